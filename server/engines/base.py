@@ -1,0 +1,148 @@
+"""The contract between the server and an engine."""
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from steering.facts import ModelFacts
+from steering.program import Program
+from steering.spec import Site
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen. temperature 0 is greedy; seed None draws from the engine's own generator.
+
+    logprobs: None for no log-probabilities, else how many alternatives to report beside the chosen token (0 to 20).
+    Log-probabilities are those of the model before temperature, truncation and penalties.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One completion to generate. `roles` holds one role per prompt token for chat prompts, else None."""
+
+    request_id: str
+    prompt_ids: Sequence[int]
+    sampling: Sampling
+    program: Program | None = None
+    roles: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token. `finish_reason` is set on the last one.
+
+    An end-of-text token that ends the completion is delivered too, with finish_reason "stop"; the server leaves its
+    text out. top_logprobs: (token id, log-probability), most likely first.
+    """
+
+    token_id: int
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True)
+class Touched:
+    """Tokens that one intervention acted on in one completion, as counted by the engine."""
+
+    prompt: int
+    generation: int
+
+
+class Completion(ABC):
+    """A running completion: iterate it for tokens; leaving the iteration early cancels it in the engine."""
+
+    @abstractmethod
+    def __aiter__(self) -> AsyncIterator[Token]: ...
+
+    @abstractmethod
+    async def cancel(self) -> None:
+        """Stop generating and free what the completion holds. Idempotent."""
+
+    @abstractmethod
+    def touched(self) -> list[Touched]:
+        """One entry per intervention of the program, counting tokens processed so far (padding and repeats excluded)."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Teacher-forced scores of one sequence of T tokens.
+
+    logprobs[t]: log-probability of token t given those before it, `[T]`, entry 0 is nan.
+    full: log-probabilities over the vocabulary at every position, `[T, vocab_size]` (row t predicts token t + 1), if
+    asked for.
+    """
+
+    logprobs: torch.Tensor
+    full: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class CaptureRequest:
+    """Activations to read. `positions` are token positions (negative from the end), or None for all of them."""
+
+    token_ids: Sequence[int]
+    sites: Mapping[Site, Sequence[int]]
+    positions: Sequence[int] | None = None
+
+
+# site -> layer -> [num_positions, width] float32 on the CPU.
+Captured = Mapping[Site, Mapping[int, torch.Tensor]]
+
+
+class Engine(ABC):
+    """A loaded model that generates, scores and captures under programs."""
+
+    facts: ModelFacts
+
+    @abstractmethod
+    async def start(self) -> None: ...
+
+    @abstractmethod
+    async def stop(self) -> None: ...
+
+    @abstractmethod
+    def generate(self, generation: Generation) -> Completion: ...
+
+    @abstractmethod
+    async def score(self, token_ids: Sequence[int], program: Program | None = None, *, prompt_length: int | None = None,
+                    roles: Sequence[str] | None = None, full: bool = False) -> Scores:
+        """Teacher-forced scores. Tokens from `prompt_length` on count as generated for scopes (default: none do)."""
+
+    @abstractmethod
+    async def capture(self, requests: Sequence[CaptureRequest], program: Program | None = None) -> list[Captured]:
+        """Activations of every request, in order. With a program: what is read is after its interventions."""
+
+    @abstractmethod
+    def capabilities(self) -> dict[str, Any]:
+        """`{"sites": {site: {"layers": [...], "ops": [...]}}, ...}` as proven by the self-test of this start."""
+
+    @abstractmethod
+    def stats(self) -> dict[str, float]:
+        """Gauges: running, waiting, slots_total, slots_used, kv_blocks_total, kv_blocks_used."""
+
+    @property
+    @abstractmethod
+    def alive(self) -> bool:
+        """Whether requests can be served."""

@@ -1,0 +1,43 @@
+"""An artifact as the compiler sees it: its numbers and what its maker recorded about their use."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from steering.payload import Payload
+from steering.spec import Intervention, Layers, Op, Site, Strength
+
+
+@dataclass(frozen=True)
+class Source:
+    """One resolved artifact version.
+
+    Attributes:
+        ref: name and version as resolved, `cheerful@3`.
+        digest: content hash of the numbers.
+        model_id, fingerprint: the model it was made on; None where the file did not say (then never refused by model).
+        op, site, layers, strength, options: what `{"artifact": NAME}` alone means.
+        residual_norm: mean norm of the activation at the site, per layer (unit `rel`).
+        sigma: standard deviation of the projection on the direction, per layer (unit `sigma`).
+    """
+
+    ref: str
+    digest: str
+    payload: Payload
+    op: Op
+    site: Site
+    model_id: str | None = None
+    fingerprint: str | None = None
+    layers: Layers | None = None
+    strength: Strength = Strength(value=1.0)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    residual_norm: Mapping[int, float] = field(default_factory=dict)
+    sigma: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """An intervention with its artifact looked up; `source` is None for inline numbers."""
+
+    intervention: Intervention
+    source: Source | None = None

@@ -1,0 +1,283 @@
+"""The language: pydantic models of what a request may say in its `steering` field. This is the wire format.
+
+Every model forbids unknown fields, so a misspelt field is an error and never a silent no-op. `docs/spec.md` is
+generated from these models.
+"""
+
+import math
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+Op = Literal["add", "ablate", "clamp", "rotate", "affine", "sign_flip", "mask", "neuron_mask", "head_mask",
+             "expert_mask", "patch"]
+Site = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "head_out", "mlp_act", "router"]
+Unit = Literal["raw", "unit", "rel", "sigma"]
+OPS: tuple[Op, ...] = get_args(Op)
+SITES: tuple[Site, ...] = get_args(Site)
+
+MAX_INTERVENTIONS = 32
+MAX_LIST = 4096
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+REF_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}(@([0-9]{1,9}|[a-z][a-z0-9._-]{0,31}))?$"
+
+ArtifactRef = Annotated[str, StringConstraints(pattern=REF_PATTERN)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Layer = Annotated[int, Field(ge=-512, le=4096)]
+Index = Annotated[int, Field(ge=0, le=2**24)]
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Strength(Model):
+    """How strong, and in which unit.
+
+    raw: the stored numbers times `value`. unit: the direction scaled to length `value`. rel: to length `value` times
+    the mean residual norm that the artifact records for the layer. sigma: to length `value` times the standard
+    deviation of the projection on the direction that the artifact records.
+    """
+
+    value: Finite = Field(description="Multiplier; 0 does nothing, a negative number steers the other way.")
+    unit: Unit = Field(default="raw", description="Unit of `value`: raw, unit, rel or sigma.")
+
+
+class LayerRange(Model):
+    """Layers `start <= layer < stop`, every `step`-th."""
+
+    start: Layer = Field(default=0, description="First layer.")
+    stop: Layer = Field(description="Layer behind the last; negative counts from the end of the model.")
+    step: int = Field(default=1, ge=1, le=4096, description="Distance of two layers.")
+
+
+class LayerDepth(Model):
+    """Layers by fraction of depth: layer l of L is taken if `from <= l / L < to`."""
+
+    depth: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = Field(
+        description="Half-open window of depth, for example [0.25, 0.5].")
+
+
+Layers = Literal["all"] | Annotated[list[Layer], Field(min_length=1, max_length=1024)] | LayerRange | LayerDepth
+
+
+class _Select(Model):
+    """Tokens, as the union of what its fields name."""
+
+    token_ids: list[Index] = Field(default=[], max_length=MAX_LIST, description="Tokens with one of these ids.")
+
+
+class PromptPick(_Select):
+    """Prompt tokens: the union of positions, windows, token ids and roles."""
+
+    positions: list[int] = Field(default=[], max_length=MAX_LIST,
+                                 description="Positions from the prompt's start; negative ones from its end.")
+    windows: list[tuple[int | None, int | None]] = Field(
+        default=[], max_length=MAX_LIST,
+        description="Half-open windows [start, stop); negative from the prompt's end, null for open.")
+    roles: list[Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,32}$")]] = Field(
+        default=[], max_length=16, description="Chat turns of these roles, markers included (system, user, ...).")
+
+
+class PromptSelection(PromptPick):
+    """Prompt tokens picked by its fields (all, if none is given), less those that `exclude` picks."""
+
+    exclude: PromptPick | None = Field(default=None, description="Tokens to leave alone whatever else picks them.")
+
+
+class GenerationPick(_Select):
+    """Generated tokens: the union of positions, windows and token ids. Position 0 is the first generated token."""
+
+    positions: list[Index] = Field(default=[], max_length=MAX_LIST,
+                                   description="Positions from the first generated token (0).")
+    windows: list[tuple[Index | None, Index | None]] = Field(
+        default=[], max_length=MAX_LIST, description="Half-open windows [start, stop); null for open.")
+
+
+class GenerationSelection(GenerationPick):
+    """Generated tokens picked by its fields (all, if none is given), less those that `exclude` picks."""
+
+    exclude: GenerationPick | None = Field(default=None, description="Tokens to leave alone whatever else picks them.")
+
+
+class Scope(Model):
+    """Which tokens an intervention touches.
+
+    A generated token is touched when it is fed back: the first generated token is *predicted* by the last prompt
+    token, so "steer every prediction" is `{"prompt": {"positions": [-1]}, "generation": "all"}`.
+    """
+
+    prompt: Literal["all", "none"] | PromptSelection = Field(default="all", description="Prompt tokens.")
+    generation: Literal["all", "none"] | GenerationSelection = Field(default="all", description="Generated tokens.")
+
+    @model_validator(mode="after")
+    def _touches_something(self) -> Self:
+        if self.prompt == "none" and self.generation == "none":
+            raise ValueError("the scope touches no token; leave the intervention out instead")
+        return self
+
+
+class AddOptions(Model):
+    norm_match: bool = Field(default=False, description="Scale the vector to strength times the token's own norm.")
+    preserve_norm: bool = Field(default=False, description="Give every touched token its norm back after adding.")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if self.norm_match and self.preserve_norm:
+            raise ValueError("norm_match and preserve_norm exclude each other")
+        return self
+
+
+class AblateOptions(Model):
+    multi_site: bool = Field(default=False, description="Ablate at resid_pre, attn_out and mlp_out of every layer, as "
+                             "the refusal-direction method does. Takes the direction of `source_layer`.")
+    source_layer: Layer | None = Field(default=None, description="Whose direction to use at every layer.")
+
+
+class ClampOptions(Model):
+    """Coordinate along the unit direction, in activation units: set it to `value`, or keep it in [min, max]."""
+
+    value: Finite | None = Field(default=None, description="Set the coordinate to this.")
+    min: Finite | None = Field(default=None, description="Raise the coordinate to at least this.")
+    max: Finite | None = Field(default=None, description="Lower the coordinate to at most this.")
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if (self.value is None) == (self.min is None and self.max is None):
+            raise ValueError("give either value, or min and/or max")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError("min is larger than max")
+        return self
+
+
+class RotateOptions(Model):
+    angle: Annotated[float, Field(ge=-3600, le=3600, allow_inf_nan=False)] = Field(
+        description="Degrees, from the plane's first axis towards its second.")
+    mode: Literal["to", "by"] = Field(default="to", description="to: set the in-plane angle; by: turn by the angle.")
+    adaptive: bool = Field(default=False, description="Only tokens with a positive coordinate on the first axis.")
+
+
+class AffineOptions(Model):
+    pass
+
+
+class SignFlipOptions(Model):
+    mode: Literal["away", "toward", "flip"] = Field(
+        default="away", description="away: flip dims whose sign agrees with the pattern; toward: set the pattern's "
+        "sign; flip: flip every listed dim.")
+    fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="Share of the pattern's dims that is acted on, largest magnitude first, per token.")
+    exclude: list[Index] = Field(default=[], max_length=MAX_LIST, description="Dims never touched.")
+
+
+class MaskOptions(Model):
+    mode: Literal["zero", "set", "scale"] = Field(
+        default="zero", description="zero; set: to the artifact's values; scale: multiply by `scale`.")
+    scale: Finite = Field(default=0.0, description="Factor for mode scale.")
+
+
+class HeadMaskOptions(Model):
+    mode: Literal["scale", "shift"] = Field(
+        default="scale", description="scale: multiply the head's output by `scale`; shift: add strength times the "
+        "artifact's shift.")
+    scale: Finite = Field(default=0.0, description="Factor for mode scale; 0 switches the head off.")
+
+
+class ExpertMaskOptions(Model):
+    mode: Literal["off", "off_refill", "force", "scale", "bias"] = Field(
+        default="off", description="off: weight 0, the slot stays empty; off_refill: never selected, the next best "
+        "takes the slot; force: always selected; scale: weight times `scale`; bias: `bias` added to the router logit.")
+    scale: Annotated[float, Field(ge=0, le=1000)] = Field(default=0.0, description="Factor for mode scale.")
+    bias: Annotated[float, Field(ge=-1e4, le=1e4)] = Field(default=0.0, description="Logit bias for mode bias.")
+    renormalise: bool = Field(default=True, description="Give the selected weights their former sum back (off, scale).")
+
+
+class PatchOptions(Model):
+    basis_rank: int | None = Field(default=None, ge=1, le=64, description="Use only the first rows of the basis.")
+
+
+OPTIONS: dict[Op, type[Model]] = {
+    "add": AddOptions, "ablate": AblateOptions, "clamp": ClampOptions, "rotate": RotateOptions,
+    "affine": AffineOptions, "sign_flip": SignFlipOptions, "mask": MaskOptions, "neuron_mask": MaskOptions,
+    "head_mask": HeadMaskOptions, "expert_mask": ExpertMaskOptions, "patch": PatchOptions,
+}
+
+
+class Encoded(Model):
+    """A tensor as base64 of little-endian numbers, the compact form for inline vectors."""
+
+    base64: Annotated[str, Field(max_length=2**24)] = Field(description="Base64 of the raw bytes, C order.")
+    dtype: Literal["float32", "float16", "int64", "int32"] = Field(default="float32", description="Number format.")
+    shape: Annotated[list[Annotated[int, Field(ge=0, le=2**24)]], Field(max_length=3)] = Field(
+        description="Length of each axis.")
+
+
+class Intervention(Model):
+    """One op with the numbers it uses, where, how strong and on which tokens.
+
+    `{"artifact": NAME}` alone is valid: op, site, layers, strength and options then come from the artifact.
+    """
+
+    artifact: ArtifactRef | None = Field(default=None, description='Library name: "name", "name@3" or "name@alias".')
+    inline: dict[Annotated[str, StringConstraints(max_length=32)], Any] | None = Field(
+        default=None, description="The numbers themselves: tensor name to nested lists, to base64 (see Encoded), or to "
+        'a map from layer to those; for example {"vector": {"3": [...]}}. Options of the op may stand here too.')
+    op: Op | None = Field(default=None, description="What is done to the activation.")
+    site: Site | None = Field(default=None, description="Where.")
+    layers: Layers | None = Field(default=None, description="Which layers; negative numbers count from the end.")
+    strength: Strength | None = Field(default=None, description="How strong; a bare number is in the artifact's unit.")
+    scope: Scope = Field(default=Scope(), description="Which tokens.")
+    options: dict[Annotated[str, StringConstraints(max_length=32)], Any] = Field(
+        default={}, description="Options of the op; see the table of options.")
+    override: list[Literal["model", "site", "op"]] = Field(
+        default=[], description="Use the artifact although it was made for another model, site or op.")
+
+    @field_validator("strength", mode="before")
+    @classmethod
+    def _bare_number(cls, value: Any) -> Any:
+        # A bare number keeps the unit open: the artifact's own unit applies, raw for inline numbers.
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if not math.isfinite(value):
+                raise ValueError("must be finite")
+            return BareStrength(value=float(value))
+        return value
+
+    @model_validator(mode="after")
+    def _source(self) -> Self:
+        if (self.artifact is None) == (self.inline is None):
+            raise ValueError("give exactly one of artifact and inline")
+        if self.inline is not None and self.op is None:
+            raise ValueError("inline numbers need an op")
+        return self
+
+
+class BareStrength(Strength):
+    """A strength written as a bare number."""
+
+
+class Spec(Model):
+    """An ordered list of interventions. Order is meaning: each acts on what the one before left."""
+
+    interventions: list[Intervention] = Field(max_length=MAX_INTERVENTIONS, description="In order of action.")
+
+
+class Steering(Model):
+    """The `steering` field of a request."""
+
+    interventions: list[Intervention] = Field(default=[], max_length=MAX_INTERVENTIONS,
+                                              description="In order of action.")
+    preset: ArtifactRef | None = Field(default=None, description="A stored spec that acts before `interventions`.")
+    default: Literal["inherit", "none", "override"] = Field(
+        default="inherit", description="The server's default spec: inherit: it acts first; override: this spec stands "
+        "in its place; none: no steering at all.")
+    report: Literal["none", "summary", "tokens"] = Field(
+        default="none", description="summary: measured effect totals with the receipt; tokens: per generated token.")
+
+    @model_validator(mode="after")
+    def _tri_state(self) -> Self:
+        given = bool(self.interventions) or self.preset is not None
+        if self.default == "none" and given:
+            raise ValueError('default "none" means no steering at all; use "override" to steer with this spec only')
+        if self.default == "override" and not given:
+            raise ValueError('default "override" needs interventions or a preset; use "none" to switch steering off')
+        return self
