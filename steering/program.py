@@ -1,19 +1,23 @@
 """A spec compiled for one loaded model: validated against its facts, strengths turned into numbers, one row a layer."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import torch
-
+from steering.ops.base import Row
+from steering.scope import TokenRules, token_rules
 from steering.spec import Op, Scope, Site
-
-Row = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Applied:
-    """What the receipt says of one intervention."""
+    """What the receipt says of one intervention.
+
+    strength: value and unit as asked for, and `scale`: per layer, the factor that the unit came down to.
+    """
 
     artifact: str | None
     op: Op
@@ -25,7 +29,10 @@ class Applied:
 
 @dataclass(frozen=True)
 class Compiled:
-    """One intervention: the rows its op reads, per (site, layer), and the tokens it touches."""
+    """One intervention: the row its op reads, per (site, layer), and the tokens it touches.
+
+    `rows` is empty when the strength is 0: such an intervention is stated in the receipt and touches nothing.
+    """
 
     op: Op
     scope: Scope
@@ -37,5 +44,30 @@ class Compiled:
 class Program:
     """Interventions in order. Two programs with the same digest do the same to the same tokens."""
 
-    digest: str
     compiled: tuple[Compiled, ...]
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over everything that acts: rows, their places and order, scopes."""
+        state = hashlib.sha256()
+        for j, item in enumerate(self.compiled):
+            state.update(json.dumps([j, item.scope.model_dump(mode="json")], sort_keys=True).encode())
+            for (site, layer), row in sorted(item.rows.items()):
+                state.update(f"{site}|{layer}|{row.kernel}".encode())
+                for name, tensor in sorted(row.tensors.items()):
+                    state.update(f"{name}|{tuple(tensor.shape)}".encode())
+                    state.update(tensor.contiguous().numpy().tobytes())
+        return state.hexdigest()
+
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        return tuple(item.scope for item in self.compiled)
+
+    @cached_property
+    def rules(self) -> TokenRules:
+        return token_rules(self.scopes)
+
+    @cached_property
+    def acting(self) -> int:
+        """Bit mask of the interventions that have rows."""
+        return sum(1 << j for j, item in enumerate(self.compiled) if item.rows)

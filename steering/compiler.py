@@ -1,0 +1,247 @@
+"""Spec + artifacts + model facts -> program. Everything that cannot be applied is refused here, before anything runs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from steering.errors import ArtifactMismatch, InvalidSpec, TrimtabError, UnsupportedSite
+from steering.facts import ModelFacts
+from steering.inline import inline_payload, parse_options, split_inline
+from steering.ops import get_operation
+from steering.ops.base import Operation, Place, Row
+from steering.payload import Payload
+from steering.program import Applied, Compiled, Program
+from steering.source import Resolved, Source
+from steering.spec import (
+    MAX_INTERVENTIONS,
+    BareStrength,
+    Intervention,
+    LayerDepth,
+    LayerRange,
+    Layers,
+    Op,
+    Site,
+    Strength,
+)
+
+DEFAULT_SITE: Mapping[Op, Site] = {"neuron_mask": "mlp_act", "head_mask": "head_out", "expert_mask": "router"}
+MULTI_SITES: tuple[Site, ...] = ("resid_pre", "attn_out", "mlp_out")
+
+
+def compile_program(resolved: Sequence[Resolved], facts: ModelFacts) -> Program:
+    """Compile interventions in order.
+
+    Raises:
+        TrimtabError: typed, with `param` such as `interventions[1].layers`.
+    """
+    if len(resolved) > MAX_INTERVENTIONS:
+        raise InvalidSpec(f"{len(resolved)} interventions in all, at most {MAX_INTERVENTIONS} are allowed",
+                          param="interventions")
+    compiled = []
+    for i, item in enumerate(resolved):
+        try:
+            compiled.append(_compile_one(item, facts))
+        except TrimtabError as error:
+            raise error.at(f"interventions[{i}]") from None
+    return Program(tuple(compiled))
+
+
+def _compile_one(item: Resolved, facts: ModelFacts) -> Compiled:
+    intervention, source = item.intervention, item.source
+    operation = get_operation(_op(intervention, source))
+    inline_tensors: dict[str, Any] = {}
+    given_options = dict(intervention.options)
+    if intervention.inline is not None:
+        inline_tensors, inline_options = split_inline(intervention.inline, operation)
+        twice = sorted(set(inline_options) & set(given_options))
+        if twice:
+            raise InvalidSpec(f"option {twice[0]!r} is given in inline and in options", param=f"options.{twice[0]}")
+        given_options |= inline_options
+    elif source is not None and source.op == operation.name:
+        given_options = {**source.options, **given_options}
+    options = parse_options(operation, given_options)
+    multi_site = bool(getattr(options, "multi_site", False))
+    sites = MULTI_SITES if multi_site else (_site(intervention, source, operation),)
+    if source is not None:
+        _check_model(intervention, source, facts)
+        _check_kind(source, operation)
+        payload, strength = source.payload, _strength(intervention, source)
+    else:
+        payload, strength = None, _strength(intervention, None)
+
+    wanted = intervention.layers if intervention.layers is not None else (source.layers if source else None)
+    if payload is None:
+        given = None if wanted is None else _explicit(wanted, facts)
+        payload = inline_payload(inline_tensors, operation, given, facts)
+    layers = _all_layers(facts, sites) if multi_site else _layers(wanted, payload, facts)
+    origin = _source_layer(options, payload, facts) if multi_site else None
+
+    rows: dict[tuple[Site, int], Row] = {}
+    scales: dict[int, float] = {}
+    for layer in layers:
+        tensors = payload.layers[layer if origin is None else origin]
+        scales[layer] = _scale(strength, operation, tensors, layer, source, options)
+        for site in sites:
+            facts.check_site(site, layer, "layers" if not multi_site else "options.multi_site")
+            _check_width(payload, tensors, facts.width(site), site)
+            row = operation.row(tensors, options, Place(facts, site, layer, scales[layer]))
+            _check_finite(row)
+            if scales[layer] != 0.0:
+                rows[site, layer] = row
+    applied = Applied(
+        artifact=None if source is None else source.ref,
+        op=operation.name,
+        sites=sites,
+        layers=tuple(layers),
+        strength={"value": strength.value, "unit": strength.unit, "scale": {str(n): s for n, s in scales.items()}},
+        options=options.model_dump(),
+    )
+    return Compiled(operation.name, intervention.scope, rows, applied)
+
+
+def _op(intervention: Intervention, source: Source | None) -> Op:
+    if intervention.op is not None:
+        if source is not None and intervention.op != source.op and "op" not in intervention.override:
+            raise ArtifactMismatch(f"{source.ref} is meant for op {source.op}, not {intervention.op}", param="op",
+                                   fix='Leave op out, or add "override": ["op"].')
+        return intervention.op
+    if source is None:
+        raise InvalidSpec("inline numbers need an op", param="op")
+    return source.op
+
+
+def _site(intervention: Intervention, source: Source | None, operation: Operation) -> Site:
+    site = intervention.site
+    if source is not None:
+        if site is not None and site != source.site and "site" not in intervention.override:
+            raise ArtifactMismatch(f"{source.ref} was made at {source.site}, not {site}", param="site",
+                                   fix='Leave site out, or add "override": ["site"].')
+        site = site or source.site
+    site = site or DEFAULT_SITE.get(operation.name, "resid_post")
+    if site not in operation.sites:
+        raise UnsupportedSite(f"op {operation.name} does not act at {site}", param="site",
+                              fix=f"Sites of {operation.name}: {', '.join(operation.sites)}.")
+    return site
+
+
+def _check_model(intervention: Intervention, source: Source, facts: ModelFacts) -> None:
+    if "model" in intervention.override:
+        return
+    if source.fingerprint is not None and source.fingerprint != facts.fingerprint:
+        raise ArtifactMismatch(
+            f"{source.ref} was made on {source.model_id or 'another model'} (fingerprint {source.fingerprint[:12]}), "
+            f"the loaded model is {facts.model_id} ({facts.fingerprint[:12]})", param="artifact",
+            fix='Make it anew on this model, or add "override": ["model"].')
+
+
+def _check_kind(source: Source, operation: Operation) -> None:
+    if source.payload.kind not in operation.kinds:
+        raise ArtifactMismatch(f"{source.ref} is a {source.payload.kind}, op {operation.name} takes "
+                               f"{', '.join(operation.kinds)}", param="op")
+
+
+def _strength(intervention: Intervention, source: Source | None) -> Strength:
+    own = source.strength if source is not None else Strength(value=1.0)
+    if intervention.strength is None:
+        return own
+    if isinstance(intervention.strength, BareStrength):
+        return Strength(value=intervention.strength.value, unit=own.unit)
+    return intervention.strength
+
+
+def _scale(strength: Strength, operation: Operation, tensors: Mapping[str, torch.Tensor], layer: int,
+           source: Source | None, options: Any) -> float:
+    if strength.unit == "raw":
+        return strength.value
+    if not operation.adds_direction:
+        raise InvalidSpec(f"strength unit {strength.unit} has no meaning for op {operation.name}",
+                          param="strength.unit", fix="Use raw: the share of the change that is carried out.")
+    if getattr(options, "norm_match", False):
+        raise InvalidSpec("with norm_match the strength is a multiple of the token's own norm", param="strength.unit",
+                          fix="Use raw.")
+    length = float(operation.direction(tensors).norm())
+    if strength.unit == "unit":
+        return strength.value / length
+    known = {} if source is None else (source.residual_norm if strength.unit == "rel" else source.sigma)
+    if layer not in known:
+        what = "mean residual norm" if strength.unit == "rel" else "standard deviation"
+        raise InvalidSpec(f"strength unit {strength.unit} needs the {what} of layer {layer}, which "
+                          f"{source.ref if source else 'inline numbers'} does not record", param="strength.unit",
+                          fix="Use raw or unit, or an artifact made by extraction.")
+    return strength.value * known[layer] / length
+
+
+def _explicit(layers: Layers, facts: ModelFacts) -> list[int]:
+    """Layer numbers in the order given, checked against the model."""
+    if layers == "all":
+        return list(range(facts.num_layers))
+    if isinstance(layers, LayerRange):
+        if layers.stop > facts.num_layers:
+            facts.check_layer(layers.stop - 1, "layers.stop")
+        start, stop = (n + facts.num_layers if n < 0 else n for n in (layers.start, layers.stop))
+        found = list(range(max(start, 0), stop, layers.step))
+        if not found:
+            raise InvalidSpec("the range holds no layer", param="layers")
+        return found
+    if isinstance(layers, LayerDepth):
+        low, high = layers.depth
+        found = [n for n in range(facts.num_layers) if low <= n / facts.num_layers < high]
+        if not found:
+            raise InvalidSpec(f"no layer of {facts.num_layers} lies in depth [{low}, {high})", param="layers.depth")
+        return found
+    found = [facts.check_layer(n, f"layers[{i}]") for i, n in enumerate(layers)]
+    if len(set(found)) < len(found):
+        raise InvalidSpec("a layer is named twice", param="layers")
+    return found
+
+
+def _layers(layers: Layers | None, payload: Payload, facts: ModelFacts) -> list[int]:
+    """Layers to act at. "all", depth and no layers at all mean those that the artifact has numbers for."""
+    held = [facts.check_layer(n, "layers") for n in payload.layers]
+    if layers is None or layers == "all":
+        return held
+    found = _explicit(layers, facts)
+    if isinstance(layers, LayerDepth):
+        found = [n for n in found if n in payload.layers]
+    missing = [n for n in found if n not in payload.layers]
+    if missing or not found:
+        raise InvalidSpec(f"there are no numbers for layer {missing[0]}" if missing else "no layer is left",
+                          param="layers", fix=f"Layers with numbers: {', '.join(map(str, held))}.")
+    return found
+
+
+def _all_layers(facts: ModelFacts, sites: Sequence[Site]) -> list[int]:
+    for site in sites:
+        facts.check_site(site, 0, "options.multi_site")
+    return list(range(facts.num_layers))
+
+
+def _source_layer(options: Any, payload: Payload, facts: ModelFacts) -> int:
+    if options.source_layer is not None:
+        layer = facts.check_layer(options.source_layer, "options.source_layer")
+        if layer not in payload.layers:
+            raise InvalidSpec(f"there are no numbers for layer {layer}", param="options.source_layer",
+                              fix=f"Layers with numbers: {', '.join(map(str, payload.layers))}.")
+        return layer
+    if len(payload.layers) > 1:
+        raise InvalidSpec("multi_site ablation uses the direction of one layer", param="options.source_layer",
+                          fix=f"Name one of {', '.join(map(str, payload.layers))}.")
+    return next(iter(payload.layers))
+
+
+def _check_width(payload: Payload, tensors: Mapping[str, torch.Tensor], width: int, site: Site) -> None:
+    for name in ("vector", "weight", "basis", "mean", "up", "down"):
+        if name in tensors and tensors[name].shape[-1] != width:
+            raise ArtifactMismatch(f"{payload.kind} has width {tensors[name].shape[-1]}, {site} of the loaded model "
+                                   f"has width {width}", param=f"inline.{name}")
+    rank = tensors["basis"].shape[0] if "basis" in tensors else tensors["up"].shape[0] if "up" in tensors else 0
+    if rank > width:
+        raise InvalidSpec(f"rank {rank} is over the width {width}", param="inline")
+
+
+def _check_finite(row: Row) -> None:
+    for name, tensor in row.tensors.items():
+        if bool(torch.isnan(tensor).any()) or (name in ("delta", "scale", "offset", "up", "down", "gate")
+                                               and bool(torch.isinf(tensor).any())):
+            raise InvalidSpec("the strength is too large: numbers overflow", param="strength")

@@ -1,0 +1,39 @@
+"""Add a vector: activation addition, CAA, function vectors (methods/20a, 01)."""
+
+import torch
+
+from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors, register
+from steering.spec import AddOptions
+
+
+@register
+class Add(Operation):
+    """h + scale v; with norm_match h + scale |h| v / |v|; with preserve_norm the sum is given |h| back."""
+
+    name = "add"
+    kinds = ("vector", "probe")
+    sites = VECTOR_SITES
+    adds_direction = True
+
+    def direction(self, tensors: Tensors) -> torch.Tensor:
+        return tensors["weight"] if "weight" in tensors else tensors["vector"]
+
+    def row(self, tensors: Tensors, options: AddOptions, place: Place) -> Row:
+        vector = self.direction(tensors)
+        if options.norm_match:
+            return Row("add_norm_match", {"delta": place.scale * vector / vector.norm()})
+        name = "add_preserve_norm" if options.preserve_norm else "add"
+        return Row(name, {"delta": place.scale * vector})
+
+    def reference(self, h: torch.Tensor, tensors: Tensors, options: AddOptions, place: Place) -> torch.Tensor:
+        vector = self.direction(tensors)
+        out = []
+        for token in h:
+            if options.norm_match:
+                out.append(token + place.scale * token.norm() * vector / vector.norm())
+            elif options.preserve_norm:
+                moved = token + place.scale * vector
+                out.append(moved * token.norm() / moved.norm())
+            else:
+                out.append(token + place.scale * vector)
+        return torch.stack(out)

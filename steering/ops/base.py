@@ -1,0 +1,92 @@
+"""What an op is: which artifacts and sites it takes, how its numbers become a row, and its obvious reference form."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from steering.errors import InvalidSpec
+from steering.facts import ModelFacts
+from steering.payload import Kind
+from steering.spec import OPTIONS, Op, Site
+
+Tensors = Mapping[str, torch.Tensor]
+RESIDUAL_SITES: tuple[Site, ...] = ("resid_pre", "resid_post", "attn_out", "mlp_out")
+VECTOR_SITES: tuple[Site, ...] = (*RESIDUAL_SITES, "head_out", "mlp_act")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row will act, and how strong.
+
+    scale: for ops that add a direction, the factor on the stored vector after the unit was applied; for the others
+    the share of the change that is carried out (1 = all of it).
+    """
+
+    facts: ModelFacts
+    site: Site
+    layer: int
+    scale: float
+
+    @property
+    def width(self) -> int:
+        return self.facts.width(self.site)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of numbers for a kernel."""
+
+    kernel: str
+    tensors: Tensors
+
+
+class Operation(ABC):
+    """One op. `adds_direction`: strength units other than raw have a meaning."""
+
+    name: ClassVar[Op]
+    kinds: ClassVar[tuple[Kind, ...]]
+    sites: ClassVar[tuple[Site, ...]]
+    adds_direction: ClassVar[bool] = False
+
+    @abstractmethod
+    def row(self, tensors: Tensors, options: Any, place: Place) -> Row:
+        """The row of one layer. `tensors` are those of the payload at that layer, widths already checked."""
+
+    @abstractmethod
+    def reference(self, h: torch.Tensor, tensors: Tensors, options: Any, place: Place) -> torch.Tensor:
+        """What the op does to `h [T, width]`, written down plainly. Slow; for tests and for readers."""
+
+    def direction(self, tensors: Tensors) -> torch.Tensor:
+        """The vector whose length strength units refer to."""
+        raise InvalidSpec(f"{self.name} has no direction; its strength unit must be raw", param="strength.unit")
+
+
+_OPERATIONS: dict[str, Operation] = {}
+
+
+def register(cls: type[Operation]) -> type[Operation]:
+    """Class decorator: make the op known. An op of the language is registered once."""
+    if cls.name in _OPERATIONS:
+        raise ValueError(f"op {cls.name!r} is registered twice")
+    if cls.name not in OPTIONS:
+        raise ValueError(f"op {cls.name!r} is not part of the language")
+    _OPERATIONS[cls.name] = cls()
+    return cls
+
+
+def get_operation(name: Op) -> Operation:
+    return _OPERATIONS[name]
+
+
+def operations() -> tuple[Operation, ...]:
+    return tuple(_OPERATIONS[name] for name in sorted(_OPERATIONS))
+
+
+def check_index(index: torch.Tensor, limit: int, what: str, param: str) -> None:
+    """Refuse an index at or over `limit`."""
+    largest = int(index.max())
+    if largest >= limit:
+        raise InvalidSpec(f"{what} {largest} does not exist; the model has {limit}", param=param)

@@ -1,0 +1,80 @@
+"""The batched forms of the residual-like ops: add, affine, clamp, rotate, sign flip, scale and offset."""
+
+import torch
+
+from steering.ops.kernel import Rows, kernel
+
+
+@kernel("add")
+def add(h: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """h + delta. delta `[n, d]`."""
+    return h + rows["delta"]
+
+
+@kernel("add_norm_match")
+def add_norm_match(h: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """h + |h| delta, with delta = strength times a unit vector. delta `[n, d]`."""
+    return h + h.norm(dim=-1, keepdim=True) * rows["delta"]
+
+
+@kernel("add_preserve_norm")
+def add_preserve_norm(h: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """(h + delta) |h| / |h + delta|. delta `[n, d]`."""
+    moved = h + rows["delta"]
+    length = moved.norm(dim=-1, keepdim=True)
+    return torch.where(length > 0, moved * (h.norm(dim=-1, keepdim=True) / length.clamp_min(1e-30)), h)
+
+
+@kernel("affine")
+def affine(h: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """h + up^T (down h + bias). up, down `[n, r, d]`, bias `[n, r]`. Also ablation and subspace patching."""
+    inner = torch.einsum("nrd,nd->nr", rows["down"], h) + rows["bias"]
+    return h + torch.einsum("nr,nrd->nd", inner, rows["up"])
+
+
+@kernel("clamp")
+def clamp(h: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """Move the coordinate along the unit `direction [n, d]` into [low, high] (`[n]`), by the share `amount [n]`."""
+    coordinate = (h * rows["direction"]).sum(-1)
+    bounded = torch.minimum(torch.maximum(coordinate, rows["low"]), rows["high"])
+    return h + (rows["amount"] * (bounded - coordinate)).unsqueeze(-1) * rows["direction"]
+
+
+@kernel("rotate")
+def rotate(h: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """Turn within the plane of the orthonormal `plane [n, 2, d]`.
+
+    absolute 1: to the in-plane angle given by cos, sin; absolute 0: by that angle. adaptive 1: only tokens with a
+    positive coordinate on the first axis. All `[n]`.
+    """
+    x, y = torch.einsum("nkd,nd->kn", rows["plane"], h)
+    radius = torch.sqrt(x * x + y * y)
+    absolute = rows["absolute"] > 0
+    new_x = torch.where(absolute, radius * rows["cos"], x * rows["cos"] - y * rows["sin"])
+    new_y = torch.where(absolute, radius * rows["sin"], x * rows["sin"] + y * rows["cos"])
+    change = torch.einsum("kn,nkd->nd", torch.stack([new_x - x, new_y - y]), rows["plane"])
+    idle = (rows["adaptive"] > 0) & (x <= 0)
+    return torch.where(idle.unsqueeze(-1), h, h + change)
+
+
+@kernel("sign_flip")
+def sign_flip(h: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """Flip signs of the dims where `polarity [n, d]` is not 0.
+
+    mode `[n]`: 0 away (dims whose sign agrees), 1 toward (dims whose sign disagrees), 2 flip (all). Of the pattern's
+    dims only the `count [n]` largest by magnitude are acted on. amount `[n]`: 1 flips, 0.5 sets to zero.
+    """
+    polarity, mode = rows["polarity"], rows["mode"].unsqueeze(-1)
+    listed = polarity != 0
+    agreement = torch.sign(h) * polarity
+    wanted = torch.where(mode == 0, agreement > 0, torch.where(mode == 1, agreement < 0, listed)) & listed
+    magnitude = torch.where(listed, h.abs(), torch.full_like(h, -1.0))
+    rank = magnitude.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    chosen = wanted & (rank < rows["count"].unsqueeze(-1))
+    return torch.where(chosen, h * (1 - 2 * rows["amount"].unsqueeze(-1)), h)
+
+
+@kernel("scale_offset")
+def scale_offset(h: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """h * scale + offset, both `[n, width]`. Masks of dims, neurons and heads, head shifts, full patches."""
+    return h * rows["scale"] + rows["offset"]

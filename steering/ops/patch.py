@@ -1,0 +1,38 @@
+"""Replace an activation by a stored one, whole or within a subspace (methods/13)."""
+
+import torch
+
+from steering.errors import InvalidSpec
+from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors, register
+from steering.spec import PatchOptions
+
+
+@register
+class Patch(Operation):
+    """vector: h + scale (u - h). subspace with mean u: h + scale B^T B (u - h); what is orthogonal to B stays."""
+
+    name = "patch"
+    kinds = ("vector", "subspace")
+    sites = VECTOR_SITES
+
+    def row(self, tensors: Tensors, options: PatchOptions, place: Place) -> Row:
+        if "vector" in tensors:
+            return Row("scale_offset", {"scale": torch.full((place.width,), 1 - place.scale),
+                                        "offset": place.scale * tensors["vector"]})
+        basis, source = _subspace(tensors, options)
+        return Row("affine", {"up": place.scale * basis, "down": -basis, "bias": basis @ source})
+
+    def reference(self, h: torch.Tensor, tensors: Tensors, options: PatchOptions, place: Place) -> torch.Tensor:
+        if "vector" in tensors:
+            return h + place.scale * (tensors["vector"] - h)
+        basis, source = _subspace(tensors, options)
+        out = h.clone()
+        for direction in basis:
+            out = out + place.scale * torch.outer((source - h) @ direction, direction)
+        return out
+
+
+def _subspace(tensors: Tensors, options: PatchOptions) -> tuple[torch.Tensor, torch.Tensor]:
+    if "mean" not in tensors:
+        raise InvalidSpec("patching in a subspace needs the source activation", param="inline.mean")
+    return tensors["basis"][:options.basis_rank], tensors["mean"]

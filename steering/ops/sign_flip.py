@@ -1,0 +1,58 @@
+"""Flip signs of single dimensions (methods/03, bag of dims). The rule for `away` and `toward` is inferred there."""
+
+import math
+
+import torch
+
+from steering.errors import InvalidSpec
+from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors, check_index, register
+from steering.spec import SignFlipOptions
+
+_MODES = ("away", "toward", "flip")
+
+
+@register
+class SignFlip(Operation):
+    """Of the pattern's dims, the share `fraction` with the largest magnitude in the token is considered.
+
+    away: those whose sign agrees with the polarity become (1 - 2 scale) h_j; toward: those whose sign disagrees; flip:
+    all of them.
+    """
+
+    name = "sign_flip"
+    kinds = ("sign_pattern",)
+    sites = VECTOR_SITES
+
+    def row(self, tensors: Tensors, options: SignFlipOptions, place: Place) -> Row:
+        dims, polarity = _pattern(tensors, options, place)
+        dense = torch.zeros(place.width)
+        dense[dims] = polarity
+        return Row("sign_flip", {
+            "polarity": dense,
+            "mode": torch.tensor(float(_MODES.index(options.mode))),
+            "count": torch.tensor(float(math.ceil(options.fraction * len(dims)))),
+            "amount": torch.tensor(place.scale),
+        })
+
+    def reference(self, h: torch.Tensor, tensors: Tensors, options: SignFlipOptions, place: Place) -> torch.Tensor:
+        dims, polarity = _pattern(tensors, options, place)
+        count = math.ceil(options.fraction * len(dims))
+        out = h.clone()
+        for token in out:
+            pairs = sorted(zip(dims.tolist(), polarity.tolist(), strict=True), key=lambda p: (-abs(float(token[p[0]])), p[0]))
+            for dim, sign in pairs[:count]:
+                value = float(token[dim])
+                agrees = value * sign > 0
+                disagrees = value * sign < 0
+                if options.mode == "flip" or (options.mode == "away" and agrees) or (
+                        options.mode == "toward" and disagrees):
+                    token[dim] = (1 - 2 * place.scale) * value
+        return out
+
+
+def _pattern(tensors: Tensors, options: SignFlipOptions, place: Place) -> tuple[torch.Tensor, torch.Tensor]:
+    check_index(tensors["dims"], place.width, "dim", "inline.dims")
+    keep = ~torch.isin(tensors["dims"], torch.tensor(options.exclude, dtype=torch.int64))
+    if not bool(keep.any()):
+        raise InvalidSpec("every dim of the pattern is excluded", param="options.exclude")
+    return tensors["dims"][keep], tensors["polarity"][keep].float()
