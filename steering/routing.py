@@ -118,7 +118,7 @@ def _group_mask(biased: Tensor, rule: RouterRule) -> Tensor | None:
     if rule.num_groups == 1:
         return None
     choice = _choice(_scores(biased, rule), rule).masked_fill(torch.isneginf(biased), -torch.inf)
-    grouped = choice.unflatten(-1, (rule.num_groups, -1))
+    grouped = choice.view(len(choice), rule.num_groups, -1)
     if rule.group_score == "max":
         group_scores = grouped.max(dim=-1).values
     else:

@@ -2,7 +2,7 @@
 
 from steering.sites.facts import model_facts
 from steering.sites.families import FAMILIES, Family
-from steering.sites.fingerprint import fingerprint
+from steering.sites.fingerprints import fingerprint
 from steering.sites.routers import attach_router, router_rule
 from steering.sites.taps import Tap, attach, offered_sites, tap
 

@@ -38,7 +38,8 @@ def fingerprint(model: "PreTrainedModel") -> str:
     for name, tensor in sorted(state.items()):
         digest.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
         raw = tensor.detach().reshape(-1).view(torch.uint8)
-        digest.update((_sample(raw) if sampled else raw).cpu().numpy())
+        content: Any = (_sample(raw) if sampled else raw).cpu().numpy()
+        digest.update(content)
     return digest.hexdigest()
 
 
