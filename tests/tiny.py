@@ -56,6 +56,8 @@ def tiny(family: str, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
 @torch.no_grad()
 def _liven(model: PreTrainedModel) -> None:
     """Give norms, biases and router corrections, which start as constants, values that a test would notice."""
+    # Tokens must differ in the stream for routers to tell them apart.
+    model.get_input_embeddings().weight.mul_(6.0)
     for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
         if name.endswith("e_score_correction_bias"):
             parameter.normal_(std=0.1)
