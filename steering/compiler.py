@@ -72,7 +72,9 @@ def _compile_one(item: Resolved, facts: ModelFacts) -> Compiled:
 
     wanted = intervention.layers if intervention.layers is not None else (source.layers if source else None)
     if payload is None:
-        given = None if wanted is None else _explicit(wanted, facts)
+        # A multi-site direction belongs to no layer in particular; it may be written without one.
+        unplaced = [0] if multi_site else None
+        given = unplaced if wanted is None else _explicit(wanted, facts)
         payload = inline_payload(inline_tensors, operation, given, facts)
     layers = _all_layers(facts, sites) if multi_site else _layers(wanted, payload, facts)
     origin = _source_layer(options, payload, facts) if multi_site else None

@@ -74,6 +74,16 @@ class Completion(ABC):
     """A running completion: iterate it for tokens; leaving the iteration early cancels it in the engine."""
 
     @abstractmethod
+    async def admit(self) -> None:
+        """Wait until the engine has room for the request's program. Iterating does this too; call it first where an
+        error must come before the response has begun.
+
+        Raises:
+            SlotsExhausted: no slot came free in time.
+            EngineUnavailable: the engine does not run.
+        """
+
+    @abstractmethod
     def __aiter__(self) -> AsyncIterator[Token]: ...
 
     @abstractmethod
@@ -123,7 +133,13 @@ class Engine(ABC):
     async def stop(self) -> None: ...
 
     @abstractmethod
-    def generate(self, generation: Generation) -> Completion: ...
+    def generate(self, generation: Generation) -> Completion:
+        """Begin a completion. Must be called on a running event loop.
+
+        Raises:
+            InvalidRequest: prompt and max_tokens do not fit, or a scope does not fit the prompt.
+            EngineUnavailable: the engine does not run.
+        """
 
     @abstractmethod
     async def score(self, token_ids: Sequence[int], program: Program | None = None, *, prompt_length: int | None = None,

@@ -11,7 +11,7 @@ from steering.spec import RotateOptions
 
 @register
 class Rotate(Operation):
-    """mode to: the in-plane angle becomes `angle` (0 degrees = along the first axis). mode by: turn by scale * angle."""
+    """mode to: the in-plane angle becomes `angle` (0 degrees = along the first axis); by: turn by scale * angle."""
 
     name = "rotate"
     kinds = ("subspace",)

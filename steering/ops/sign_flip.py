@@ -39,8 +39,9 @@ class SignFlip(Operation):
         count = math.ceil(options.fraction * len(dims))
         out = h.clone()
         for token in out:
-            pairs = sorted(zip(dims.tolist(), polarity.tolist(), strict=True), key=lambda p: (-abs(float(token[p[0]])), p[0]))
-            for dim, sign in pairs[:count]:
+            signs = dict(zip(dims.tolist(), polarity.tolist(), strict=True))
+            largest = sorted(signs, key=lambda dim: (-abs(float(token[dim])), dim))
+            for dim, sign in ((dim, signs[dim]) for dim in largest[:count]):
                 value = float(token[dim])
                 agrees = value * sign > 0
                 disagrees = value * sign < 0

@@ -1,0 +1,251 @@
+"""The embedded engine: transformers' continuous batching with a program per request."""
+
+import asyncio
+import secrets
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import structlog
+import torch
+from transformers import GenerationConfig
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
+from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
+
+from server.engines.base import Captured, CaptureRequest, Engine, Generation, Scores
+from server.engines.transformers.forward import ForwardPass, TokenRun, batches, check_sites
+from server.engines.transformers.loading import load_model
+from server.engines.transformers.options import EngineOptions
+from server.engines.transformers.router import TokenRouter
+from server.engines.transformers.running import EngineCompletion, Running
+from server.engines.transformers.steps import Steps
+from steering.bank import Bank
+from steering.errors import EngineUnavailable, InvalidRequest, SlotsExhausted
+from steering.facts import ModelFacts
+from steering.ops import operations
+from steering.program import Program
+from steering.selftest import SelfTest, narrowed, run_selftest
+from steering.sites import fingerprint, model_facts
+from steering.steerer import Steerer
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+
+class _Manager(ContinuousBatchingManager):
+    """The stock manager, with Trimtab's steps bound to each batch processor it makes."""
+
+    def __init__(self, steps: Steps, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._steps = steps
+        self.output_router = TokenRouter(steps)
+
+    def _create_batch_processor(self) -> Any:
+        processor = super()._create_batch_processor()
+        self._steps.bind(processor)
+        return processor
+
+
+class TransformersEngine(Engine):
+    """A model in this process. See `base.Engine` for the contract."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        self.options = options
+        self.model: Any = load_model(options)
+        self.facts: ModelFacts = model_facts(self.model, model_id=options.model_id,
+                                             fingerprint=fingerprint(self.model))
+        self.selftest: SelfTest | None = None
+        self.bank = Bank(options.slots, self.model.device)
+        self.steerer = Steerer(self.model, self.bank)
+        self.steps = Steps(self.steerer, self.bank, self._retired)
+        self.forward = ForwardPass(self.model, self.steerer)
+        self._manager: _Manager | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._pass_lock = asyncio.Lock()
+
+    async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        if self.options.self_test:
+            self.selftest = await asyncio.to_thread(run_selftest, self.model, self.facts)
+            if self.selftest.missed:
+                log.warning("sites_not_reached", missed=[f"{s}[{n}]" for s, n in self.selftest.missed])
+            self.facts = narrowed(self.facts, self.selftest)
+        self._manager = await asyncio.to_thread(self._make_manager)
+        self._manager.start()
+
+    async def stop(self) -> None:
+        if self._manager is not None:
+            manager, self._manager = self._manager, None
+            await asyncio.to_thread(manager.stop, block=True, hard_stop=True)
+        self.steerer.detach()
+
+    def generate(self, generation: Generation) -> EngineCompletion:
+        self._check(generation)
+        seed = generation.sampling.seed
+        running = Running.build(generation, secrets.randbits(63) if seed is None else seed % 2**63)
+        return EngineCompletion(running, self._begin, self._cancel, self.steps.processed)
+
+    async def score(self, token_ids: Sequence[int], program: Program | None = None, *, prompt_length: int | None = None,
+                    roles: Sequence[str] | None = None, full: bool = False) -> Scores:
+        self._check_tokens(token_ids)
+        run = TokenRun(token_ids, len(token_ids) if prompt_length is None else prompt_length, roles)
+        return await self._aside(program, lambda acting, slot: self.forward.score(run, acting, slot, full))
+
+    async def capture(self, requests: Sequence[CaptureRequest], program: Program | None = None) -> list[Captured]:
+        for request in requests:
+            self._check_tokens(request.token_ids)
+            check_sites(request.sites)
+            for site, layers in request.sites.items():
+                for layer in layers:
+                    self.facts.check_site(site, layer, "sites")
+        found: list[Captured] = []
+        for chosen in batches([len(request.token_ids) for request in requests]):
+            part = [requests[i] for i in chosen]
+            found += await self._aside(program, lambda acting, slot, p=part: self.forward.capture(p, acting, slot))
+        return found
+
+    def capabilities(self) -> dict[str, Any]:
+        sites = {
+            site: {"layers": list(layers), "width": self.facts.width(site),
+                   "ops": [op.name for op in operations() if site in op.sites]}
+            for site, layers in self.facts.sites.items()
+        }
+        return {"engine": "transformers", "model": self.facts.model_id, "family": self.facts.family,
+                "fingerprint": self.facts.fingerprint, "num_layers": self.facts.num_layers,
+                "d_model": self.facts.d_model, "num_experts": self.facts.num_experts,
+                "device": str(self.model.device), "dtype": str(self.model.dtype).removeprefix("torch."),
+                "self_test": self.selftest is not None, "sites": sites}
+
+    def stats(self) -> dict[str, float]:
+        processor = None if self._manager is None else self._manager.batch_processor
+        scheduler = None if processor is None else processor.scheduler
+        active = 0 if scheduler is None else len(scheduler.active_requests)
+        total = 0 if processor is None else processor.cache.num_blocks
+        free = 0.0 if processor is None else processor.cache.compute_free_capacity()
+        return {"running": active, "waiting": max(len(self.steps.completions) - active, 0) + len(self._waiters),
+                "slots_total": self.bank.num_slots, "slots_used": self.bank.num_pinned,
+                "slots_resident": self.bank.num_resident, "bank_bytes": self.bank.nbytes,
+                "kv_blocks_total": total, "kv_blocks_used": round(total * (1 - float(free)))}
+
+    @property
+    def alive(self) -> bool:
+        return self._manager is not None and self._manager.is_running()
+
+    # Admission: a slot, then the engine's queue.
+
+    def _begin(self, completion: EngineCompletion) -> "asyncio.Future[None]":
+        return asyncio.ensure_future(self._admit(completion))
+
+    async def _admit(self, completion: EngineCompletion) -> None:
+        running = completion.running
+        if running.program is not None:
+            running.slot = await self._slot(running.program)
+        self.steps.add(completion)
+        sampling = running.generation.sampling
+        stops = [-1] if sampling.ignore_eos or not sampling.stop_token_ids else list(sampling.stop_token_ids)
+        accepted = None if self._manager is None else self._manager.add_request(
+            list(running.generation.prompt_ids), request_id=running.request_id, max_new_tokens=sampling.max_tokens,
+            streaming=True, eos_token_id=stops)
+        if accepted is None:
+            self.steps.retire(running.request_id)
+            raise EngineUnavailable("the engine does not accept requests")
+
+    async def _slot(self, program: Program) -> int:
+        deadline = asyncio.get_running_loop().time() + self.options.slot_wait_s
+        while (slot := self.bank.acquire(program)) is None:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await waiter
+            except TimeoutError:
+                raise SlotsExhausted(
+                    f"all {self.bank.num_slots} slots are held by other specs, none came free in "
+                    f"{self.options.slot_wait_s:g} s", param="steering",
+                    fix="Try again, use fewer distinct specs at a time, or raise the setting slots.") from None
+            finally:
+                if waiter in self._waiters:
+                    self._waiters.remove(waiter)
+        return slot
+
+    def _cancel(self, running: Running) -> None:
+        if self._manager is not None and running.request_id in self.steps.completions:
+            self._manager.cancel_request(running.request_id)
+
+    def _retired(self, running: Running) -> None:
+        if running.program is not None and running.slot:
+            self.bank.release(running.program)
+            self._wake_waiters()
+
+    def _wake_waiters(self) -> None:
+        if self._waiters and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._wake_all)
+
+    def _wake_all(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # Passes beside generation.
+
+    async def _aside(self, program: Program | None, work: Callable[[Program | None, int], T]) -> T:
+        """Run `work` in a thread while the generation loop is paused."""
+        manager = self._manager
+        if manager is None or not manager.is_running():
+            raise EngineUnavailable("the engine does not run")
+        acting = program if program is not None and program.acting else None
+        slot = 0 if acting is None else await self._slot(acting)
+
+        def paused() -> T:
+            with manager.pause():
+                return work(acting, slot)
+
+        try:
+            async with self._pass_lock:
+                return await asyncio.to_thread(paused)
+        finally:
+            if acting is not None:
+                self.bank.release(acting)
+                self._wake_all()
+
+    # Checks and set-up.
+
+    def _check(self, generation: Generation) -> None:
+        if not self.alive:
+            raise EngineUnavailable("the engine does not run")
+        self._check_tokens(generation.prompt_ids)
+        wanted = len(generation.prompt_ids) + generation.sampling.max_tokens
+        limit = min(self.facts.context_length, self.options.kv_cache_tokens)
+        if wanted > limit:
+            raise InvalidRequest(f"{len(generation.prompt_ids)} prompt tokens and max_tokens "
+                                 f"{generation.sampling.max_tokens} exceed the {limit} that fit", param="max_tokens")
+        if generation.sampling.max_tokens < 1:
+            raise InvalidRequest("max_tokens must be at least 1", param="max_tokens")
+        if generation.request_id in self.steps.completions:
+            raise InvalidRequest(f"request id {generation.request_id} is in use", param="request_id")
+
+    def _check_tokens(self, token_ids: Sequence[int]) -> None:
+        if not token_ids:
+            raise InvalidRequest("the prompt is empty", param="prompt")
+        if len(token_ids) > self.facts.context_length:
+            raise InvalidRequest(f"{len(token_ids)} tokens exceed the context of {self.facts.context_length}",
+                                 param="prompt")
+        if not 0 <= min(token_ids) <= max(token_ids) < self.facts.vocab_size:
+            raise InvalidRequest(f"token ids must lie in 0 to {self.facts.vocab_size - 1}", param="prompt")
+
+    @torch.no_grad()
+    def _make_manager(self) -> _Manager:
+        options = self.options
+        config = ContinuousBatchingConfig(
+            page_size=options.page_size,
+            num_blocks=max(1, -(-options.kv_cache_tokens // options.page_size)),
+            max_batch_tokens=options.max_batch_tokens,
+            max_requests_per_batch=min(options.max_requests, options.max_batch_tokens),
+            allow_block_sharing=options.share_prefixes,
+            # Plans are made from the tokens of the step before, and hooks choose their tokens by index: one batch at a
+            # time, and no graphs of fixed shape.
+            use_async_batching=False, use_cuda_graph=False)
+        generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0, max_new_tokens=1)
+        return _Manager(self.steps, model=self.model, generation_config=generation,
+                        continuous_batching_config=config)

@@ -1,0 +1,37 @@
+"""Settings of the embedded engine."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How to load and run a model.
+
+    Attributes:
+        model: folder or hub name in Hugging Face form.
+        model_id: name it is served under.
+        device: "auto" takes CUDA, then MPS, then the CPU.
+        dtype: "auto" is float32 on the CPU and the checkpoint's own elsewhere.
+        slots: programs resident at a time.
+        slot_wait_s: how long a request waits for a slot before 503.
+        max_batch_tokens: tokens of one forward pass; longer prompts are prefilled in chunks.
+        max_requests: requests in one batch.
+        kv_cache_tokens: tokens the key-value cache holds, shared by all requests.
+        page_size: tokens of one cache page, the unit of prefix sharing.
+        share_prefixes: reuse cached prefixes between requests that do the same to them.
+        self_test: prove at start that every offered site is reached.
+    """
+
+    model: str
+    model_id: str
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    slots: int = 64
+    slot_wait_s: float = 10.0
+    max_batch_tokens: int = 512
+    max_requests: int = 128
+    kv_cache_tokens: int = 32768
+    page_size: int = 32
+    share_prefixes: bool = True
+    self_test: bool = True

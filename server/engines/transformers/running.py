@@ -1,0 +1,152 @@
+"""A completion in the engine: its program, what it touches, and the tokens on their way to the caller."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from server.engines.base import Completion, Generation, Token, Touched
+from steering.errors import EngineUnavailable
+from steering.program import Program
+from steering.scope import TouchMap, bits_at, count_bits, touch_map
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the sampler reports of one token, before the engine knows whether it ends the completion."""
+
+    logprob: float | None
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass
+class Running:
+    """State of one completion, shared by the event loop (admission, delivery) and the engine's thread (steps).
+
+    slot, base: where the program and the touch bits are while it runs; slot 0 for an unsteered one.
+    processed: tokens that went through the model at least once.
+    choices: what the sampler reported, one per generated token.
+    """
+
+    generation: Generation
+    program: Program | None
+    touch: TouchMap | None
+    seed: int
+    slot: int = 0
+    base: int = 0
+    processed: int = 0
+    token_ids: list[int] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
+
+    @classmethod
+    def build(cls, generation: Generation, seed: int) -> "Running":
+        """Raises InvalidSpec if a scope does not fit the prompt."""
+        program = generation.program if generation.program is not None and generation.program.acting else None
+        touch = None
+        if program is not None:
+            touch = touch_map(program.scopes, generation.prompt_ids, generation.sampling.max_tokens, generation.roles)
+        return cls(generation, program, touch, seed, token_ids=list(generation.prompt_ids))
+
+    @property
+    def request_id(self) -> str:
+        return self.generation.request_id
+
+    def touched(self, processed: int) -> list[Touched]:
+        """Per intervention of the request's program, tokens acted on among the first `processed` ones; an intervention
+        without rows has none."""
+        given = self.generation.program
+        if given is None:
+            return []
+        if self.program is None or self.touch is None:
+            return [Touched(0, 0) for _ in given.compiled]
+        positions = np.arange(min(processed, len(self.token_ids)))
+        bits = bits_at(self.touch, self.program.rules, positions, np.asarray(self.token_ids, dtype=np.int64)[positions])
+        bits &= np.uint32(self.program.acting)
+        length = self.touch.prompt_length
+        prompt = count_bits(bits[:length], len(given.compiled))
+        generated = count_bits(bits[length:], len(given.compiled))
+        return [Touched(p, g) for p, g in zip(prompt, generated, strict=True)]
+
+
+class SaltedIds(list[int]):
+    """Token ids whose full pages carry, when hashed, what a program did to them.
+
+    The cache hashes page by page, each chained to the one before. A page with touched tokens gets the program's digest
+    and its touch bits appended, so equal programs share it and nothing else does; pages before the first touched token
+    stay shared with everybody.
+    """
+
+    def __init__(self, token_ids: list[int], running: Running) -> None:
+        super().__init__(token_ids)
+        assert running.touch is not None and running.program is not None
+        ids = np.asarray(token_ids, dtype=np.int64)
+        # A token forced in after a recompute may lie past the map only if it will never be read back.
+        known = min(len(ids), len(running.touch.on))
+        self._bits = bits_at(running.touch, running.program.rules, np.arange(known), ids[:known])
+        self._bits &= np.uint32(running.program.acting)
+        self._digest = running.program.digest.encode()
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def, override]
+        page = super().__getitem__(index)
+        if not isinstance(index, slice):
+            return page
+        bits = self._bits[index]
+        if not bits.any():
+            return page
+        salt = hashlib.sha256(self._digest + bits.tobytes()).digest()
+        return [*page, *np.frombuffer(salt, dtype=np.int32).tolist()]
+
+
+class EngineCompletion(Completion):
+    """Hands tokens from the engine's thread to the caller."""
+
+    def __init__(self, running: Running, start: Callable[["EngineCompletion"], "asyncio.Future[None]"],
+                 cancel: Callable[[Running], None], processed: Callable[[Running], int]) -> None:
+        self.running = running
+        self._processed = processed
+        self.loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[Token | str] = asyncio.Queue()
+        self._start = start
+        self._cancel = cancel
+        self._admitted: asyncio.Future[None] | None = None
+        self._over = False
+
+    async def admit(self) -> None:
+        if self._admitted is None:
+            self._admitted = self._start(self)
+        await asyncio.shield(self._admitted)
+
+    def deliver(self, tokens: list[Token]) -> None:
+        """Called on the event loop."""
+        for token in tokens:
+            self._queue.put_nowait(token)
+
+    def fail(self, reason: str) -> None:
+        """Called on the event loop: the engine gave the completion up."""
+        self._queue.put_nowait(reason)
+
+    async def __aiter__(self) -> AsyncIterator[Token]:
+        try:
+            await self.admit()
+            while True:
+                item = await self._queue.get()
+                if isinstance(item, str):
+                    self._over = True
+                    raise EngineUnavailable(f"the engine gave this request up: {item}")
+                if item.finish_reason is not None:
+                    self._over = True
+                yield item
+                if item.finish_reason is not None:
+                    return
+        finally:
+            await self.cancel()
+
+    async def cancel(self) -> None:
+        if not self._over:
+            self._over = True
+            self._cancel(self.running)
+
+    def touched(self) -> list[Touched]:
+        return self.running.touched(self._processed(self.running))

@@ -1,0 +1,99 @@
+"""Rows of numbers on the device, shared by content and counted."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+from steering.ops.base import Row
+
+Signature = tuple[str, tuple[tuple[str, tuple[int, ...]], ...]]
+_RANKED = ("up", "down", "bias")
+
+
+def pad_rank(row: Row) -> Row:
+    """Ranks rounded up to a power of two with zero rows, which do nothing, so that few pools serve all ranks."""
+    if row.kernel != "affine":
+        return row
+    rank = len(row.tensors["bias"])
+    target = 1 << (rank - 1).bit_length()
+    if target == rank:
+        return row
+    padded = {name: torch.cat([row.tensors[name], torch.zeros(target - rank, *row.tensors[name].shape[1:])])
+              for name in _RANKED}
+    return Row(row.kernel, padded)
+
+
+def signature(row: Row) -> Signature:
+    return row.kernel, tuple(sorted((name, tuple(t.shape)) for name, t in row.tensors.items()))
+
+
+@dataclass
+class _Held:
+    index: int
+    count: int
+
+
+class Pool:
+    """All resident rows of one kernel and shape: tensors `[capacity, *shape]`, float32, growing by doubling.
+
+    Equal rows are stored once: 50 specs that use one vector at one strength share its row.
+    """
+
+    def __init__(self, number: int, row: Row, device: torch.device) -> None:
+        self.number = number
+        self.kernel = row.kernel
+        self.device = device
+        self.tensors = {name: torch.zeros(1, *t.shape, device=device) for name, t in row.tensors.items()}
+        self._held: dict[bytes, _Held] = {}
+        self._digest_of: dict[int, bytes] = {}
+        self._free = [0]
+
+    @property
+    def capacity(self) -> int:
+        return next(iter(self.tensors.values())).shape[0]
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._held)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in self.tensors.values())
+
+    def acquire(self, row: Row) -> int:
+        """Index of the row, uploaded if it is not there yet."""
+        digest = _digest(row)
+        held = self._held.get(digest)
+        if held is None:
+            if not self._free:
+                self._grow()
+            held = _Held(self._free.pop(), 0)
+            for name, tensor in row.tensors.items():
+                self.tensors[name][held.index].copy_(tensor)
+            self._held[digest] = held
+            self._digest_of[held.index] = digest
+        held.count += 1
+        return held.index
+
+    def release(self, index: int) -> None:
+        digest = self._digest_of[index]
+        held = self._held[digest]
+        held.count -= 1
+        if held.count == 0:
+            del self._held[digest], self._digest_of[index]
+            self._free.append(index)
+
+    def _grow(self) -> None:
+        old = self.capacity
+        for name, tensor in self.tensors.items():
+            self.tensors[name] = torch.cat([tensor, torch.zeros_like(tensor)])
+        self._free.extend(range(2 * old - 1, old - 1, -1))
+
+
+def _digest(row: Row) -> bytes:
+    state = hashlib.sha256()
+    for name, tensor in sorted(row.tensors.items()):
+        state.update(name.encode())
+        state.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return state.digest()
