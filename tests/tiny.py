@@ -9,9 +9,10 @@ VOCAB_SIZE = 97
 
 _COMMON = {
     "vocab_size": VOCAB_SIZE, "hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 3,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.15,
+    "num_attention_heads": 4, "max_position_embeddings": 512, "initializer_range": 0.15,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False,
 }
+_GROUPED = {"num_key_value_heads": 2}
 _LATENT = {
     "num_key_value_heads": 4, "q_lora_rank": 12, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4,
     "v_head_dim": 6, "moe_intermediate_size": 24, "n_routed_experts": 8, "n_shared_experts": 1, "n_group": 4,
@@ -19,22 +20,22 @@ _LATENT = {
 }
 
 _OWN: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "mistral": {"sliding_window": None, "head_dim": 12},
-    "qwen2": {},
-    "qwen3": {"head_dim": 12},
-    "gemma2": {"head_dim": 12, "sliding_window": 64, "query_pre_attn_scalar": 12},
-    "gemma3_text": {"head_dim": 12, "sliding_window": 64, "query_pre_attn_scalar": 12},
+    "llama": _GROUPED,
+    "mistral": {**_GROUPED, "sliding_window": None, "head_dim": 12},
+    "qwen2": _GROUPED,
+    "qwen3": {**_GROUPED, "head_dim": 12},
+    "gemma2": {**_GROUPED, "head_dim": 12, "sliding_window": 64, "query_pre_attn_scalar": 12},
+    "gemma3_text": {**_GROUPED, "head_dim": 12, "sliding_window": 64, "query_pre_attn_scalar": 12},
     "gpt2": {"n_inner": 56},
     "gpt_neox": {},
-    "phi3": {},
-    "olmo2": {},
-    "mixtral": {"num_local_experts": 6, "num_experts_per_tok": 2},
-    "qwen2_moe": {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24,
+    "phi3": _GROUPED,
+    "olmo2": _GROUPED,
+    "mixtral": {**_GROUPED, "num_local_experts": 6, "num_experts_per_tok": 2},
+    "qwen2_moe": {**_GROUPED, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24,
                   "shared_expert_intermediate_size": 20, "mlp_only_layers": [0]},
-    "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True,
-                  "mlp_only_layers": [1], "head_dim": 8},
-    "olmoe": {"num_experts": 8, "num_experts_per_tok": 3},
+    "qwen3_moe": {**_GROUPED, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+                  "norm_topk_prob": True, "mlp_only_layers": [1], "head_dim": 8},
+    "olmoe": {**_GROUPED, "num_experts": 8, "num_experts_per_tok": 3},
     "deepseek_v2": {**_LATENT, "topk_method": "group_limited_greedy"},
     "deepseek_v3": {**_LATENT, "norm_topk_prob": True},
 }
