@@ -1,0 +1,10 @@
+"""The versioned library of artifacts, and the formats they come and go in."""
+
+from vectors.artifact import Artifact, Limits, Metadata, Patch
+from vectors.errors import CorruptBlob, InvalidMetadata, LibraryUnavailable
+from vectors.library import Collected, Filter, Library
+from vectors.paging import Page
+from vectors.presets import Preset
+
+__all__ = ["Artifact", "Collected", "CorruptBlob", "Filter", "InvalidMetadata", "Library", "LibraryUnavailable",
+           "Limits", "Metadata", "Page", "Patch", "Preset"]

@@ -1,0 +1,212 @@
+"""What an artifact is: its metadata, its version, and the checks that hold its metadata and numbers together."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, Field, JsonValue, StringConstraints, ValidationError, model_validator
+from pydantic_core import PydanticSerializationError
+
+from steering.errors import PayloadTooLarge
+from steering.ops.base import RESIDUAL_SITES, get_operation, operations
+from steering.payload import Kind, Payload
+from steering.source import Source
+from steering.spec import NAME_PATTERN, OPTIONS, Layers, Model, Op, Site, Strength
+from vectors.errors import InvalidMetadata
+
+# The tensor whose last axis is as wide as the site; other kinds are sets of indices.
+WIDTH_TENSOR: dict[Kind, str] = {"vector": "vector", "subspace": "basis", "affine": "up", "probe": "weight"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sizes beyond which an artifact is refused with `PayloadTooLarge`."""
+
+    payload_bytes: int = 256 * 2**20
+    document_bytes: int = 256 * 2**10
+    layers: int = 512
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable() and any(not (c.isprintable() or c in "\n\t") for c in text):
+        raise ValueError("contains control characters or half a surrogate pair")
+    return text
+
+
+def ops_of_kind(kind: Kind) -> tuple[Op, ...]:
+    """The ops that take artifacts of this kind."""
+    return tuple(operation.name for operation in operations() if kind in operation.kinds)
+
+
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+Tag = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,31}$")]
+Tags = Annotated[tuple[Tag, ...], Field(max_length=32)]
+Line = Annotated[str, StringConstraints(max_length=256), AfterValidator(_printable)]
+Text = Annotated[str, StringConstraints(max_length=8192), AfterValidator(_printable)]
+LayerNumber = Annotated[int, Field(ge=0, le=999_999)]
+PerLayer = dict[LayerNumber, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+Free = dict[str, JsonValue]
+
+
+class Metadata(Model):
+    """What the maker of an artifact records about it. Immutable but for description, tags and card (see `Patch`)."""
+
+    name: Name = Field(description="Lower case letters, digits, dot, underscore, hyphen; at most 64.")
+    kind: Kind = Field(description="What the numbers are.")
+    op: Op = Field(description="What it is meant for: the op of a spec that names only the artifact.")
+    site: Site = Field(description="Where the numbers were taken, and where they are applied.")
+    layers: Layers | None = Field(default=None, description="Default layers; none: all layers that have numbers.")
+    strength: Strength = Field(default=Strength(value=1.0), description="Default strength.")
+    options: Free = Field(default={}, description="Default options of the op. Empty, though the op needs some: the "
+                          "request must give them.")
+    sign_convention: Text = Field(default="", description="What a positive strength means.")
+    description: Text = Field(default="", description="What it does, for people.")
+    tags: Tags = Field(default=(), description="Labels to filter by.")
+    model_id: Line | None = Field(default=None, description="Model it was made on; none: unknown, fits any.")
+    fingerprint: Line | None = Field(default=None, description="Hash of that model's configuration and weights.")
+    d_model: int | None = Field(default=None, ge=1, le=2**24, description="Residual width of that model.")
+    residual_norm: PerLayer = Field(default={}, description="Mean norm of the activation at the site, per layer.")
+    sigma: PerLayer = Field(default={}, description="Standard deviation of the projection on the direction, per layer.")
+    provenance: Free = Field(default={}, description="How it was made: method, data_hash, created_by, source_file, "
+                             "report, and what else is worth knowing.")
+    card: Free | None = Field(default=None, description="Measured scores and the window of strengths that works.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        operation = get_operation(self.op)
+        if self.kind not in operation.kinds:
+            raise ValueError(f"a {self.kind} cannot be used with the op {self.op}; use "
+                             f"{' or '.join(ops_of_kind(self.kind))}")
+        if self.site not in operation.sites:
+            raise ValueError(f"the op {self.op} does not act at {self.site}; use {' or '.join(operation.sites)}")
+        if self.strength.unit != "raw" and not operation.adds_direction:
+            raise ValueError(f"strength unit {self.strength.unit} has no meaning for the op {self.op}; use raw")
+        if len(set(self.tags)) != len(self.tags):
+            raise ValueError("a tag occurs twice in tags")
+        if self.options:
+            OPTIONS[self.op].model_validate(self.options)
+        return self
+
+    @classmethod
+    def parse(cls, fields: Mapping[str, Any], prefix: str = "metadata") -> "Metadata":
+        """Metadata from plain data.
+
+        Raises:
+            InvalidMetadata: naming the field under `prefix`.
+        """
+        try:
+            metadata = cls.model_validate(dict(fields))
+            metadata.document()
+        except ValidationError as error:
+            raise InvalidMetadata.of(error, prefix) from error
+        return metadata
+
+    def document(self) -> str:
+        """The metadata as JSON, byte for byte the same for equal metadata.
+
+        Raises:
+            InvalidMetadata: a string holds half a surrogate pair, which no JSON in UTF-8 can.
+        """
+        try:
+            return self.model_dump_json()
+        except PydanticSerializationError as error:
+            raise InvalidMetadata("contains text that is not valid Unicode", param="metadata") from error
+
+
+class Patch(Model):
+    """New values of the descriptive fields of one version. What is not given stays."""
+
+    description: Text | None = Field(default=None, description="Null or absent: unchanged.")
+    tags: Tags | None = Field(default=None, description="The whole new list; null or absent: unchanged.")
+    card: Free | None = Field(default=None, description="The whole new card; null: removed; absent: unchanged.")
+
+
+def check(metadata: Metadata, payload: Payload, limits: Limits) -> Metadata:
+    """Check metadata against the numbers; returns it with `d_model` filled in where the numbers tell it.
+
+    Raises:
+        PayloadTooLarge: beyond one of `limits`.
+        InvalidMetadata: kind, width or layers contradict the numbers.
+    """
+    if payload.nbytes > limits.payload_bytes:
+        raise PayloadTooLarge(f"the numbers take {payload.nbytes} bytes, more than {limits.payload_bytes}",
+                              param="payload", fix="Leave out layers that are not used.")
+    for field, count in (("layers", len(payload.layers)), ("metadata.residual_norm", len(metadata.residual_norm)),
+                         ("metadata.sigma", len(metadata.sigma))):
+        if count > limits.layers:
+            raise PayloadTooLarge(f"{count} layers, more than {limits.layers}", param=field)
+    check_size(metadata, limits)
+    if metadata.kind != payload.kind:
+        raise InvalidMetadata(f"the metadata says {metadata.kind}, the numbers are a {payload.kind}",
+                              param="metadata.kind")
+    _check_layers(metadata, payload)
+    width = _width(metadata, payload)
+    if width is None or metadata.site not in RESIDUAL_SITES:
+        return metadata
+    if metadata.d_model is None:
+        return metadata.model_copy(update={"d_model": width})
+    if metadata.d_model != width:
+        raise InvalidMetadata(f"d_model is {metadata.d_model}, the numbers are {width} wide", param="metadata.d_model")
+    return metadata
+
+
+def check_size(metadata: Metadata, limits: Limits) -> None:
+    """Raises PayloadTooLarge."""
+    if len(metadata.document().encode()) > limits.document_bytes:
+        raise PayloadTooLarge(f"the metadata takes more than {limits.document_bytes} bytes as JSON", param="metadata",
+                              fix="Shorten provenance and card; keep reports beside the library.")
+
+
+def _check_layers(metadata: Metadata, payload: Payload) -> None:
+    # With source_layer one layer's direction serves at every layer, so layers without numbers are right there.
+    if not isinstance(metadata.layers, list) or metadata.options.get("source_layer") is not None:
+        return
+    missing = [n for n in metadata.layers if n >= 0 and n not in payload.layers]
+    if missing:
+        raise InvalidMetadata(f"layer {missing[0]} has no numbers", param="metadata.layers",
+                              fix=f"Layers with numbers: {', '.join(map(str, payload.layers))}.")
+
+
+def _width(metadata: Metadata, payload: Payload) -> int | None:
+    """Width of the tensors, None for kinds that are sets of indices."""
+    tensor = WIDTH_TENSOR.get(metadata.kind)
+    if tensor is None:
+        return None
+    widths = {layer: tensors[tensor].shape[-1] for layer, tensors in payload.layers.items()}
+    first = next(iter(widths.values()))
+    for layer, width in widths.items():
+        if width != first:
+            raise InvalidMetadata(f"layer {layer} is {width} wide, other layers {first}", param="layers")
+    return first
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One version of an artifact, without its numbers.
+
+    Attributes:
+        digest: sha256 of the canonical safetensors bytes of the numbers, under which the blob is stored.
+        nbytes: length of those bytes.
+        layers: layers that have numbers.
+        aliases: aliases that point at this version as it was read.
+    """
+
+    metadata: Metadata
+    version: int
+    digest: str
+    nbytes: int
+    layers: tuple[int, ...]
+    aliases: tuple[str, ...]
+    created_at: datetime
+
+    @property
+    def ref(self) -> str:
+        return f"{self.metadata.name}@{self.version}"
+
+    def to_source(self, payload: Payload) -> Source:
+        """The form the compiler takes. `payload`: the numbers of this version (`Library.payload`)."""
+        m = self.metadata
+        return Source(ref=self.ref, digest=self.digest, payload=payload, op=m.op, site=m.site, model_id=m.model_id,
+                      fingerprint=m.fingerprint, layers=m.layers, strength=m.strength, options=m.options,
+                      residual_norm=m.residual_norm, sigma=m.sigma)

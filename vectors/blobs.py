@@ -1,0 +1,140 @@
+"""Content-addressed storage of numbers: safetensors bytes under their sha256, on disk, S3 or in memory (fsspec)."""
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from fsspec.core import url_to_fs
+
+from vectors.errors import CorruptBlob
+
+SUFFIX = ".safetensors"
+# Directory of files still being written; never read.
+PARTIAL = "partial"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One file in the store. `digest` is None for what a killed writer left behind."""
+
+    path: str
+    digest: str | None
+    age_s: float
+
+
+def digest_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+class BlobStore:
+    """Blobs under a URL: a local path, `s3://bucket/prefix`, `memory://name`.
+
+    A blob is there whole or not at all: on a local disk it is written beside its place, synced and renamed; object
+    stores publish an object only once it is complete.
+    """
+
+    def __init__(self, url: str) -> None:
+        fs, root = url_to_fs(url)
+        self._fs: Any = fs
+        self._root: str = root.rstrip("/")
+        self._local = "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
+        if self._local:
+            os.makedirs(f"{self._root}/{PARTIAL}", exist_ok=True)
+
+    def put(self, data: bytes) -> str:
+        """Store durably; returns the digest. A blob that is there already counts as new, which keeps `gc` off it."""
+        digest = digest_of(data)
+        if not self._local:
+            self._fs.pipe_file(self._path(digest), data)
+        else:
+            self._put_local(self._path(digest), data, digest)
+        return digest
+
+    def get(self, digest: str) -> bytes:
+        """The bytes, verified.
+
+        Raises:
+            CorruptBlob: missing, or not what the digest says.
+        """
+        try:
+            data: bytes = self._fs.cat_file(self._path(digest))
+        except FileNotFoundError as error:
+            raise CorruptBlob(f"the blob {digest} is missing", fix="Restore it from a backup.") from error
+        if digest_of(data) != digest:
+            raise CorruptBlob(f"the blob {digest} does not match its digest", fix="Restore it from a backup.")
+        return data
+
+    def exists(self, digest: str) -> bool:
+        return bool(self._fs.exists(self._path(digest)))
+
+    def remove(self, stored: Stored) -> None:
+        with suppress(FileNotFoundError):
+            self._fs.rm_file(stored.path)
+
+    def files(self) -> Iterator[Stored]:
+        """All files, those half-written included."""
+        self._fs.invalidate_cache()
+        now = datetime.now(UTC).timestamp()
+        for path, info in sorted(self._fs.find(self._root, detail=True).items()):
+            stem = path.rsplit("/", 1)[-1].removesuffix(SUFFIX)
+            yield Stored(path, stem if self._path(stem) == path else None, now - _modified(info))
+
+    def _path(self, digest: str) -> str:
+        return f"{self._root}/{digest[:2]}/{digest}{SUFFIX}"
+
+    def _put_local(self, path: str, data: bytes, digest: str) -> None:
+        parent = os.path.dirname(path)
+        os.makedirs(parent, exist_ok=True)
+        if _intact(path, digest):
+            os.utime(path)
+        else:
+            self._write(path, data)
+        # The rename is durable once the directory is, and a new directory once its parent is.
+        _sync_directory(parent)
+        _sync_directory(self._root)
+
+    def _write(self, path: str, data: bytes) -> None:
+        partial = f"{self._root}/{PARTIAL}/{uuid.uuid4().hex}"
+        try:
+            with open(partial, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(partial)
+            raise
+
+
+def _intact(path: str, digest: str) -> bool:
+    """Whether the blob is there and undamaged, so that storing it again heals a damaged one."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == digest
+    except FileNotFoundError:
+        return False
+
+
+def _sync_directory(path: str) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _modified(info: dict[str, Any]) -> float:
+    """Time of the last write in seconds since 1970, as the file system at hand words it."""
+    for key in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        value = info.get(key)
+        if isinstance(value, datetime):
+            return value.timestamp() if value.tzinfo else value.replace(tzinfo=UTC).timestamp()
+        if isinstance(value, (int, float)):
+            return float(value)
+    raise CorruptBlob(f"the file system reports no time of writing for {info.get('name')}")

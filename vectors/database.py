@@ -1,0 +1,138 @@
+"""The database: connections, transactions, migrations."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, OperationalError
+from sqlalchemy.orm import Session
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
+
+from steering.errors import Conflict
+from vectors.errors import LibraryUnavailable
+
+Result = TypeVar("Result")
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+BUSY_TIMEOUT_MS = 30_000
+# Serialises migrations of processes that open the same PostgreSQL database at once.
+ADVISORY_LOCK = 0x7472696D
+
+# alembic keeps its running environment in module globals.
+_migrating = threading.Lock()
+
+
+class Database:
+    """One database, migrated to the newest schema. SQLite files and any other database SQLAlchemy speaks."""
+
+    def __init__(self, url: str) -> None:
+        """Raises LibraryUnavailable: the URL is wrong, the database is out of reach or newer than this code."""
+        try:
+            parsed = make_url(url)
+            self._sqlite = parsed.get_backend_name() == "sqlite"
+            if self._sqlite and (not parsed.database or ":memory:" in parsed.database or "mode=memory" in url):
+                raise LibraryUnavailable("a SQLite database in memory is another one for each thread",
+                                         fix="Use a file: sqlite:///library.db.")
+            if self._sqlite and parsed.database:
+                Path(parsed.database).absolute().parent.mkdir(parents=True, exist_ok=True)
+            self.engine = create_engine(parsed, pool_pre_ping=not self._sqlite)
+        except (ArgumentError, NoSuchModuleError, ImportError, OSError) as error:
+            raise LibraryUnavailable(f"cannot open the library database: {error}") from error
+        if self._sqlite:
+            _tune_sqlite(self.engine)
+        with _typed():
+            retrying = Retrying(retry=retry_if_exception(_is_conflict), wait=wait_random_exponential(0.05, max=1.0),
+                                stop=stop_after_delay(BUSY_TIMEOUT_MS / 1000), reraise=True)
+            retrying(self._migrate)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A consistent snapshot."""
+        with _typed(), Session(self.engine) as session:
+            yield session
+
+    def write(self, work: Callable[[Session], Result]) -> Result:
+        """Run `work` in a transaction and commit. On SQLite writers take turns from its start on.
+
+        `work` runs again where two writers met; it must change nothing but the database.
+        """
+        retrying = Retrying(retry=retry_if_exception(_is_conflict), wait=wait_random_exponential(0.01, max=1.0),
+                            stop=stop_after_attempt(12) | stop_after_delay(BUSY_TIMEOUT_MS / 1000), reraise=True)
+        try:
+            with _typed():
+                result: Result = retrying(self._once, work)
+                return result
+        except IntegrityError as error:
+            raise Conflict("the library was changed by somebody else at the same time", fix="Try again.") from error
+
+    def _once(self, work: Callable[[Session], Result]) -> Result:
+        with self._writer() as connection, Session(connection, expire_on_commit=False) as session, session.begin():
+            return work(session)
+
+    def _writer(self) -> Connection:
+        return self.engine.connect().execution_options(write=True)
+
+    def _migrate(self) -> None:
+        with self._writer() as connection, connection.begin():
+            if connection.dialect.name == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
+            config = alembic_config(connection)
+            newest = ScriptDirectory.from_config(config).get_current_head()
+            if MigrationContext.configure(connection).get_current_revision() == newest:
+                return
+            try:
+                with _migrating:
+                    command.upgrade(config, "head")
+            except CommandError as error:
+                raise LibraryUnavailable(f"the library database cannot be brought to this version: {error}",
+                                         fix="It may have been written by a newer version: use that one.") from error
+
+
+def alembic_config(connection: Connection) -> Config:
+    """Configuration of alembic that works on `connection`, wherever the package is installed."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
+
+
+@contextmanager
+def _typed() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        raise LibraryUnavailable(f"the library database cannot be used: {error.orig}") from error
+
+
+def _tune_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def connect(connection: Any, _: object) -> None:
+        # Transactions are begun by the handler below: the driver's own begin comes too late for a write lock.
+        connection.isolation_level = None
+        for pragma in (f"busy_timeout={BUSY_TIMEOUT_MS}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # A reader that turns writer late fails at once instead of waiting; so writers say so first.
+        write = connection.get_execution_options().get("write", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def _is_conflict(error: BaseException) -> bool:
+    """Whether two writers met and the transaction is worth another try."""
+    if not isinstance(error, DBAPIError):
+        return False
+    complaint = str(error.orig).lower()
+    return any(sign in complaint for sign in ("unique", "locked", "serialize", "deadlock"))

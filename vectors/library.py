@@ -1,0 +1,320 @@
+"""The library: what the server, the CLI and extraction call. Synchronous, and safe to call from many threads."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from threading import Lock
+from typing import Self
+
+from cachetools import LRUCache
+from pydantic import ValidationError
+from safetensors.torch import load, save
+from sqlalchemy import ColumnElement, Exists, exists, func, or_, select
+from sqlalchemy.orm import Session
+
+from steering.payload import Kind, Payload
+from steering.source import Source
+from steering.spec import Op, Site
+from vectors import guards, naming
+from vectors.artifact import Artifact, Limits, Metadata, Patch, check, check_size
+from vectors.blobs import BlobStore, Stored, digest_of
+from vectors.database import Database
+from vectors.errors import CorruptBlob, LibraryUnavailable
+from vectors.naming import Ref
+from vectors.paging import Page, fetch
+from vectors.presets import Presets
+from vectors.switches import Switches
+from vectors.tables import ArtifactRow, Named, Setting, Tag, Version
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which artifacts to list: those for which everything given holds. `q` is searched in name, description, tags."""
+
+    q: str | None = None
+    kind: Kind | None = None
+    op: Op | None = None
+    site: Site | None = None
+    tag: str | None = None
+    model_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What `gc` removed: digests of unreferenced blobs, and the number of files that killed writers left."""
+
+    blobs: list[str] = field(default_factory=list)
+    partial: int = 0
+
+
+class Library:
+    """Versioned artifacts. `presets` and `switches` hold the rest of what a library stores.
+
+    A reference (`ref`) is "name" (the alias `production` where set, else the newest version), "name@3", "name@alias"
+    or "name@latest". All methods raise LibraryUnavailable where the database is out of reach.
+    """
+
+    def __init__(self, database: Database, blobs: BlobStore, limits: Limits, cache_bytes: int) -> None:
+        self._database = database
+        self._blobs = blobs
+        self.limits = limits
+        self.presets = Presets(database)
+        self.switches = Switches(database)
+        self._cache: LRUCache[str, Source] = LRUCache(cache_bytes, getsizeof=lambda source: source.payload.nbytes)
+        self._cache_lock = Lock()
+
+    @classmethod
+    def open(cls, url: str, blob_url: str, limits: Limits = Limits(), cache_bytes: int = 2**30) -> Self:  # noqa: B008
+        """Open a library, creating or migrating what is needed.
+
+        Args:
+            url: a SQLAlchemy URL, `sqlite:////var/lib/trimtab/library.db` say.
+            blob_url: a path or a URL that fsspec knows.
+            cache_bytes: memory for the numbers of artifacts lately used.
+        """
+        return cls(Database(url), BlobStore(blob_url), limits, cache_bytes)
+
+    def close(self) -> None:
+        self._database.close()
+
+    def create(self, metadata: Metadata, payload: Payload) -> Artifact:
+        """Store a new version under `metadata.name` and return it once it is durable.
+
+        The same metadata and numbers again give the version that holds them already.
+
+        Raises:
+            InvalidMetadata, PayloadTooLarge: see `vectors.artifact.check`.
+        """
+        metadata = check(metadata, payload, self.limits)
+        data = save(payload.to_tensors())
+        document = metadata.document()
+        content = hashlib.sha256(f"{digest_of(data)}\n{document}".encode()).hexdigest()
+
+        def work(session: Session) -> Artifact | None:
+            return self._insert(session, metadata, document, payload, digest_of(data), len(data), content)
+
+        for _ in range(3):
+            self._blobs.put(data)
+            artifact = self._database.write(work)
+            if artifact is not None:
+                return artifact
+        raise LibraryUnavailable("stored numbers vanish before they can be recorded", fix="Does another program "
+                                 "remove files from the blob store?")
+
+    def resolve(self, ref: str) -> Artifact:
+        """The version that `ref` means, without its numbers.
+
+        Raises:
+            InvalidRequest: not the form of a reference. NotFound: no such name, version or alias.
+        """
+        with self._database.read() as session:
+            version = naming.resolve(session, "artifact", Ref.parse(ref, "artifact"))
+            return _artifacts(session, [version.id])[0]
+
+    def source(self, ref: str) -> Source:
+        """The version that `ref` means, in the form the compiler takes; numbers come from a cache where possible."""
+        with self._database.read() as session:
+            version = naming.resolve(session, "artifact", Ref.parse(ref, "artifact"))
+            key = f"{version.named.name}@{version.number}"
+            with self._cache_lock:
+                cached = self._cache.get(key)
+            if cached is not None:
+                return cached
+            artifact = _artifacts(session, [version.id])[0]
+        source = artifact.to_source(self.payload(artifact))
+        with self._cache_lock:
+            if source.payload.nbytes <= self._cache.maxsize:
+                self._cache[key] = source
+        return source
+
+    def payload(self, artifact: Artifact) -> Payload:
+        """The numbers of a version, read from storage and verified.
+
+        Raises:
+            CorruptBlob: missing or damaged.
+        """
+        return Payload.from_tensors(artifact.metadata.kind, load(self._blobs.get(artifact.digest)))
+
+    def list(self, filter: Filter = Filter(), *, order: str = "name", limit: int = 50,  # noqa: B008
+             cursor: str | None = None) -> Page[Artifact]:
+        """One artifact per name: the version that the bare name means. Filters look at that version.
+
+        Args:
+            order: "name", "created" (first use of the name), or either with "-" before it for descending.
+            cursor: of the page before. Paging through sees every name that is there all along exactly once.
+        """
+        statement = (select(Named, ArtifactRow.version_id).join(Version, Version.named_id == Named.id)
+                     .join(ArtifactRow, ArtifactRow.version_id == Version.id)
+                     .where(Named.collection == "artifact", Version.id == naming.current_version()))
+        for column in ("kind", "op", "site", "model_id"):
+            wanted = getattr(filter, column)
+            if wanted is not None:
+                statement = statement.where(getattr(ArtifactRow, column) == naming.searchable(wanted, column))
+        if filter.tag is not None:
+            statement = statement.where(_has_tag(Tag.tag == naming.searchable(filter.tag, "tag")))
+        if filter.q is not None:
+            q = naming.searchable(filter.q, "q").lower()
+            statement = statement.where(or_(Named.name.contains(q, autoescape=True),
+                                            func.lower(ArtifactRow.description).contains(q, autoescape=True),
+                                            _has_tag(Tag.tag.contains(q, autoescape=True))))
+        with self._database.read() as session:
+            page = fetch(session, statement, order, limit, cursor)
+            return Page(_artifacts(session, page.items), page.cursor)
+
+    def versions(self, name: str) -> Sequence[Artifact]:
+        """All versions of a name, newest first. Raises NotFound."""
+        naming.check_name(name, "artifact")
+        with self._database.read() as session:
+            return _artifacts(session, [version.id for version in naming.versions(session, "artifact", name)])
+
+    def patch(self, ref: str, patch: Patch) -> Artifact:
+        """Change the description, tags or card of one version. Numbers and the rest of the metadata never change."""
+        wanted = Ref.parse(ref, "artifact")
+
+        def work(session: Session) -> Artifact:
+            version = naming.resolve(session, "artifact", wanted, lock=True)
+            row = session.get_one(ArtifactRow, version.id)
+            if patch.description is not None:
+                row.description = patch.description
+            if patch.tags is not None:
+                row.tags = []
+                session.flush()
+                row.tags = _tags(patch.tags)
+            if "card" in patch.model_fields_set:
+                row.card = patch.card
+            session.flush()
+            artifact = _artifacts(session, [version.id])[0]
+            check_size(artifact.metadata, self.limits)
+            return artifact
+
+        return self._database.write(work)
+
+    def delete(self, ref: str, *, force: bool = False) -> Sequence[str]:
+        """Delete the version that "name@3" or "name@alias" means, or with a bare "name" all versions.
+
+        Returns the deleted references. Version numbers are never given out again. Blobs go at the next `gc`.
+
+        Raises:
+            NotFound. Conflict: an alias, a preset or the default spec needs it, and `force` is not set; with `force`
+            aliases go too, and whatever else named it is refused when it is next used.
+        """
+        wanted = Ref.parse(ref, "artifact")
+
+        def work(session: Session) -> list[str]:
+            every = naming.versions(session, "artifact", wanted.name, lock=True)
+            doomed = [naming.resolve(session, "artifact", wanted)] if wanted.selector else every
+            if not force:
+                guards.check_unused(session, wanted.name, doomed, every)
+            naming.drop_aliases(session, [version.id for version in doomed])
+            for version in doomed:
+                session.delete(session.get_one(ArtifactRow, version.id))
+                session.flush()
+                session.delete(version)
+            return [f"{wanted.name}@{version.number}" for version in doomed]
+
+        return self._database.write(work)
+
+    def set_alias(self, name: str, alias: str, version: int) -> Artifact:
+        """Point an alias at a version, in one step if it pointed elsewhere. Raises NotFound."""
+        naming.check_name(name, "artifact")
+        naming.check_alias(alias)
+
+        def work(session: Session) -> Artifact:
+            moved = naming.set_alias(session, "artifact", name, alias, version)
+            return _artifacts(session, [moved.id])[0]
+
+        return self._database.write(work)
+
+    def remove_alias(self, name: str, alias: str) -> None:
+        """Raises NotFound."""
+        naming.check_name(name, "artifact")
+        naming.check_alias(alias)
+        self._database.write(lambda session: naming.remove_alias(session, "artifact", name, alias))
+
+    def gc(self, min_age_s: float = 3600.0) -> Collected:
+        """Remove blobs that no version names and files that killed writers left, if older than `min_age_s`.
+
+        Safe beside running uploads at any age: a writer that finds its blob gone stores it again. Files still being
+        written are protected by their age alone.
+        """
+        collected, left = [], 0
+        for stored in self._blobs.files():
+            if stored.age_s < min_age_s:
+                continue
+            if stored.digest is None:
+                self._blobs.remove(stored)
+                left += 1
+                continue
+
+            if self._database.write(partial(self._remove_unused, stored)):
+                collected.append(stored.digest)
+        return Collected(collected, left)
+
+    def damaged(self) -> Sequence[str]:
+        """References of all versions whose numbers are missing or damaged. Reads everything."""
+        with self._database.read() as session:
+            artifacts = _artifacts(session, list(session.scalars(select(ArtifactRow.version_id))))
+        found = []
+        for artifact in artifacts:
+            try:
+                self.payload(artifact)
+            except CorruptBlob:
+                found.append(artifact.ref)
+        return found
+
+    def _remove_unused(self, stored: Stored, session: Session) -> bool:
+        _lock_blobs(session, shared=False)
+        if session.scalar(select(exists().where(ArtifactRow.blob == stored.digest))):
+            return False
+        self._blobs.remove(stored)
+        return True
+
+    def _insert(self, session: Session, metadata: Metadata, document: str, payload: Payload, blob: str, nbytes: int,
+                content: str) -> Artifact | None:
+        """The new version, or the old one of the same content; None if `gc` took the blob meanwhile."""
+        _lock_blobs(session, shared=True)
+        named = naming.take_name(session, "artifact", metadata.name)
+        version = naming.same_content(session, named, content)
+        if version is None:
+            if not self._blobs.exists(blob):
+                return None
+            version = naming.add_version(session, named, content)
+            session.add(ArtifactRow(
+                version=version, blob=blob, nbytes=nbytes, layers=list(payload.layers), kind=metadata.kind,
+                op=metadata.op, site=metadata.site, model_id=metadata.model_id, description=metadata.description,
+                card=metadata.card, document=document, tags=_tags(metadata.tags)))
+            session.flush()
+        return _artifacts(session, [version.id])[0]
+
+
+def _tags(tags: tuple[str, ...]) -> list[Tag]:
+    return [Tag(tag=tag, position=position) for position, tag in enumerate(tags)]
+
+
+def _has_tag(condition: ColumnElement[bool]) -> Exists:
+    return exists().where(Tag.version_id == ArtifactRow.version_id, condition)
+
+
+def _lock_blobs(session: Session, *, shared: bool) -> None:
+    session.execute(select(Setting).where(Setting.key == "blobs").with_for_update(read=shared))
+
+
+def _artifacts(session: Session, version_ids: list[int]) -> list[Artifact]:
+    """Artifacts in the order of `version_ids`."""
+    rows = {row.version_id: row for row in session.scalars(
+        select(ArtifactRow).where(ArtifactRow.version_id.in_(version_ids)))}
+    aliases = naming.aliases_of(session, version_ids)
+    return [_artifact(rows[n], aliases.get(n, ())) for n in version_ids]
+
+
+def _artifact(row: ArtifactRow, aliases: tuple[str, ...]) -> Artifact:
+    try:
+        created = Metadata.model_validate_json(row.document)
+    except ValidationError as error:
+        raise LibraryUnavailable(f"the metadata of version {row.version.number} of an artifact cannot be read: "
+                                 f"{error}") from error
+    metadata = created.model_copy(update={"description": row.description, "card": row.card,
+                                          "tags": tuple(tag.tag for tag in row.tags)})
+    return Artifact(metadata, row.version.number, row.blob, row.nbytes, tuple(row.layers), aliases,
+                    row.version.created_at)

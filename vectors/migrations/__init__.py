@@ -1,0 +1,1 @@
+"""Schema migrations of the library, run by alembic whenever a library is opened."""

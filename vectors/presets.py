@@ -1,0 +1,158 @@
+"""Presets: specs under a name, versioned and immutable, with aliases like artifacts."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from pydantic import ValidationError
+from sqlalchemy import func, or_, select
+from sqlalchemy.orm import Session
+
+from steering.errors import Conflict, InvalidRequest, PayloadTooLarge
+from steering.spec import Spec
+from vectors import naming
+from vectors.database import Database
+from vectors.errors import LibraryUnavailable
+from vectors.naming import Ref
+from vectors.paging import Page, fetch
+from vectors.specs import check_refs, dump, refs_of
+from vectors.tables import Named, PresetRow, PresetUse, Version
+
+MAX_SPEC_BYTES = 16 * 2**20
+MAX_DESCRIPTION = 8192
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One version of a preset."""
+
+    name: str
+    version: int
+    spec: Spec
+    description: str
+    digest: str
+    aliases: tuple[str, ...]
+    created_at: datetime
+
+    @property
+    def ref(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+class Presets:
+    """References are read as those of artifacts are: "name", "name@3", "name@alias", "name@latest"."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def create(self, name: str, spec: Spec, description: str = "") -> Preset:
+        """Store a new version. The same spec and description again give the version that holds them already.
+
+        Raises:
+            InvalidRequest: name or description. NotFound: the spec names an artifact that is not there.
+        """
+        naming.check_name(name, "preset")
+        if len(description) > MAX_DESCRIPTION or any(not (c.isprintable() or c in "\n\t") for c in description):
+            raise InvalidRequest(f"a description is printable text of at most {MAX_DESCRIPTION} characters",
+                                 param="description")
+        document = json.dumps(dump(spec), separators=(",", ":"))
+        if len(document) > MAX_SPEC_BYTES:
+            raise PayloadTooLarge(f"the spec takes more than {MAX_SPEC_BYTES} bytes", param="spec",
+                                  fix="Store large inline numbers as artifacts.")
+        digest = hashlib.sha256(f"{document}\n{description}".encode()).hexdigest()
+
+        def work(session: Session) -> Preset:
+            check_refs(session, spec)
+            named = naming.take_name(session, "preset", name)
+            version = naming.same_content(session, named, digest)
+            if version is None:
+                version = naming.add_version(session, named, digest)
+                uses = sorted({(ref.name, ref.selector) for _, ref in refs_of(spec)})
+                session.add(PresetRow(version=version, description=description, spec=document,
+                                      uses=[PresetUse(name=used, selector=selector) for used, selector in uses]))
+                session.flush()
+            return _presets(session, [version.id])[0]
+
+        return self._database.write(work)
+
+    def resolve(self, ref: str) -> Preset:
+        """Raises NotFound."""
+        with self._database.read() as session:
+            version = naming.resolve(session, "preset", Ref.parse(ref, "preset"))
+            return _presets(session, [version.id])[0]
+
+    def list(self, *, q: str | None = None, order: str = "name", limit: int = 50,
+             cursor: str | None = None) -> Page[Preset]:
+        """One preset per name: the version that the bare name means. `q` is searched in name and description."""
+        statement = (select(Named, PresetRow.version_id).join(Version, Version.named_id == Named.id)
+                     .join(PresetRow, PresetRow.version_id == Version.id)
+                     .where(Named.collection == "preset", Version.id == naming.current_version()))
+        if q is not None:
+            q = naming.searchable(q, "q").lower()
+            statement = statement.where(or_(Named.name.contains(q, autoescape=True),
+                                            func.lower(PresetRow.description).contains(q, autoescape=True)))
+        with self._database.read() as session:
+            page = fetch(session, statement, order, limit, cursor)
+            return Page(_presets(session, page.items), page.cursor)
+
+    def versions(self, name: str) -> Sequence[Preset]:
+        """All versions, newest first. Raises NotFound."""
+        naming.check_name(name, "preset")
+        with self._database.read() as session:
+            return _presets(session, [version.id for version in naming.versions(session, "preset", name)])
+
+    def delete(self, ref: str, *, force: bool = False) -> Sequence[str]:
+        """Delete one version, or with a bare name all. Raises NotFound, and Conflict where an alias points at it."""
+        wanted = Ref.parse(ref, "preset")
+
+        def work(session: Session) -> list[str]:
+            every = naming.versions(session, "preset", wanted.name, lock=True)
+            doomed = [naming.resolve(session, "preset", wanted)] if wanted.selector else every
+            aliases = naming.aliases_of(session, [version.id for version in doomed])
+            if aliases and not force:
+                alias = next(iter(aliases.values()))[0]
+                raise Conflict(f"the alias {wanted.name}@{alias} points at it", param="preset",
+                               fix="Move or remove the alias first, or force.")
+            naming.drop_aliases(session, [version.id for version in doomed])
+            for version in doomed:
+                session.delete(session.get_one(PresetRow, version.id))
+                session.flush()
+                session.delete(version)
+            return [f"{wanted.name}@{version.number}" for version in doomed]
+
+        return self._database.write(work)
+
+    def set_alias(self, name: str, alias: str, version: int) -> Preset:
+        """Point an alias at a version, in one step if it pointed elsewhere. Raises NotFound."""
+        naming.check_name(name, "preset")
+        naming.check_alias(alias)
+
+        def work(session: Session) -> Preset:
+            return _presets(session, [naming.set_alias(session, "preset", name, alias, version).id])[0]
+
+        return self._database.write(work)
+
+    def remove_alias(self, name: str, alias: str) -> None:
+        """Raises NotFound."""
+        naming.check_name(name, "preset")
+        naming.check_alias(alias)
+        self._database.write(lambda session: naming.remove_alias(session, "preset", name, alias))
+
+
+def _presets(session: Session, version_ids: list[int]) -> list[Preset]:
+    """Presets in the order of `version_ids`."""
+    found = session.execute(select(PresetRow, Named.name).join(Version, Version.id == PresetRow.version_id)
+                            .join(Named, Named.id == Version.named_id).where(PresetRow.version_id.in_(version_ids)))
+    rows = {row.version_id: (row, name) for row, name in found}
+    aliases = naming.aliases_of(session, version_ids)
+    return [_preset(*rows[n], aliases.get(n, ())) for n in version_ids]
+
+
+def _preset(row: PresetRow, name: str, aliases: tuple[str, ...]) -> Preset:
+    try:
+        spec = Spec.model_validate_json(row.spec)
+    except ValidationError as error:
+        raise LibraryUnavailable(f"the stored spec of {name}@{row.version.number} cannot be read: {error}") from error
+    return Preset(name, row.version.number, spec, row.description, row.version.digest, aliases, row.version.created_at)

@@ -1,0 +1,70 @@
+"""Settings of the whole library that requests feel: the default spec and the kill switch."""
+
+from pydantic import ValidationError
+from sqlalchemy.orm import Session
+
+from steering.spec import Spec
+from vectors.database import Database
+from vectors.errors import LibraryUnavailable
+from vectors.naming import Ref
+from vectors.specs import check_refs, dump, refs_of
+from vectors.tables import Setting
+
+DEFAULT_SPEC = "default_spec"
+KILL_SWITCH = "kill_switch"
+
+
+class Switches:
+    """Shared by all processes that have the library open; every read asks the database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def default_spec(self) -> Spec | None:
+        """The spec that acts where a request does not say otherwise; None where none is set."""
+        with self._database.read() as session:
+            return _default_spec(session)
+
+    def set_default_spec(self, spec: Spec) -> None:
+        """Raises NotFound: the spec names an artifact that is not there."""
+
+        def work(session: Session) -> None:
+            check_refs(session, spec)
+            _store(session, DEFAULT_SPEC, dump(spec))
+
+        self._database.write(work)
+
+    def clear_default_spec(self) -> None:
+        self._database.write(lambda session: _store(session, DEFAULT_SPEC, None))
+
+    def kill_switch(self) -> bool:
+        """Whether all steering is off."""
+        with self._database.read() as session:
+            row = session.get(Setting, KILL_SWITCH)
+            return row is not None and bool(row.value)
+
+    def set_kill_switch(self, on: bool) -> None:
+        self._database.write(lambda session: _store(session, KILL_SWITCH, on))
+
+
+def default_refs(session: Session) -> list[Ref]:
+    spec = _default_spec(session)
+    return [] if spec is None else [ref for _, ref in refs_of(spec)]
+
+
+def _default_spec(session: Session) -> Spec | None:
+    row = session.get(Setting, DEFAULT_SPEC)
+    if row is None or row.value is None:
+        return None
+    try:
+        return Spec.model_validate(row.value)
+    except ValidationError as error:
+        raise LibraryUnavailable(f"the stored default spec cannot be read: {error}", fix="Set it anew.") from error
+
+
+def _store(session: Session, key: str, value: object) -> None:
+    row = session.get(Setting, key, with_for_update=True)
+    if row is None:
+        session.add(Setting(key=key, value=value))
+    else:
+        row.value = value
