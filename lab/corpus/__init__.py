@@ -1,0 +1,9 @@
+"""The corpus: one skill per module, mixed with fixed shares.
+
+Each skill module offers `SKILL`, `train_sample(rng)`, `test_items(n, seed)` and its scorer.
+"""
+
+from lab.corpus.mix import MIX, SKILLS, documents
+from lab.corpus.sample import Sample, TestItem
+
+__all__ = ["MIX", "SKILLS", "Sample", "TestItem", "documents"]

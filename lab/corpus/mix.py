@@ -1,0 +1,41 @@
+"""Which skills the corpus has and how often each is drawn."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+from lab.corpus import (
+    bandit,
+    calendar,
+    chat,
+    emotions,
+    facts,
+    graph,
+    languages,
+    sentiment,
+    stories,
+    tasks,
+)
+from lab.corpus.sample import Sample
+
+SKILLS = {
+    m.SKILL: m
+    for m in (chat, sentiment, calendar, tasks, facts, languages, emotions, bandit, graph, stories)
+}
+
+# Share of documents per skill: calendar and tasks are learned last, so they get the most.
+MIX = {
+    "chat": 14.0, "sentiment": 12.0, "calendar": 24.0, "tasks": 20.0, "facts": 12.0,
+    "languages": 7.0, "emotions": 9.0, "bandit": 6.0, "graph": 7.0, "stories": 6.0,
+}
+
+
+def documents(seed: int | str, mix: dict[str, float] | None = None) -> Iterator[Sample]:
+    """An endless stream of training documents, the same for the same seed."""
+    rng = random.Random(f"corpus {seed}")
+    shares = mix or MIX
+    names, weights = list(shares), list(shares.values())
+    while True:
+        for name in rng.choices(names, weights, k=256):
+            yield SKILLS[name].train_sample(rng)
