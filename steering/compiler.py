@@ -74,7 +74,7 @@ def _compile_one(item: Resolved, facts: ModelFacts) -> Compiled:
     if payload is None:
         # A multi-site direction belongs to no layer in particular; it may be written without one.
         unplaced = [0] if multi_site else None
-        given = unplaced if wanted is None else _explicit(wanted, facts)
+        given = unplaced if wanted is None else explicit_layers(wanted, facts)
         payload = inline_payload(inline_tensors, operation, given, facts)
     layers = _all_layers(facts, sites) if multi_site else _layers(wanted, payload, facts)
     origin = _source_layer(options, payload, facts) if multi_site else None
@@ -174,7 +174,7 @@ def _scale(strength: Strength, operation: Operation, tensors: Mapping[str, torch
     return strength.value * known[layer] / length
 
 
-def _explicit(layers: Layers, facts: ModelFacts) -> list[int]:
+def explicit_layers(layers: Layers, facts: ModelFacts) -> list[int]:
     """Layer numbers in the order given, checked against the model."""
     if layers == "all":
         return list(range(facts.num_layers))
@@ -203,7 +203,7 @@ def _layers(layers: Layers | None, payload: Payload, facts: ModelFacts) -> list[
     held = [facts.check_layer(n, "layers") for n in payload.layers]
     if layers is None or layers == "all":
         return held
-    found = _explicit(layers, facts)
+    found = explicit_layers(layers, facts)
     if isinstance(layers, LayerDepth):
         found = [n for n in found if n in payload.layers]
     missing = [n for n in found if n not in payload.layers]
