@@ -146,6 +146,9 @@ def _check_meaning(kind: Kind, tensors: Mapping[str, torch.Tensor], where: str) 
             raise InvalidPayload("the vector is zero and would do nothing", param=f"{where}.{name}")
     if kind == "subspace":
         basis = tensors["basis"].double()
+        if len(basis) > basis.shape[1]:
+            raise InvalidPayload(f"{len(basis)} rows cannot be independent in {basis.shape[1]} dimensions",
+                                 param=f"{where}.basis")
         gram = basis @ basis.T
         if not torch.allclose(gram, torch.eye(len(basis), dtype=gram.dtype), atol=1e-3):
             raise InvalidPayload("basis rows must be orthonormal (unit length, pairwise perpendicular)",

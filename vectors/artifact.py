@@ -136,7 +136,7 @@ def check(metadata: Metadata, payload: Payload, limits: Limits) -> Metadata:
                          ("metadata.sigma", len(metadata.sigma))):
         if count > limits.layers:
             raise PayloadTooLarge(f"{count} layers, more than {limits.layers}", param=field)
-    check_size(metadata, limits)
+    check_storable(metadata, limits)
     if metadata.kind != payload.kind:
         raise InvalidMetadata(f"the metadata says {metadata.kind}, the numbers are a {payload.kind}",
                               param="metadata.kind")
@@ -151,11 +151,17 @@ def check(metadata: Metadata, payload: Payload, limits: Limits) -> Metadata:
     return metadata
 
 
-def check_size(metadata: Metadata, limits: Limits) -> None:
-    """Raises PayloadTooLarge."""
-    if len(metadata.document().encode()) > limits.document_bytes:
+def check_storable(metadata: Metadata, limits: Limits) -> None:
+    """Raises PayloadTooLarge; InvalidMetadata: what would be stored could not be read back."""
+    document = metadata.document()
+    if len(document.encode()) > limits.document_bytes:
         raise PayloadTooLarge(f"the metadata takes more than {limits.document_bytes} bytes as JSON", param="metadata",
                               fix="Shorten provenance and card; keep reports beside the library.")
+    try:
+        Metadata.model_validate_json(document)
+    except ValidationError as error:
+        # JSON can be written deeper than it can be read.
+        raise InvalidMetadata.of(error, "metadata") from error
 
 
 def _check_layers(metadata: Metadata, payload: Payload) -> None:

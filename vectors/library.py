@@ -17,7 +17,7 @@ from steering.payload import Kind, Payload
 from steering.source import Source
 from steering.spec import Op, Site
 from vectors import guards, naming
-from vectors.artifact import Artifact, Limits, Metadata, Patch, check, check_size
+from vectors.artifact import Artifact, Limits, Metadata, Patch, check, check_storable
 from vectors.blobs import BlobStore, Stored, digest_of
 from vectors.database import Database
 from vectors.errors import CorruptBlob, LibraryUnavailable
@@ -185,7 +185,7 @@ class Library:
                 row.card = patch.card
             session.flush()
             artifact = _artifacts(session, [version.id])[0]
-            check_size(artifact.metadata, self.limits)
+            check_storable(artifact.metadata, self.limits)
             return artifact
 
         return self._database.write(work)

@@ -1,12 +1,10 @@
 """Presets: specs under a name, versioned and immutable, with aliases like artifacts."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from pydantic import ValidationError
 from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
@@ -14,10 +12,9 @@ from steering.errors import Conflict, InvalidRequest, PayloadTooLarge
 from steering.spec import Spec
 from vectors import naming
 from vectors.database import Database
-from vectors.errors import LibraryUnavailable
 from vectors.naming import Ref
 from vectors.paging import Page, fetch
-from vectors.specs import check_refs, dump, refs_of
+from vectors.specs import check_refs, from_json, refs_of, to_json
 from vectors.tables import Named, PresetRow, PresetUse, Version
 
 MAX_SPEC_BYTES = 16 * 2**20
@@ -51,13 +48,13 @@ class Presets:
         """Store a new version. The same spec and description again give the version that holds them already.
 
         Raises:
-            InvalidRequest: name or description. NotFound: the spec names an artifact that is not there.
+            InvalidRequest: name, description or spec. NotFound: the spec names an artifact that is not there.
         """
         naming.check_name(name, "preset")
         if len(description) > MAX_DESCRIPTION or any(not (c.isprintable() or c in "\n\t") for c in description):
             raise InvalidRequest(f"a description is printable text of at most {MAX_DESCRIPTION} characters",
                                  param="description")
-        document = json.dumps(dump(spec), separators=(",", ":"))
+        document = to_json(spec)
         if len(document) > MAX_SPEC_BYTES:
             raise PayloadTooLarge(f"the spec takes more than {MAX_SPEC_BYTES} bytes", param="spec",
                                   fix="Store large inline numbers as artifacts.")
@@ -151,8 +148,5 @@ def _presets(session: Session, version_ids: list[int]) -> list[Preset]:
 
 
 def _preset(row: PresetRow, name: str, aliases: tuple[str, ...]) -> Preset:
-    try:
-        spec = Spec.model_validate_json(row.spec)
-    except ValidationError as error:
-        raise LibraryUnavailable(f"the stored spec of {name}@{row.version.number} cannot be read: {error}") from error
+    spec = from_json(row.spec, f"the stored spec of {name}@{row.version.number}")
     return Preset(name, row.version.number, spec, row.description, row.version.digest, aliases, row.version.created_at)

@@ -1,23 +1,44 @@
 """Specs as the library stores them: as JSON that reads back equal, with their references to artifacts checked."""
 
-from typing import Any
+import json
 
+from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
 from sqlalchemy.orm import Session
 
-from steering.errors import TrimtabError
+from steering.errors import InvalidSpec, TrimtabError
 from steering.spec import BareStrength, Spec
 from vectors import naming
+from vectors.errors import LibraryUnavailable
 from vectors.naming import Ref
 
 
-def dump(spec: Spec) -> dict[str, Any]:
-    """Plain data from which `Spec.model_validate` gives the same spec."""
-    plain = spec.model_dump(mode="json", exclude_unset=True)
-    for intervention, written in zip(spec.interventions, plain["interventions"], strict=True):
-        # A bare number leaves the unit to the artifact, and {"value": number} does not.
-        if isinstance(intervention.strength, BareStrength):
-            written["strength"] = intervention.strength.value
-    return plain
+def to_json(spec: Spec) -> str:
+    """JSON from which `from_json` gives the same spec.
+
+    Raises:
+        InvalidSpec: inline numbers or options hold what JSON cannot, or are nested too deep.
+    """
+    try:
+        plain = spec.model_dump(mode="json", exclude_unset=True)
+        for intervention, written in zip(spec.interventions, plain["interventions"], strict=True):
+            # A bare number leaves the unit to the artifact, and {"value": number} does not.
+            if isinstance(intervention.strength, BareStrength):
+                written["strength"] = intervention.strength.value
+        document = json.dumps(plain, separators=(",", ":"), allow_nan=False)
+        Spec.model_validate_json(document)
+    except (PydanticSerializationError, ValueError, RecursionError) as error:
+        raise InvalidSpec("the spec cannot be stored as JSON: it holds NaN, infinity or broken Unicode, or is nested "
+                          "too deep", param="spec") from error
+    return document
+
+
+def from_json(document: str, what: str) -> Spec:
+    """Raises LibraryUnavailable: `what` was stored by a version with another language."""
+    try:
+        return Spec.model_validate_json(document)
+    except ValidationError as error:
+        raise LibraryUnavailable(f"{what} cannot be read: {error}", fix="Store it anew.") from error
 
 
 def refs_of(spec: Spec) -> list[tuple[int, Ref]]:

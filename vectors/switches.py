@@ -1,13 +1,11 @@
 """Settings of the whole library that requests feel: the default spec and the kill switch."""
 
-from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from steering.spec import Spec
 from vectors.database import Database
-from vectors.errors import LibraryUnavailable
 from vectors.naming import Ref
-from vectors.specs import check_refs, dump, refs_of
+from vectors.specs import check_refs, from_json, refs_of, to_json
 from vectors.tables import Setting
 
 DEFAULT_SPEC = "default_spec"
@@ -27,10 +25,11 @@ class Switches:
 
     def set_default_spec(self, spec: Spec) -> None:
         """Raises NotFound: the spec names an artifact that is not there."""
+        document = to_json(spec)
 
         def work(session: Session) -> None:
             check_refs(session, spec)
-            _store(session, DEFAULT_SPEC, dump(spec))
+            _store(session, DEFAULT_SPEC, document)
 
         self._database.write(work)
 
@@ -56,10 +55,7 @@ def _default_spec(session: Session) -> Spec | None:
     row = session.get(Setting, DEFAULT_SPEC)
     if row is None or row.value is None:
         return None
-    try:
-        return Spec.model_validate(row.value)
-    except ValidationError as error:
-        raise LibraryUnavailable(f"the stored default spec cannot be read: {error}", fix="Set it anew.") from error
+    return from_json(row.value, "the stored default spec")
 
 
 def _store(session: Session, key: str, value: object) -> None:
