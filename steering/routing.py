@@ -41,7 +41,8 @@ class RouterRule:
         scale: factor on the weights after that.
         num_groups, top_groups: experts stand in equal groups and only those of the best `top_groups` may be chosen.
         group_score: a group is as good as its best expert ("max"), or the sum of its best two ("top2").
-        correction: added to the scores for the choice only, never for the weights, `[E]`.
+        correction: added to the scores for the choice only, never for the weights, `[E]`. It is the model's own buffer:
+            take the rule after the model is on its device.
         weights_like_logits: weights are handed on in the dtype of the logits (else float32).
         sorted: the k experts come best first.
     """
@@ -69,7 +70,7 @@ def select(logits: Tensor, rule: RouterRule, *, logit_bias: Tensor | None = None
         logit_bias: added to the logits before everything, `[T, E]`. `-inf` switches an expert off: the next best takes
             its place. Where a token has fewer than k experts left, the slots over keep weight 0.
         force: `[T, E]` bool. A forced expert's logit is put `FORCE_MARGIN` above the token's best one, and it is chosen
-            whatever its group, correction or bias. At most k of them a token can be.
+            whatever its group, correction or bias. At most k experts of a token can be.
 
     Returns:
         The routing, with `logits` as they were given.
@@ -103,10 +104,8 @@ def select(logits: Tensor, rule: RouterRule, *, logit_bias: Tensor | None = None
 
 
 def _scores(logits: Tensor, rule: RouterRule) -> Tensor:
-    if rule.scoring == "sigmoid":
-        return logits.sigmoid()
-    # A token with every expert off has no softmax: all its scores are 0.
-    return logits.softmax(dim=-1).masked_fill(torch.isneginf(logits), 0.0)
+    # A token with every expert off has no softmax; its NaN never leave `select`, which masks what is off.
+    return logits.sigmoid() if rule.scoring == "sigmoid" else logits.softmax(dim=-1)
 
 
 def _choice(scores: Tensor, rule: RouterRule) -> Tensor:

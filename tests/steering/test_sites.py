@@ -272,7 +272,7 @@ def test_block_input_by_name_is_reached(model: PreTrainedModel, facts: ModelFact
         return x + 1.0
 
     handle = attach(model, "resid_pre", 0, edit)
-    block.forward = lambda hidden_states: hidden_states  # type: ignore[method-assign]
+    block.forward = lambda hidden_states: hidden_states
     x = torch.randn(1, 4, facts.d_model)
     try:
         by_name, by_position = block(hidden_states=x), block(x)
