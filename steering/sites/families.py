@@ -5,7 +5,7 @@ are what the block adds to the residual stream, so families that norm after atte
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -13,8 +13,6 @@ from steering.errors import LayerOutOfRange, UnsupportedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Scoring = Literal["softmax", "sigmoid"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,6 @@ class Family:
         head_out: the attention's output projection; its input is the concatenated heads.
         mlp_act: the down projection of a dense MLP; its input is the neurons.
         router: the gate of a mixture of experts, returning (logits, weights, experts); None for dense families.
-        scoring: how the gate turns logits into scores.
     """
 
     name: str
@@ -38,7 +35,6 @@ class Family:
     head_out: str = "self_attn.o_proj"
     mlp_act: str = "mlp.down_proj"
     router: str | None = None
-    scoring: Scoring = "softmax"
 
 
 def _post_norm(name: str) -> Family:
@@ -61,7 +57,7 @@ FAMILIES: dict[str, Family] = {family.name: family for family in (
     Family("qwen3_moe", router="mlp.gate"),
     Family("olmoe", router="mlp.gate"),
     Family("deepseek_v2", router="mlp.gate"),
-    Family("deepseek_v3", router="mlp.gate", scoring="sigmoid"),
+    Family("deepseek_v3", router="mlp.gate"),
 )}
 
 
