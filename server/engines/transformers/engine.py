@@ -13,6 +13,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
 
 from server.engines.base import Captured, CaptureRequest, Engine, Generation, Scores
+from server.engines.transformers.canary import check_batching
 from server.engines.transformers.forward import ForwardPass, TokenRun, batches, check_sites
 from server.engines.transformers.loading import load_model
 from server.engines.transformers.options import EngineOptions
@@ -73,6 +74,8 @@ class TransformersEngine(Engine):
             self.facts = narrowed(self.facts, self.selftest)
         self._manager = await asyncio.to_thread(self._make_manager)
         self._manager.start()
+        if self.options.self_test:
+            await check_batching(self, self.model.dtype)
 
     async def stop(self) -> None:
         if self._manager is not None:

@@ -1,0 +1,69 @@
+"""Tiny models on disk and engines on them."""
+
+import itertools
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.tiny import tiny
+
+from server.engines.base import Generation, Sampling, Token, Touched
+from server.engines.transformers.engine import TransformersEngine
+from server.engines.transformers.options import EngineOptions
+from steering.compiler import compile_program
+from steering.program import Program
+from steering.source import Resolved
+from steering.spec import Intervention
+
+torch.set_num_threads(1)
+_counter = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def make(family: str) -> Path:
+        if family not in made:
+            made[family] = tmp_path_factory.mktemp(family)
+            tiny(family).save_pretrained(made[family])
+        return made[family]
+
+    return make
+
+
+@pytest.fixture
+async def start_engine(model_dir: Callable[[str], Path]) -> AsyncIterator[Callable[..., Any]]:
+    """`await start_engine(family, **options)`; stopped at the end of the test."""
+    engines: list[TransformersEngine] = []
+
+    async def start(family: str, **options: Any) -> TransformersEngine:
+        settings: dict[str, Any] = {"kv_cache_tokens": 4096, "max_batch_tokens": 128, "page_size": 8, "self_test": False}
+        engine = TransformersEngine(EngineOptions(model=str(model_dir(family)), model_id="tiny",
+                                                  **{**settings, **options}))
+        engines.append(engine)
+        await engine.start()
+        return engine
+
+    yield start
+    for engine in engines:
+        await engine.stop()
+
+
+def compiled(engine: TransformersEngine, *interventions: dict[str, Any]) -> Program:
+    """A program of inline interventions."""
+    return compile_program([Resolved(Intervention.model_validate(item)) for item in interventions], engine.facts)
+
+
+async def generate(engine: TransformersEngine, prompt: list[int], program: Program | None = None, *,
+                   roles: list[str] | None = None, **sampling: Any) -> tuple[list[Token], list[Touched]]:
+    """All tokens of one completion (greedy, with log-probabilities, unless told otherwise) and what was touched."""
+    settings: dict[str, Any] = {"max_tokens": 12, "temperature": 0.0, "logprobs": 5, **sampling}
+    completion = engine.generate(Generation(f"request-{next(_counter)}", prompt, Sampling(**settings), program, roles))
+    return [token async for token in completion], completion.touched()
+
+
+def ids(tokens: list[Token]) -> list[int]:
+    return [token.token_id for token in tokens]
