@@ -1,0 +1,100 @@
+"""Every method against a planted direction, and the centring trap."""
+
+import random
+from typing import get_args
+
+import pytest
+import torch
+from sklearn.decomposition import PCA
+
+from tests.vectors.extract.planted import DIRECTIONS, SHIFTS, Planted, cosine, never, pairs, request, silent
+from vectors.extract import methods, run
+from vectors.extract.contract import MethodName, Pair
+from vectors.extract.errors import FitFailed
+from vectors.extract.mean_difference import MeanDifference
+from vectors.extract.method import get_method, register
+from vectors.extract.pca_repe import balanced_signs
+from vectors.extract.principal import principal_direction
+
+METHODS = get_args(MethodName)
+
+
+def stacked(count: int, layer: int, planted: Planted) -> tuple[torch.Tensor, torch.Tensor]:
+    """Activations of `count` pairs at one layer, positive and negative."""
+    sides = [[planted.token(getattr(pair, side), 2, layer) for pair in pairs(count)]
+             for side in ("positive", "negative")]
+    return torch.stack(sides[0]), torch.stack(sides[1])
+
+
+def test_every_name_of_the_contract_has_one_method() -> None:
+    assert sorted(METHODS) == [method.name for method in methods()]
+    assert len({method.summary for method in methods()}) == len(METHODS)
+    with pytest.raises(ValueError, match="registered twice"):
+        register(MeanDifference)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_planted_direction_is_recovered_with_its_sign_and_length(method: MethodName) -> None:
+    extraction = run(request(pairs(250), method=method), Planted(), silent, never)
+    for layer in (2, 3):
+        vector = extraction.payload.layers[layer]["vector"]
+        assert cosine(vector, DIRECTIONS[layer]) > 0.95
+        assert float(vector.norm()) == pytest.approx(SHIFTS[layer], rel=0.1)
+    report = extraction.report
+    assert report["best_layer"] == 2
+    assert report["layers"]["2"]["test"]["auc"] == 1.0
+    assert report["layers"]["2"]["test"]["pair_accuracy"] == 1.0
+    # Nothing is planted at layer 0, so nothing may be found there.
+    assert abs(cosine(extraction.payload.layers[0]["vector"], DIRECTIONS[0])) < 0.5
+    assert 0.2 < report["layers"]["0"]["test"]["auc"] < 0.8
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_labels_that_mean_nothing_give_nothing(method: MethodName) -> None:
+    coin = random.Random(5)
+    shuffled = [pair if coin.random() < 0.5 else Pair(positive=pair.negative, negative=pair.positive)
+                for pair in pairs(300)]
+    extraction = run(request(shuffled, method=method), Planted(), silent, never)
+    for scores in extraction.report["layers"].values():
+        assert 0.25 < scores["test"]["auc"] < 0.75
+
+
+def test_centred_differences_lose_the_shared_shift_and_pairwise_keeps_it() -> None:
+    """methods/20a: PCA that centres the differences removes the very mean that was looked for."""
+    positive, negative = stacked(100, 2, Planted(vary=4.0))
+    differences = positive - negative
+    trapped = torch.from_numpy(PCA(n_components=1).fit(differences.numpy()).components_[0])
+    assert abs(cosine(trapped, DIRECTIONS[2])) < 0.3
+    for name in ("pca_pairwise", "pca_repe"):
+        found = get_method(name).fit(positive, negative, torch.Generator().manual_seed(0))
+        assert abs(cosine(found, DIRECTIONS[2])) > 0.95
+
+
+@pytest.mark.parametrize("shape", [(5, 30), (40, 30), (30, 30)])
+def test_the_principal_direction_is_the_first_right_singular_vector(shape: tuple[int, int]) -> None:
+    rows = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.7
+    expected = torch.linalg.svd(rows, full_matrices=False).Vh[0]
+    found = principal_direction(rows)
+    assert abs(cosine(found, expected)) == pytest.approx(1.0, abs=1e-9)
+    assert float(found.norm()) == pytest.approx(1.0)
+
+
+def test_no_variance_is_a_refusal() -> None:
+    with pytest.raises(FitFailed) as caught:
+        principal_direction(torch.zeros(6, 4, dtype=torch.float64))
+    assert caught.value.param == "pairs"
+
+
+@pytest.mark.parametrize("count", [2, 7, 20])
+def test_repe_draws_as_many_signs_of_each_kind_as_it_can(count: int) -> None:
+    signs = balanced_signs(count, torch.Generator().manual_seed(3))
+    assert int((signs == -1).sum()) == count // 2
+    assert int((signs == 1).sum()) == count - count // 2
+
+
+def test_the_probe_ignores_dims_that_never_vary() -> None:
+    positive, negative = stacked(60, 2, Planted())
+    positive[:, 7] = negative[:, 7] = 3.0
+    found = get_method("logistic_probe").fit(positive, negative, torch.Generator())
+    assert float(found[7]) == 0.0
+    assert bool(torch.isfinite(found).all())

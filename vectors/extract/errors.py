@@ -1,0 +1,54 @@
+"""Why an extraction is refused or given up."""
+
+from typing import ClassVar
+
+from steering.errors import InvalidRequest, TrimtabError
+
+
+class InvalidData(InvalidRequest):
+    """Contrastive pairs that a direction cannot be taken from."""
+
+    code = "invalid_extraction_data"
+
+
+class TooFewPairs(InvalidData):
+    code = "too_few_pairs"
+
+
+class EmptyText(InvalidData):
+    code = "empty_text"
+
+
+class TextTooLong(InvalidData):
+    code = "text_too_long"
+
+
+class NoContrast(InvalidData):
+    """Both sides of a pair are the same, so that there is only one class."""
+
+    code = "no_contrast"
+
+
+class LeakingSplit(InvalidData):
+    """An item, or the same pair under another item's name, stands in more than one split."""
+
+    code = "leaking_split"
+
+
+class ConstantActivations(InvalidData):
+    """Every text has the same activation there, as at the embedding of a template's last token."""
+
+    code = "constant_activations"
+
+
+class FitFailed(InvalidData):
+    """The method found no direction in these activations."""
+
+    code = "fit_failed"
+
+
+class ExtractionCancelled(TrimtabError):
+    """The job was cancelled; nothing was stored."""
+
+    status: ClassVar[int] = 409
+    code = "extraction_cancelled"

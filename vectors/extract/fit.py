@@ -1,0 +1,53 @@
+"""The direction of one layer: fitted and oriented on train, scored on dev and test."""
+
+from dataclasses import dataclass
+
+import torch
+
+from vectors.extract.data import Dataset
+from vectors.extract.errors import ConstantActivations, FitFailed
+from vectors.extract.method import Method
+from vectors.extract.score import Score, oriented, score
+from vectors.extract.store import ActivationStore
+
+# Below this share of the activations' own size, differences are rounding of float32 and nothing else.
+ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class LayerFit:
+    """vector: `[d]` float64, positive class larger, as long as the class means are apart along it.
+    sigma: standard deviation of all train texts' projections on the unit direction.
+    """
+
+    layer: int
+    vector: torch.Tensor
+    sigma: float
+    dev: Score
+    test: Score
+
+
+def fit_layer(method: Method, layer: int, store: ActivationStore, data: Dataset, generator: torch.Generator
+              ) -> LayerFit:
+    """Raises:
+        ConstantActivations: nothing varies at this layer.
+        FitFailed: the method found no direction, or one along which the class means do not differ.
+    """
+    train = store.layer(layer, data.splits["train"])
+    pooled = torch.cat(train)
+    size = float(pooled.abs().max())
+    if float((pooled - pooled[0]).abs().max()) <= ROUNDING * size:
+        raise ConstantActivations(f"at layer {layer} all texts have the same activation", param="layers",
+                                  fix="Leave that layer out, or read another token.")
+    direction = oriented(method.fit(*train, generator), *train)
+    unit = direction / direction.norm()
+    projections = pooled @ unit
+    apart = float((train[0] @ unit).mean() - (train[1] @ unit).mean())
+    # The vote that orients goes by pairs; where a few large pairs outweigh it, the means may lie the other way.
+    length = abs(apart)
+    if not length > ROUNDING * size:
+        raise FitFailed(f"at layer {layer} the classes have the same mean along the direction found", param="pairs",
+                        fix="Use more pairs, or the method mean_difference.")
+    return LayerFit(layer, unit * length, float(projections.std(correction=0)),
+                    score(unit, *store.layer(layer, data.splits["dev"])),
+                    score(unit, *store.layer(layer, data.splits["test"])))
