@@ -5,7 +5,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, JsonValue, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    JsonValue,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticSerializationError
 
 from steering.errors import PayloadTooLarge
@@ -72,6 +81,13 @@ class Metadata(Model):
                              "report, and what else is worth knowing.")
     card: Free | None = Field(default=None, description="Measured scores and the window of strengths that works.")
 
+    @field_validator("options")
+    @classmethod
+    def _known_options(cls, options: Free, info: ValidationInfo) -> Free:
+        if options and "op" in info.data:
+            OPTIONS[info.data["op"]].model_validate(options)
+        return options
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         operation = get_operation(self.op)
@@ -84,8 +100,6 @@ class Metadata(Model):
             raise ValueError(f"strength unit {self.strength.unit} has no meaning for the op {self.op}; use raw")
         if len(set(self.tags)) != len(self.tags):
             raise ValueError("a tag occurs twice in tags")
-        if self.options:
-            OPTIONS[self.op].model_validate(self.options)
         return self
 
     @classmethod

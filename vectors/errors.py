@@ -15,7 +15,7 @@ class InvalidMetadata(InvalidPayload):
         """The first complaint of pydantic, with its field named."""
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"])
-        return cls(first["msg"], param=f"{prefix}.{field}" if field else prefix)
+        return cls(first["msg"].removeprefix("Value error, "), param=f"{prefix}.{field}" if field else prefix)
 
 
 class CorruptBlob(TrimtabError):
