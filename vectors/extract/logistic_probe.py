@@ -10,6 +10,8 @@ from vectors.extract.errors import FitFailed
 from vectors.extract.method import Method, register
 
 MAX_ITERATIONS = 2000
+# Activations have more dims than there are pairs: at scikit-learn's own 1.0 the weights follow the noise.
+INVERSE_PENALTY = 0.01
 
 
 @register
@@ -28,7 +30,7 @@ class LogisticProbe(Method):
         live = scale > 0
         scale = torch.where(live, scale, torch.ones_like(scale))
         labels = torch.cat([torch.ones(len(positive)), torch.zeros(len(negative))])
-        regression = LogisticRegression(C=1.0, max_iter=MAX_ITERATIONS)
+        regression = LogisticRegression(C=INVERSE_PENALTY, max_iter=MAX_ITERATIONS)
         with warnings.catch_warnings():
             warnings.simplefilter("error", ConvergenceWarning)
             try:

@@ -35,7 +35,7 @@ def test_every_name_of_the_contract_has_one_method() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_planted_direction_is_recovered_with_its_sign_and_length(method: MethodName) -> None:
-    extraction = run(request(pairs(250), method=method), Planted(), silent, never)
+    extraction = run(request(pairs(100), method=method), Planted(), silent, never)
     for layer in (2, 3):
         vector = extraction.payload.layers[layer]["vector"]
         assert cosine(vector, DIRECTIONS[layer]) > 0.95
