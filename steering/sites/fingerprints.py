@@ -10,9 +10,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FULL_HASH_LIMIT_BYTES = 2 * 1024**3
+FULL_HASH_LIMIT_NUMBERS = 2**30
 SAMPLE_CHUNKS = 64
-SAMPLE_CHUNK_BYTES = 4096
+SAMPLE_CHUNK_NUMBERS = 2048
 
 # Configuration that changes what the same weights compute, by the names that the known families use for it. Few and
 # stable on purpose: hashing the whole configuration would change the fingerprint with every release of transformers.
@@ -24,28 +24,33 @@ _ESSENTIALS = (
 
 
 def fingerprint(model: "PreTrainedModel") -> str:
-    """SHA-256 (64 hex digits) over the configuration's essentials and every weight: name, dtype, shape, bytes.
+    """SHA-256 (64 hex digits) over the configuration's essentials and every weight: name, shape, numbers.
 
-    Models over 2 GiB are sampled: of each tensor over 256 KiB, 64 chunks of 4 KiB at equal distances, the first and the
-    last bytes among them. Any training touches those; a deliberate change of single weights between them is not seen.
+    Numbers are hashed as bfloat16, so that one checkpoint loaded in float32 here and in bfloat16 there is one model.
+    Models over 2**30 numbers are sampled: of each large tensor, 64 chunks of 2048 numbers at equal distances, the first
+    and the last among them. Any training touches those; a deliberate change of single weights between them is not seen.
     """
     digest = hashlib.sha256()
     config: Any = model.config
     digest.update(json.dumps({name: getattr(config, name, None) for name in _ESSENTIALS}, sort_keys=True).encode())
     state: dict[str, Tensor] = model.state_dict()
-    sampled = sum(tensor.nbytes for tensor in state.values()) > FULL_HASH_LIMIT_BYTES
+    sampled = sum(tensor.numel() for tensor in state.values()) > FULL_HASH_LIMIT_NUMBERS
     digest.update(b"sampled" if sampled else b"full")
     for name, tensor in sorted(state.items()):
-        digest.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
-        raw = tensor.detach().reshape(-1).view(torch.uint8)
-        content: Any = (_sample(raw) if sampled else raw).cpu().numpy()
+        kind = "float" if tensor.is_floating_point() else str(tensor.dtype)
+        digest.update(f"{name}|{kind}|{list(tensor.shape)}|".encode())
+        numbers = tensor.detach().reshape(-1)
+        numbers = _sample(numbers) if sampled else numbers
+        if numbers.is_floating_point():
+            numbers = numbers.to(torch.bfloat16)
+        content: Any = numbers.contiguous().view(torch.uint8).cpu().numpy()
         digest.update(content)
     return digest.hexdigest()
 
 
-def _sample(raw: Tensor) -> Tensor:
-    if raw.numel() <= SAMPLE_CHUNKS * SAMPLE_CHUNK_BYTES:
-        return raw
-    last = raw.numel() - SAMPLE_CHUNK_BYTES
+def _sample(numbers: Tensor) -> Tensor:
+    if numbers.numel() <= SAMPLE_CHUNKS * SAMPLE_CHUNK_NUMBERS:
+        return numbers
+    last = numbers.numel() - SAMPLE_CHUNK_NUMBERS
     starts = [last * n // (SAMPLE_CHUNKS - 1) for n in range(SAMPLE_CHUNKS)]
-    return torch.cat([raw[start:start + SAMPLE_CHUNK_BYTES] for start in starts])
+    return torch.cat([numbers[start:start + SAMPLE_CHUNK_NUMBERS] for start in starts])

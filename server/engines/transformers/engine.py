@@ -39,11 +39,15 @@ class _Manager(ContinuousBatchingManager):
     def __init__(self, steps: Steps, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._steps = steps
+        self._bound: Any = None
         self.output_router = TokenRouter(steps)
 
     def _create_batch_processor(self) -> Any:
+        # The stock method hands an existing processor out again, reset.
         processor = super()._create_batch_processor()
-        self._steps.bind(processor)
+        if processor is not self._bound:
+            self._steps.bind(processor)
+            self._bound = processor
         return processor
 
 
@@ -250,5 +254,7 @@ class TransformersEngine(Engine):
             # time, and no graphs of fixed shape.
             use_async_batching=False, use_cuda_graph=False)
         generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0, max_new_tokens=1)
-        return _Manager(self.steps, model=self.model, generation_config=generation,
-                        continuous_batching_config=config)
+        manager = _Manager(self.steps, model=self.model, generation_config=generation,
+                           continuous_batching_config=config)
+        manager.warmup()
+        return manager
