@@ -4,10 +4,19 @@ Every model forbids unknown fields, so a misspelt field is an error and never a 
 generated from these models.
 """
 
-import math
+import sys
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 Op = Literal["add", "ablate", "clamp", "rotate", "affine", "sign_flip", "mask", "neuron_mask", "head_mask",
              "expert_mask", "patch"]
@@ -22,9 +31,13 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 REF_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}(@([0-9]{1,9}|[a-z][a-z0-9._-]{0,31}))?$"
 
 ArtifactRef = Annotated[str, StringConstraints(pattern=REF_PATTERN)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Layer = Annotated[int, Field(ge=-512, le=4096)]
-Index = Annotated[int, Field(ge=0, le=2**24)]
+# Numbers are strict: neither "1" nor true is a 1, so what the models take is what the JSON schema says.
+Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Layer = Annotated[int, Field(strict=True, ge=-512, le=4096)]
+Index = Annotated[int, Field(strict=True, ge=0, le=2**24)]
+Position = Annotated[int, Field(strict=True, ge=-(2**24), le=2**24)]
+Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]
+Switch = Annotated[bool, Field(strict=True)]
 
 
 class Model(BaseModel):
@@ -48,13 +61,13 @@ class LayerRange(Model):
 
     start: Layer = Field(default=0, description="First layer.")
     stop: Layer = Field(description="Layer behind the last; negative counts from the end of the model.")
-    step: int = Field(default=1, ge=1, le=4096, description="Distance of two layers.")
+    step: int = Field(default=1, strict=True, ge=1, le=4096, description="Distance of two layers.")
 
 
 class LayerDepth(Model):
     """Layers by fraction of depth: layer l of L is taken if `from <= l / L < to`."""
 
-    depth: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = Field(
+    depth: tuple[Fraction, Fraction] = Field(
         description="Half-open window of depth, for example [0.25, 0.5].")
 
 
@@ -70,9 +83,9 @@ class _Select(Model):
 class PromptPick(_Select):
     """Prompt tokens: the union of positions, windows, token ids and roles."""
 
-    positions: list[int] = Field(default=[], max_length=MAX_LIST,
+    positions: list[Position] = Field(default=[], max_length=MAX_LIST,
                                  description="Positions from the prompt's start; negative ones from its end.")
-    windows: list[tuple[int | None, int | None]] = Field(
+    windows: list[tuple[Position | None, Position | None]] = Field(
         default=[], max_length=MAX_LIST,
         description="Half-open windows [start, stop); negative from the prompt's end, null for open.")
     roles: list[Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,32}$")]] = Field(
@@ -118,8 +131,8 @@ class Scope(Model):
 
 
 class AddOptions(Model):
-    norm_match: bool = Field(default=False, description="Scale the vector to strength times the token's own norm.")
-    preserve_norm: bool = Field(default=False, description="Give every touched token its norm back after adding.")
+    norm_match: Switch = Field(default=False, description="Scale the vector to strength times the token's own norm.")
+    preserve_norm: Switch = Field(default=False, description="Give every touched token its norm back after adding.")
 
     @model_validator(mode="after")
     def _one_of(self) -> Self:
@@ -129,7 +142,7 @@ class AddOptions(Model):
 
 
 class AblateOptions(Model):
-    multi_site: bool = Field(default=False, description="Ablate at resid_pre, attn_out and mlp_out of every layer, as "
+    multi_site: Switch = Field(default=False, description="Ablate at resid_pre, attn_out and mlp_out of every layer, as "
                              "the refusal-direction method does. Takes the direction of `source_layer`.")
     source_layer: Layer | None = Field(default=None, description="Whose direction to use at every layer.")
 
@@ -151,10 +164,10 @@ class ClampOptions(Model):
 
 
 class RotateOptions(Model):
-    angle: Annotated[float, Field(ge=-3600, le=3600, allow_inf_nan=False)] = Field(
+    angle: Annotated[float, Field(strict=True, ge=-3600, le=3600)] = Field(
         description="Degrees, from the plane's first axis towards its second.")
     mode: Literal["to", "by"] = Field(default="to", description="to: set the in-plane angle; by: turn by the angle.")
-    adaptive: bool = Field(default=False, description="Only tokens with a positive coordinate on the first axis.")
+    adaptive: Switch = Field(default=False, description="Only tokens with a positive coordinate on the first axis.")
 
 
 class AffineOptions(Model):
@@ -165,7 +178,7 @@ class SignFlipOptions(Model):
     mode: Literal["away", "toward", "flip"] = Field(
         default="away", description="away: flip dims whose sign agrees with the pattern; toward: set the pattern's "
         "sign; flip: flip every listed dim.")
-    fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+    fraction: Annotated[float, Field(strict=True, gt=0, le=1)] = Field(
         default=1.0, description="Share of the pattern's dims that is acted on, largest magnitude first, per token.")
     exclude: list[Index] = Field(default=[], max_length=MAX_LIST, description="Dims never touched.")
 
@@ -187,13 +200,13 @@ class ExpertMaskOptions(Model):
     mode: Literal["off", "off_refill", "force", "scale", "bias"] = Field(
         default="off", description="off: weight 0, the slot stays empty; off_refill: never selected, the next best "
         "takes the slot; force: always selected; scale: weight times `scale`; bias: `bias` added to the router logit.")
-    scale: Annotated[float, Field(ge=0, le=1000)] = Field(default=0.0, description="Factor for mode scale.")
-    bias: Annotated[float, Field(ge=-1e4, le=1e4)] = Field(default=0.0, description="Logit bias for mode bias.")
-    renormalise: bool = Field(default=True, description="Give the selected weights their former sum back (off, scale).")
+    scale: Annotated[float, Field(strict=True, ge=0, le=1000)] = Field(default=0.0, description="Factor for mode scale.")
+    bias: Annotated[float, Field(strict=True, ge=-1e4, le=1e4)] = Field(default=0.0, description="Logit bias for mode bias.")
+    renormalise: Switch = Field(default=True, description="Give the selected weights their former sum back (off, scale).")
 
 
 class PatchOptions(Model):
-    basis_rank: int | None = Field(default=None, ge=1, le=64, description="Use only the first rows of the basis.")
+    basis_rank: int | None = Field(default=None, strict=True, ge=1, le=64, description="Use only the first rows of the basis.")
 
 
 OPTIONS: dict[Op, type[Model]] = {
@@ -208,7 +221,7 @@ class Encoded(Model):
 
     base64: Annotated[str, Field(max_length=2**24)] = Field(description="Base64 of the raw bytes, C order.")
     dtype: Literal["float32", "float16", "int64", "int32"] = Field(default="float32", description="Number format.")
-    shape: Annotated[list[Annotated[int, Field(ge=0, le=2**24)]], Field(max_length=3)] = Field(
+    shape: Annotated[list[Index], Field(max_length=3)] = Field(
         description="Length of each axis.")
 
 
@@ -232,15 +245,20 @@ class Intervention(Model):
     override: list[Literal["model", "site", "op"]] = Field(
         default=[], description="Use the artifact although it was made for another model, site or op.")
 
-    @field_validator("strength", mode="before")
+    @field_validator("strength", mode="before", json_schema_input_type=Strength | Finite | None)
     @classmethod
     def _bare_number(cls, value: Any) -> Any:
         # A bare number keeps the unit open: the artifact's own unit applies, raw for inline numbers.
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            if not math.isfinite(value):
+            if not abs(value) <= sys.float_info.max:
                 raise ValueError("must be finite")
             return BareStrength(value=float(value))
         return value
+
+    @field_serializer("strength", mode="wrap")
+    def _stays_bare(self, value: Strength | None, plain: SerializerFunctionWrapHandler) -> Any:
+        # Written with a unit it would mean something else when read back.
+        return value.value if isinstance(value, BareStrength) else plain(value)
 
     @model_validator(mode="after")
     def _source(self) -> Self:
