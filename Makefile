@@ -68,7 +68,7 @@ fmt: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(PY) -m mypy --strict steering vectors
 	$(PY) -m mypy server
-	cd clients/python && ../../$(PY) -m mypy --strict trimtab_client
+	cd clients/python && ../../$(PY) -m mypy --strict trimtab_client tests/check_types.py
 
 bench: $(VENV)/.install
 	$(PY) -m benchmarks.embedded

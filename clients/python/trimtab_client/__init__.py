@@ -1,1 +1,22 @@
-"""Typed client of a Trimtab server."""
+"""Typed client of a Trimtab server: `Client` blocks, `AsyncClient` is awaited; both have the same methods."""
+
+from trimtab_client.client import AsyncClient, Client
+from trimtab_client.errors import (
+    BadRequest,
+    Conflict,
+    ConnectionFailed,
+    JobFailed,
+    NotFound,
+    Overloaded,
+    ServerFailed,
+    ServerRefused,
+    TrimtabError,
+    Unauthorized,
+)
+from trimtab_client.models import Artifact, Completion, Delta, Extracted, Job, Page, Preset, Receipt
+
+__all__ = [
+    "Artifact", "AsyncClient", "BadRequest", "Client", "Completion", "Conflict", "ConnectionFailed", "Delta",
+    "Extracted", "Job", "JobFailed", "NotFound", "Overloaded", "Page", "Preset", "Receipt", "ServerFailed",
+    "ServerRefused", "TrimtabError", "Unauthorized",
+]

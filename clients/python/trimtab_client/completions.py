@@ -1,0 +1,102 @@
+"""Requests for completions: whole and streamed, chat and plain."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trimtab_client.errors import refusal
+from trimtab_client.flow import Answer, Call, Flow, Stream
+from trimtab_client.models import Completion, Delta, Receipt, Usage
+
+Steering = str | Sequence[str] | Mapping[str, Any] | None
+"""A reference ("cheerful", "cheerful@3"), several, the full `steering` object, or None for none."""
+
+Messages = str | Sequence[Mapping[str, Any]]
+"""A conversation, or a single user message as a string."""
+
+
+def models() -> Call[list[str]]:
+    """Names that can be asked for: the base model first, then one per preset."""
+    return Call("GET", "/v1/models", lambda answer: [entry["id"] for entry in json.loads(answer.content)["data"]])
+
+
+def chat(messages: Messages, *, steering: Steering = None, model: str | None = None, **fields: Any
+         ) -> Flow[Completion]:
+    """A chat completion. model: by default the server's base model. fields: any other of the API, max_tokens say."""
+    body = yield from _body(steering, model, fields)
+    found: Completion = yield Call("POST", "/v1/chat/completions", _read_chat,
+                                   json={"messages": _messages(messages), **body})
+    return found
+
+
+def complete(prompt: str | Sequence[int], *, steering: Steering = None, model: str | None = None, **fields: Any
+             ) -> Flow[Completion]:
+    """A continuation of plain text or token ids. fields: any other of the API, max_tokens say."""
+    body = yield from _body(steering, model, fields)
+    found: Completion = yield Call("POST", "/v1/completions", _read_plain, json={"prompt": prompt, **body})
+    return found
+
+
+def stream_chat(messages: Messages, *, steering: Steering = None, model: str | None = None, **fields: Any
+                ) -> Flow[Stream[Delta]]:
+    """The same as `chat`, piece by piece; the last piece carries the receipt."""
+    body = yield from _body(steering, model, fields)
+    return Stream("POST", "/v1/chat/completions", _read_event,
+                  json={"messages": _messages(messages), **body, "stream": True})
+
+
+def stream_complete(prompt: str | Sequence[int], *, steering: Steering = None, model: str | None = None, **fields: Any
+                    ) -> Flow[Stream[Delta]]:
+    """The same as `complete`, piece by piece; the last piece carries the receipt."""
+    body = yield from _body(steering, model, fields)
+    return Stream("POST", "/v1/completions", _read_event, json={"prompt": prompt, **body, "stream": True})
+
+
+def _body(steering: Steering, model: str | None, fields: Mapping[str, Any]) -> Flow[dict[str, Any]]:
+    if model is None:
+        model = (yield models())[0]
+    wanted = {} if steering is None else {"steering": steering_field(steering)}
+    return {"model": model, **wanted, **fields}
+
+
+def steering_field(steering: str | Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """The `steering` object for what the methods take."""
+    if isinstance(steering, Mapping):
+        return dict(steering)
+    names = [steering] if isinstance(steering, str) else steering
+    return {"interventions": [{"artifact": name} for name in names]}
+
+
+def _messages(messages: Messages) -> list[dict[str, Any]]:
+    if isinstance(messages, str):
+        return [{"role": "user", "content": messages}]
+    return [dict(message) for message in messages]
+
+
+def _read_chat(answer: Answer) -> Completion:
+    body = json.loads(answer.content)
+    return _completion(body, [choice["message"]["content"] for choice in body["choices"]])
+
+
+def _read_plain(answer: Answer) -> Completion:
+    body = json.loads(answer.content)
+    return _completion(body, [choice["text"] for choice in body["choices"]])
+
+
+def _completion(body: dict[str, Any], texts: list[str]) -> Completion:
+    choices = [{"index": choice["index"], "text": text, "finish_reason": choice["finish_reason"],
+                "logprobs": choice.get("logprobs")} for choice, text in zip(body["choices"], texts, strict=True)]
+    return Completion.model_validate({**body, "choices": choices})
+
+
+def _read_event(data: bytes) -> Delta:
+    body = json.loads(data)
+    if "error" in body:
+        # The status was sent before it failed; a stream has no other place to say so.
+        raise refusal(500, body, None)
+    choice = body["choices"][0] if body["choices"] else {}
+    text = choice.get("text") or choice.get("delta", {}).get("content") or ""
+    usage, receipt = body.get("usage"), body.get("steering")
+    return Delta(text=text, index=choice.get("index", 0), finish_reason=choice.get("finish_reason"),
+                 usage=None if usage is None else Usage.model_validate(usage),
+                 steering=None if receipt is None else Receipt.model_validate(receipt))

@@ -1,0 +1,152 @@
+"""What the server answers. Fields that a newer server adds are kept and reachable as attributes."""
+
+from datetime import datetime
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+T = TypeVar("T")
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+
+
+class TokenCounts(Model):
+    prompt: int
+    generation: int
+
+
+class Applied(Model):
+    """One intervention as it acted. strength["scale"]: the factor on the stored numbers, per layer."""
+
+    artifact: str
+    source: str
+    op: str
+    sites: list[str]
+    layers: list[int]
+    strength: dict[str, Any]
+    tokens: TokenCounts
+
+
+class Receipt(Model):
+    """What was done to the model for a response. disabled: the kill switch held all steering back."""
+
+    applied: list[Applied]
+    disabled: bool
+    reason: str | None = None
+    engine: str
+
+
+class Usage(Model):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Choice(Model):
+    index: int
+    text: str
+    finish_reason: str | None = None
+    logprobs: dict[str, Any] | None = None
+
+
+class Completion(Model):
+    """A chat or plain completion; both have the same shape here."""
+
+    id: str
+    model: str
+    choices: list[Choice]
+    usage: Usage
+    steering: Receipt
+
+    @property
+    def text(self) -> str:
+        """Of the first choice."""
+        return self.choices[0].text
+
+
+class Delta(Model):
+    """A piece of a stream. The last one carries the receipt."""
+
+    text: str = ""
+    index: int = 0
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    steering: Receipt | None = None
+
+
+class Artifact(Model):
+    """One version in the library, without its numbers."""
+
+    name: str
+    ref: str
+    version: int
+    kind: str
+    op: str
+    site: str
+    layers: Any = None
+    strength: dict[str, Any]
+    description: str = ""
+    tags: list[str] = []
+    model_id: str | None = None
+    fingerprint: str | None = None
+    digest: str
+    nbytes: int
+    stored_layers: list[int]
+    aliases: list[str]
+    provenance: dict[str, Any] = {}
+    card: dict[str, Any] | None = None
+    created_at: datetime
+
+
+class Preset(Model):
+    """One version of a stored spec. model: the name that serves it."""
+
+    name: str
+    ref: str
+    version: int
+    model: str
+    spec: dict[str, Any]
+    description: str = ""
+    aliases: list[str]
+    created_at: datetime
+
+
+class Page(Model, Generic[T]):
+    """cursor: pass it to fetch the next page; None on the last."""
+
+    data: list[T]
+    cursor: str | None = None
+
+
+class Job(Model):
+    """progress: 0 to 1. result: of a job that succeeded; error: of one that failed."""
+
+    id: str
+    kind: str
+    status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    progress: float = 0.0
+    stage: str = ""
+    result: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.status in ("succeeded", "failed", "cancelled")
+
+
+class Extracted(Model):
+    """Result of an extraction. artifact: the reference it was stored under."""
+
+    artifact: str
+    report: dict[str, Any]
+
+
+class KillSwitch(Model):
+    on: bool
+    reason: str | None = None
+
+
+class DefaultSpec(Model):
+    spec: dict[str, Any] | None = Field(default=None)

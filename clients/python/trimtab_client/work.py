@@ -1,0 +1,92 @@
+"""Requests for jobs, for what the server offers, and for its switches."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+from urllib.parse import quote
+
+from trimtab_client.errors import JobFailed
+from trimtab_client.flow import Call, Flow, Pause
+from trimtab_client.models import DefaultSpec, Extracted, Job, KillSwitch, Page
+from trimtab_client.reading import nothing, plain, reader
+
+FIRST_PAUSE_S = 0.05
+LONGEST_PAUSE_S = 1.0
+
+
+def health() -> Call[None]:
+    """Returns if the server can serve requests."""
+    return Call("GET", "/health/ready", nothing)
+
+
+def capabilities() -> Call[dict[str, Any]]:
+    """Sites and ops that the loaded model offers, proven when the server started, and limits."""
+    return Call("GET", "/v1/capabilities", plain)
+
+
+def start_extraction(pairs: Iterable[Mapping[str, Any]], *, name: str, method: str = "mean_difference", **options: Any
+                     ) -> Call[Job]:
+    """Begin to take a direction from contrastive pairs (`{"positive": ..., "negative": ..., "item": ...}`)."""
+    return Call("POST", "/v1/extract", reader(Job),
+                json={"name": name, "method": method, "pairs": [dict(pair) for pair in pairs], **options})
+
+
+def extract(pairs: Iterable[Mapping[str, Any]], *, name: str, method: str = "mean_difference",
+            on_progress: Callable[[Job], None] | None = None, **options: Any) -> Flow[Extracted]:
+    """Take a direction from contrastive pairs and wait for it. Raises JobFailed."""
+    job: Job = yield start_extraction(pairs, name=name, method=method, **options)
+    done = yield from wait(job.id, on_progress=on_progress)
+    return Extracted.model_validate(done.result)
+
+
+def jobs() -> Call[Page[Job]]:
+    """Newest first."""
+    return Call("GET", "/v1/jobs", reader(Page[Job]))
+
+
+def get_job(job_id: str) -> Call[Job]:
+    return Call("GET", f"/v1/jobs/{quote(job_id, safe='')}", reader(Job))
+
+
+def cancel_job(job_id: str) -> Call[Job]:
+    """Ask a job to stop."""
+    return Call("POST", f"/v1/jobs/{quote(job_id, safe='')}/cancel", reader(Job))
+
+
+def wait(job_id: str, *, on_progress: Callable[[Job], None] | None = None) -> Flow[Job]:
+    """Wait until a job has succeeded. Raises JobFailed if it fails or is cancelled."""
+    pause = FIRST_PAUSE_S
+    while True:
+        job: Job = yield get_job(job_id)
+        if on_progress is not None:
+            on_progress(job)
+        if job.status == "succeeded":
+            return job
+        if job.finished:
+            error = job.error or {}
+            raise JobFailed(str(error.get("message") or f"the job was {job.status}"), job_id=job_id,
+                            code=error.get("code"), param=error.get("param"))
+        yield Pause(pause)
+        pause = min(2 * pause, LONGEST_PAUSE_S)
+
+
+def default_spec() -> Call[DefaultSpec]:
+    """The spec that acts first in every request that does not say otherwise."""
+    return Call("GET", "/v1/admin/default-spec", reader(DefaultSpec))
+
+
+def set_default_spec(spec: Mapping[str, Any]) -> Call[DefaultSpec]:
+    """spec: `{"interventions": [...]}` or `{"preset": NAME}`."""
+    return Call("PUT", "/v1/admin/default-spec", reader(DefaultSpec), json=dict(spec))
+
+
+def clear_default_spec() -> Call[DefaultSpec]:
+    return Call("DELETE", "/v1/admin/default-spec", reader(DefaultSpec))
+
+
+def kill_switch() -> Call[KillSwitch]:
+    return Call("GET", "/v1/admin/kill-switch", reader(KillSwitch))
+
+
+def set_kill_switch(on: bool) -> Call[KillSwitch]:
+    """True turns all steering off until it is turned off again."""
+    return Call("PUT", "/v1/admin/kill-switch", reader(KillSwitch), json={"on": on})
