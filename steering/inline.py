@@ -64,7 +64,7 @@ def inline_payload(tensors: Mapping[str, Any], operation: Operation, layers: Seq
         for layer, item in parts.items():
             tensor = next((converted[n] for n in converted if parts[n] is item), None)
             if tensor is None:
-                tensor = _tensor(item, f"{where}[{layer}]" if isinstance(value, Mapping) else where)
+                tensor = parse_tensor(item, f"{where}[{layer}]" if isinstance(value, Mapping) else where)
                 budget -= tensor.numel()
                 if budget < 0:
                     raise PayloadTooLarge(f"more than {MAX_NUMBERS} inline numbers", param=where,
@@ -111,7 +111,7 @@ def _layer(key: str, facts: ModelFacts, where: str) -> int:
     return facts.check_layer(int(text), where)
 
 
-def _tensor(value: Any, where: str) -> torch.Tensor:
+def parse_tensor(value: Any, where: str) -> torch.Tensor:
     if isinstance(value, Mapping):
         return _decoded(value, where)
     try:

@@ -1,0 +1,1 @@
+"""The HTTP server: OpenAI routes, library routes, engines."""

@@ -1,0 +1,44 @@
+"""From settings to a running server: loads the model, opens the library, makes the app."""
+
+from pathlib import Path
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+from transformers import AutoTokenizer
+
+from server.app import create_app
+from server.engines.transformers.engine import TransformersEngine
+from server.engines.transformers.options import EngineOptions
+from server.logs import configure_logging
+from server.openai.vocabulary import Vocabulary
+from server.settings import Settings
+from vectors.artifact import Limits
+from vectors.library import Library
+
+log = structlog.get_logger("trimtab.server")
+
+
+def build(settings: Settings) -> FastAPI:
+    """The app with the embedded engine. Loads the model; the engine starts with the app."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    library = Library.open(settings.library_database_url, settings.library_blob_url,
+                           Limits(payload_bytes=settings.max_upload_bytes))
+    engine = TransformersEngine(EngineOptions(
+        model=settings.model, model_id=settings.model_name, device=settings.device, dtype=settings.dtype,
+        slots=settings.slots, slot_wait_s=settings.slot_wait_s, max_batch_tokens=settings.max_batch_tokens,
+        max_requests=settings.max_requests, kv_cache_tokens=settings.kv_cache_tokens))
+    tokenizer = AutoTokenizer.from_pretrained(settings.model)
+    ends = engine.model.generation_config.eos_token_id
+    end_ids = [*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id]
+    vocabulary = Vocabulary(tokenizer, [i for i in end_ids if i is not None], engine.facts.vocab_size)
+    return create_app(settings, engine, library, vocabulary)
+
+
+def serve(settings: Settings) -> None:
+    """Serve until told to stop."""
+    configure_logging(settings.log_format)
+    if not Path(settings.model).exists():
+        log.info("the model is no local folder, taking it for a Hugging Face id", model=settings.model)
+    uvicorn.run(build(settings), host=settings.host, port=settings.port, log_config=None, access_log=False,
+                timeout_graceful_shutdown=10)

@@ -1,0 +1,57 @@
+"""Errors that only the HTTP side knows, and how every error looks on the wire."""
+
+from typing import Any, ClassVar
+
+from steering.errors import InvalidRequest, NotFound, TrimtabError
+
+
+class InvalidJson(InvalidRequest):
+    """A body that is not the JSON it says it is."""
+
+    code: ClassVar[str] = "invalid_json"
+
+
+class UnsupportedParameter(InvalidRequest):
+    """A parameter of OpenAI's API that this server does not offer. It is refused, never ignored."""
+
+    code: ClassVar[str] = "unsupported_parameter"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    code: ClassVar[str] = "context_length_exceeded"
+
+
+class ModelNotFound(NotFound):
+    code: ClassVar[str] = "model_not_found"
+
+
+class RouteNotFound(NotFound):
+    code: ClassVar[str] = "route_not_found"
+
+
+class MethodNotAllowed(InvalidRequest):
+    status, code = 405, "method_not_allowed"
+
+
+class UnsupportedMediaType(InvalidRequest):
+    status, code = 415, "unsupported_media_type"
+
+
+class Unauthorized(InvalidRequest):
+    status, code, type = 401, "invalid_api_key", "authentication_error"
+
+
+class DefaultSpecUnusable(TrimtabError):
+    """The server's default spec cannot be applied: requests are refused rather than served unsteered."""
+
+    status, code = 503, "default_spec_unusable"
+
+
+class TooManyJobs(TrimtabError):
+    status, code = 503, "too_many_jobs"
+
+
+def error_body(error: TrimtabError) -> dict[str, Any]:
+    """OpenAI's shape."""
+    message = f"{error.message.rstrip('.')}. {error.fix}" if error.fix else error.message
+    return {"error": {"message": message, "type": error.type, "param": error.param, "code": error.code}}

@@ -1,0 +1,63 @@
+"""From exceptions to responses: every error leaves in OpenAI's shape."""
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from server.errors import InvalidJson, MethodNotAllowed, RouteNotFound, error_body
+from server.metrics import Metrics
+from steering.errors import InvalidRequest, TrimtabError
+
+log = structlog.get_logger("trimtab.server")
+
+
+class InternalError(TrimtabError):
+    """Something that should not happen did. The log has the details, under the request's id."""
+
+
+def add_handlers(app: FastAPI, metrics: Metrics) -> None:
+    async def on_typed(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, TrimtabError)
+        return answer(request, error)
+
+    async def on_http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        response = answer(request, _typed(request, error))
+        response.headers.update(error.headers or {})
+        return response
+
+    async def on_unexpected(request: Request, error: Exception) -> JSONResponse:
+        return answer(request, report_unexpected(error, request.state.request_id))
+
+    def answer(request: Request, error: TrimtabError) -> JSONResponse:
+        metrics.refused(error.code)
+        if error.status >= 500:
+            log.warning("refused", code=error.code, message=str(error), request_id=request.state.request_id)
+        headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+        if error.status == 503:
+            headers["Retry-After"] = "1"
+        return JSONResponse(error_body(error), error.status, headers)
+
+    app.add_exception_handler(TrimtabError, on_typed)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(Exception, on_unexpected)
+
+
+def report_unexpected(error: BaseException, request_id: str) -> InternalError:
+    """Log an unexpected exception; the error to show carries nothing of it."""
+    log.error("unexpected error", request_id=request_id, exc_info=error)
+    return InternalError(f"the server failed on this request; its id is {request_id}")
+
+
+def _typed(request: Request, error: HTTPException) -> TrimtabError:
+    if error.status_code == 404:
+        return RouteNotFound(f"there is no {request.method} {request.url.path[:200]}", param="path",
+                             fix="See /openapi.json for what there is.")
+    if error.status_code == 405:
+        return MethodNotAllowed(f"{request.method[:20]} is not offered by {request.url.path[:200]}", param="method")
+    if error.status_code == 400:
+        return InvalidJson("the body cannot be read", param="body")
+    if error.status_code < 500:
+        return InvalidRequest(str(error.detail)[:200], param="body")
+    return report_unexpected(error, request.state.request_id)

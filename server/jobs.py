@@ -1,0 +1,175 @@
+"""Background jobs: progress, cancel, result. Their last known state is kept in files and survives a restart."""
+
+import asyncio
+import os
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import structlog
+from pydantic import BaseModel, Field, ValidationError
+
+from server.errors import TooManyJobs, error_body
+from server.handlers import report_unexpected
+from steering.errors import Conflict, NotFound, TrimtabError
+
+log = structlog.get_logger("trimtab.jobs")
+
+Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+FINISHED: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
+KEPT = 500
+_ID = re.compile(r"job-[0-9a-f]{24}")
+
+
+class Job(BaseModel):
+    """State of one job as the API shows it."""
+
+    id: str
+    kind: str = Field(description="What it does, extract say.")
+    status: Status = "queued"
+    progress: float = Field(default=0.0, description="0 to 1.")
+    stage: str = Field(default="", description="What it is doing.")
+    created_at: float = Field(description="Unix time.")
+    started_at: float | None = None
+    finished_at: float | None = None
+    result: dict[str, Any] | None = Field(default=None, description="Of a job that succeeded.")
+    error: dict[str, Any] | None = Field(default=None, description="Of a job that failed, in the shape of errors.")
+
+
+class Cancelled(Exception):
+    """Raised by work that noticed it should stop."""
+
+
+class Control:
+    """A job's own end of its state. Safe to use from a worker thread."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._cancelled = False
+
+    def progress(self, fraction: float, stage: str) -> None:
+        self._job.progress = min(max(fraction, 0.0), 1.0)
+        self._job.stage = stage
+
+    def cancelled(self) -> bool:
+        return self._cancelled
+
+    def cancel(self) -> None:
+        self._cancelled = True
+
+
+Work = Callable[[Control], Awaitable[dict[str, Any]]]
+
+
+class Jobs:
+    """Runs one job at a time, in the order they came; at most `max_jobs` wait or run."""
+
+    def __init__(self, folder: Path, max_jobs: int) -> None:
+        self._folder = folder
+        self._max_jobs = max_jobs
+        self._jobs: dict[str, Job] = {}
+        self._controls: dict[str, Control] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._turn = asyncio.Lock()
+
+    def load(self) -> None:
+        """Read what a former process left. Jobs it had not finished have failed."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(self._folder.glob("job-*.json")):
+            try:
+                job = Job.model_validate_json(path.read_bytes())
+            except (ValidationError, OSError) as error:
+                log.warning("job file cannot be read", path=str(path), error=str(error))
+                continue
+            if job.status not in FINISHED:
+                job.status, job.finished_at = "failed", time.time()
+                job.error = {"message": "the server stopped before the job was done", "code": "interrupted"}
+                self._save(job)
+            self._jobs[job.id] = job
+        self._forget_oldest()
+
+    async def stop(self) -> None:
+        for control in self._controls.values():
+            control.cancel()
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    def submit(self, kind: str, work: Work) -> Job:
+        """Raises TooManyJobs."""
+        if len(self._tasks) >= self._max_jobs:
+            raise TooManyJobs(f"{len(self._tasks)} jobs wait or run already", fix="Try again when some are done.")
+        job = Job(id=f"job-{secrets.token_hex(12)}", kind=kind, created_at=time.time())
+        self._jobs[job.id], self._controls[job.id] = job, Control(job)
+        self._save(job)
+        self._forget_oldest()
+        task = asyncio.create_task(self._run(job, work))
+        self._tasks[job.id] = task
+        task.add_done_callback(lambda _: self._release(job.id))
+        return job
+
+    def get(self, job_id: str) -> Job:
+        if not _ID.fullmatch(job_id) or job_id not in self._jobs:
+            raise NotFound(f"there is no job {job_id[:60]!r}", param="id")
+        return self._jobs[job_id]
+
+    def list(self) -> list[Job]:
+        """Newest first."""
+        return sorted(self._jobs.values(), key=lambda job: job.created_at, reverse=True)
+
+    def cancel(self, job_id: str) -> Job:
+        """Ask a job to stop; one that waits stops at once. Raises NotFound, and Conflict if it is over."""
+        job = self.get(job_id)
+        if job.status in FINISHED:
+            raise Conflict(f"the job is over: {job.status}", param="id")
+        self._controls[job_id].cancel()
+        if job.status == "queued":
+            self._tasks[job_id].cancel()
+        return job
+
+    async def _run(self, job: Job, work: Work) -> None:
+        control = self._controls[job.id]
+        try:
+            async with self._turn:
+                if control.cancelled():
+                    raise Cancelled
+                job.status, job.started_at = "running", time.time()
+                self._save(job)
+                job.result = await work(control)
+            job.status, job.progress = "succeeded", 1.0
+        except Cancelled:
+            job.status = "cancelled"
+        except asyncio.CancelledError:
+            job.status = "cancelled"
+            raise
+        except TrimtabError as error:
+            job.status, job.error = "failed", error_body(error)["error"]
+        except Exception as error:  # a job's failure is its result, and belongs in the log
+            job.status, job.error = "failed", error_body(report_unexpected(error, job.id))["error"]
+        finally:
+            job.finished_at = time.time()
+            self._save(job)
+
+    def _release(self, job_id: str) -> None:
+        job = self._jobs[job_id]
+        if job.status not in FINISHED:
+            # Cancelled before it ever ran: its own bookkeeping did not.
+            job.status, job.finished_at = "cancelled", time.time()
+            self._save(job)
+        del self._tasks[job_id]
+        del self._controls[job_id]
+
+    def _save(self, job: Job) -> None:
+        path = self._folder / f"{job.id}.json"
+        partial = path.with_suffix(".partial")
+        partial.write_text(job.model_dump_json())
+        os.replace(partial, path)
+
+    def _forget_oldest(self) -> None:
+        over = [job for job in self.list()[KEPT:] if job.status in FINISHED]
+        for job in over:
+            del self._jobs[job.id]
+            (self._folder / f"{job.id}.json").unlink(missing_ok=True)

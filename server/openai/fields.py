@@ -1,0 +1,78 @@
+"""Fields of OpenAI's API that this server takes, takes without acting on, or refuses by name."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from steering.spec import Steering
+
+
+def _refuse(value: Any) -> Any:
+    if value is None:
+        return None
+    raise PydanticCustomError("unsupported_parameter", "this server does not offer this parameter")
+
+
+def only(*accepted: Any) -> BeforeValidator:
+    """Values that ask for what the server does anyway; any other would have to be ignored and is refused."""
+
+    def check(value: Any) -> Any:
+        if value is None or any(value == one and type(value) is type(one) for one in accepted):
+            return value
+        raise PydanticCustomError("unsupported_parameter", "this server offers only {accepted} here",
+                                  {"accepted": " or ".join(repr(one) for one in accepted)})
+
+    return BeforeValidator(check)
+
+
+Unsupported = Annotated[None, BeforeValidator(_refuse)]
+OnlyFalse = Annotated[Literal[False] | None, only(False)]
+Note = Annotated[str, Field(max_length=4096)]
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    include_usage: bool = Field(default=False, description="Send one more chunk with the usage at the end.")
+    include_obfuscation: bool = Field(default=False, description="Accepted; no padding is ever added.")
+
+
+class CompletionFields(BaseModel):
+    """What chat and plain completions have in common."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    model: str = Field(min_length=1, max_length=256, description="Base model, or base:preset.")
+    steering: Steering = Field(default=Steering(), description="What to do to the model for this request.")
+    stream: bool = Field(default=False, description="Send the completion as server-sent events.")
+    stream_options: StreamOptions | None = Field(default=None, description="Only with stream.")
+
+    n: int = Field(default=1, ge=1, description="Completions per prompt. Choice i of a seeded request has its own "
+                   "seed, made from seed and i; choice 0 uses seed itself.")
+    temperature: float | None = Field(default=None, ge=0, le=2, description="0 is greedy; default 1.")
+    top_p: float | None = Field(default=None, gt=0, le=1, description="Nucleus; default 1.")
+    top_k: int = Field(default=0, ge=0, le=2**24, description="Most likely tokens to sample from; 0: all.")
+    min_p: float = Field(default=0.0, ge=0, le=1, description="Least share of the top probability.")
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2, description="Default 0.")
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2, description="Default 0.")
+    repetition_penalty: float = Field(default=1.0, gt=0, le=10, description="1: none.")
+    logit_bias: dict[str, float] | None = Field(default=None, max_length=1024,
+                                                description="Token id to bias, -100 to 100.")
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63, description="The same seed, the same text.")
+    stop: Annotated[str, Field(min_length=1, max_length=1024)] | Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=1024)]], Field(max_length=16)] | None = Field(
+        default=None, description="Texts that end a completion; they are not part of it.")
+    ignore_eos: bool = Field(default=False, description="Do not end at the end-of-text token.")
+
+    user: Note | None = Field(default=None, description="Accepted, not used.")
+
+    @model_validator(mode="after")
+    def _stream_options_need_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise PydanticCustomError("needs_stream", "stream_options needs stream to be true")
+        return self
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())

@@ -1,0 +1,74 @@
+"""`/v1/models`: the base model first, then each preset as `model:preset`."""
+
+from dataclasses import dataclass
+
+import anyio
+from fastapi import APIRouter
+from openai.types import Model
+from pydantic import BaseModel
+
+from server.errors import ModelNotFound
+from server.route import StrictRoute
+from server.state import ServerState, State
+from steering.errors import TrimtabError
+
+router = APIRouter(tags=["models"], route_class=StrictRoute)
+OWNER = "trimtab"
+PAGE = 500
+
+
+class ModelList(BaseModel):
+    object: str = "list"
+    data: list[Model]
+
+
+@dataclass(frozen=True)
+class ModelName:
+    """A model name of a request, taken apart."""
+
+    base: str
+    preset: str | None
+
+
+def parse_model(name: str, state: ServerState) -> ModelName:
+    """Raises ModelNotFound unless `name` is the served model, or that and `:preset`."""
+    base = state.settings.model_name
+    if name == base:
+        return ModelName(base, None)
+    if name.startswith(f"{base}:"):
+        return ModelName(base, name[len(base) + 1:])
+    raise ModelNotFound(f"there is no model {name[:100]!r}", param="model", fix=f"Use {base} or {base}:PRESET.")
+
+
+@router.get("/v1/models")
+async def list_models(state: State) -> ModelList:
+    return ModelList(data=await anyio.to_thread.run_sync(_models, state))
+
+
+@router.get("/v1/models/{name:path}")
+async def show_model(name: str, state: State) -> Model:
+    model = parse_model(name, state)
+    created = 0
+    if model.preset is not None:
+        try:
+            preset = await anyio.to_thread.run_sync(state.library.presets.resolve, model.preset)
+        except TrimtabError as error:
+            raise ModelNotFound(error.message, param="model") from None
+        created = int(preset.created_at.timestamp())
+    return _model(name, created)
+
+
+def _models(state: ServerState) -> list[Model]:
+    base = state.settings.model_name
+    found = [_model(base, 0)]
+    cursor = None
+    while True:
+        page = state.library.presets.list(limit=PAGE, cursor=cursor)
+        found += [_model(f"{base}:{preset.name}", int(preset.created_at.timestamp())) for preset in page.items]
+        cursor = page.cursor
+        if cursor is None:
+            return found
+
+
+def _model(name: str, created: int) -> Model:
+    return Model(id=name, created=created, object="model", owned_by=OWNER)

@@ -1,0 +1,112 @@
+"""The way of a completion request, shared by chat and plain completions.
+
+model name -> plan (what steering applies) -> prompt tokens and roles -> checks against the context -> a running `Run`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import anyio
+
+from server.engines.base import Sampling
+from server.errors import ContextLengthExceeded
+from server.openai.fields import CompletionFields
+from server.openai.generate import Run, choice_seed
+from server.openai.models import ModelName, parse_model
+from server.openai.prompts import Prompt
+from server.planner import Plan
+from server.receipt import Receipt, receipt
+from server.state import ServerState
+from steering.errors import InvalidRequest
+
+
+@dataclass(frozen=True)
+class Started:
+    """A request on its way: what to answer with."""
+
+    model: str
+    run: Run
+    plan: Plan
+    engine_name: str
+
+    def receipt(self) -> Receipt:
+        """Once all pieces were read."""
+        return receipt(self.plan, [choice.outcome() for choice in self.run.choices], self.engine_name)
+
+
+async def plan_for(body: CompletionFields, state: ServerState) -> tuple[ModelName, Plan]:
+    model = parse_model(body.model, state)
+    if body.n > state.settings.max_choices:
+        raise InvalidRequest(f"n is {body.n}, this server allows {state.settings.max_choices}", param="n")
+    return model, await anyio.to_thread.run_sync(state.planner.plan, body.steering, model.preset)
+
+
+def start(body: CompletionFields, state: ServerState, plan: Plan, prompts: Sequence[Prompt], *, request_id: str,
+          max_tokens: int | None, max_tokens_field: str, prompt_field: str, logprobs: int | None) -> Started:
+    """Check the prompts, then hand every choice to the engine.
+
+    Args:
+        max_tokens: of each completion; None for what the context leaves.
+        max_tokens_field, prompt_field: names of these fields in the request.
+        logprobs: alternatives to report per token; None for no log-probabilities.
+    """
+    longest = max(len(prompt.token_ids) for prompt in prompts)
+    limit = _room(state, longest, max_tokens, max_tokens_field, prompt_field)
+    for prompt in prompts:
+        plan.check_prompt(prompt.token_ids, prompt.roles)
+    sampling = [_sampling(body, state, limit, logprobs, i) for i in range(body.n)]
+    run = Run(state.engine, state.vocabulary, state.metrics, request_id=request_id, prompts=prompts, n=body.n,
+              sampling=sampling, stops=body.stops, plan=plan)
+    state.metrics.admitted(run.prompt_tokens, [c.applied for c in plan.program.compiled] if plan.program else (),
+                           plan.disabled is not None)
+    return Started(body.model, run, plan, state.engine_name)
+
+
+def _room(state: ServerState, prompt_tokens: int, wanted: int | None, max_tokens_field: str, prompt_field: str) -> int:
+    """Tokens a completion may have."""
+    context = state.engine.facts.context_length
+    if prompt_tokens >= context:
+        raise ContextLengthExceeded(f"the prompt has {prompt_tokens} tokens, the context holds {context} with the "
+                                    "completion", param=prompt_field, fix="Shorten the prompt.")
+    left = context - prompt_tokens
+    cap = state.settings.max_output_tokens
+    if wanted is None:
+        return min(left, cap or left)
+    if cap is not None and wanted > cap:
+        raise InvalidRequest(f"{max_tokens_field} is {wanted}, this server allows {cap}", param=max_tokens_field)
+    if wanted > left:
+        raise ContextLengthExceeded(f"{prompt_tokens} prompt tokens and {wanted} more are over the context of "
+                                    f"{context}", param=max_tokens_field, fix=f"Ask for {left} at most.")
+    return wanted
+
+
+def _sampling(body: CompletionFields, state: ServerState, max_tokens: int, logprobs: int | None, index: int
+              ) -> Sampling:
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        top_k=body.top_k,
+        min_p=body.min_p,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        repetition_penalty=body.repetition_penalty,
+        logit_bias=_logit_bias(body, state),
+        seed=choice_seed(body.seed, index),
+        stop_token_ids=state.vocabulary.end_ids,
+        ignore_eos=body.ignore_eos,
+        logprobs=logprobs,
+    )
+
+
+def _logit_bias(body: CompletionFields, state: ServerState) -> dict[int, float]:
+    bias: dict[int, float] = {}
+    for key, value in (body.logit_bias or {}).items():
+        param = f"logit_bias.{key[:40]}"
+        if not (key.isascii() and key.isdigit() and len(key) <= 12 and int(key) < state.vocabulary.vocab_size):
+            raise InvalidRequest(f"{key[:40]!r} is no token id", param=param,
+                                 fix=f"Use 0 to {state.vocabulary.vocab_size - 1}.")
+        if not -100 <= value <= 100:
+            raise InvalidRequest("the bias must be between -100 and 100", param=param)
+        bias[int(key)] = value
+    return bias

@@ -1,0 +1,203 @@
+"""From what a request says about steering to a compiled program: default spec, presets, interventions, kill switch."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, Literal
+
+from cachetools import LRUCache
+
+from server.errors import DefaultSpecUnusable
+from server.settings import Settings
+from steering.compiler import compile_program
+from steering.errors import InvalidSpec, PayloadTooLarge, TrimtabError
+from steering.facts import ModelFacts
+from steering.program import Program
+from steering.scope import touch_map
+from steering.source import Resolved, Source
+from steering.spec import Intervention, PromptSelection, Scope, Spec, Steering
+from vectors.library import Library
+
+Origin = Literal["default", "model", "preset", "request"]
+_PLACE = re.compile(r"^interventions\[(\d+)\](.*)$", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One intervention with where it came from; `path` is its place in the words of the request."""
+
+    intervention: Intervention
+    origin: Origin
+    path: str
+    preset: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one request applies.
+
+    Attributes:
+        program: None where nothing is applied.
+        planned: one entry per intervention of the program.
+        disabled: why the kill switch held the steering back, else None.
+        presets: resolved presets by what named them ("model", "preset").
+    """
+
+    program: Program | None
+    planned: tuple[Planned, ...] = ()
+    disabled: str | None = None
+    presets: Mapping[str, str] | None = None
+    report: Literal["none", "summary", "tokens"] = "none"
+
+    @property
+    def names_roles(self) -> bool:
+        return any(_names_roles(item.intervention.scope) for item in self.planned)
+
+    def check_prompt(self, prompt_ids: Sequence[int], roles: Sequence[str] | None) -> None:
+        """Refuse scopes that do not fit the prompt. Raises InvalidSpec."""
+        if self.program is not None:
+            try:
+                touch_map([item.scope for item in self.program.compiled], prompt_ids, 0, roles)
+            except TrimtabError as error:
+                raise localised(error, self.planned) from None
+
+
+class Planner:
+    """Resolves and compiles; compiled programs are kept for reuse. Methods block: call them in a thread."""
+
+    def __init__(self, settings: Settings, library: Library, facts: ModelFacts) -> None:
+        self._settings = settings
+        self._library = library
+        self._facts = facts
+        self._programs: LRUCache[Any, Program] = LRUCache(settings.program_cache)
+        self._lock = Lock()
+
+    def plan(self, steering: Steering, model_preset: str | None) -> Plan:
+        """The plan of a request.
+
+        Raises:
+            TrimtabError: `param` is the path in the request, `steering.interventions[1].layers` say.
+        """
+        disabled = self.kill_reason()
+        if disabled is not None:
+            return Plan(None, disabled=disabled, report=steering.report)
+        if steering.default == "none" and model_preset is not None:
+            raise InvalidSpec('default "none" means no steering at all, and the model name asks for a preset',
+                              param="steering.default", fix="Use the base model's name.")
+        planned, presets = self._collect(steering, model_preset)
+        if not planned:
+            return Plan(None, presets=presets, report=steering.report)
+        return Plan(self._compiled(planned), tuple(planned), presets=presets, report=steering.report)
+
+    def kill_reason(self) -> str | None:
+        """Why all steering is off, None where it is on."""
+        if self._settings.kill_switch:
+            return "the kill switch is set in the server's settings"
+        return "the kill switch is on" if self._library.switches.kill_switch() else None
+
+    def default_spec(self) -> Spec | None:
+        return self._library.switches.default_spec() or self._settings.default_spec
+
+    def check_spec(self, spec: Spec) -> None:
+        """Refuse a spec that cannot be applied. Errors name its fields as `interventions[i].layers`."""
+        self._compiled([Planned(item, "request", f"interventions[{i}]") for i, item in enumerate(spec.interventions)])
+
+    def _collect(self, steering: Steering, model_preset: str | None) -> tuple[list[Planned], dict[str, str]]:
+        planned: list[Planned] = []
+        presets: dict[str, str] = {}
+        default = self.default_spec() if steering.default == "inherit" else None
+        if default is not None:
+            planned += [Planned(item, "default", f"default_spec.interventions[{i}]")
+                        for i, item in enumerate(default.interventions)]
+        named: tuple[tuple[Origin, str | None, str], ...] = (
+            ("model", model_preset, "model"), ("preset", steering.preset, "steering.preset"))
+        for origin, ref, param in named:
+            if ref is None:
+                continue
+            try:
+                preset = self._library.presets.resolve(ref)
+            except TrimtabError as error:
+                error.param = param
+                raise
+            presets[origin] = preset.ref
+            planned += [Planned(item, origin, param, preset.ref) for item in preset.spec.interventions]
+        planned += [Planned(item, "request", f"steering.interventions[{i}]")
+                    for i, item in enumerate(steering.interventions)]
+        return planned, presets
+
+    def _compiled(self, planned: Sequence[Planned]) -> Program:
+        for item in planned:
+            self._check_inline(item)
+        resolved = [Resolved(item.intervention, self._source(item)) for item in planned]
+        key = tuple((None if r.source is None else (r.source.ref, r.source.digest), r.intervention.model_dump_json())
+                    for r in resolved)
+        with self._lock:
+            program = self._programs.get(key)
+        if program is None:
+            try:
+                program = compile_program(resolved, self._facts)
+            except TrimtabError as error:
+                raise localised(error, planned) from None
+            with self._lock:
+                self._programs[key] = program
+        return program
+
+    def _source(self, item: Planned) -> Source | None:
+        if item.intervention.artifact is None:
+            return None
+        try:
+            return self._library.source(item.intervention.artifact)
+        except TrimtabError as error:
+            raise _placed(error, item, ".artifact") from None
+
+    def _check_inline(self, item: Planned) -> None:
+        limit = self._settings.max_inline_bytes
+        if item.intervention.inline is not None and _inline_bytes(item.intervention.inline) > limit:
+            raise _placed(PayloadTooLarge(f"the inline numbers take more than {limit} bytes", fix="Upload them once to "
+                                          "/v1/artifacts and name them."), item, ".inline")
+
+
+def localised(error: TrimtabError, planned: Sequence[Planned]) -> TrimtabError:
+    """The error with the compiler's `interventions[i]` replaced by the place in the request it came from."""
+    match = _PLACE.match(error.param or "")
+    if match is None:
+        error.param = f"steering.{error.param}" if error.param else "steering"
+        return error
+    return _placed(error, planned[int(match[1])], match[2])
+
+
+def _placed(error: TrimtabError, item: Planned, field: str) -> TrimtabError:
+    if item.origin == "default":
+        return DefaultSpecUnusable(f"the server's default spec cannot be applied: {error.message}",
+                                   param=f"{item.path}{field}",
+                                   fix='Change it at /v1/admin/default-spec, or send "default": "none" or "override".')
+    if item.preset is not None:
+        # The fault lies in the preset; the request only named it.
+        error.message = f"preset {item.preset}: {field.lstrip('.')}: {error.message}"
+        error.param = item.path
+        return error
+    error.param = f"{item.path}{field}"
+    return error
+
+
+def _names_roles(scope: Scope) -> bool:
+    prompt = scope.prompt
+    return isinstance(prompt, PromptSelection) and bool(
+        prompt.roles or (prompt.exclude is not None and prompt.exclude.roles))
+
+
+def _inline_bytes(inline: Mapping[str, Any]) -> int:
+    """Bytes the numbers take as float32, base64 text by its length."""
+    return sum(3 * len(leaf) // 4 if isinstance(leaf, str) else 4 for leaf in _leaves(inline))
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        for item in value.values():
+            yield from _leaves(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _leaves(item)
+    else:
+        yield value

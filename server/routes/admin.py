@@ -1,0 +1,81 @@
+"""`/v1/admin`: the default spec and the kill switch. Both are kept in the library and hold for all its servers."""
+
+from typing import Self
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from server.route import StrictRoute
+from server.state import State
+from steering.errors import Conflict
+from steering.spec import MAX_INTERVENTIONS, ArtifactRef, Intervention, Spec
+
+router = APIRouter(prefix="/v1/admin", tags=["admin"], route_class=StrictRoute)
+
+
+class DefaultSpecBody(BaseModel):
+    """A spec, or a preset whose present version is copied."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    interventions: list[Intervention] | None = Field(default=None, min_length=1, max_length=MAX_INTERVENTIONS)
+    preset: ArtifactRef | None = None
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.interventions is None) == (self.preset is None):
+            raise ValueError("give either interventions or preset")
+        return self
+
+
+class DefaultSpecView(BaseModel):
+    spec: Spec | None = Field(description="Null: requests are steered only as they say themselves.")
+
+
+class KillSwitchBody(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    on: bool = Field(description="true: nothing is steered until it is turned off again.")
+
+
+class KillSwitchView(BaseModel):
+    on: bool
+    reason: str | None
+
+
+@router.get("/default-spec")
+def show_default_spec(state: State) -> DefaultSpecView:
+    return DefaultSpecView(spec=state.planner.default_spec())
+
+
+@router.put("/default-spec")
+def set_default_spec(body: DefaultSpecBody, state: State) -> DefaultSpecView:
+    """Let a spec act first in every request that does not say otherwise. It must be applicable to the loaded model."""
+    spec = state.library.presets.resolve(body.preset).spec if body.preset else Spec(
+        interventions=body.interventions or [])
+    state.planner.check_spec(spec)
+    state.library.switches.set_default_spec(spec)
+    return DefaultSpecView(spec=spec)
+
+
+@router.delete("/default-spec")
+def clear_default_spec(state: State) -> DefaultSpecView:
+    """Take the default spec away; one given in the settings acts again."""
+    state.library.switches.clear_default_spec()
+    return DefaultSpecView(spec=state.planner.default_spec())
+
+
+@router.get("/kill-switch")
+def show_kill_switch(state: State) -> KillSwitchView:
+    reason = state.planner.kill_reason()
+    return KillSwitchView(on=reason is not None, reason=reason)
+
+
+@router.put("/kill-switch")
+def set_kill_switch(body: KillSwitchBody, state: State) -> KillSwitchView:
+    """Turn all steering off or on at once."""
+    if state.settings.kill_switch and not body.on:
+        raise Conflict("the kill switch is set in the server's settings", param="on",
+                       fix="Start the server without TRIMTAB_KILL_SWITCH.")
+    state.library.switches.set_kill_switch(body.on)
+    return show_kill_switch(state)

@@ -1,0 +1,32 @@
+"""`/v1/jobs`: what runs in the background."""
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from server.jobs import Job
+from server.route import StrictRoute
+from server.state import State
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StrictRoute)
+
+
+class JobList(BaseModel):
+    data: list[Job]
+
+
+# Coroutines, although nothing is awaited: jobs belong to the event loop.
+@router.get("")
+async def list_jobs(state: State) -> JobList:
+    """Newest first."""
+    return JobList(data=state.jobs.list())
+
+
+@router.get("/{id}")
+async def show_job(id: str, state: State) -> Job:
+    return state.jobs.get(id)
+
+
+@router.post("/{id}/cancel")
+async def cancel_job(id: str, state: State) -> Job:
+    """Ask a job to stop; it does at the next step of its work."""
+    return state.jobs.cancel(id)

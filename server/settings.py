@@ -1,0 +1,116 @@
+"""Settings of the server: one table. Each can be set as an environment variable with the prefix TRIMTAB_."""
+
+import ipaddress
+import re
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from steering.errors import TrimtabError
+from steering.spec import Spec
+
+MODEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}$"
+
+
+class InvalidSettings(TrimtabError):
+    """A setting that the server cannot or must not start with."""
+
+    code: ClassVar[str] = "invalid_settings"
+
+
+class Settings(BaseSettings):
+    """What the server is started with."""
+
+    model_config = SettingsConfigDict(env_prefix="TRIMTAB_", extra="forbid", frozen=True, protected_namespaces=())
+
+    model: str = Field(default="lab/models/lab-dense", min_length=1,
+        description="Model to load: a folder on this machine or a Hugging Face id.")
+    served_model_name: str | None = Field(default=None, pattern=MODEL_NAME_PATTERN,
+        description="Name in the API; by default the last part of `model`.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="Where the model runs.")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(default="auto",
+        description="Number format of the weights; auto: float32 on a CPU, else the checkpoint's.")
+
+    host: str = Field(default="127.0.0.1", description="Interface to listen on. Any but loopback needs `api_key`.")
+    port: int = Field(default=8000, ge=0, le=65535, description="TCP port.")
+    api_key: SecretStr | None = Field(default=None, description="Key that requests must carry as a bearer token.")
+
+    data_dir: Path = Field(default=Path("data"), description="Folder for the library, jobs and the server's own state.")
+    database_url: str | None = Field(default=None,
+        description="SQLAlchemy URL of the library; by default SQLite in `data_dir`.")
+    blob_url: str | None = Field(default=None,
+        description="fsspec URL of the blobs; by default a folder in `data_dir`.")
+
+    slots: int = Field(default=64, ge=1, le=4096, description="Distinct programs that can be resident at once.")
+    slot_wait_s: float = Field(default=10.0, ge=0, le=3600,
+        description="Seconds a request waits for a slot before it gets a 503.")
+    max_batch_tokens: int = Field(default=512, ge=16, le=2**20, description="Tokens a step processes at most.")
+    max_requests: int = Field(default=128, ge=1, le=4096, description="Completions in one batch; more wait their turn.")
+    kv_cache_tokens: int = Field(default=32768, ge=64,
+        description="Tokens the key-value cache holds, for all requests together.")
+    max_choices: int = Field(default=16, ge=1, le=1024, description="Largest n, completions per prompt.")
+    max_prompts: int = Field(default=64, ge=1, le=4096, description="Prompts in one /v1/completions request.")
+    max_output_tokens: int | None = Field(default=None, ge=1,
+        description="Tokens one completion may have; by default what the context leaves.")
+    max_body_bytes: int = Field(default=16 * 2**20, ge=1024, description="Bytes of a request body.")
+    max_upload_bytes: int = Field(default=256 * 2**20, ge=1024, description="Bytes of an uploaded artifact file.")
+    max_inline_bytes: int = Field(default=4 * 2**20, ge=0,
+        description="Bytes the numbers written inline in one spec may take.")
+    max_jobs: int = Field(default=16, ge=1, le=1024, description="Background jobs that may wait or run at once.")
+    program_cache: int = Field(default=256, ge=1, le=2**16, description="Compiled programs kept for reuse.")
+
+    default_spec: Spec | None = Field(default=None,
+        description="Spec (JSON) that acts on every request as long as the admin API has set no other.")
+    kill_switch: bool = Field(default=False,
+        description="Start with all steering off. While this is set the admin API cannot turn it on.")
+    log_format: Literal["json", "console"] = Field(default="json", description="Format of the log lines.")
+
+    @model_validator(mode="after")
+    def _key_beyond_loopback(self) -> Self:
+        if self.api_key is not None and not self.api_key.get_secret_value():
+            raise ValueError("api_key is empty; leave it unset or set a key")
+        if self.api_key is None and not is_loopback(self.host):
+            raise ValueError(f"host {self.host} can be reached from other machines; set api_key, or use 127.0.0.1")
+        return self
+
+    @property
+    def model_name(self) -> str:
+        """Name the base model has in the API."""
+        if self.served_model_name is not None:
+            return self.served_model_name
+        name = re.sub(r"[^A-Za-z0-9._-]", "-", Path(self.model).name)
+        return name or "model"
+
+    @property
+    def library_database_url(self) -> str:
+        return self.database_url or f"sqlite:///{(self.data_dir / 'library.db').absolute()}"
+
+    @property
+    def library_blob_url(self) -> str:
+        return self.blob_url or (self.data_dir / "blobs").absolute().as_uri()
+
+
+def load_settings(**given: Any) -> Settings:
+    """Settings from the environment, with `given` on top.
+
+    Raises:
+        InvalidSettings: naming the first setting that is wrong.
+    """
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = str(first["loc"][0]) if first["loc"] else "host"
+        raise InvalidSettings(first["msg"].removeprefix("Value error, "), param=name,
+                              fix=f"Set TRIMTAB_{name.upper()} or the option of that name.") from error
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,40 @@
+"""What the routes share, made once per app."""
+
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from server.auth import check_key
+from server.engines.base import Engine
+from server.jobs import Jobs
+from server.metrics import Metrics
+from server.openai.prompts import ChatPrompts
+from server.openai.vocabulary import Vocabulary
+from server.planner import Planner
+from server.settings import Settings
+from vectors.library import Library
+
+
+@dataclass(frozen=True)
+class ServerState:
+    settings: Settings
+    engine: Engine
+    engine_name: str
+    library: Library
+    vocabulary: Vocabulary
+    chat_prompts: ChatPrompts
+    planner: Planner
+    metrics: Metrics
+    jobs: Jobs
+
+
+def get_state(request: Request) -> ServerState:
+    return cast(ServerState, request.app.state.server)
+
+
+def require_key(request: Request) -> None:
+    check_key(request, get_state(request).settings.api_key)
+
+
+State = Annotated[ServerState, Depends(get_state)]

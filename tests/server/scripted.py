@@ -1,0 +1,134 @@
+"""A deterministic engine: it says what the test scripted, and records what it was asked."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from server.engines.base import Captured, CaptureRequest, Completion, Engine, Generation, Scores, Token, Touched
+from server.openai.vocabulary import Vocabulary
+from steering.errors import SlotsExhausted, TrimtabError
+from steering.facts import ModelFacts
+from steering.program import Program
+from steering.scope import bits_at, count_bits, touch_map
+from steering.spec import SITES, Site
+
+LAYERS, WIDTH = 4, 8
+FACTS = dict(family="scripted", num_layers=LAYERS, d_model=WIDTH, num_heads=2, head_dim=4, d_ff=16, context_length=256)
+# Token ids to generate for a generation, the end token not included.
+Script = Callable[[Generation], Sequence[int]]
+
+
+@dataclass
+class ScriptedCompletion(Completion):
+    engine: "ScriptedEngine"
+    generation: Generation
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    given: list[int] = field(default_factory=list)
+
+    async def __aiter__(self) -> AsyncIterator[Token]:
+        await self.admit()
+        script, sampling = self.engine.script(self.generation), self.generation.sampling
+        ends = [] if sampling.ignore_eos else list(sampling.stop_token_ids[:1])
+        tokens = [*script, *ends]
+        if sampling.ignore_eos:
+            tokens = [*script] * (sampling.max_tokens // max(len(script), 1) + 1)
+        for n, token_id in enumerate(tokens[:sampling.max_tokens]):
+            await asyncio.sleep(0)
+            if self.engine.gate is not None:
+                await self.engine.gate.wait()
+            if self.cancelled.is_set():
+                return
+            if self.engine.fails_at == n:
+                raise self.engine.failure
+            self.given.append(token_id)
+            reason = "stop" if n == len(script) and ends else "length" if n + 1 == sampling.max_tokens else None
+            top = tuple((i, -0.5 - i) for i in range(sampling.logprobs or 0))
+            yield Token(token_id, None if sampling.logprobs is None else -0.25 * (n + 1), top, reason)
+
+    async def admit(self) -> None:
+        if self.engine.full:
+            raise SlotsExhausted("all slots are held")
+
+    async def cancel(self) -> None:
+        self.cancelled.set()
+
+    def touched(self) -> list[Touched]:
+        program = self.generation.program
+        if program is None:
+            return []
+        # The last token given is never fed back, as in a real engine.
+        ids = [*self.generation.prompt_ids, *self.given[:-1]]
+        touch = touch_map(program.scopes, self.generation.prompt_ids, len(self.given), self.generation.roles)
+        bits = bits_at(touch, program.rules, torch.arange(len(ids)).numpy(), torch.tensor(ids).numpy())
+        prompt = len(self.generation.prompt_ids)
+        counts = zip(count_bits(bits[:prompt], len(program.compiled)),
+                     count_bits(bits[prompt:], len(program.compiled)), strict=True)
+        return [Touched(p, g) if item.rows else Touched(0, 0)
+                for (p, g), item in zip(counts, program.compiled, strict=True)]
+
+
+class ScriptedEngine(Engine):
+    """
+    Attributes:
+        script: what to say. By default " good day" unsteered, " bad day" steered.
+        gate: if set, tokens come only while it is open.
+        full: whether no slot is free.
+        fails_at: number of the token at which `failure` is raised instead.
+        completions: one per generation asked for.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.facts = ModelFacts(model_id="tiny", fingerprint="f" * 64, vocab_size=vocabulary.vocab_size,
+                                sites={site: tuple(range(LAYERS)) for site in SITES if site != "router"},
+                                **FACTS)  # type: ignore[arg-type]
+        say = {steered: vocabulary.encode(text, special_tokens=False)
+               for steered, text in ((False, " good day"), (True, " bad day"))}
+        self.script: Script = lambda generation: say[generation.program is not None]
+        self.gate: asyncio.Event | None = None
+        self.full = False
+        self.fails_at: int | None = None
+        self.failure: Exception = TrimtabError("the engine fell over")
+        self.completions: list[ScriptedCompletion] = []
+        self._alive = False
+
+    async def start(self) -> None:
+        self._alive = True
+
+    async def stop(self) -> None:
+        self._alive = False
+
+    def generate(self, generation: Generation) -> ScriptedCompletion:
+        self.completions.append(ScriptedCompletion(self, generation))
+        return self.completions[-1]
+
+    async def score(self, token_ids: Sequence[int], program: Program | None = None, *,
+                    prompt_length: int | None = None, roles: Sequence[str] | None = None,
+                    full: bool = False) -> Scores:
+        return Scores(torch.zeros(len(token_ids)))
+
+    async def capture(self, requests: Sequence[CaptureRequest], program: Program | None = None) -> list[Captured]:
+        await asyncio.sleep(0)
+        return [_activations(request) for request in requests]
+
+    def capabilities(self) -> dict[str, Any]:
+        return {"engine": "scripted", "sites": {s: {"layers": list(n)} for s, n in self.facts.sites.items()}}
+
+    def stats(self) -> dict[str, float]:
+        return {"running": 0, "waiting": 0, "slots_total": 4, "slots_used": 0}
+
+    @property
+    def alive(self) -> bool:
+        return self._alive
+
+
+def _activations(request: CaptureRequest) -> Captured:
+    """Numbers that depend on token and layer only, so that texts that differ have activations that do."""
+    ids = torch.tensor(list(request.token_ids), dtype=torch.float32)
+    picked = ids if request.positions is None else ids[list(request.positions)]
+    table: dict[Site, Mapping[int, torch.Tensor]] = {}
+    for site, layers in request.sites.items():
+        table[site] = {n: torch.stack([torch.sin(picked * (k + 1) + n) for k in range(WIDTH)], dim=1) for n in layers}
+    return table
