@@ -1,4 +1,4 @@
-"""Spec + artifacts + model facts -> program. Everything that cannot be applied is refused here, before anything runs."""
+"""Spec + artifacts + model facts -> program. What cannot be applied is refused here, before anything runs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from steering.errors import ArtifactMismatch, InvalidSpec, TrimtabError, Unsuppo
 from steering.facts import ModelFacts
 from steering.inline import inline_payload, parse_options, split_inline
 from steering.ops import get_operation
-from steering.ops.base import Operation, Place, Row
+from steering.ops.base import Operation, Place, Row, length
 from steering.payload import Payload
 from steering.program import Applied, Compiled, Program
 from steering.source import Resolved, Source
@@ -26,6 +26,8 @@ from steering.spec import (
 )
 
 DEFAULT_SITE: Mapping[Op, Site] = {"neuron_mask": "mlp_act", "head_mask": "head_out", "expert_mask": "router"}
+# Infinity means "no bound" in these, and "never chosen" at the router.
+_UNBOUNDED: Mapping[str, tuple[str, ...]] = {"clamp": ("low", "high"), "route": ("bias",)}
 MULTI_SITES: tuple[Site, ...] = ("resid_pre", "attn_out", "mlp_out")
 
 
@@ -43,6 +45,8 @@ def compile_program(resolved: Sequence[Resolved], facts: ModelFacts) -> Program:
         try:
             compiled.append(_compile_one(item, facts))
         except TrimtabError as error:
+            if item.source is not None and error.param is not None and error.param.startswith("inline"):
+                error.param = "artifact"
             raise error.at(f"interventions[{i}]") from None
     return Program(tuple(compiled))
 
@@ -62,6 +66,8 @@ def _compile_one(item: Resolved, facts: ModelFacts) -> Compiled:
         given_options = {**source.options, **given_options}
     options = parse_options(operation, given_options)
     multi_site = bool(getattr(options, "multi_site", False))
+    if multi_site:
+        _check_unplaced(intervention)
     sites = MULTI_SITES if multi_site else (_site(intervention, source, operation),)
     if source is not None:
         _check_model(intervention, source, facts)
@@ -72,9 +78,11 @@ def _compile_one(item: Resolved, facts: ModelFacts) -> Compiled:
 
     wanted = intervention.layers if intervention.layers is not None else (source.layers if source else None)
     if payload is None:
-        # A multi-site direction belongs to no layer in particular; it may be written without one.
-        unplaced = [0] if multi_site else None
-        given = unplaced if wanted is None else explicit_layers(wanted, facts)
+        if multi_site:
+            # Such a direction belongs to no layer in particular; it may be written without one.
+            given: list[int] | None = [0]
+        else:
+            given = None if wanted is None else explicit_layers(wanted, facts)
         payload = inline_payload(inline_tensors, operation, given, facts)
     layers = _all_layers(facts, sites) if multi_site else _layers(wanted, payload, facts)
     origin = _source_layer(options, payload, facts) if multi_site else None
@@ -87,7 +95,8 @@ def _compile_one(item: Resolved, facts: ModelFacts) -> Compiled:
         for site in sites:
             facts.check_site(site, layer, "layers" if not multi_site else "options.multi_site")
             _check_width(payload, tensors, facts.width(site), site)
-            row = operation.row(tensors, options, Place(facts, site, layer, scales[layer]))
+            # Strength 0 does nothing, also with ops that know all or nothing only; the rest is checked all the same.
+            row = operation.row(tensors, options, Place(facts, site, layer, scales[layer] or 1.0))
             _check_finite(row)
             if scales[layer] != 0.0:
                 rows[site, layer] = row
@@ -100,6 +109,15 @@ def _compile_one(item: Resolved, facts: ModelFacts) -> Compiled:
         options=options.model_dump(),
     )
     return Compiled(operation.name, intervention.scope, rows, applied)
+
+
+def _check_unplaced(intervention: Intervention) -> None:
+    if intervention.site is not None:
+        raise InvalidSpec(f"multi_site ablation acts at {', '.join(MULTI_SITES)}", param="site",
+                          fix="Leave site out, or multi_site.")
+    if intervention.layers not in (None, "all"):
+        raise InvalidSpec("multi_site ablation acts at every layer", param="layers",
+                          fix="Leave layers out; options.source_layer says whose direction is used.")
 
 
 def _op(intervention: Intervention, source: Source | None) -> Op:
@@ -162,16 +180,16 @@ def _scale(strength: Strength, operation: Operation, tensors: Mapping[str, torch
     if getattr(options, "norm_match", False):
         raise InvalidSpec("with norm_match the strength is a multiple of the token's own norm", param="strength.unit",
                           fix="Use raw.")
-    length = float(operation.direction(tensors).norm())
+    stored = length(operation.direction(tensors))
     if strength.unit == "unit":
-        return strength.value / length
+        return strength.value / stored
     known = {} if source is None else (source.residual_norm if strength.unit == "rel" else source.sigma)
     if layer not in known:
         what = "mean residual norm" if strength.unit == "rel" else "standard deviation"
         raise InvalidSpec(f"strength unit {strength.unit} needs the {what} of layer {layer}, which "
                           f"{source.ref if source else 'inline numbers'} does not record", param="strength.unit",
                           fix="Use raw or unit, or an artifact made by extraction.")
-    return strength.value * known[layer] / length
+    return strength.value * known[layer] / stored
 
 
 def explicit_layers(layers: Layers, facts: ModelFacts) -> list[int]:
@@ -181,8 +199,10 @@ def explicit_layers(layers: Layers, facts: ModelFacts) -> list[int]:
     if isinstance(layers, LayerRange):
         if layers.stop > facts.num_layers:
             facts.check_layer(layers.stop - 1, "layers.stop")
+        if layers.start < -facts.num_layers:
+            facts.check_layer(layers.start, "layers.start")
         start, stop = (n + facts.num_layers if n < 0 else n for n in (layers.start, layers.stop))
-        found = list(range(max(start, 0), stop, layers.step))
+        found = list(range(start, stop, layers.step))
         if not found:
             raise InvalidSpec("the range holds no layer", param="layers")
         return found
@@ -244,6 +264,6 @@ def _check_width(payload: Payload, tensors: Mapping[str, torch.Tensor], width: i
 
 def _check_finite(row: Row) -> None:
     for name, tensor in row.tensors.items():
-        if bool(torch.isnan(tensor).any()) or (name in ("delta", "scale", "offset", "up", "down", "gate")
+        if bool(torch.isnan(tensor).any()) or (name not in _UNBOUNDED.get(row.kernel, ())
                                                and bool(torch.isinf(tensor).any())):
             raise InvalidSpec("the strength is too large: numbers overflow", param="strength")

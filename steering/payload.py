@@ -136,16 +136,19 @@ def _check_meaning(kind: Kind, tensors: Mapping[str, torch.Tensor], where: str) 
         index = tensors[index_name]
         if int(index.min()) < 0:
             raise InvalidPayload("indices must not be negative", param=f"{where}.{index_name}")
-        if index.unique().numel() != index.numel():
+        if len(set(index.tolist())) != index.numel():
             raise InvalidPayload("an index occurs twice", param=f"{where}.{index_name}")
     if kind == "sign_pattern" and not bool((tensors["polarity"].abs() == 1).all()):
         raise InvalidPayload("polarity must be +1 or -1", param=f"{where}.polarity")
     if kind in ("vector", "probe"):
         name = "vector" if kind == "vector" else "weight"
-        if float(tensors[name].norm()) == 0.0:
+        if not bool(tensors[name].any()):
             raise InvalidPayload("the vector is zero and would do nothing", param=f"{where}.{name}")
     if kind == "subspace":
         basis = tensors["basis"].double()
+        if basis.shape[0] > basis.shape[1]:
+            raise InvalidPayload(f"{basis.shape[0]} rows of width {basis.shape[1]} cannot be orthonormal",
+                                 param=f"{where}.basis")
         if len(basis) > basis.shape[1]:
             raise InvalidPayload(f"{len(basis)} rows cannot be independent in {basis.shape[1]} dimensions",
                                  param=f"{where}.basis")

@@ -4,7 +4,6 @@ Every model forbids unknown fields, so a misspelt field is an error and never a 
 generated from these models.
 """
 
-import sys
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
@@ -27,12 +26,13 @@ SITES: tuple[Site, ...] = get_args(Site)
 
 MAX_INTERVENTIONS = 32
 MAX_LIST = 4096
+MAX_FLOAT = 3.4e38  # of float32, in which everything is computed
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 REF_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}(@([0-9]{1,9}|[a-z][a-z0-9._-]{0,31}))?$"
 
 ArtifactRef = Annotated[str, StringConstraints(pattern=REF_PATTERN)]
 # Numbers are strict: neither "1" nor true is a 1, so what the models take is what the JSON schema says.
-Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Finite = Annotated[float, Field(strict=True, ge=-MAX_FLOAT, le=MAX_FLOAT)]
 Layer = Annotated[int, Field(strict=True, ge=-512, le=4096)]
 Index = Annotated[int, Field(strict=True, ge=0, le=2**24)]
 Position = Annotated[int, Field(strict=True, ge=-(2**24), le=2**24)]
@@ -142,8 +142,8 @@ class AddOptions(Model):
 
 
 class AblateOptions(Model):
-    multi_site: Switch = Field(default=False, description="Ablate at resid_pre, attn_out and mlp_out of every layer, as "
-                             "the refusal-direction method does. Takes the direction of `source_layer`.")
+    multi_site: Switch = Field(default=False, description="Ablate at resid_pre, attn_out and mlp_out of every layer, "
+                               "as the refusal-direction method does. Takes the direction of `source_layer`.")
     source_layer: Layer | None = Field(default=None, description="Whose direction to use at every layer.")
 
 
@@ -200,13 +200,15 @@ class ExpertMaskOptions(Model):
     mode: Literal["off", "off_refill", "force", "scale", "bias"] = Field(
         default="off", description="off: weight 0, the slot stays empty; off_refill: never selected, the next best "
         "takes the slot; force: always selected; scale: weight times `scale`; bias: `bias` added to the router logit.")
-    scale: Annotated[float, Field(strict=True, ge=0, le=1000)] = Field(default=0.0, description="Factor for mode scale.")
-    bias: Annotated[float, Field(strict=True, ge=-1e4, le=1e4)] = Field(default=0.0, description="Logit bias for mode bias.")
-    renormalise: Switch = Field(default=True, description="Give the selected weights their former sum back (off, scale).")
+    scale: float = Field(default=0.0, strict=True, ge=0, le=1000, description="Factor for mode scale.")
+    bias: float = Field(default=0.0, strict=True, ge=-1e4, le=1e4, description="Logit bias for mode bias.")
+    renormalise: Switch = Field(default=True,
+                                description="Give the selected weights their former sum back (off, scale).")
 
 
 class PatchOptions(Model):
-    basis_rank: int | None = Field(default=None, strict=True, ge=1, le=64, description="Use only the first rows of the basis.")
+    basis_rank: int | None = Field(default=None, strict=True, ge=1, le=64,
+                                   description="Use only the first rows of the basis.")
 
 
 OPTIONS: dict[Op, type[Model]] = {
@@ -250,7 +252,7 @@ class Intervention(Model):
     def _bare_number(cls, value: Any) -> Any:
         # A bare number keeps the unit open: the artifact's own unit applies, raw for inline numbers.
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            if not abs(value) <= sys.float_info.max:
+            if not abs(value) <= MAX_FLOAT:
                 raise ValueError("must be finite")
             return BareStrength(value=float(value))
         return value

@@ -2,7 +2,7 @@
 
 import torch
 
-from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors, register
+from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors, register, unit
 from steering.spec import AblateOptions
 
 
@@ -11,7 +11,7 @@ def basis_of(tensors: Tensors) -> torch.Tensor:
     if "basis" in tensors:
         return tensors["basis"]
     vector = tensors["weight"] if "weight" in tensors else tensors["vector"]
-    return (vector / vector.norm()).unsqueeze(0)
+    return unit(vector).unsqueeze(0)
 
 
 @register

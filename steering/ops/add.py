@@ -2,7 +2,7 @@
 
 import torch
 
-from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors, register
+from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors, register, unit
 from steering.spec import AddOptions
 
 
@@ -21,7 +21,7 @@ class Add(Operation):
     def row(self, tensors: Tensors, options: AddOptions, place: Place) -> Row:
         vector = self.direction(tensors)
         if options.norm_match:
-            return Row("add_norm_match", {"delta": place.scale * vector / vector.norm()})
+            return Row("add_norm_match", {"delta": place.scale * unit(vector)})
         name = "add_preserve_norm" if options.preserve_norm else "add"
         return Row(name, {"delta": place.scale * vector})
 

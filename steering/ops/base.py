@@ -85,6 +85,16 @@ def operations() -> tuple[Operation, ...]:
     return tuple(_OPERATIONS[name] for name in sorted(_OPERATIONS))
 
 
+def length(vector: torch.Tensor) -> float:
+    """Euclidean length. In double precision: squares of numbers that float32 holds may overflow or vanish in it."""
+    return float(torch.linalg.vector_norm(vector.double()))
+
+
+def unit(vector: torch.Tensor) -> torch.Tensor:
+    """The vector scaled to length 1."""
+    return (vector.double() / length(vector)).float()
+
+
 def check_index(index: torch.Tensor, limit: int, what: str, param: str) -> None:
     """Refuse an index at or over `limit`."""
     largest = int(index.max())

@@ -23,11 +23,11 @@ class ExpertMask(Operation):
         experts = self._checked(tensors, options, place)
         bias, gate, force = torch.zeros(place.width), torch.ones(place.width), torch.zeros(place.width)
         if options.mode == "off":
-            gate[experts] = 1 - place.scale
+            gate[experts] = torch.tensor(1 - place.scale)
         elif options.mode == "scale":
-            gate[experts] = 1 + place.scale * (options.scale - 1)
+            gate[experts] = torch.tensor(1 + place.scale * (options.scale - 1))
         elif options.mode == "bias":
-            bias[experts] = place.scale * options.bias
+            bias[experts] = torch.tensor(place.scale * options.bias)
         elif options.mode == "off_refill":
             bias[experts] = -math.inf
         else:

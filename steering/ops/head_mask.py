@@ -20,7 +20,7 @@ class HeadMask(Operation):
         scale = torch.ones(place.facts.num_heads, place.facts.head_dim)
         offset = torch.zeros(place.facts.num_heads, place.facts.head_dim)
         if options.mode == "scale":
-            scale[heads] = 1 + place.scale * (options.scale - 1)
+            scale[heads] = torch.tensor(1 + place.scale * (options.scale - 1))
         else:
             offset[heads] = place.scale * shift
         return Row("scale_offset", {"scale": scale.flatten(), "offset": offset.flatten()})

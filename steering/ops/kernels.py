@@ -14,7 +14,8 @@ def add(h: torch.Tensor, rows: Rows) -> torch.Tensor:
 @kernel("add_norm_match")
 def add_norm_match(h: torch.Tensor, rows: Rows) -> torch.Tensor:
     """h + |h| delta, with delta = strength times a unit vector. delta `[n, d]`."""
-    return h + h.norm(dim=-1, keepdim=True) * rows["delta"]
+    length: torch.Tensor = h.norm(dim=-1, keepdim=True)
+    return h + length * rows["delta"]
 
 
 @kernel("add_preserve_norm")

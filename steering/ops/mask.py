@@ -17,7 +17,7 @@ class _IndexMask(Operation):
         check_index(index, place.width, self.index_name.rstrip("s"), f"inline.{self.index_name}")
         scale, offset = torch.ones(place.width), torch.zeros(place.width)
         factor = options.scale if options.mode == "scale" else 0.0
-        scale[index] = 1 + place.scale * (factor - 1)
+        scale[index] = torch.tensor(1 + place.scale * (factor - 1))
         if options.mode == "set":
             offset[index] = place.scale * self._value(tensors)
         return Row("scale_offset", {"scale": scale, "offset": offset})

@@ -30,13 +30,13 @@ class SignFlip(Operation):
         return Row("sign_flip", {
             "polarity": dense,
             "mode": torch.tensor(float(_MODES.index(options.mode))),
-            "count": torch.tensor(float(math.ceil(options.fraction * len(dims)))),
+            "count": torch.tensor(float(_count(options, dims))),
             "amount": torch.tensor(place.scale),
         })
 
     def reference(self, h: torch.Tensor, tensors: Tensors, options: SignFlipOptions, place: Place) -> torch.Tensor:
         dims, polarity = _pattern(tensors, options, place)
-        count = math.ceil(options.fraction * len(dims))
+        count = _count(options, dims)
         out = h.clone()
         for token in out:
             signs = dict(zip(dims.tolist(), polarity.tolist(), strict=True))
@@ -49,6 +49,11 @@ class SignFlip(Operation):
                         options.mode == "toward" and disagrees):
                     token[dim] = (1 - 2 * place.scale) * value
         return out
+
+
+def _count(options: SignFlipOptions, dims: torch.Tensor) -> int:
+    # 0.07 of 100 dims is 7, though the product of the floats is a little more.
+    return max(1, math.ceil(options.fraction * len(dims) - 1e-6))
 
 
 def _pattern(tensors: Tensors, options: SignFlipOptions, place: Place) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+
 from steering.spec import (
     MAX_INTERVENTIONS,
     OPS,
@@ -176,8 +177,8 @@ def test_references(ref: str) -> None:
     assert VALIDATOR.is_valid({"interventions": [{"artifact": ref}]})
 
 
-@pytest.mark.parametrize("ref", ["", "A", "a b", "../a", "a/b", ".a", "-a", "x" * 65, "a@", "a@-1", "a@A", "a@1234567890",
-                                 "a@b@c", "a\n", "a\x00", "ä", "a@1.5", 3, None, ["a"]])
+@pytest.mark.parametrize("ref", ["", "A", "a b", "../a", "a/b", ".a", "-a", "x" * 65, "a@", "a@-1", "a@A",
+                                 "a@1234567890", "a@b@c", "a\n", "a\x00", "ä", "a@1.5", 3, None, ["a"]])
 def test_references_refused(ref: Any) -> None:
     fails_at({"interventions": [{"artifact": ref}]}, "interventions", 0)
     if ref is not None:
@@ -284,7 +285,8 @@ def _documents() -> st.SearchStrategy[Any]:
     generation = st.fixed_dictionaries({}, optional={
         **pick, "exclude": _maybe(st.fixed_dictionaries({}, optional=pick))})
     word = st.sampled_from(["all", "none"])
-    scope = st.fixed_dictionaries({}, optional={"prompt": _maybe(word | prompt), "generation": _maybe(word | generation)})
+    scope = st.fixed_dictionaries({}, optional={"prompt": _maybe(word | prompt),
+                                                "generation": _maybe(word | generation)})
     number = st.integers(-9, 9) | st.floats(-9, 9)
     layers = (st.just("all") | st.lists(whole, min_size=1, max_size=3)
               | st.fixed_dictionaries({"stop": whole}, optional={"start": whole, "step": st.integers(0, 3)})
@@ -332,8 +334,9 @@ def test_schema_describes_every_field() -> None:
 
 @pytest.mark.parametrize(("op", "options"), [
     ("add", {"norm_match": True, "preserve_norm": True}), ("add", {"norm_match": 1}), ("add", {"norm_match": "yes"}),
-    ("clamp", {}), ("clamp", {"value": 1, "min": 0}), ("clamp", {"min": 2, "max": 1}), ("clamp", {"value": float("inf")}),
-    ("clamp", {"min": True}), ("rotate", {}), ("rotate", {"angle": float("nan")}), ("rotate", {"angle": 3601}),
+    ("clamp", {}), ("clamp", {"value": 1, "min": 0}), ("clamp", {"min": 2, "max": 1}), ("clamp", {"min": True}),
+    ("clamp", {"value": float("inf")}), ("clamp", {"value": 1e39}), ("rotate", {}), ("rotate", {"angle": float("nan")}),
+    ("rotate", {"angle": 3601}),
     ("rotate", {"angle": 1, "mode": "at"}), ("sign_flip", {"fraction": 0}), ("sign_flip", {"fraction": 1.01}),
     ("sign_flip", {"fraction": True}), ("sign_flip", {"exclude": [-1]}), ("mask", {"mode": "off"}),
     ("mask", {"scale": float("nan")}), ("head_mask", {"mode": "set"}), ("expert_mask", {"scale": -1}),
