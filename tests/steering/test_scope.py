@@ -96,7 +96,7 @@ def _bits(touch: TouchMap, parsed: list[Scope], tokens: list[int], cuts: list[in
         for start, stop in zip(edges, edges[1:], strict=False)])
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(_requests(), st.integers(0, 4))
 @example(([{"prompt": {"exclude": {"positions": [-1]}},
             "generation": {"token_ids": [2], "exclude": {"positions": [1]}}}] * MAX_INTERVENTIONS,
