@@ -71,3 +71,7 @@ class Program:
     def acting(self) -> int:
         """Bit mask of the interventions that have rows."""
         return sum(1 << j for j, item in enumerate(self.compiled) if item.rows)
+
+    def without(self, index: int) -> "Program":
+        """The program less its intervention `index`."""
+        return Program(self.compiled[:index] + self.compiled[index + 1:])

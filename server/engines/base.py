@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from server.effects.divergence import Divergence, ResidualShift
 from steering.facts import ModelFacts
 from steering.program import Program
 from steering.spec import Site
@@ -109,6 +110,30 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class CompareRequest:
+    """A finished completion to run again, teacher-forced: tokens from `prompt_length` on were generated."""
+
+    token_ids: Sequence[int]
+    prompt_length: int
+    program: Program
+    roles: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a program did to the next-token distributions of a completion of G generated tokens.
+
+    total: the program against the untouched model. without: the program against itself without intervention i, one
+    entry per intervention; for a single one that is the total. exact: full vocabulary, no bound.
+    """
+
+    total: Divergence
+    without: tuple[Divergence, ...]
+    residual: ResidualShift
+    exact: bool
+
+
+@dataclass(frozen=True)
 class CaptureRequest:
     """Activations to read. `positions` are token positions (negative from the end), or None for all of them."""
 
@@ -149,6 +174,10 @@ class Engine(ABC):
     @abstractmethod
     async def capture(self, requests: Sequence[CaptureRequest], program: Program | None = None) -> list[Captured]:
         """Activations of every request, in order. With a program: what is read is after its interventions."""
+
+    @abstractmethod
+    async def compare(self, request: CompareRequest) -> Comparison:
+        """Measure the program of a finished completion, pass by pass, letting generation go first in between."""
 
     @abstractmethod
     def capabilities(self) -> dict[str, Any]:

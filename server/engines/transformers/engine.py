@@ -4,6 +4,7 @@ import asyncio
 import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -12,9 +13,10 @@ from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
 
-from server.engines.base import Captured, CaptureRequest, Engine, Generation, Scores
+from server.effects.divergence import ResidualShift, residual_shift
+from server.engines.base import Captured, CaptureRequest, CompareRequest, Comparison, Engine, Generation, Scores
 from server.engines.transformers.canary import check_batching
-from server.engines.transformers.forward import ForwardPass, TokenRun, batches, check_sites
+from server.engines.transformers.forward import ForwardPass, TokenRun, batches, check_sites, compared
 from server.engines.transformers.loading import load_model
 from server.engines.transformers.options import EngineOptions
 from server.engines.transformers.router import TokenRouter
@@ -63,7 +65,7 @@ class TransformersEngine(Engine):
         self.bank = Bank(options.slots, self.model.device)
         self.steerer = Steerer(self.model, self.bank)
         self.steps = Steps(self.steerer, self.bank, self._retired)
-        self.forward = ForwardPass(self.model, self.steerer)
+        self.forward = ForwardPass(self.model, self.facts.num_layers - 1)
         self._manager: _Manager | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiters: deque[asyncio.Future[None]] = deque()
@@ -86,6 +88,7 @@ class TransformersEngine(Engine):
             manager, self._manager = self._manager, None
             await asyncio.to_thread(manager.stop, block=True, hard_stop=True)
         self.steerer.detach()
+        self.forward.steerer.detach()
 
     def generate(self, generation: Generation) -> EngineCompletion:
         self._check(generation)
@@ -96,8 +99,8 @@ class TransformersEngine(Engine):
     async def score(self, token_ids: Sequence[int], program: Program | None = None, *, prompt_length: int | None = None,
                     roles: Sequence[str] | None = None, full: bool = False) -> Scores:
         self._check_tokens(token_ids)
-        run = TokenRun(token_ids, len(token_ids) if prompt_length is None else prompt_length, roles)
-        return await self._aside(program, lambda acting, slot: self.forward.score(run, acting, slot, full))
+        run = TokenRun(token_ids, len(token_ids) if prompt_length is None else prompt_length, program, roles)
+        return await self._aside(lambda: self.forward.score(run, full))
 
     async def capture(self, requests: Sequence[CaptureRequest], program: Program | None = None) -> list[Captured]:
         for request in requests:
@@ -109,8 +112,24 @@ class TransformersEngine(Engine):
         found: list[Captured] = []
         for chosen in batches([len(request.token_ids) for request in requests]):
             part = [requests[i] for i in chosen]
-            found += await self._aside(program, lambda acting, slot, p=part: self.forward.capture(p, acting, slot))
+            found += await self._aside(partial(self.forward.capture, part, program))
         return found
+
+    async def compare(self, request: CompareRequest) -> Comparison:
+        self._check_tokens(request.token_ids)
+        if not 0 < request.prompt_length < len(request.token_ids):
+            raise InvalidRequest("nothing was generated", param="prompt_length")
+        steered = await self._aside(partial(self.forward.generated, request, request.program))
+        base = await self._aside(partial(self.forward.generated, request, None))
+        total = compared(steered, base, request)
+        shift = residual_shift(steered.hidden, base.hidden)
+        count = len(request.program.compiled)
+        without = []
+        for i in range(count if count > 1 else 0):
+            other = await self._aside(partial(self.forward.generated, request, request.program.without(i)))
+            without.append(compared(steered, other, request))
+        return Comparison(total, tuple(without) or (total,) * count, ResidualShift(shift.relative.cpu(),
+                                                                                   shift.cosine.cpu()), exact=True)
 
     def capabilities(self) -> dict[str, Any]:
         sites = {
@@ -196,25 +215,18 @@ class TransformersEngine(Engine):
 
     # Passes beside generation.
 
-    async def _aside(self, program: Program | None, work: Callable[[Program | None, int], T]) -> T:
+    async def _aside(self, work: Callable[[], T]) -> T:
         """Run `work` in a thread while the generation loop is paused."""
         manager = self._manager
         if manager is None or not manager.is_running():
             raise EngineUnavailable("the engine does not run")
-        acting = program if program is not None and program.acting else None
-        slot = 0 if acting is None else await self._slot(acting)
 
         def paused() -> T:
             with manager.pause():
-                return work(acting, slot)
+                return work()
 
-        try:
-            async with self._pass_lock:
-                return await asyncio.to_thread(paused)
-        finally:
-            if acting is not None:
-                self.bank.release(acting)
-                self._wake_all()
+        async with self._pass_lock:
+            return await asyncio.to_thread(paused)
 
     # Checks and set-up.
 

@@ -1,4 +1,7 @@
-"""Plain forward passes beside generation: teacher-forced scores and captures, steered like generation is."""
+"""Plain forward passes beside generation: teacher-forced scores, comparisons and captures, steered as generation is.
+
+They have a bank of their own, so that a measurement never waits for, or takes, a slot that a request needs.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -9,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from server.engines.base import Captured, CaptureRequest, Scores
+from server.effects.divergence import Divergence, divergence
+from server.engines.base import Captured, CaptureRequest, CompareRequest, Scores
+from steering.bank import Bank
 from steering.errors import InvalidRequest
 from steering.program import Program
 from steering.scope import bits_at, touch_map
@@ -18,15 +23,27 @@ from steering.spec import Site
 from steering.steerer import Steerer
 
 TOKENS_PER_PASS = 2048
+NUM_SLOTS = 2
+# Rows of logits that are turned into divergences at once: vocabularies are large.
+ROWS_AT_ONCE = 128
 
 
 @dataclass(frozen=True)
 class TokenRun:
-    """Tokens to run, from which position on they count as generated, and chat roles of the prompt part."""
+    """Tokens to run under a program, from which position on they count as generated, and roles of the prompt part."""
 
     token_ids: Sequence[int]
     prompt_length: int
+    program: Program | None = None
     roles: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class GeneratedPass:
+    """What a pass gave where generated tokens were predicted: logits `[G, vocab_size]`, hidden `[G, d_model]`."""
+
+    logits: Tensor
+    hidden: Tensor
 
 
 def batches(lengths: Sequence[int], tokens_per_pass: int = TOKENS_PER_PASS) -> Iterator[list[int]]:
@@ -44,54 +61,39 @@ def batches(lengths: Sequence[int], tokens_per_pass: int = TOKENS_PER_PASS) -> I
 
 
 class ForwardPass:
-    """Runs padded batches through the model under one program. The engine's own loop must be paused meanwhile."""
+    """Runs the model outside of the batching loop, which must be paused meanwhile. One pass at a time."""
 
-    def __init__(self, model: Any, steerer: Steerer) -> None:
+    def __init__(self, model: Any, last_layer: int) -> None:
         self.model = model
-        self.steerer = steerer
+        self.bank = Bank(NUM_SLOTS, model.device)
+        self.steerer = Steerer(model, self.bank)
+        self._last_layer = last_layer
 
-    @torch.no_grad()
-    def run(self, sequences: Sequence[TokenRun], program: Program | None, slot: int, **kwargs: Any) -> Any:
-        """Model output for a right-padded batch; every token that `program` touches is steered from `slot`."""
-        longest = max(len(s.token_ids) for s in sequences)
-        ids = torch.zeros(len(sequences), longest, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        slots = np.zeros((len(sequences), longest), dtype=np.int32)
-        bits = np.zeros((len(sequences), longest), dtype=np.uint32)
-        for i, sequence in enumerate(sequences):
-            length = len(sequence.token_ids)
-            ids[i, :length] = torch.tensor(sequence.token_ids)
-            mask[i, :length] = 1
-            if program is not None:
-                slots[i, :length] = slot
-                bits[i, :length] = _bits(sequence, program)
-        plan = self.steerer.plan(slots.ravel(), bits.ravel())
-        with self.steerer.acting(plan):
-            return self.model(input_ids=ids.to(self.model.device), attention_mask=mask.to(self.model.device),
-                              use_cache=False, **kwargs)
-
-    def score(self, sequence: TokenRun, program: Program | None, slot: int, full: bool) -> Scores:
-        logits = self.run([sequence], program, slot).logits[0].float()
+    def score(self, run: TokenRun, full: bool) -> Scores:
+        logits = self._forward([run]).logits[0].float()
         logprobs = logits.log_softmax(dim=-1)
-        ids = torch.tensor(sequence.token_ids, device=logits.device)
+        ids = torch.tensor(run.token_ids, device=logits.device)
         chosen = torch.full((len(ids),), torch.nan)
         chosen[1:] = logprobs[:-1].gather(1, ids[1:].unsqueeze(1)).squeeze(1).cpu()
         return Scores(chosen, logprobs.cpu() if full else None)
 
-    def capture(self, requests: Sequence[CaptureRequest], program: Program | None, slot: int) -> list[Captured]:
-        """Activations of a batch. Capturing hooks come after the steering ones, so they see what those left."""
+    def generated(self, request: CompareRequest, program: Program | None) -> GeneratedPass:
+        """A pass over a completion under `program`, which may be another than the one it was generated under."""
+        run = TokenRun(request.token_ids, request.prompt_length, program, request.roles)
+        count = len(request.token_ids) - request.prompt_length
+        found: dict[tuple[Site, int], Tensor] = {}
+        key: tuple[Site, int] = ("resid_post", self._last_layer)
+        output = self._forward([run], capture=[key], found=found, logits_to_keep=count + 1)
+        return GeneratedPass(output.logits[0, :-1], found[key][-count - 1:-1].float())
+
+    def capture(self, requests: Sequence[CaptureRequest], program: Program | None) -> list[Captured]:
+        """Activations of a batch, after what the program does at the same site."""
         keys = sorted({(site, layer) for request in requests for site, layers in request.sites.items()
                        for layer in layers})
-        sequences = [TokenRun(r.token_ids, len(r.token_ids)) for r in requests]
+        runs = [TokenRun(r.token_ids, len(r.token_ids), program) for r in requests]
         longest = max(len(r.token_ids) for r in requests)
-        found: dict[tuple[Site, int], torch.Tensor] = {}
-        if program is not None:
-            # Attaches the program's hooks before ours.
-            self.steerer.plan(np.full(1, slot, np.int32), np.full(1, program.acting, np.uint32))
-        with ExitStack() as stack:
-            for key in keys:
-                stack.callback(attach(self.model, *key, _keeper(found, key)).remove)
-            self.run(sequences, program, slot, logits_to_keep=1)
+        found: dict[tuple[Site, int], Tensor] = {}
+        self._forward(runs, capture=keys, found=found, logits_to_keep=1)
         results: list[Captured] = []
         for i, request in enumerate(requests):
             rows = i * longest + torch.tensor(_positions(request), dtype=torch.int64)
@@ -99,8 +101,50 @@ class ForwardPass:
                                    for layer in layers} for site, layers in request.sites.items()})
         return results
 
+    @torch.no_grad()
+    def _forward(self, runs: Sequence[TokenRun], capture: Sequence[tuple[Site, int]] = (),
+                 found: dict[tuple[Site, int], Tensor] | None = None, **kwargs: Any) -> Any:
+        """Model output for a right-padded batch. At most `NUM_SLOTS` distinct programs."""
+        longest = max(len(run.token_ids) for run in runs)
+        ids = torch.zeros(len(runs), longest, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        slots = np.zeros((len(runs), longest), dtype=np.int32)
+        bits = np.zeros((len(runs), longest), dtype=np.uint32)
+        with ExitStack() as stack:
+            for i, run in enumerate(runs):
+                length = len(run.token_ids)
+                ids[i, :length] = torch.tensor(run.token_ids)
+                mask[i, :length] = 1
+                if run.program is not None and run.program.acting:
+                    slots[i, :length] = self._pin(run.program, stack)
+                    bits[i, :length] = _bits(run, run.program)
+            plan = self.steerer.plan(slots.ravel(), bits.ravel())
+            # After the plan has put its hooks there: what is captured is what steering left.
+            for key in capture:
+                assert found is not None
+                stack.callback(attach(self.model, *key, _keeper(found, key)).remove)
+            with self.steerer.acting(plan):
+                return self.model(input_ids=ids.to(self.model.device), attention_mask=mask.to(self.model.device),
+                                  use_cache=False, **kwargs)
 
-def _keeper(found: dict[tuple[Site, int], torch.Tensor], key: tuple[Site, int]) -> Callable[[Tensor], Tensor]:
+    def _pin(self, program: Program, stack: ExitStack) -> int:
+        slot = self.bank.acquire(program)
+        if slot is None:
+            raise ValueError(f"more than {NUM_SLOTS} programs in one pass")
+        stack.callback(self.bank.release, program)
+        return slot
+
+
+def compared(steered: GeneratedPass, other: GeneratedPass, request: CompareRequest) -> Divergence:
+    """Divergence of two passes, a block of rows at a time, on the CPU."""
+    chosen = torch.tensor(request.token_ids[request.prompt_length:], device=steered.logits.device)
+    parts = [divergence(steered.logits[i:i + ROWS_AT_ONCE], other.logits[i:i + ROWS_AT_ONCE],
+                        chosen[i:i + ROWS_AT_ONCE]) for i in range(0, len(chosen), ROWS_AT_ONCE)]
+    whole = Divergence.join(parts)
+    return Divergence(**{name: value.cpu() for name, value in vars(whole).items()})
+
+
+def _keeper(found: dict[tuple[Site, int], Tensor], key: tuple[Site, int]) -> Callable[[Tensor], Tensor]:
     def keep(h: Tensor) -> Tensor:
         found[key] = h
         return h
@@ -108,11 +152,10 @@ def _keeper(found: dict[tuple[Site, int], torch.Tensor], key: tuple[Site, int]) 
     return keep
 
 
-def _bits(sequence: TokenRun, program: Program) -> Any:
-    length = len(sequence.token_ids)
-    touch = touch_map(program.scopes, sequence.token_ids[:sequence.prompt_length], length - sequence.prompt_length,
-                      sequence.roles)
-    return bits_at(touch, program.rules, np.arange(length), np.asarray(sequence.token_ids, dtype=np.int64))
+def _bits(run: TokenRun, program: Program) -> Any:
+    length = len(run.token_ids)
+    touch = touch_map(program.scopes, run.token_ids[:run.prompt_length], length - run.prompt_length, run.roles)
+    return bits_at(touch, program.rules, np.arange(length), np.asarray(run.token_ids, dtype=np.int64))
 
 
 def _positions(request: CaptureRequest) -> list[int]:
