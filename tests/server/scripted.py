@@ -7,9 +7,20 @@ from typing import Any
 
 import torch
 
-from server.engines.base import Captured, CaptureRequest, Completion, Engine, Generation, Scores, Token, Touched
+from server.engines.base import (
+    Captured,
+    CaptureRequest,
+    CompareRequest,
+    Comparison,
+    Completion,
+    Engine,
+    Generation,
+    Scores,
+    Token,
+    Touched,
+)
 from server.openai.vocabulary import Vocabulary
-from steering.errors import SlotsExhausted, TrimtabError
+from steering.errors import EngineUnavailable, SlotsExhausted, TrimtabError
 from steering.facts import ModelFacts
 from steering.program import Program
 from steering.scope import bits_at, count_bits, touch_map
@@ -112,6 +123,9 @@ class ScriptedEngine(Engine):
     async def capture(self, requests: Sequence[CaptureRequest], program: Program | None = None) -> list[Captured]:
         await asyncio.sleep(0)
         return [_activations(request) for request in requests]
+
+    async def compare(self, request: Any) -> Any:
+        raise EngineUnavailable("a script has no distributions to compare")
 
     def capabilities(self) -> dict[str, Any]:
         return {"engine": "scripted", "sites": {s: {"layers": list(n)} for s, n in self.facts.sites.items()}}
