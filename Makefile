@@ -54,7 +54,7 @@ endif
 install: $(VENV)/.install
 
 serve: $(VENV)/.install
-	$(VENV)/bin/trimtab serve --model "$(MODEL)" --host "$(HOST)" --port "$(PORT)"
+	$(VENV)/bin/trimtab serve "$(MODEL)" --host "$(HOST)" --port "$(PORT)"
 
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(PY) -m pytest $(PYTEST_ARGS)

@@ -1,0 +1,138 @@
+"""`trimtab artifacts`: the library of a running server."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from server.cli.connection import DEFAULT_URL, Key, Url, connect
+from server.cli.console import Commands, out, print_json
+from steering.errors import InvalidRequest
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, help="The artifacts of the library.")
+
+Ref = Annotated[str, typer.Argument(help='"name", "name@3" or "name@alias".')]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+PAGE = 200
+
+
+@app.command("ls")
+def list_(
+    query: Annotated[str | None, typer.Argument(help="Searched in name, description and tags.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only of this kind.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Only with this tag.")] = None,
+    as_json: AsJson = False, url: Url = DEFAULT_URL, key: Key = None,
+) -> None:
+    """List artifacts, one line per name."""
+    with connect(url, key) as client:
+        page = client.list_artifacts(q=query, kind=kind, tag=tag, limit=PAGE)
+        found = list(page.data)
+        while page.cursor is not None:
+            page = client.list_artifacts(q=query, kind=kind, tag=tag, limit=PAGE, cursor=page.cursor)
+            found += page.data
+    if as_json:
+        print_json([artifact.model_dump(mode="json") for artifact in found])
+        return
+    table = Table("ref", "kind", "op", "site", "layers", "aliases", "model", "description", box=None)
+    for one in found:
+        table.add_row(one.ref, one.kind, one.op, one.site, shown_layers(one.layers, one.stored_layers),
+                      " ".join(one.aliases), one.model_id or "", one.description)
+    out.print(table)
+
+
+@app.command()
+def show(ref: Ref, url: Url = DEFAULT_URL, key: Key = None) -> None:
+    """Everything recorded about one version, as JSON."""
+    with connect(url, key) as client:
+        print_json(client.get_artifact(ref).model_dump(mode="json"))
+
+
+@app.command("import")
+def import_(
+    path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A .safetensors, .gguf or .pt file.")],
+    name: Annotated[str | None, typer.Option(help="Name in the library; some files do not hold one.")] = None,
+    metadata: Annotated[str | None, typer.Option(help='JSON object of fields that win over the file\'s, '
+                                                 '\'{"site": "resid_post"}\' say.')] = None,
+    first_layer: Annotated[int, typer.Option(help=".pt only: the layer that its first vector belongs to.")] = 0,
+    url: Url = DEFAULT_URL, key: Key = None,
+) -> None:
+    """Take a file into the library. A .pt file is read here, weights only, and never sent."""
+    fields = _fields(metadata)
+    if name is not None:
+        fields["name"] = name
+    data = path.read_bytes()
+    if path.suffix in (".pt", ".pth", ".bin"):
+        data, fields = _converted(path, fields, first_layer), {}
+    with connect(url, key) as client:
+        stored = client.import_artifact(data, fields or None)
+    out.print(f"stored {stored.ref}")
+
+
+@app.command()
+def export(
+    ref: Ref,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File; by default by the name.")] = None,
+    format: Annotated[Literal["safetensors", "gguf"], typer.Option(help="File format.")] = "safetensors",
+    url: Url = DEFAULT_URL, key: Key = None,
+) -> None:
+    """Write an artifact to a file."""
+    with connect(url, key) as client:
+        artifact = client.get_artifact(ref)
+        data = client.download_artifact(artifact.ref, format=format)
+    path = output or Path(f"{artifact.name}-{artifact.version}.{format}")
+    path.write_bytes(data)
+    out.print(f"wrote {path} ({len(data)} bytes)")
+
+
+@app.command()
+def delete(
+    ref: Ref,
+    force: Annotated[bool, typer.Option(help="Also if an alias, a preset or the default spec needs it.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    url: Url = DEFAULT_URL, key: Key = None,
+) -> None:
+    """Delete one version, or with a bare name all."""
+    if not yes:
+        typer.confirm(f"Delete {ref}{'' if '@' in ref else ' with all its versions'}?", abort=True)
+    with connect(url, key) as client:
+        out.print(f"deleted {', '.join(client.delete_artifact(ref, force=force))}")
+
+
+@app.command()
+def alias(
+    name: Annotated[str, typer.Argument(help="Artifact.")],
+    alias: Annotated[str, typer.Argument(help="Alias, production say.")],
+    version: Annotated[int, typer.Argument(help="Version it shall point at.")],
+    url: Url = DEFAULT_URL, key: Key = None,
+) -> None:
+    """Point an alias at a version."""
+    with connect(url, key) as client:
+        out.print(f"{name}@{alias} is now {client.set_alias(name, alias, version).ref}")
+
+
+def shown_layers(layers: Any, stored: list[int]) -> str:
+    """Where it acts by default, out of the layers that have numbers."""
+    where = "all" if layers is None else ",".join(map(str, layers)) if isinstance(layers, list) else str(layers)
+    return f"{where} of {len(stored)}"
+
+
+def _fields(metadata: str | None) -> dict[str, Any]:
+    try:
+        fields = json.loads(metadata or "{}")
+    except ValueError as error:
+        raise InvalidRequest(f"this is no JSON: {error}", param="--metadata") from error
+    if not isinstance(fields, dict):
+        raise InvalidRequest("this is no JSON object", param="--metadata")
+    return fields
+
+
+def _converted(path: Path, fields: dict[str, Any], first_layer: int) -> bytes:
+    """The safetensors form of a .pt file."""
+    # torch loads slowly, and only this command needs it.
+    from vectors.artifact import Limits
+    from vectors.formats import get_format
+    from vectors.formats.torch_pt import read_pt
+
+    return get_format("safetensors").write(*read_pt(path, fields, Limits(), first_layer))

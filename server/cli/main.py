@@ -1,0 +1,22 @@
+"""The command and its parts."""
+
+import typer
+
+from server.cli import artifacts, presets
+from server.cli.capabilities import capabilities
+from server.cli.chat import chat
+from server.cli.console import Commands
+from server.cli.doctor import doctor, version
+from server.cli.extract import extract
+from server.cli.serve import serve
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False,
+                  help="Trimtab: an inference server whose requests steer the model.")
+app.command()(serve)
+app.command()(chat)
+app.add_typer(artifacts.app, name="artifacts")
+app.add_typer(presets.app, name="presets")
+app.command()(extract)
+app.command()(capabilities)
+app.command()(doctor)
+app.command()(version)
