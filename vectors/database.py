@@ -12,7 +12,15 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    NoSuchModuleError,
+    OperationalError,
+)
 from sqlalchemy.orm import Session
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
@@ -111,8 +119,13 @@ def alembic_config(connection: Connection) -> Config:
 def _typed() -> Iterator[None]:
     try:
         yield
-    except OperationalError as error:
+    except (OperationalError, InterfaceError) as error:
         raise LibraryUnavailable(f"the library database cannot be used: {error.orig}") from error
+    except DatabaseError as error:
+        # The class itself is what SQLite answers for a file that is no database; its subclasses are other troubles.
+        if type(error) is not DatabaseError:
+            raise
+        raise LibraryUnavailable(f"the library database is damaged: {error.orig}") from error
 
 
 def _tune_sqlite(engine: Engine) -> None:

@@ -91,16 +91,8 @@ class Library:
         document = metadata.document()
         content = hashlib.sha256(f"{digest_of(data)}\n{document}".encode()).hexdigest()
 
-        def work(session: Session) -> Artifact | None:
-            return self._insert(session, metadata, document, payload, digest_of(data), len(data), content)
-
-        for _ in range(3):
-            self._blobs.put(data)
-            artifact = self._database.write(work)
-            if artifact is not None:
-                return artifact
-        raise LibraryUnavailable("stored numbers vanish before they can be recorded", fix="Does another program "
-                                 "remove files from the blob store?")
+        self._blobs.put(data)
+        return self._database.write(partial(self._insert, metadata, document, payload, data, content))
 
     def resolve(self, ref: str) -> Artifact:
         """The version that `ref` means, without its numbers.
@@ -270,18 +262,20 @@ class Library:
         self._blobs.remove(stored)
         return True
 
-    def _insert(self, session: Session, metadata: Metadata, document: str, payload: Payload, blob: str, nbytes: int,
-                content: str) -> Artifact | None:
-        """The new version, or the old one of the same content; None if `gc` took the blob meanwhile."""
+    def _insert(self, metadata: Metadata, document: str, payload: Payload, data: bytes, content: str,
+                session: Session) -> Artifact:
+        """The new version, or the old one of the same content."""
         _lock_blobs(session, shared=True)
         named = naming.take_name(session, "artifact", metadata.name)
         version = naming.same_content(session, named, content)
         if version is None:
+            blob = digest_of(data)
             if not self._blobs.exists(blob):
-                return None
+                # `gc` took it in between; from here on the lock keeps it out.
+                self._blobs.put(data)
             version = naming.add_version(session, named, content)
             session.add(ArtifactRow(
-                version=version, blob=blob, nbytes=nbytes, layers=list(payload.layers), kind=metadata.kind,
+                version=version, blob=blob, nbytes=len(data), layers=list(payload.layers), kind=metadata.kind,
                 op=metadata.op, site=metadata.site, model_id=metadata.model_id, description=metadata.description,
                 card=metadata.card, document=document, tags=_tags(metadata.tags)))
             session.flush()

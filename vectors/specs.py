@@ -20,14 +20,14 @@ def to_json(spec: Spec) -> str:
         InvalidSpec: inline numbers or options hold what JSON cannot, or are nested too deep.
     """
     try:
-        plain = spec.model_dump(mode="json", exclude_unset=True)
+        plain = spec.model_dump(exclude_unset=True)
         for intervention, written in zip(spec.interventions, plain["interventions"], strict=True):
             # A bare number leaves the unit to the artifact, and {"value": number} does not.
             if isinstance(intervention.strength, BareStrength):
                 written["strength"] = intervention.strength.value
         document = json.dumps(plain, separators=(",", ":"), allow_nan=False)
         Spec.model_validate_json(document)
-    except (PydanticSerializationError, ValueError, RecursionError) as error:
+    except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
         raise InvalidSpec("the spec cannot be stored as JSON: it holds NaN, infinity or broken Unicode, or is nested "
                           "too deep", param="spec") from error
     return document
