@@ -47,6 +47,10 @@ class DefaultSpecUnusable(TrimtabError):
     status, code = 503, "default_spec_unusable"
 
 
+class InternalError(TrimtabError):
+    """Something that should not happen did. The log has the details, under the request's id."""
+
+
 class TooManyJobs(TrimtabError):
     status, code = 503, "too_many_jobs"
 

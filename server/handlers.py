@@ -5,43 +5,37 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from server.errors import InvalidJson, MethodNotAllowed, RouteNotFound, error_body
+from server.errors import InternalError, InvalidJson, MethodNotAllowed, RouteNotFound, error_body
 from server.metrics import Metrics
 from steering.errors import InvalidRequest, TrimtabError
 
 log = structlog.get_logger("trimtab.server")
 
 
-class InternalError(TrimtabError):
-    """Something that should not happen did. The log has the details, under the request's id."""
-
-
 def add_handlers(app: FastAPI, metrics: Metrics) -> None:
     async def on_typed(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, TrimtabError)
-        return answer(request, error)
+        return answer(request, error, metrics)
 
     async def on_http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        response = answer(request, _typed(request, error))
+        response = answer(request, _typed(request, error), metrics)
         response.headers.update(error.headers or {})
         return response
 
-    async def on_unexpected(request: Request, error: Exception) -> JSONResponse:
-        return answer(request, report_unexpected(error, request.state.request_id))
-
-    def answer(request: Request, error: TrimtabError) -> JSONResponse:
-        metrics.refused(error.code)
-        if error.status >= 500:
-            log.warning("refused", code=error.code, message=str(error), request_id=request.state.request_id)
-        headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
-        if error.status == 503:
-            headers["Retry-After"] = "1"
-        return JSONResponse(error_body(error), error.status, headers)
-
     app.add_exception_handler(TrimtabError, on_typed)
     app.add_exception_handler(HTTPException, on_http)
-    app.add_exception_handler(Exception, on_unexpected)
+
+
+def answer(request: Request, error: TrimtabError, metrics: Metrics) -> JSONResponse:
+    """The response of an error."""
+    metrics.refused(error.code)
+    if error.status >= 500:
+        log.warning("refused", code=error.code, message=str(error), request_id=request.state.request_id)
+    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+    if error.status == 503:
+        headers["Retry-After"] = "1"
+    return JSONResponse(error_body(error), error.status, headers)
 
 
 def report_unexpected(error: BaseException, request_id: str) -> InternalError:

@@ -9,9 +9,12 @@ import structlog
 
 def configure_logging(form: Literal["json", "console"]) -> None:
     renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer() if form == "json" else structlog.dev.ConsoleRenderer())
+        structlog.processors.JSONRenderer() if form == "json"
+        else structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback))
+    # Tracebacks are plain: those with local variables would write prompts and keys into the log.
+    exceptions = [structlog.processors.format_exc_info] if form == "json" else []
     structlog.configure(
         processors=[structlog.contextvars.merge_contextvars, structlog.processors.add_log_level,
-                    structlog.processors.TimeStamper(fmt="iso"), structlog.processors.format_exc_info, renderer],
+                    structlog.processors.TimeStamper(fmt="iso"), *exceptions, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr))

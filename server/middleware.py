@@ -5,8 +5,10 @@ import time
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.handlers import answer, report_unexpected
 from server.metrics import Metrics
 from steering.errors import PayloadTooLarge
 
@@ -32,7 +34,7 @@ class RequestFrame:
         request_id = f"req-{secrets.token_hex(12)}"
         scope.setdefault("state", {})["request_id"] = request_id
         started = time.perf_counter()
-        status = 500
+        status = 0
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -43,6 +45,12 @@ class RequestFrame:
 
         try:
             await self.app(scope, self._limited(scope, receive), send_with_id)
+        except Exception as error:
+            failure = report_unexpected(error, request_id)
+            if status:
+                # The response has begun and cannot become an error any more; the connection is cut.
+                raise
+            await answer(Request(scope), failure, self.metrics)(scope, receive, send_with_id)
         finally:
             route = getattr(scope.get("route"), "path", UNMATCHED)
             elapsed_s = time.perf_counter() - started

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from transformers import PreTrainedTokenizerFast
 
 from server.app import create_app
+from server.logs import configure_logging
 from server.openai.vocabulary import Vocabulary
 from server.settings import Settings
 from tests.server.scripted import ScriptedEngine
@@ -17,6 +18,11 @@ from tests.server.tokenizers import byte_tokenizer
 from vectors.library import Library
 
 MODEL = "tiny"
+
+
+@pytest.fixture(autouse=True)
+def _logs() -> None:
+    configure_logging("json")
 
 
 @pytest.fixture(scope="session")
