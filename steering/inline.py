@@ -49,7 +49,8 @@ def inline_payload(tensors: Mapping[str, Any], operation: Operation, layers: Seq
     budget = MAX_NUMBERS
     for name, value in tensors.items():
         where = f"inline.{name}"
-        if isinstance(value, Mapping) and "base64" not in value:
+        placed = isinstance(value, Mapping) and "base64" not in value
+        if placed:
             parts = {_layer(key, facts, where): item for key, item in value.items()}
             if len(parts) < len(value):
                 raise InvalidPayload("a layer occurs twice", param=where)
@@ -64,7 +65,7 @@ def inline_payload(tensors: Mapping[str, Any], operation: Operation, layers: Seq
         for layer, item in parts.items():
             tensor = next((converted[n] for n in converted if parts[n] is item), None)
             if tensor is None:
-                tensor = parse_tensor(item, f"{where}[{layer}]" if isinstance(value, Mapping) else where)
+                tensor = parse_tensor(item, f"{where}[{layer}]" if placed else where)
                 budget -= tensor.numel()
                 if budget < 0:
                     raise PayloadTooLarge(f"more than {MAX_NUMBERS} inline numbers", param=where,
