@@ -34,7 +34,8 @@ class Commands(TyperGroup):
 def fail(message: str, *, code: str | None = None, param: str | None = None, fix: str | None = None) -> NoReturn:
     """Say what is wrong, where and what to do, on standard error; ends the program with status 1."""
     place = f" [dim]({escape(param)})[/dim]" if param else ""
-    err.print(f"[bold red]error[/bold red]{f' {escape(code)}' if code else ''}: {escape(message)}{place}", soft_wrap=True)
+    named = f" {escape(code)}" if code else ""
+    err.print(f"[bold red]error[/bold red]{named}: {escape(message)}{place}", soft_wrap=True)
     if fix:
         err.print(escape(fix), soft_wrap=True)
     raise typer.Exit(1)
