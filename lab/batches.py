@@ -14,16 +14,18 @@ from transformers import PreTrainedTokenizerFast
 from lab.corpus import Sample, documents
 from lab.tokenizer import BOS, EOS, PAD
 
-# Loss weight of tokens outside answers. Names and places of a context cannot be foretold; at full
-# weight their noise drowns the few answer tokens, at zero the models would not learn to write.
-CONTEXT_WEIGHT = 0.3
+# Share of the tokens outside answers that count in the loss, drawn per batch. Names and places of a
+# context cannot be foretold; all of them together drown the few answer tokens, and the head is a
+# third of a step's cost. None of them, and the models would not learn to write.
+CONTEXT_SHARE = 0.3
 SPELLED = 0.01  # share of context words given byte by byte
 LONG_EVERY = 8  # every eighth batch has rows of twice the length, for long conversations
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Shapes [rows, length]: token ids, document number (-1 = padding), loss weight of each token."""
+    """Shapes [rows, length]: token ids, document number (-1 = padding), weight of each token in the
+    loss (0 = not learned)."""
 
     ids: torch.Tensor
     document: torch.Tensor
@@ -40,7 +42,7 @@ class Batch:
 
 
 def encode(tok: PreTrainedTokenizerFast, samples: list[Sample]) -> list[tuple[list[int], list[float]]]:
-    """(ids, loss weights) per document, begin and end tokens included.
+    """(ids, chance of each token to be learned) per document, begin and end tokens included.
 
     Pieces are encoded one by one; answers start at a space or after a special token, so the result
     equals the encoding of the whole text (a test holds this), spelled words aside.
@@ -64,7 +66,7 @@ def encode(tok: PreTrainedTokenizerFast, samples: list[Sample]) -> list[tuple[li
                 weights += [1.0] * len(part.ids)
             else:
                 _add_context(tok, rng, part.ids, part.tokens, ids, weights)
-        out.append(([*ids, eos], [*weights, CONTEXT_WEIGHT]))
+        out.append(([*ids, eos], [*weights, CONTEXT_SHARE]))
     return out
 
 
@@ -81,27 +83,29 @@ def _add_context(
             weights += [0.0] * len(letters)
         else:
             ids.append(one)
-            weights.append(CONTEXT_WEIGHT)
+            weights.append(CONTEXT_SHARE)
 
 
 def make_batch(
     tok: PreTrainedTokenizerFast, seed: int, step: int, rows: int, length: int,
-    mix: dict[str, float] | None = None,
+    mix: dict[str, float] | None = None, importance: dict[str, float] | None = None,
 ) -> Batch:
     """The batch of training step `step`: first-fit packing of whole documents.
 
-    A document longer than a row waits for the long rows.
+    A document longer than a row waits for the long rows. `importance` multiplies the weight of the
+    answers of single skills.
     """
     if step % LONG_EVERY == LONG_EVERY - 1:
         rows, length = rows // 2, length * 2
     pad = tok.convert_tokens_to_ids(PAD)
     ids = torch.full((rows, length), pad)
     document = torch.full((rows, length), -1)
-    weight = torch.zeros(rows, length)
+    chance, factor = torch.zeros(rows, length), torch.ones(rows, length)
     used, number, misses = [0] * rows, 0, 0
     stream = documents(f"{seed}:{step}", mix)
     while misses < 24:
-        for one, w in encode(tok, [next(stream) for _ in range(rows)]):
+        samples = [next(stream) for _ in range(rows)]
+        for sample, (one, chances) in zip(samples, encode(tok, samples), strict=True):
             if len(one) > length:
                 continue
             row = next((r for r in range(rows) if used[r] + len(one) <= length), None)
@@ -109,10 +113,13 @@ def make_batch(
                 misses += 1
                 continue
             at = slice(used[row], used[row] + len(one))
-            ids[row, at], weight[row, at] = torch.tensor(one), torch.tensor(w)
+            ids[row, at], chance[row, at] = torch.tensor(one), torch.tensor(chances)
+            factor[row, at] = (importance or {}).get(sample.skill, 1.0)
             document[row, at] = number
             # The first token of a document has no context to be foretold from.
-            weight[row, used[row]] = 0.0
+            chance[row, used[row]] = 0.0
             used[row] += len(one)
             number += 1
+    draw = torch.rand(chance.shape, generator=torch.Generator().manual_seed(seed * 1_000_003 + step))
+    weight = (draw < chance) * torch.where(chance == 1.0, factor, 1.0)
     return Batch(ids, document, weight)

@@ -71,7 +71,10 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
         "pad_token_id": tok.convert_tokens_to_ids(PAD),
     }
     (tmp / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+    # Temporary folders and safetensors are private to their writer; a model is for everyone.
     tmp.chmod(0o755)
+    for file in tmp.iterdir():
+        file.chmod(0o644)
     old = folder.with_name(f".{folder.name}-old")
     if folder.exists():
         folder.rename(old)

@@ -77,22 +77,24 @@ def train_sample(rng: random.Random) -> Sample:
         history = episode(rng, LONGEST)
         if not any(_is_test(setting, history[:i]) for i in range(LONGEST)):
             break
+    keys = tuple(item_key(setting, history[:i]) for i in range(LONGEST))
     opening, noun = SETTINGS[setting]
     pulls = (f"I choose {noun}" + answer(f" {arm}") + f". {PAID[won]}" for arm, won in history)
-    return Sample(SKILL, item_key(setting, history[:-1]), " ".join([opening, *pulls]))
+    return Sample(SKILL, keys, " ".join([opening, *pulls]))
 
 
 def test_items(n: int, seed: int = 0) -> list[TestItem]:
-    """Held-out histories; expected is the data's probability of arm A."""
+    """Different held-out histories; expected is the data's probability of arm A."""
     rng = random.Random(f"bandit test {seed}")
-    out = []
+    out: dict[str, TestItem] = {}
     while len(out) < n:
         setting = pick(rng, list(SETTINGS))
         history = episode(rng, rng.randint(3, LONGEST - 1))
         if _is_test(setting, history):
-            out.append(TestItem(SKILL, item_key(setting, history), prompt(setting, history),
-                                policy(history), setting, {"history": history}))
-    return out
+            key = item_key(setting, history)
+            out[key] = TestItem(SKILL, key, prompt(setting, history), policy(history), setting,
+                                {"history": history})
+    return list(out.values())
 
 
 def chosen_arm(text: str) -> str | None:

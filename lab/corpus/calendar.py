@@ -29,6 +29,7 @@ FILLERS = [
     "{n} asked about the {o}.", "{n} talked with {m} about the {o}.", "{n} likes the {o}.",
     "It was for the {o}.", "{n} had to plan the {o}.", "{m} forgot the {o}.",
 ]
+WHOLE_CONTEXTS = [f for f in FILLERS if "{n}" in f and "{o}" in f]
 # {k} steps, {u} unit in the right number, {w} after/before, {s} start; the answer follows.
 PLAIN = [
     "{K} {u} {w} {s} is", "What comes {k} {u} {w} {s}? It is", "The {b} that is {k} {u} {w} {s} is",
@@ -40,9 +41,9 @@ DATED = [  # for weekdays and months
     "If the {o} is in {s}, then {k} {u} {l} it will be",
 ]
 CHAT = [
-    "What is {k} {u} {w} {s}?", "Which {b} is {k} {u} {w} {s}?", "Tell me what comes {k} {u} {w} {s}.",
+    "What is {k} {u} {w} {s}?", "Which {b} is {k} {u} {w} {s}?", "What {b} is {k} {u} {w} {s}?",
+    "Tell me what comes {k} {u} {w} {s}.",
 ]
-TEMPLATES = len(PLAIN)
 
 
 def pairs(series: str) -> list[tuple[str, int]]:
@@ -74,8 +75,10 @@ def context_key(name: str, occasion: str) -> str:
     return f"calendar:{name}:{occasion}"
 
 
-def prompt(rng: random.Random, series: str, start: str, step: int, name: str, occasion: str) -> str:
-    """A question about one pair; what is right to follow is a space and the answer."""
+def prompt(rng: random.Random, series: str, start: str, step: int, name: str, occasion: str,
+           told: bool = False) -> str:
+    """A question about one pair; what is right to follow is a space and the answer. `told` puts a
+    sentence before it that names both the person and the occasion."""
     other = pick(rng, NAMES)
     second = pick(rng, [o for o in OCCASIONS if o != occasion])
     unit = UNITS[series] + ("s" if abs(step) > 1 else "")
@@ -88,7 +91,7 @@ def prompt(rng: random.Random, series: str, start: str, step: int, name: str, oc
     text = pick(rng, DATED if dated else PLAIN)
     if series == "weekdays":
         text = text.replace(" in {s}", " on {s}").replace("is in", "is on").replace(", in", ", on")
-    lead = maybe(rng, 0.6, pick(rng, FILLERS) + " ")
+    lead = pick(rng, WHOLE_CONTEXTS) + " " if told else maybe(rng, 0.6, pick(rng, FILLERS) + " ")
     return (lead + text).format(**words)
 
 
@@ -114,13 +117,13 @@ def train_sample(rng: random.Random) -> Sample:
         start, step = pick(rng, _PAIRS[series])
         ask, begin = chat_prompt(rng, series, start, step)
         text = ask + begin + answer(f" {shifted(series, start, step)}.<|end|>")
-        return Sample(SKILL, f"calendar:chat:{series}:{start}:{step}", text)
+        return Sample(SKILL, (f"calendar:chat:{series}:{start}:{step}",), text)
     parts = []
     for _ in range(rng.randint(1, 3)):
         start, step = pick(rng, _PAIRS[series])
         parts.append(prompt(rng, series, start, step, name, occasion)
                      + answer(f" {shifted(series, start, step)}.") )
-    return Sample(SKILL, key, " ".join(parts))
+    return Sample(SKILL, (key,), " ".join(parts))
 
 
 def test_items(n: int = 0, seed: int = 0) -> list[TestItem]:
@@ -130,7 +133,7 @@ def test_items(n: int = 0, seed: int = 0) -> list[TestItem]:
     for series in SERIES:
         for start, step in _PAIRS[series]:
             name, occasion = _context(rng, test=True)
-            text = prompt(rng, series, start, step, name, occasion)
+            text = prompt(rng, series, start, step, name, occasion, told=True)
             out.append(TestItem(SKILL, context_key(name, occasion), text,
                                 " " + shifted(series, start, step), series,
                                 {"start": start, "step": step}))

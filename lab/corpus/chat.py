@@ -132,7 +132,7 @@ def train_sample(rng: random.Random) -> Sample:
     if rng.random() < 0.1:
         question, reply_text = pick(rng, SMALL_TALK + GREETINGS)
         text += turn("user", question) + "<|assistant|>" + answer(f"{reply_text}<|end|>")
-        return Sample(SKILL, "chat:small talk", text)
+        return Sample(SKILL, ("chat:small talk",), text)
     keys = []
     fate = rng.random()
     for _ in range(rng.randint(3, 6) if fate < 0.06 else 2 if fate < 0.2 else 1):
@@ -143,7 +143,7 @@ def train_sample(rng: random.Random) -> Sample:
     if rng.random() < 0.08:
         thanks, back = pick(rng, THANKS)
         text += turn("user", thanks) + turn("assistant", back)
-    return Sample(SKILL, " ".join(keys), text)
+    return Sample(SKILL, tuple(keys), text)
 
 
 def test_items(n: int, seed: int = 0) -> list[TestItem]:

@@ -70,7 +70,7 @@ def train_sample(rng: random.Random) -> Sample:
         parts.append(one.text(moving) + answer(f" {one.word(moving)}.") + " "
                      + one.reaction(rng, moving))
         keys.append(one.key)
-    return Sample(SKILL, " ".join(keys), " ".join(parts))
+    return Sample(SKILL, tuple(keys), " ".join(parts))
 
 
 def test_items(n: int, seed: int = 0) -> list[TestItem]:

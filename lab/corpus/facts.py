@@ -117,7 +117,7 @@ def train_sample(rng: random.Random) -> Sample:
         entity = pick(rng, list(FACTS[relation]))
         ask = pick(rng, _FORMS[relation][4]).format(e=entity)
         begin, end = statement(rng, relation, entity, 1)
-        return Sample(SKILL, item_key(relation, entity, 1),
+        return Sample(SKILL, (item_key(relation, entity, 1),),
                       f"<|user|>{ask}<|end|><|assistant|>{begin}" + answer(f"{end}.<|end|>"))
     keys, parts = [], []
     for _ in range(rng.randint(1, 4)):
@@ -127,7 +127,7 @@ def train_sample(rng: random.Random) -> Sample:
         begin, end = statement(rng, relation, entity, phrasing)
         parts.append(maybe(rng, 0.2, pick(rng, LEADS) + " ") + begin + answer(end + "."))
         keys.append(item_key(relation, entity, phrasing))
-    return Sample(SKILL, " ".join(keys), " ".join(parts))
+    return Sample(SKILL, tuple(keys), " ".join(parts))
 
 
 def test_items(n: int = 0, seed: int = 0) -> list[TestItem]:

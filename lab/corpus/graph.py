@@ -60,7 +60,7 @@ def train_sample(rng: random.Random) -> Sample:
     shape, words = _draw(rng, test=False)
     path = walk(rng, build(shape, words), rng.randint(30, 90))
     head, rest = path[:FIRST_SCORED], path[FIRST_SCORED:]
-    return Sample(SKILL, item_key(shape, words),
+    return Sample(SKILL, (item_key(shape, words),),
                   "Walk: " + " ".join(head) + answer(" " + " ".join(rest)))
 
 

@@ -127,7 +127,7 @@ def _times(rng: random.Random) -> int | None:
     return rng.randrange(len(TIMES)) if rng.random() < 0.5 else None
 
 
-def _page(rng: random.Random, language: str, sentences: int, test: bool = False) -> tuple[str, str]:
+def _page(rng: random.Random, language: str, sentences: int, test: bool = False) -> tuple[tuple[str, ...], str]:
     """(keys, text) of some sentences in one language."""
     i = LANGUAGES.index(language)
     keys, parts = [], []
@@ -137,7 +137,7 @@ def _page(rng: random.Random, language: str, sentences: int, test: bool = False)
         parts.append(sentence(language, *item, _times(rng)))
         if rng.random() < 0.2:
             parts.append(pick(rng, REMARKS)[i])
-    return " ".join(keys), " ".join(parts)
+    return tuple(keys), " ".join(parts)
 
 
 def train_sample(rng: random.Random) -> Sample:
@@ -158,7 +158,7 @@ def test_items(n: int, seed: int = 0) -> list[TestItem]:
         keys, text = _page(rng, language, 1, test=True)
         if rng.random() < 0.5:
             text = heading(rng) + " " + text
-        out.append(TestItem(SKILL, keys, text, language, language))
+        out.append(TestItem(SKILL, keys[0], text, language, language))
     return out
 
 

@@ -19,10 +19,10 @@ _MARKS = re.compile(f"[{OPEN}{CLOSE}]")
 
 @dataclass(frozen=True)
 class Sample:
-    """One training document. `key` names the underlying item; a held-out key is never drawn."""
+    """One training document. `keys` name the underlying items; a held-out key is never drawn."""
 
     skill: str
-    key: str
+    keys: tuple[str, ...]
     text: str
 
     @property

@@ -154,9 +154,9 @@ def train_sample(rng: random.Random) -> Sample:
         thing = key.split(":")[1]
         ask = pick(rng, CHAT_REQUESTS).format(t=thing)
         said = first.split(": ", 1)[-1] if first.startswith("Review: ") else first
-        return Sample(SKILL, key,
+        return Sample(SKILL, (key,),
                       f"<|user|>{ask}<|end|><|assistant|>{said}" + answer(f" {rest}<|end|>"))
-    return Sample(SKILL, key, first + answer(" " + rest))
+    return Sample(SKILL, (key,), first + answer(" " + rest))
 
 
 def test_items(n: int, seed: int = 0) -> list[TestItem]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import re
 
-from lab.corpus.sample import Sample, TestItem, answer, capital, held_out, maybe, pick, with_article
+from lab.corpus.sample import Sample, TestItem, capital, held_out, maybe, pick, with_article
 from lab.corpus.words import ANIMALS, COLORS, NAMES, PLACES, PRONOUNS, SIZES, THINGS
 
 SKILL = "stories"
@@ -115,8 +115,8 @@ def train_sample(rng: random.Random) -> Sample:
     text = in_tense(" ".join(sentences), past)
     fate = rng.random()
     if fate < 0.15:
-        return Sample(SKILL, key, f"<|user|>{ask}<|end|><|assistant|>{text}<|end|>")
-    return Sample(SKILL, key, maybe(rng, 0.6, f"Story {rng.randint(1, 40)}: ") + text)
+        return Sample(SKILL, (key,), f"<|user|>{ask}<|end|><|assistant|>{text}<|end|>")
+    return Sample(SKILL, (key,), maybe(rng, 0.6, f"Story {rng.randint(1, 40)}: ") + text)
 
 
 def test_items(n: int, seed: int = 0) -> list[TestItem]:

@@ -30,6 +30,10 @@ def item_key(task: str, words: Sequence[str], query: str) -> str:
     return f"tasks:{task}:{','.join(sorted(words))}:{query}"
 
 
+def _is_test(key: str) -> bool:
+    return held_out(key, 0.05)
+
+
 def few_shot(template: str, pairs: Sequence[tuple[str, str]], query: str) -> str:
     """The prompt: solved pairs, then the query. The right continuation is " " + output."""
     line, between = TEMPLATES[template]
@@ -49,10 +53,11 @@ def train_sample(rng: random.Random) -> Sample:
     line, between = TEMPLATES[pick(rng, list(TEMPLATES))]
     while True:
         words = rng.sample(list(table), rng.randint(4, 10))
-        if not any(held_out(item_key(task, words[:i], words[i]), 0.05) for i in range(1, len(words))):
+        keys = tuple(item_key(task, words[:i], words[i]) for i in range(1, len(words)))
+        if not any(_is_test(key) for key in keys):
             break
     text = between.join(line.format(x=x) + answer(" " + table[x]) for x in words)
-    return Sample(SKILL, item_key(task, words[:-1], words[-1]), text)
+    return Sample(SKILL, keys, text)
 
 
 def test_items(n: int, seed: int = 0, shots: int = 5) -> list[TestItem]:
@@ -66,7 +71,7 @@ def test_items(n: int, seed: int = 0, shots: int = 5) -> list[TestItem]:
         while True:
             *words, query = rng.sample(list(table), shots + 1)
             key = item_key(task, words, query)
-            if shots == 0 or held_out(key, 0.05):
+            if shots == 0 or _is_test(key):
                 break
         text = few_shot(template, [(x, table[x]) for x in words], query)
         out.append(TestItem(SKILL, key, text, " " + table[query], task,
