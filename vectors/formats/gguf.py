@@ -27,7 +27,7 @@ ARCHITECTURE = "controlvector"
 METADATA_KEY = "trimtab.metadata"
 MAGIC = b"GGUF"
 # Reads of one number, string or array element that a header may cost; control vectors need a few per layer.
-MAX_READS = 50_000
+MAX_READS = 16_384
 MAX_NOTES = 256
 # What the reader of the gguf package raises on files that are not as they should be.
 MALFORMED = (ValueError, KeyError, IndexError, TypeError, OverflowError, ArithmeticError, RecursionError, MemoryError)
