@@ -68,7 +68,9 @@ def _check(root: Any, max_depth: int) -> None:
                 raise InvalidJson("the body is nested too deeply", param=path[:200] or "body",
                                   fix=f"Use {max_depth} levels at most.")
             if isinstance(value, list):
-                stack.extend((item, f"{path}[{i}]", depth + 1) for i, item in enumerate(value) if not _plain(item))
+                # In reverse, so that the first fault is the one that is named.
+                stack += [(value[i], f"{path}[{i}]", depth + 1) for i in reversed(range(len(value)))
+                          if not _plain(value[i])]
             else:
                 for key, item in value.items():
                     if not _encodable(key):

@@ -1,6 +1,7 @@
 """Pydantic's complaints as one typed error: the field by its path in the body, what is wrong, and the fix."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -11,9 +12,8 @@ from server.errors import UnsupportedParameter
 from server.strict_json import join, printable
 from steering.errors import InvalidRequest, InvalidSpec
 
+_PYTHON_WORDS = re.compile(r"a valid dictionary( or object to extract fields from)?")
 Complaint = Mapping[str, Any]
-# What pydantic says when a value is of another branch of a union; such complaints lead nowhere if a better one exists.
-VAGUE = frozenset({"literal_error", "none_required"})
 
 
 def invalid(complaints: Sequence[Complaint], value: Any, annotation: Any) -> InvalidRequest:
@@ -37,16 +37,17 @@ def invalid(complaints: Sequence[Complaint], value: Any, annotation: Any) -> Inv
     if first["type"] == "extra_forbidden":
         return kind(f"unknown field {printable(str(path[-1]))!r}", param=param,
                     fix=_suggestion(str(path[-1]), _known_fields(path[:-1], annotation)))
+    if first["type"] == "missing" and not path:
+        return kind("the body is null", param=param, fix="Send a JSON object.")
     if first["type"] == "missing":
         return kind("the field is required", param=param, fix=f"Give {path[-1]}.")
-    useful = [c for c in same if c["type"] not in VAGUE] if depth and len(same) > 3 else same
-    messages = list(dict.fromkeys(_message(c) for c in useful or same))
-    return kind(" or: ".join(messages[:4]), param=param)
+    messages = list(dict.fromkeys(_message(c) for c in same))
+    return kind(", or ".join(messages[:4]), param=param)
 
 
 def _message(complaint: Complaint) -> str:
     text = str(complaint["msg"]).removeprefix("Value error, ").removeprefix("Input ")
-    return text[:300]
+    return _PYTHON_WORDS.sub("an object", text)[:300]
 
 
 def _path(complaint: Complaint, value: Any) -> tuple[str | int, ...]:
