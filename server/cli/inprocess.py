@@ -3,7 +3,7 @@
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import uvicorn
 from fastapi import FastAPI
@@ -22,7 +22,13 @@ def running(app: FastAPI) -> Iterator[str]:
     """
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="trimtab-in-process")
+
+    def serve() -> None:
+        # A start that fails ends in sys.exit, which means nothing in a thread; `started` stays false.
+        with suppress(SystemExit):
+            server.run(sockets=[listener])
+
+    thread = threading.Thread(target=serve, name="trimtab-in-process")
     thread.start()
     try:
         while not server.started:

@@ -5,7 +5,17 @@ from typing import Any
 
 import httpx
 import pytest
-from trimtab_client import AsyncClient, BadRequest, Client, Conflict, ConnectionFailed, Job, JobFailed, NotFound
+from trimtab_client import (
+    AsyncClient,
+    BadRequest,
+    Client,
+    Conflict,
+    ConnectionFailed,
+    Job,
+    JobFailed,
+    NotFound,
+    ServerFailed,
+)
 
 from lab.datasets import load
 
@@ -223,9 +233,9 @@ def test_the_key_is_sent() -> None:
 
 def test_an_error_inside_a_stream_is_raised() -> None:
     body = (b'data: {"choices": [{"index": 0, "delta": {"content": "He"}}]}\n\n'
-            b'data: {"error": {"message": "gone", "type": "server_error", "param": null, "code": "internal_error"}}\n\n')
+            b'data: {"error": {"message": "gone", "type": "x", "param": null, "code": "internal_error"}}\n\n')
     http = httpx.Client(transport=answering(200, body), base_url="http://elsewhere")
     pieces = Client(http=http).stream_chat("Hi", model="m")
     assert next(pieces).text == "He"
-    with pytest.raises(Exception, match="gone"):
+    with pytest.raises(ServerFailed, match="gone"):
         next(pieces)

@@ -1,0 +1,160 @@
+"""Commands against a running server with the bundled model, as a person types them."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trimtab_client import Client
+from typer.testing import CliRunner, Result
+
+from server.cli import app
+
+WIDTH = 128
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(lab_url: str) -> Run:
+    def typed(*words: str, answer: str | None = None) -> Result:
+        return CliRunner().invoke(app, list(words), input=answer, env={"TRIMTAB_URL": lab_url, "COLUMNS": "200"})
+
+    return typed
+
+
+@pytest.fixture
+def client(lab_url: str) -> Iterator[Client]:
+    with Client(lab_url) as made:
+        yield made
+
+
+def store(client: Client, name: str, seed: float = -9) -> str:
+    return client.create_artifact(
+        {"name": name, "kind": "vector", "op": "add", "site": "resid_post", "description": f"{name} for tests"},
+        {2: {"vector": [seed + i / 7 for i in range(WIDTH)]}}).ref
+
+
+def test_chat_shows_both_sides_and_the_receipt(run: Run, client: Client) -> None:
+    store(client, "cli-push")
+    plain = client.chat("How do I bake a cake?", max_tokens=12, temperature=0).text.strip()
+    done = run("chat", "How do I bake a cake?", "-s", "cli-push=2.5", "--max-tokens", "12")
+    assert done.exit_code == 0, done.output
+    assert " base " in done.output
+    assert " steered " in done.output
+    assert plain in done.output
+    assert "cli-push@1 · add · resid_post layers 2 · 2.5 raw" in done.output
+
+
+def test_chat_without_steering_shows_the_model_alone(run: Run) -> None:
+    done = run("chat", "How do I bake a cake?", "--max-tokens", "5")
+    assert done.exit_code == 0
+    assert " base " in done.output
+    assert " steered " not in done.output
+
+
+def test_a_conversation_goes_on_until_an_empty_line(run: Run) -> None:
+    done = run("chat", "--max-tokens", "5", answer="Hello.\nHow are you?\n\nnot said\n")
+    assert done.exit_code == 0
+    assert done.output.count(" base ") == 2
+
+
+def test_library_commands(run: Run, client: Client, tmp_path: Path) -> None:
+    ref = store(client, "cli-lib")
+    listed = run("artifacts", "ls", "cli-lib").output
+    assert ref in listed
+    assert "cli-lib for tests" in listed
+    found = json.loads(run("artifacts", "ls", "cli-lib", "--json").output)
+    assert [one["ref"] for one in found] == [ref]
+    assert json.loads(run("artifacts", "show", "cli-lib").output)["digest"] == found[0]["digest"]
+    file = tmp_path / "out.safetensors"
+    assert run("artifacts", "export", "cli-lib", "-o", str(file)).exit_code == 0
+    assert "stored cli-copy@1" in run("artifacts", "import", str(file), "--name", "cli-copy").output
+    assert client.get_artifact("cli-copy").digest == found[0]["digest"]
+    assert "cli-copy@production is now cli-copy@1" in run("artifacts", "alias", "cli-copy", "production", "1").output
+    refused = run("artifacts", "delete", "cli-copy", "--yes")
+    assert refused.exit_code == 1
+    assert "error conflict" in refused.output
+    assert run("artifacts", "delete", "cli-copy", answer="n\n").exit_code == 1
+    assert client.get_artifact("cli-copy").version == 1
+    assert "deleted cli-copy@1" in run("artifacts", "delete", "cli-copy", "--force", "--yes").output
+
+
+def test_a_pt_file_is_converted_here(run: Run, client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "vectors.pt"
+    torch.save({1: torch.ones(WIDTH), 3: torch.full((WIDTH,), 2.0)}, path)
+    done = run("artifacts", "import", str(path), "--name", "cli-pt", "--metadata",
+               '{"op": "add", "site": "resid_post", "kind": "vector"}')
+    assert done.exit_code == 0, done.output
+    assert client.get_artifact("cli-pt").stored_layers == [1, 3]
+
+
+def test_preset_commands(run: Run, client: Client) -> None:
+    store(client, "cli-preset-vector")
+    done = run("presets", "create", "cli-preset", "-s", "cli-preset-vector=-2rel", "--description", "Down.")
+    # The artifact records no norm, so the unit cannot be used: refused before it is stored.
+    assert done.exit_code == 1
+    assert "strength.unit" in done.output
+    assert "served as lab-dense:cli-preset" in run("presets", "create", "cli-preset", "-s",
+                                                   "cli-preset-vector=-2unit").output
+    assert "lab-dense:cli-preset" in run("presets", "ls").output
+    spec = json.loads(run("presets", "show", "cli-preset").output)["spec"]
+    assert spec["interventions"][0]["strength"] == {"value": -2.0, "unit": "unit"}
+    assert "deleted cli-preset@1" in run("presets", "delete", "cli-preset", "-y").output
+
+
+def test_extract_prints_its_report_and_writes_the_file(run: Run, client: Client, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps({"positive": f"Item {n} was a joy.", "negative": f"Item {n} was a shame.",
+                                         "label": "not used"}) + "\n" for n in range(30)))
+    file = tmp_path / "mood.safetensors"
+    done = run("extract", "pca_pairwise", "--pairs", str(pairs), "--name", "cli-mood", "--layer", "2", "--layer", "3",
+               "--token", "-2", "--tag", "cli", "-o", str(file))
+    assert done.exit_code == 0, done.output
+    assert "pca_pairwise at resid_post" in done.output
+    assert "stored cli-mood@1" in done.output
+    stored = client.get_artifact("cli-mood")
+    assert (stored.stored_layers, stored.tags) == ([2, 3], ["cli"])
+    assert client.download_artifact("cli-mood@1") == file.read_bytes()
+
+
+def test_capabilities(run: Run) -> None:
+    table = run("capabilities").output
+    assert "resid_post" in table
+    assert "0-5" in table
+    assert json.loads(run("capabilities", "--json").output)["num_layers"] == 6
+
+
+REFUSED: list[tuple[tuple[str, ...], str]] = [
+    (("chat", "Hi", "-s", "cli-nothing"), "steering.interventions[0].artifact"),
+    (("chat", "Hi", "-s", "bad name=x=y"), "--steer"),
+    (("artifacts", "show", "../secret"), "error"),
+    (("artifacts", "import", __file__), "error invalid_payload"),
+    (("artifacts", "import", __file__, "--metadata", "[1]"), "--metadata"),
+    (("extract", "mean_difference", "--pairs", __file__, "--name", "x"), "is no JSON"),
+    (("presets", "create", "x"), "--steer"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), REFUSED)
+def test_refusals_are_one_line_and_status_1(run: Run, words: tuple[str, ...], said: str) -> None:
+    done = run(*words)
+    assert done.exit_code == 1
+    assert said in done.output
+    assert "Traceback" not in done.output
+
+
+def test_nobody_there_is_said_with_the_way_out() -> None:
+    done = CliRunner().invoke(app, ["artifacts", "ls", "--url", "http://127.0.0.1:1"])
+    assert done.exit_code == 1
+    assert "trimtab serve" in done.output
+
+
+def test_a_whole_spec_from_a_file(run: Run, client: Client, tmp_path: Path) -> None:
+    store(client, "cli-spec")
+    spec: dict[str, Any] = {"interventions": [{"artifact": "cli-spec", "scope": {"prompt": "none"}}]}
+    path = tmp_path / "spec.json"
+    path.write_text(json.dumps(spec))
+    assert "0 prompt and" in run("chat", "Hi there", "--spec", str(path), "--max-tokens", "4").output
+    assert run("chat", "Hi", "--spec", str(path), "-s", "cli-spec").exit_code == 1

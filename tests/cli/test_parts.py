@@ -1,0 +1,194 @@
+"""Parts of the command line that need no server."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from server.cli import app, bundled, examples
+from server.cli.bundled import bundled_models, locate_model
+from server.cli.capabilities import ranges
+from server.cli.checks import check_library, check_packages, check_port
+from server.cli.examples import load_examples
+from server.cli.inprocess import running
+from server.cli.pairs import read_pairs
+from server.cli.steer import steering_of
+from server.settings import Settings
+from steering.errors import EngineUnavailable, InvalidRequest, InvalidSpec, NotFound
+from steering.payload import Payload
+from vectors.artifact import Metadata
+from vectors.formats import get_format
+from vectors.library import Library
+
+
+@pytest.mark.parametrize(("written", "expected"), [
+    ("cheerful", {"artifact": "cheerful"}),
+    ("cheerful@3=1.5", {"artifact": "cheerful@3", "strength": 1.5}),
+    ("cheerful=-2rel", {"artifact": "cheerful", "strength": {"value": -2.0, "unit": "rel"}}),
+    ("a.b-c=+.5sigma", {"artifact": "a.b-c", "strength": {"value": 0.5, "unit": "sigma"}}),
+    ("a=1e-3", {"artifact": "a", "strength": 0.001}),
+])
+def test_steering_is_read_from_the_command_line(written: str, expected: dict[str, Any]) -> None:
+    assert steering_of([written]) == {"interventions": [expected]}
+
+
+@pytest.mark.parametrize("written", ["", "=2", "a=", "a=x", "a=1=2", "a=1 rel", "a=nan", "a=1REL"])
+def test_other_forms_are_refused(written: str) -> None:
+    with pytest.raises(InvalidSpec) as refused:
+        steering_of([written])
+    assert refused.value.param == "--steer"
+
+
+def test_nothing_given_is_no_steering() -> None:
+    assert steering_of(None) is None
+    assert steering_of([], "calm") == {"interventions": [], "preset": "calm"}
+
+
+@pytest.mark.parametrize(("numbers", "text"), [([0, 1, 2, 5], "0-2, 5"), ([3], "3"), ([], ""), ([4, 2, 3], "2-4")])
+def test_ranges(numbers: list[int], text: str) -> None:
+    assert ranges(numbers) == text
+
+
+def test_pairs_are_read_from_lines_and_lists(tmp_path: Path) -> None:
+    records = [{"positive": "a", "negative": "b", "item": "x", "label": 1},
+               {"positive": "rendered", "negative": "b", "positive_messages": [{"role": "user", "content": "a"}],
+                "split": "dev"}]
+    lines, list_ = tmp_path / "lines.jsonl", tmp_path / "list.json"
+    lines.write_text("\n".join(map(json.dumps, records)) + "\n\n")
+    list_.write_text(json.dumps(records))
+    assert read_pairs(lines) == read_pairs(list_) == [
+        {"positive": "a", "negative": "b", "item": "x"},
+        {"positive": [{"role": "user", "content": "a"}], "negative": "b", "split": "dev"}]
+
+
+@pytest.mark.parametrize(("text", "where"), [('{"positive": "a"}', "pairs[0] has no negative"),
+                                             ('{"positive": "a", "negative": "b"}\nx', "line 2"), ("[1]", "pairs[0]")])
+def test_bad_pair_files_are_refused_by_place(tmp_path: Path, text: str, where: str) -> None:
+    path = tmp_path / "pairs"
+    path.write_text(text)
+    with pytest.raises(InvalidRequest) as refused:
+        read_pairs(path)
+    assert where in refused.value.message
+
+
+def test_models_are_found_by_name() -> None:
+    assert "lab-dense" in bundled_models()
+    assert (Path(locate_model("lab-dense")) / "config.json").exists()
+    assert locate_model("some/hub-id") == "some/hub-id"
+    with pytest.raises(NotFound, match="lab-nothing"):
+        locate_model("lab-nothing")
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Any:
+    opened = Library.open(f"sqlite:///{tmp_path / 'l.db'}", str(tmp_path / "blobs"))
+    yield opened
+    opened.close()
+
+
+def write_bundle(folder: Path, value: float) -> None:
+    metadata = Metadata.parse({"name": "cheerful", "kind": "vector", "op": "add", "site": "resid_post",
+                               "tags": ["bundled"]})
+    payload = Payload.build("vector", {1: {"vector": torch.full((4,), value)}})
+    place = folder / "artifacts" / "lab-x"
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "cheerful.safetensors").write_bytes(get_format("safetensors").write(metadata, payload))
+    (place / "presets.json").write_text(json.dumps([
+        {"name": "happy", "description": "d", "spec": {"interventions": [{"artifact": "cheerful@production"}]}}]))
+
+
+def test_examples_are_loaded_once_and_anew_when_they_change(tmp_path: Path, library: Library,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examples, "folder", lambda kind: tmp_path / kind)
+    marker = tmp_path / "marker"
+    write_bundle(tmp_path, 1.0)
+    assert load_examples(library, "lab-x", marker) == ["cheerful@1", "happy@1"]
+    assert library.resolve("cheerful@production").version == 1
+    library.presets.delete("happy")
+    assert load_examples(library, "lab-x", marker) == []
+    write_bundle(tmp_path, 2.0)
+    assert load_examples(library, "lab-x", marker)[0] == "cheerful@2"
+    assert library.resolve("cheerful@production").version == 2
+
+
+def test_a_users_own_production_version_stays(tmp_path: Path, library: Library,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examples, "folder", lambda kind: tmp_path / kind)
+    own = library.create(Metadata.parse({"name": "cheerful", "kind": "vector", "op": "add", "site": "resid_post"}),
+                         Payload.build("vector", {1: {"vector": torch.ones(4)}}))
+    library.set_alias("cheerful", "production", own.version)
+    write_bundle(tmp_path, 3.0)
+    assert load_examples(library, "lab-x", tmp_path / "marker") == ["cheerful@2", "happy@1"]
+    assert library.resolve("cheerful@production").version == own.version
+
+
+def test_a_model_without_examples_has_none(tmp_path: Path, library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examples, "folder", lambda kind: tmp_path / kind)
+    assert load_examples(library, "lab-y", tmp_path / "marker") == []
+
+
+def test_doctor_sees_a_taken_port_and_says_what_to_do() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        (finding,) = check_port(Settings(port=port))
+        assert finding.fix is not None
+        done = CliRunner().invoke(app, ["doctor", "--skip-model", "--port", str(port)])
+    assert done.exit_code == 1
+    assert "--port 8001" in done.output
+    (free,) = check_port(Settings(port=port))
+    assert free.good
+
+
+def test_doctor_sees_damaged_numbers(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    library = Library.open(settings.library_database_url, settings.library_blob_url)
+    library.create(Metadata.parse({"name": "a", "kind": "vector", "op": "add", "site": "resid_post"}),
+                   Payload.build("vector", {1: {"vector": torch.ones(4)}}))
+    library.close()
+    assert [finding.good for finding in check_library(settings)] == [True]
+    (blob,) = [path for path in (tmp_path / "blobs").rglob("*") if path.is_file()]
+    blob.chmod(0o644)
+    blob.write_bytes(blob.read_bytes()[:-1] + b"x")
+    (finding,) = check_library(settings)
+    assert finding.fix is not None
+    assert "a@1" in finding.found
+
+
+def test_doctor_sees_a_library_that_cannot_be_opened(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    (finding,) = check_library(Settings(data_dir=tmp_path / "file"))
+    assert finding.fix is not None
+
+
+def test_doctor_sees_a_package_of_the_wrong_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(finding.good for finding in check_packages())
+    monkeypatch.setattr("server.cli.checks.requires", lambda _: ["pytest>=1", "typer<0.1", "no-such-thing-at-all>=2"])
+    assert [(f.subject, f.good) for f in check_packages()] == [("typer", False), ("no-such-thing-at-all", False)]
+
+
+def test_an_app_that_does_not_start_is_an_error_and_not_a_hang() -> None:
+    from fastapi import FastAPI
+
+    async def broken(app: FastAPI) -> Any:
+        raise RuntimeError("no")
+        yield
+
+    with pytest.raises(EngineUnavailable), running(FastAPI(lifespan=broken)):
+        pytest.fail("it says that it runs")
+
+
+def test_help_does_not_load_torch() -> None:
+    code = "import sys, server.cli; sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ}, check=False)
+    assert done.returncode == 0
+
+
+def test_folder_is_that_of_the_lab_package() -> None:
+    assert bundled.folder("models").parent.name == "lab"
