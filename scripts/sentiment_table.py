@@ -81,7 +81,8 @@ async def extract(http: httpx.AsyncClient) -> dict[str, Any]:
 
 
 def named(layer: int, strength: float) -> dict[str, Any]:
-    return {"artifact": "sentiment@1", "layers": [layer], "strength": {"value": strength, "unit": "raw"}, "scope": SCOPE}
+    return {"artifact": "sentiment@1", "layers": [layer], "scope": SCOPE,
+            "strength": {"value": strength, "unit": "raw"}}
 
 
 def drawn(seed: int, layer: int, norm: float, d_model: int) -> dict[str, Any]:
@@ -104,25 +105,25 @@ async def choose(reviews: Reviews, openings: list[str], layers: list[int]) -> li
 
 
 async def measure() -> dict[str, Any]:
-    async with running_server(MODEL, slots=64, slot_wait_s=600) as url:
-        async with httpx.AsyncClient(base_url=url, timeout=600) as http, AsyncOpenAI(
-                base_url=f"{url}/v1", api_key="unused", timeout=600) as client:
-            result = await extract(http)
-            facts = (await http.get("/v1/capabilities")).json()
-            artifact = (await http.get("/v1/artifacts/sentiment")).json()
-            reviews = Reviews(client)
-            dev = sorted({r["text"] for r in datasets.load("sentiment_neutral", "dev")})
-            test = sorted({r["text"] for r in datasets.load("sentiment_neutral", "test")})
-            grid = await choose(reviews, dev, list(range(facts["num_layers"])))
-            layer, strength = grid[0]["layer"], grid[0]["strength"]
-            norm = strength * result["report"]["layers"][str(layer)]["norm"]
-            found = {
-                "unsteered": await reviews.shares(test, PER_OPENING_TEST, None),
-                "up": await reviews.shares(test, PER_OPENING_TEST, named(layer, strength)),
-                "down": await reviews.shares(test, PER_OPENING_TEST, named(layer, -strength)),
-            }
-            controls = [await reviews.shares(test, PER_OPENING_TEST, drawn(seed, layer, norm, facts["d_model"]))
-                        for seed in range(NUM_RANDOM)]
+    async with (running_server(MODEL, slots=64, slot_wait_s=600) as url,
+                httpx.AsyncClient(base_url=url, timeout=600) as http,
+                AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", timeout=600) as client):
+        result = await extract(http)
+        facts = (await http.get("/v1/capabilities")).json()
+        artifact = (await http.get("/v1/artifacts/sentiment")).json()
+        reviews = Reviews(client)
+        dev = sorted({r["text"] for r in datasets.load("sentiment_neutral", "dev")})
+        test = sorted({r["text"] for r in datasets.load("sentiment_neutral", "test")})
+        grid = await choose(reviews, dev, list(range(facts["num_layers"])))
+        layer, strength = grid[0]["layer"], grid[0]["strength"]
+        norm = strength * result["report"]["layers"][str(layer)]["norm"]
+        found = {
+            "unsteered": await reviews.shares(test, PER_OPENING_TEST, None),
+            "up": await reviews.shares(test, PER_OPENING_TEST, named(layer, strength)),
+            "down": await reviews.shares(test, PER_OPENING_TEST, named(layer, -strength)),
+        }
+        controls = [await reviews.shares(test, PER_OPENING_TEST, drawn(seed, layer, norm, facts["d_model"]))
+                    for seed in range(NUM_RANDOM)]
     return {"model": MODEL, "fingerprint": facts["fingerprint"], "artifact": artifact["name"], "layer": layer,
             "strength": strength, "norm": norm, "test_openings": len(test), "dev_openings": len(dev),
             "steered": {name: vars(shares) for name, shares in found.items()},

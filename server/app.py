@@ -6,7 +6,11 @@ from typing import Any
 
 import anyio
 from fastapi import Depends, FastAPI
+from starlette.types import Lifespan
 
+from server.effects.metrics import EffectMetrics
+from server.effects.shadow import Shadow
+from server.effects.store import EffectStore
 from server.engines.base import Engine
 from server.handlers import add_handlers
 from server.jobs import Jobs
@@ -16,13 +20,13 @@ from server.openai import chat, completions, models
 from server.openai.prompts import ChatPrompts
 from server.openai.vocabulary import Vocabulary
 from server.planner import Planner
-from server.routes import admin, artifacts, capabilities, extract, health, jobs, presets
+from server.routes import admin, artifacts, capabilities, effects, extract, health, jobs, presets
 from server.settings import Settings
 from server.state import ServerState, require_key
 from vectors.library import Library
 
 ROUTERS = (chat.router, completions.router, models.router, artifacts.router, presets.router, capabilities.router,
-           extract.router, jobs.router, admin.router)
+           extract.router, jobs.router, effects.router, admin.router)
 DESCRIPTION = "Inference-time steering behind OpenAI's API: each request may carry a `steering` field."
 
 
@@ -39,25 +43,38 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
         await engine.start()
+        store = EffectStore(settings.effect_store_url)
+        shadow = Shadow(engine, EffectMetrics(metrics.registry, settings.model_name), store,
+                        sample=settings.shadow_sample, budget=settings.shadow_budget, decode=vocabulary.decode)
         # After the start: the self-test has narrowed the facts to what it reached.
         app.state.server = state = ServerState(
             settings=settings, engine=engine, engine_name=engine_name, library=library, vocabulary=vocabulary,
             chat_prompts=ChatPrompts(vocabulary), planner=Planner(settings, library, engine.facts), metrics=metrics,
-            jobs=Jobs(settings.data_dir / "jobs", settings.max_jobs))
+            jobs=Jobs(settings.data_dir / "jobs", settings.max_jobs), shadow=shadow, effect_store=store)
         try:
             await anyio.to_thread.run_sync(state.jobs.load)
+            await shadow.start()
             yield
         finally:
             await state.jobs.stop()
+            await shadow.stop()
+            store.close()
             await engine.stop()
             await anyio.to_thread.run_sync(library.close)
 
-    app = FastAPI(title="Trimtab", version="1", description=DESCRIPTION, lifespan=lifespan,
-                  generate_unique_id_function=lambda route: route.name)
+    app = routed(lifespan)
     app.add_middleware(RequestFrame, metrics=metrics, max_body_bytes=settings.max_body_bytes,
                        max_upload_bytes=settings.max_upload_bytes)
     add_handlers(app, metrics)
+    return app
+
+
+def routed(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
+    """The routes alone; enough to describe the API."""
+    app = FastAPI(title="Trimtab", version="1", description=DESCRIPTION, lifespan=lifespan, redirect_slashes=False,
+                  generate_unique_id_function=lambda route: route.name)
     app.include_router(health.router)
     responses: dict[int | str, dict[str, Any]] = {"4XX": {"model": health.ErrorBody, "description": "Refused."},
                                                   "5XX": {"model": health.ErrorBody, "description": "Failed."}}

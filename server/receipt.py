@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, Field
 
+from server.effects.report import Effects
 from server.planner import Plan
 from steering.scope import bits_at, touch_map
 from steering.spec import Op, Site
@@ -48,6 +49,7 @@ class Receipt(BaseModel):
     presets: dict[str, str] = Field(default={}, description='Presets with version: by "model" name and by "preset".')
     engine: str
     report: Literal["none", "summary", "tokens"]
+    effects: Effects | None = Field(default=None, description="What it did, measured; only if a report is asked for.")
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Outcome:
     touched: Sequence[tuple[int, int]]
 
 
-def receipt(plan: Plan, outcomes: Sequence[Outcome], engine: str) -> Receipt:
+def receipt(plan: Plan, outcomes: Sequence[Outcome], engine: str, effects: Effects | None = None) -> Receipt:
     ordered = sorted(outcomes, key=lambda outcome: outcome.index)
     applied = []
     for j, (planned, compiled) in enumerate(zip(plan.planned, plan.program.compiled if plan.program else (),
@@ -76,7 +78,7 @@ def receipt(plan: Plan, outcomes: Sequence[Outcome], engine: str) -> Receipt:
             tokens=TokenCounts(prompt=sum(c.prompt for c in choices), generation=sum(c.generation for c in choices)),
             choices=choices))
     return Receipt(applied=applied, disabled=plan.disabled is not None, reason=plan.disabled,
-                   presets=dict(plan.presets or {}), engine=engine, report=plan.report)
+                   presets=dict(plan.presets or {}), engine=engine, report=plan.report, effects=effects)
 
 
 def _positions(plan: Plan, outcome: Outcome, j: int) -> list[int]:

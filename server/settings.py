@@ -61,6 +61,13 @@ class Settings(BaseSettings):
     max_jobs: int = Field(default=16, ge=1, le=1024, description="Background jobs that may wait or run at once.")
     program_cache: int = Field(default=256, ge=1, le=2**16, description="Compiled programs kept for reuse.")
 
+    shadow_sample: float = Field(default=0.05, ge=0, le=1, description="Share of steered completions whose effect is "
+                                 "measured without being asked for.")
+    shadow_budget: float = Field(default=0.05, ge=0, le=10, description="Tokens of such measurements, as a share "
+                                 "of the tokens served.")
+    effects_database_url: str | None = Field(default=None, description="SQLAlchemy URL of measured effects; by "
+                                             "default SQLite in `data_dir`.")
+
     default_spec: Spec | None = Field(default=None,
         description="Spec (JSON) that acts on every request as long as the admin API has set no other.")
     kill_switch: bool = Field(default=False,
@@ -86,6 +93,10 @@ class Settings(BaseSettings):
     @property
     def library_database_url(self) -> str:
         return self.database_url or f"sqlite:///{(self.data_dir / 'library.db').absolute()}"
+
+    @property
+    def effect_store_url(self) -> str:
+        return self.effects_database_url or f"sqlite:///{(self.data_dir / 'effects.db').absolute()}"
 
     @property
     def library_blob_url(self) -> str:

@@ -6,6 +6,8 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from server.auth import check_key
+from server.effects.shadow import Shadow
+from server.effects.store import EffectStore
 from server.engines.base import Engine
 from server.jobs import Jobs
 from server.metrics import Metrics
@@ -27,6 +29,8 @@ class ServerState:
     planner: Planner
     metrics: Metrics
     jobs: Jobs
+    shadow: Shadow
+    effect_store: EffectStore
 
 
 def get_state(request: Request) -> ServerState:

@@ -63,7 +63,7 @@ def _compile_one(item: Resolved, facts: ModelFacts) -> Compiled:
             raise InvalidSpec(f"option {twice[0]!r} is given in inline and in options", param=f"options.{twice[0]}")
         given_options |= inline_options
     elif source is not None and source.op == operation.name:
-        given_options = {**source.options, **given_options}
+        given_options = _merged(source.options, given_options)
     options = parse_options(operation, given_options)
     multi_site = bool(getattr(options, "multi_site", False))
     if multi_site:
@@ -118,6 +118,13 @@ def _check_unplaced(intervention: Intervention) -> None:
     if intervention.layers not in (None, "all"):
         raise InvalidSpec("multi_site ablation acts at every layer", param="layers",
                           fix="Leave layers out; options.source_layer says whose direction is used.")
+
+
+def _merged(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the artifact with those of the request on top. Another mode leaves the artifact's own ones behind."""
+    if any(name in given and given[name] != own.get(name) for name in ("mode", "multi_site")):
+        return dict(given)
+    return {**own, **given}
 
 
 def _op(intervention: Intervention, source: Source | None) -> Op:

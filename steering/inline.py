@@ -90,7 +90,7 @@ def parse_options(operation: Operation, given: Mapping[str, Any]) -> Any:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         known = ", ".join(OPTIONS[operation.name].model_fields) or "none"
-        raise InvalidSpec(f"{first['msg']}", param=f"options.{field}" if field else "options",
+        raise InvalidSpec(first["msg"].removeprefix("Value error, "), param=f"options.{field}" if field else "options",
                           fix=f"Options of {operation.name}: {known}.") from None
 
 

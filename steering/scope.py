@@ -50,9 +50,9 @@ def token_rules(scopes: Sequence[Scope]) -> TokenRules:
     off: dict[int, int] = {}
     for j, scope in enumerate(scopes):
         if isinstance(scope.generation, GenerationSelection):
-            for token in scope.generation.token_ids:
+            for token in scope.generation.token_ids or ():
                 on[token] = on.get(token, 0) | 1 << j
-            for token in scope.generation.exclude.token_ids if scope.generation.exclude else ():
+            for token in (scope.generation.exclude.token_ids or ()) if scope.generation.exclude else ():
                 off[token] = off.get(token, 0) | 1 << j
     return TokenRules(on, off)
 
@@ -111,12 +111,12 @@ def _prompt_mask(part: str | PromptSelection, ids: npt.NDArray[np.int64], roles:
 def _pick_prompt(pick: PromptPick, ids: npt.NDArray[np.int64], roles: npt.NDArray[np.str_] | None, where: str) -> Mask:
     length = len(ids)
     mask = np.zeros(length, dtype=bool)
-    for position in pick.positions:
+    for position in pick.positions or ():
         if not -length <= position < length:
             raise InvalidSpec(f"position {position} lies outside of the prompt, which has {length} tokens",
                               param=f"{where}.positions", fix="Use a window for 'up to that many tokens'.")
         mask[position] = True
-    for start, stop in pick.windows:
+    for start, stop in pick.windows or ():
         mask[slice(start, stop)] = True
     if pick.token_ids:
         mask |= np.isin(ids, pick.token_ids)
@@ -140,10 +140,10 @@ def _generation_masks(part: str | GenerationSelection, length: int) -> tuple[Mas
 
 def _pick_generation(pick: GenerationPick, length: int) -> Mask:
     mask = np.zeros(length, dtype=bool)
-    for position in pick.positions:
+    for position in pick.positions or ():
         if position < length:
             mask[position] = True
-    for start, stop in pick.windows:
+    for start, stop in pick.windows or ():
         mask[slice(start, stop)] = True
     return mask
 

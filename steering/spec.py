@@ -4,7 +4,8 @@ Every model forbids unknown fields, so a misspelt field is an error and never a 
 generated from these models.
 """
 
-from typing import Annotated, Any, Literal, Self, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -77,19 +78,21 @@ Layers = Literal["all"] | Annotated[list[Layer], Field(min_length=1, max_length=
 class _Select(Model):
     """Tokens, as the union of what its fields name."""
 
-    token_ids: list[Index] = Field(default=[], max_length=MAX_LIST, description="Tokens with one of these ids.")
+    token_ids: list[Index] | None = Field(default=None, min_length=1, max_length=MAX_LIST,
+                                          description="Tokens with one of these ids.")
 
 
 class PromptPick(_Select):
     """Prompt tokens: the union of positions, windows, token ids and roles."""
 
-    positions: list[Position] = Field(default=[], max_length=MAX_LIST,
+    positions: list[Position] | None = Field(default=None, min_length=1, max_length=MAX_LIST,
                                  description="Positions from the prompt's start; negative ones from its end.")
-    windows: list[tuple[Position | None, Position | None]] = Field(
-        default=[], max_length=MAX_LIST,
+    windows: list[tuple[Position | None, Position | None]] | None = Field(
+        default=None, min_length=1, max_length=MAX_LIST,
         description="Half-open windows [start, stop); negative from the prompt's end, null for open.")
-    roles: list[Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,32}$")]] = Field(
-        default=[], max_length=16, description="Chat turns of these roles, markers included (system, user, ...).")
+    roles: list[Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,32}$")]] | None = Field(
+        default=None, min_length=1, max_length=16,
+        description="Chat turns of these roles, markers included (system, user, ...).")
 
 
 class PromptSelection(PromptPick):
@@ -101,10 +104,10 @@ class PromptSelection(PromptPick):
 class GenerationPick(_Select):
     """Generated tokens: the union of positions, windows and token ids. Position 0 is the first generated token."""
 
-    positions: list[Index] = Field(default=[], max_length=MAX_LIST,
+    positions: list[Index] | None = Field(default=None, min_length=1, max_length=MAX_LIST,
                                    description="Positions from the first generated token (0).")
-    windows: list[tuple[Index | None, Index | None]] = Field(
-        default=[], max_length=MAX_LIST, description="Half-open windows [start, stop); null for open.")
+    windows: list[tuple[Index | None, Index | None]] | None = Field(
+        default=None, min_length=1, max_length=MAX_LIST, description="Half-open windows [start, stop); null for open.")
 
 
 class GenerationSelection(GenerationPick):
@@ -146,6 +149,12 @@ class AblateOptions(Model):
                                "as the refusal-direction method does. Takes the direction of `source_layer`.")
     source_layer: Layer | None = Field(default=None, description="Whose direction to use at every layer.")
 
+    @model_validator(mode="after")
+    def _source_is_used(self) -> Self:
+        if self.source_layer is not None and not self.multi_site:
+            raise ValueError("source_layer has no effect without multi_site")
+        return self
+
 
 class ClampOptions(Model):
     """Coordinate along the unit direction, in activation units: set it to `value`, or keep it in [min, max]."""
@@ -183,20 +192,40 @@ class SignFlipOptions(Model):
     exclude: list[Index] = Field(default=[], max_length=MAX_LIST, description="Dims never touched.")
 
 
-class MaskOptions(Model):
+class ModeOptions(Model):
+    """Options of which some belong to one mode: given with another they would be ignored, and are refused instead."""
+
+    belongs_to: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    @model_validator(mode="after")
+    def _fits_mode(self) -> Self:
+        mode = getattr(self, "mode")  # noqa: B009 - every subclass has one
+        for name, modes in self.belongs_to.items():
+            if name in self.model_fields_set and mode not in modes:
+                raise ValueError(f"{name} has no effect in mode {mode}; it belongs to {', '.join(modes)}")
+        return self
+
+
+class MaskOptions(ModeOptions):
+    belongs_to = {"scale": ("scale",)}
+
     mode: Literal["zero", "set", "scale"] = Field(
         default="zero", description="zero; set: to the artifact's values; scale: multiply by `scale`.")
     scale: Finite = Field(default=0.0, description="Factor for mode scale.")
 
 
-class HeadMaskOptions(Model):
+class HeadMaskOptions(ModeOptions):
+    belongs_to = {"scale": ("scale",)}
+
     mode: Literal["scale", "shift"] = Field(
         default="scale", description="scale: multiply the head's output by `scale`; shift: add strength times the "
         "artifact's shift.")
     scale: Finite = Field(default=0.0, description="Factor for mode scale; 0 switches the head off.")
 
 
-class ExpertMaskOptions(Model):
+class ExpertMaskOptions(ModeOptions):
+    belongs_to = {"scale": ("scale",), "bias": ("bias",), "renormalise": ("off", "scale")}
+
     mode: Literal["off", "off_refill", "force", "scale", "bias"] = Field(
         default="off", description="off: weight 0, the slot stays empty; off_refill: never selected, the next best "
         "takes the slot; force: always selected; scale: weight times `scale`; bias: `bias` added to the router logit.")
@@ -204,6 +233,12 @@ class ExpertMaskOptions(Model):
     bias: float = Field(default=0.0, strict=True, ge=-1e4, le=1e4, description="Logit bias for mode bias.")
     renormalise: Switch = Field(default=True,
                                 description="Give the selected weights their former sum back (off, scale).")
+
+    @model_validator(mode="after")
+    def _bias_given(self) -> Self:
+        if self.mode == "bias" and "bias" not in self.model_fields_set:
+            raise ValueError("mode bias needs a bias")
+        return self
 
 
 class PatchOptions(Model):

@@ -93,7 +93,7 @@ class Completion(ABC):
 
     @abstractmethod
     def touched(self) -> list[Touched]:
-        """One entry per intervention of the program, counting tokens processed so far (padding and repeats excluded)."""
+        """One entry per intervention of the program, counting tokens processed so far, padding and repeats excluded."""
 
 
 @dataclass(frozen=True)

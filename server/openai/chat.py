@@ -89,7 +89,7 @@ class _Answer:
             for i, text in enumerate(texts)]
         return SteeredChatCompletion(id=self._id, choices=choices, created=self._created, model=self._started.model,
                                      object="chat.completion", usage=self._counts(),
-                                     steering=self._started.receipt())
+                                     steering=await self._started.receipt())
 
     async def chunks(self) -> AsyncIterator[SteeredChatChunk]:
         pieces = self._started.run.pieces()
@@ -108,12 +108,12 @@ class _Answer:
                 chunk = self._chunk([self._choice(piece, delta)])
                 open_choices -= piece.finish_reason is not None
                 if not open_choices and not self._usage:
-                    chunk.steering = self._started.receipt()
+                    chunk.steering = await self._started.receipt()
                 yield chunk
             if self._usage:
                 last = self._chunk([])
                 last.usage = self._counts()
-                last.steering = self._started.receipt()
+                last.steering = await self._started.receipt()
                 yield last
         finally:
             await pieces.aclose()

@@ -100,7 +100,7 @@ class _Answer:
         choices = [CompletionChoice(index=i, text=text, finish_reason=reasons[i],
                                     logprobs=self._entries(i, tokens[i]) if self._logprobs else None)
                    for i, text in enumerate(texts)]
-        return self._response(choices, usage=usage(self._started), receipt=self._started.receipt())
+        return self._response(choices, usage=usage(self._started), receipt=await self._started.receipt())
 
     async def chunks(self) -> AsyncIterator[SteeredCompletion]:
         pieces = self._started.run.pieces()
@@ -116,9 +116,9 @@ class _Answer:
                     else self._entries(piece.choice, [piece.token]))
                 open_choices -= piece.finish_reason is not None
                 last = not open_choices and not self._usage
-                yield self._response([choice], receipt=self._started.receipt() if last else None)
+                yield self._response([choice], receipt=await self._started.receipt() if last else None)
             if self._usage:
-                yield self._response([], usage=usage(self._started), receipt=self._started.receipt())
+                yield self._response([], usage=usage(self._started), receipt=await self._started.receipt())
         finally:
             await pieces.aclose()
 

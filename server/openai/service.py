@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import anyio
 
+from server.effects.shadow import Finished, Shadow
 from server.engines.base import Sampling
 from server.errors import ContextLengthExceeded
 from server.openai.fields import CompletionFields
@@ -28,10 +29,28 @@ class Started:
     run: Run
     plan: Plan
     engine_name: str
+    shadow: Shadow
+    end_ids: tuple[int, ...]
 
-    def receipt(self) -> Receipt:
-        """Once all pieces were read."""
-        return receipt(self.plan, [choice.outcome() for choice in self.run.choices], self.engine_name)
+    async def receipt(self) -> Receipt:
+        """Once all pieces were read. With the measured effects, if the request asked for a report."""
+        self.shadow.served(self.run.prompt_tokens + self.run.completion_tokens)
+        effects = None
+        if self.plan.report != "none":
+            effects = await self.shadow.measure(self._finished(), per_token=self.plan.report == "tokens")
+        else:
+            self.shadow.offer(self._finished())
+        return receipt(self.plan, [choice.outcome() for choice in self.run.choices], self.engine_name, effects)
+
+    def _finished(self) -> list[Finished]:
+        """The choices that something was applied to."""
+        program = self.plan.program
+        if program is None or not program.acting:
+            return []
+        preset = next(iter((self.plan.presets or {}).values()), "")
+        return [Finished(choice.index, program, choice.prompt.token_ids, choice.token_ids, choice.prompt.roles,
+                         bool(choice.token_ids) and choice.token_ids[-1] in self.end_ids, preset)
+                for choice in self.run.choices]
 
 
 async def plan_for(body: CompletionFields, state: ServerState) -> tuple[ModelName, Plan]:
@@ -59,7 +78,7 @@ def start(body: CompletionFields, state: ServerState, plan: Plan, prompts: Seque
               sampling=sampling, stops=body.stops, plan=plan)
     state.metrics.admitted(run.prompt_tokens, [c.applied for c in plan.program.compiled] if plan.program else (),
                            plan.disabled is not None)
-    return Started(body.model, run, plan, state.engine_name)
+    return Started(body.model, run, plan, state.engine_name, state.shadow, state.vocabulary.end_ids)
 
 
 def _room(state: ServerState, prompt_tokens: int, wanted: int | None, max_tokens_field: str, prompt_field: str) -> int:

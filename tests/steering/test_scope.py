@@ -53,18 +53,18 @@ def _named(pick: dict[str, Any], index: int, length: int | None, token: int, rol
 
 
 def _scopes(length: int, with_roles: bool) -> st.SearchStrategy[dict[str, Any]]:
-    tokens = st.lists(st.integers(0, VOCABULARY), max_size=3)
+    tokens = st.lists(st.integers(0, VOCABULARY), min_size=1, max_size=3)
     edge = st.none() | st.integers(-length - 3, length + 3)
     ahead = st.none() | st.integers(0, 15)
     prompt_pick: dict[str, Any] = {
-        "windows": st.lists(st.tuples(edge, edge).map(list), max_size=3), "token_ids": tokens}
+        "windows": st.lists(st.tuples(edge, edge).map(list), min_size=1, max_size=3), "token_ids": tokens}
     if length:
-        prompt_pick["positions"] = st.lists(st.integers(-length, length - 1), max_size=4)
+        prompt_pick["positions"] = st.lists(st.integers(-length, length - 1), min_size=1, max_size=4)
     if with_roles:
-        prompt_pick["roles"] = st.lists(st.sampled_from(ROLES[:3]), max_size=2)
+        prompt_pick["roles"] = st.lists(st.sampled_from(ROLES[:3]), min_size=1, max_size=2)
     generation_pick: dict[str, Any] = {
-        "positions": st.lists(st.integers(0, 15), max_size=4),
-        "windows": st.lists(st.tuples(ahead, ahead).map(list), max_size=3), "token_ids": tokens}
+        "positions": st.lists(st.integers(0, 15), min_size=1, max_size=4),
+        "windows": st.lists(st.tuples(ahead, ahead).map(list), min_size=1, max_size=3), "token_ids": tokens}
 
     def selection(pick: dict[str, Any]) -> st.SearchStrategy[Any]:
         exclude = st.none() | st.fixed_dictionaries({}, optional=pick)

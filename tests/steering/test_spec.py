@@ -346,3 +346,19 @@ def test_schema_describes_every_field() -> None:
 def test_options_refused(op: str, options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         OPTIONS[op].model_validate(options)  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("op", "options"), [
+    ("mask", {"scale": 0.5}), ("neuron_mask", {"mode": "set", "scale": 0.5}), ("head_mask", {"mode": "shift", "scale": 0.5}),
+    ("expert_mask", {"scale": 0.5}), ("expert_mask", {"mode": "force", "renormalise": False}),
+    ("expert_mask", {"mode": "off", "bias": 1.0}), ("expert_mask", {"mode": "bias"}), ("ablate", {"source_layer": 1}),
+])
+def test_an_option_that_would_be_ignored_is_refused(op: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        OPTIONS[op].model_validate(options)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("field", ["positions", "windows", "token_ids", "roles"])
+def test_an_empty_list_selects_neither_nothing_nor_everything(field: str) -> None:
+    with pytest.raises(ValidationError):
+        Scope.model_validate({"prompt": {field: []}})

@@ -26,7 +26,8 @@ async def check_batching(engine: Engine, dtype: torch.dtype = torch.float32) -> 
     prompt = [token % facts.vocab_size for token in PROMPT]
     program = _program(engine)
     try:
-        got = await asyncio.gather(_first(engine, prompt, None, "canary-0"), _first(engine, prompt, program, "canary-1"))
+        got = await asyncio.gather(_first(engine, prompt, None, "canary-0"),
+                                   _first(engine, prompt, program, "canary-1"))
     except EngineUnavailable as error:
         raise UnsupportedModel(f"transformers' continuous batching cannot run {facts.family} ({error.message})",
                                param="model") from error

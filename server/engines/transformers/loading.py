@@ -37,10 +37,11 @@ def load_model(options: EngineOptions) -> PreTrainedModel:
     else:
         dtype = _DTYPES[options.dtype]
     try:
-        model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
         raise UnsupportedModel(f"cannot load {options.model}: {error}", param="model") from error
-    return model.to(device).eval()
+    placed: PreTrainedModel = model.to(device).eval()
+    return placed
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:

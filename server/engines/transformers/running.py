@@ -88,7 +88,7 @@ class SaltedIds(list[int]):
         self._bits &= np.uint32(running.program.acting)
         self._digest = running.program.digest.encode()
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def, override]
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
         page = super().__getitem__(index)
         if not isinstance(index, slice):
             return page

@@ -1,0 +1,58 @@
+"""Effects as Prometheus metrics. Labels are bounded: names beyond the limit are counted under "other"."""
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from server.effects.report import ChoiceEffect
+
+NATS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+MAX_NAMES = 200
+OTHER, ALL = "other", "all"
+
+
+class EffectMetrics:
+    """One sample is one measured completion: means over its tokens. artifact and op "all" stand for the whole spec."""
+
+    def __init__(self, registry: CollectorRegistry, model: str) -> None:
+        self._model = model
+        self._names: set[str] = set()
+        labels = ["model", "preset", "artifact", "op"]
+        self._kl = Histogram("trimtab_effect_kl_nats", "Mean KL(steered || other) per token: of a whole spec against "
+                             "the untouched model, of an intervention against the spec without it.", labels,
+                             buckets=NATS, registry=registry)
+        self._top1 = Histogram("trimtab_effect_top1_changed", "Share of tokens whose likeliest next token changed.",
+                               labels, buckets=SHARES, registry=registry)
+        self._entropy = Histogram("trimtab_effect_entropy_change_nats", "Mean change of entropy per token.", labels,
+                                  buckets=(-3.0, -1.0, -0.3, -0.1, 0.0, 0.1, 0.3, 1.0, 3.0), registry=registry)
+        self._repetition = Histogram("trimtab_effect_repetition", "Share of repeated 3-grams of a steered completion.",
+                                     ["model", "preset"], buckets=SHARES, registry=registry)
+        self._shadow = Counter("trimtab_shadow_tokens", "Tokens of shadow passes run.", registry=registry)
+        self._dropped = Counter("trimtab_shadow_dropped", "Completions that were to be measured and were not.",
+                                ["reason"], registry=registry)
+        self._lost = Counter("trimtab_effect_records_lost", "Measurements that could not be stored.",
+                             registry=registry)
+
+    def measured(self, preset: str, effect: ChoiceEffect) -> None:
+        shown = self._bounded(preset)
+        rows = [(ALL, ALL, effect.total), *((i.artifact, str(i.op), i.shift) for i in effect.interventions)]
+        for artifact, op, shift in rows:
+            labels = (self._model, shown, self._bounded(artifact), op)
+            self._kl.labels(*labels).observe(shift.kl.mean)
+            self._top1.labels(*labels).observe(shift.top1_changed)
+            self._entropy.labels(*labels).observe(shift.entropy_change)
+        self._repetition.labels(self._model, shown).observe(effect.text.repetition)
+
+    def ran(self, tokens: int) -> None:
+        self._shadow.inc(tokens)
+
+    def dropped(self, reason: str) -> None:
+        self._dropped.labels(reason).inc()
+
+    def lost(self, records: int) -> None:
+        self._lost.inc(records)
+
+    def _bounded(self, name: str) -> str:
+        if name not in self._names and len(self._names) >= MAX_NAMES:
+            return OTHER
+        self._names.add(name)
+        return name

@@ -1,0 +1,116 @@
+"""What is told of a measured completion: in the response, and summed up for metrics and the database."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, Field
+
+from server.effects.degeneration import Degeneration
+from server.effects.divergence import Divergence
+from server.engines.base import Comparison
+from steering.program import Program
+from steering.spec import Op
+
+
+class Spread(BaseModel):
+    """Of one number over the generated tokens."""
+
+    mean: float
+    p50: float
+    p95: float
+    max: float
+
+
+class Shift(BaseModel):
+    """How the next-token distribution moved, over the generated tokens of one completion."""
+
+    kl: Spread = Field(description="KL(steered || other) in nats.")
+    reverse_kl: float = Field(description="Mean KL(other || steered) in nats.")
+    entropy_change: float = Field(description="Mean entropy of the steered run less that of the other, in nats.")
+    top1_changed: float = Field(description="Share of tokens whose likeliest next token differs.")
+    surprise: float = Field(description="Mean -log p of the generated tokens under the other run, in nats.")
+    rank: float = Field(description="Mean number of tokens that the other run found likelier than the generated one.")
+
+
+class InterventionEffect(BaseModel):
+    """One intervention's own share: the whole spec against the spec without it."""
+
+    artifact: str = Field(description='Reference with version, or "inline".')
+    op: Op
+    shift: Shift
+
+
+class PerToken(BaseModel):
+    """One number per generated token; `interventions` holds one list of KL per intervention."""
+
+    kl: list[float]
+    reverse_kl: list[float]
+    entropy: list[float]
+    base_entropy: list[float]
+    top1_agree: list[bool]
+    surprise: list[float]
+    rank: list[int]
+    interventions: list[list[float]]
+
+
+class TextSigns(BaseModel):
+    """Signs of a text that broke down."""
+
+    repetition: float = Field(description="Share of 3-grams of tokens that occurred before in the completion.")
+    compression: float = Field(description="Bytes of the text over its zlib-compressed bytes.")
+    length: int = Field(description="Tokens generated.")
+    ended: bool = Field(description="The model ended the text itself.")
+
+
+class ChoiceEffect(BaseModel):
+    """One completion: the spec against the untouched model on the same tokens, and each intervention's share."""
+
+    index: int
+    tokens: int = Field(description="Generated tokens that were measured.")
+    exact: bool = Field(description="Over the full vocabulary; false: lower bounds.")
+    total: Shift
+    interventions: list[InterventionEffect]
+    residual_relative: float = Field(description="Mean |steered - base| / |base| of the last layer's residual stream.")
+    residual_cosine: float = Field(description="Mean cosine of the two.")
+    text: TextSigns
+    per_token: PerToken | None = Field(default=None, description='Only with "report": "tokens".')
+
+
+class Effects(BaseModel):
+    """What the steering of this response did. `status` says why there are no numbers where there are none."""
+
+    status: Literal["measured", "unsteered", "failed"]
+    reason: str | None = None
+    choices: list[ChoiceEffect] = []
+
+
+def choice_effect(index: int, comparison: Comparison, program: Program, signs: Degeneration, *, per_token: bool
+                  ) -> ChoiceEffect:
+    return ChoiceEffect(
+        index=index, tokens=len(comparison.total), exact=comparison.exact, total=_shift(comparison.total),
+        interventions=[InterventionEffect(artifact=item.applied.artifact or "inline", op=item.op, shift=_shift(part))
+                       for item, part in zip(program.compiled, comparison.without, strict=True)],
+        residual_relative=float(comparison.residual.relative.mean()),
+        residual_cosine=float(comparison.residual.cosine.mean()),
+        text=TextSigns(**vars(signs)),
+        per_token=_per_token(comparison.total, comparison.without) if per_token else None)
+
+
+def _shift(found: Divergence) -> Shift:
+    middle, high = torch.quantile(found.kl, torch.tensor([0.5, 0.95])).tolist()
+    return Shift(
+        kl=Spread(mean=float(found.kl.mean()), p50=middle, p95=high, max=float(found.kl.max())),
+        reverse_kl=float(found.reverse_kl.mean()),
+        entropy_change=float((found.entropy - found.other_entropy).mean()),
+        top1_changed=1 - float(found.top1_agree.mean()),
+        surprise=float(found.surprise.mean()),
+        rank=float(found.rank.mean()))
+
+
+def _per_token(total: Divergence, without: Sequence[Divergence]) -> PerToken:
+    return PerToken(
+        kl=total.kl.tolist(), reverse_kl=total.reverse_kl.tolist(), entropy=total.entropy.tolist(),
+        base_entropy=total.other_entropy.tolist(), top1_agree=[bool(x) for x in total.top1_agree.tolist()],
+        surprise=total.surprise.tolist(), rank=[int(x) for x in total.rank.tolist()],
+        interventions=[part.kl.tolist() for part in without])

@@ -1,0 +1,174 @@
+"""Shadow runs: the same tokens again, untouched and with all but one of the interventions, in spare capacity.
+
+Completions that asked for a report are measured before they are answered. Of the others a sample is measured
+afterwards, within a budget, and only while no request waits. Whatever goes wrong here is counted and logged; it never
+reaches the request.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import anyio
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from server.effects.budget import Budget
+from server.effects.degeneration import degeneration
+from server.effects.metrics import ALL, EffectMetrics
+from server.effects.report import ChoiceEffect, Effects, Shift, choice_effect
+from server.effects.store import MINUTE_S, EffectStore, Sample
+from server.engines.base import CompareRequest, Engine
+from steering.errors import TrimtabError
+from steering.program import Program
+
+log = structlog.get_logger("trimtab.effects")
+QUEUE_LENGTH = 256
+FLUSH_S = 5.0
+BUSY_WAIT_S = 0.05
+MOST_BUSY_WAITS = 100
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One steered completion that has been generated. `preset` names it in metrics, "" for none."""
+
+    index: int
+    program: Program
+    prompt_ids: Sequence[int]
+    generated_ids: Sequence[int]
+    roles: Sequence[str] | None
+    ended: bool
+    preset: str
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_ids) + len(self.generated_ids)
+
+    @property
+    def cost(self) -> int:
+        """Tokens of all passes that measuring takes: steered, untouched, and one less each for stacks."""
+        count = len(self.program.compiled)
+        return self.num_tokens * (2 + (count if count > 1 else 0))
+
+
+class Shadow:
+    """`start` and `stop` belong to the server's life. `measure` is for requests that wait, `offer` for the rest."""
+
+    def __init__(self, engine: Engine, metrics: EffectMetrics, store: EffectStore | None, *, sample: float,
+                 budget: float, decode: Callable[[Sequence[int]], str], seed: int | None = None) -> None:
+        """`store` None: nothing is kept but metrics. `sample`: share of steered completions, 0 to 1."""
+        self._engine = engine
+        self._metrics = metrics
+        self._store = store
+        self._sample = sample
+        self._budget = Budget(budget)
+        self._decode = decode
+        self._random = random.Random(seed)
+        self._queue: asyncio.Queue[Finished] = asyncio.Queue(QUEUE_LENGTH)
+        self._unwritten: list[Sample] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        self._tasks = [asyncio.create_task(self._work()), asyncio.create_task(self._flush_regularly())]
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.flush()
+
+    def served(self, tokens: int) -> None:
+        """Tokens of any answered request: they earn the budget."""
+        self._budget.served(tokens)
+
+    async def measure(self, completions: Sequence[Finished], *, per_token: bool) -> Effects:
+        """Effects of a request's completions, for its response."""
+        if not completions:
+            return Effects(status="unsteered", reason="nothing was applied")
+        effects = []
+        for finished in completions:
+            if not finished.generated_ids:
+                continue
+            effect = await self._measured(finished, per_token)
+            if effect is None:
+                return Effects(status="failed", reason="the measurement failed; the server's log says why")
+            effects.append(effect)
+        return Effects(status="measured", choices=effects)
+
+    def offer(self, completions: Sequence[Finished]) -> None:
+        """Completions that nobody waits for: a sample of them is measured later."""
+        for finished in completions:
+            if not finished.generated_ids or self._random.random() >= self._sample:
+                continue
+            if not self._budget.take(finished.cost):
+                self._metrics.dropped("budget")
+                continue
+            try:
+                self._queue.put_nowait(finished)
+            except asyncio.QueueFull:
+                self._metrics.dropped("queue")
+
+    async def flush(self) -> None:
+        """Write what was measured so far. What cannot be written is lost and counted."""
+        samples, self._unwritten = self._unwritten, []
+        if self._store is None or not samples:
+            return
+        try:
+            await anyio.to_thread.run_sync(self._store.write, samples)
+        except SQLAlchemyError as error:
+            self._metrics.lost(len(samples))
+            log.warning("effects_not_stored", records=len(samples), error=str(error)[:300])
+
+    async def _work(self) -> None:
+        while True:
+            finished = await self._queue.get()
+            if await self._idle():
+                await self._measured(finished, per_token=False)
+            else:
+                self._metrics.dropped("busy")
+
+    async def _idle(self) -> bool:
+        """Wait for a moment in which no request waits; give up after a few seconds."""
+        for _ in range(MOST_BUSY_WAITS):
+            if self._engine.stats().get("waiting", 0) == 0:
+                return True
+            await asyncio.sleep(BUSY_WAIT_S)
+        return False
+
+    async def _flush_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            await self.flush()
+
+    async def _measured(self, finished: Finished, per_token: bool) -> ChoiceEffect | None:
+        ids = [*finished.prompt_ids, *finished.generated_ids]
+        try:
+            comparison = await self._engine.compare(
+                CompareRequest(ids, len(finished.prompt_ids), finished.program, finished.roles))
+            signs = degeneration(finished.generated_ids, self._decode(finished.generated_ids), finished.ended)
+            effect = choice_effect(finished.index, comparison, finished.program, signs, per_token=per_token)
+        except (TrimtabError, RuntimeError, ValueError, OSError) as error:
+            # RuntimeError: what torch raises, out of memory included.
+            self._metrics.dropped("failed")
+            log.warning("shadow_failed", error=f"{type(error).__name__}: {error}"[:300])
+            return None
+        self._metrics.ran(finished.cost)
+        self._metrics.measured(finished.preset, effect)
+        self._keep(finished, effect)
+        log.info("effect", preset=finished.preset, kl=round(effect.total.kl.mean, 4), tokens=effect.tokens,
+                 top1_changed=round(effect.total.top1_changed, 3), repetition=round(effect.text.repetition, 3),
+                 interventions=[[i.artifact, i.op, round(i.shift.kl.mean, 4)] for i in effect.interventions])
+        return effect
+
+    def _keep(self, finished: Finished, effect: ChoiceEffect) -> None:
+        minute = int(time.time()) // MINUTE_S
+
+        def sample(artifact: str, op: str, shift: Shift) -> Sample:
+            return Sample(minute, artifact, op, finished.preset, effect.tokens, shift.kl.mean, shift.entropy_change,
+                          shift.top1_changed, effect.text.repetition)
+
+        self._unwritten.append(sample(ALL, ALL, effect.total))
+        self._unwritten += [sample(item.artifact, item.op, item.shift) for item in effect.interventions]

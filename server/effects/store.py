@@ -1,0 +1,139 @@
+"""Measured effects in a database: one row per minute, artifact, op and preset.
+
+The rows lie in a database of their own: it is written in the background, may be lost without harm, and a lock on it
+must not touch the library.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Float, Integer, String, create_engine, func, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+MINUTE_S = 60
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class EffectMinute(Base):
+    """Completions of one minute: means over them of the means over their tokens; p50 and p95 over completions."""
+
+    __tablename__ = "effect_minutes"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    minute: Mapped[int] = mapped_column(Integer, index=True)
+    artifact: Mapped[str] = mapped_column(String(128), index=True)
+    op: Mapped[str] = mapped_column(String(32))
+    preset: Mapped[str] = mapped_column(String(128), index=True)
+    completions: Mapped[int] = mapped_column(Integer)
+    tokens: Mapped[int] = mapped_column(Integer)
+    kl_mean: Mapped[float] = mapped_column(Float)
+    kl_p50: Mapped[float] = mapped_column(Float)
+    kl_p95: Mapped[float] = mapped_column(Float)
+    entropy_change: Mapped[float] = mapped_column(Float)
+    top1_changed: Mapped[float] = mapped_column(Float)
+    repetition: Mapped[float] = mapped_column(Float)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One measured completion, for one intervention or (artifact and op "all") the whole spec."""
+
+    minute: int
+    artifact: str
+    op: str
+    preset: str
+    tokens: int
+    kl: float
+    entropy_change: float
+    top1_changed: float
+    repetition: float
+
+
+@dataclass(frozen=True)
+class Total:
+    """Rows of a group taken together, weighted by completions. p50, p95: of the minutes' own, weighted likewise."""
+
+    artifact: str | None
+    op: str | None
+    preset: str | None
+    minute: int | None
+    completions: int
+    tokens: int
+    kl_mean: float
+    kl_p50: float
+    kl_p95: float
+    entropy_change: float
+    top1_changed: float
+    repetition: float
+
+
+MEANS = ("kl_mean", "kl_p50", "kl_p95", "entropy_change", "top1_changed", "repetition")
+GROUPS = {"artifact": ("artifact", "op"), "preset": ("preset",), "minute": ("minute",),
+          "all": ("artifact", "op", "preset")}
+
+
+class EffectStore:
+    def __init__(self, url: str) -> None:
+        self._engine = create_engine(url, connect_args={"timeout": 1} if url.startswith("sqlite") else {})
+        Base.metadata.create_all(self._engine)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def write(self, samples: Sequence[Sample]) -> None:
+        """Add the samples as minute rows. Raises SQLAlchemyError and writes nothing if that cannot be done."""
+        groups: dict[tuple[int, str, str, str], list[Sample]] = {}
+        for sample in samples:
+            groups.setdefault((sample.minute, sample.artifact, sample.op, sample.preset), []).append(sample)
+        with Session(self._engine) as session, session.begin():
+            session.add_all(_row(key, found) for key, found in groups.items())
+
+    def totals(self, *, group: str, since: int | None = None, until: int | None = None, artifact: str | None = None,
+               preset: str | None = None, limit: int = 1000) -> list[Total]:
+        """Effects by group, largest KL first (by minute: newest first).
+
+        Args:
+            group: a key of `GROUPS`.
+            since, until: seconds since 1970; minutes that begin in [since, until).
+        """
+        names = GROUPS[group]
+        columns: list[Any] = [getattr(EffectMinute, name) for name in names]
+        weight = EffectMinute.completions
+        means: list[Any] = [func.sum(getattr(EffectMinute, name) * weight) / func.sum(weight) for name in MEANS]
+        query = select(*columns, func.sum(weight), func.sum(EffectMinute.tokens), *means)
+        if since is not None:
+            query = query.where(EffectMinute.minute >= since // MINUTE_S)
+        if until is not None:
+            query = query.where(EffectMinute.minute < -(-until // MINUTE_S))
+        if artifact is not None:
+            query = query.where(EffectMinute.artifact == artifact)
+        if preset is not None:
+            query = query.where(EffectMinute.preset == preset)
+        order: Any = EffectMinute.minute.desc() if group == "minute" else means[0].desc()
+        with Session(self._engine) as session:
+            rows = session.execute(query.group_by(*columns).order_by(order).limit(limit)).all()
+        return [_total(names, tuple(row)) for row in rows]
+
+
+def _row(key: tuple[int, str, str, str], found: Sequence[Sample]) -> EffectMinute:
+    minute, artifact, op, preset = key
+    kl = np.array([sample.kl for sample in found])
+    return EffectMinute(
+        minute=minute, artifact=artifact, op=op, preset=preset, completions=len(found),
+        tokens=sum(sample.tokens for sample in found), kl_mean=float(kl.mean()), kl_p50=float(np.quantile(kl, 0.5)),
+        kl_p95=float(np.quantile(kl, 0.95)), entropy_change=float(np.mean([s.entropy_change for s in found])),
+        top1_changed=float(np.mean([s.top1_changed for s in found])),
+        repetition=float(np.mean([s.repetition for s in found])))
+
+
+def _total(names: tuple[str, ...], row: tuple[Any, ...]) -> Total:
+    known = dict(zip(names, row, strict=False))
+    completions, tokens, *numbers = row[len(names):]
+    return Total(artifact=known.get("artifact"), op=known.get("op"), preset=known.get("preset"),
+                 minute=known.get("minute"), completions=completions, tokens=tokens,
+                 **dict(zip(MEANS, numbers, strict=True)))
