@@ -54,8 +54,12 @@ class Database:
             self.engine = create_engine(parsed, pool_pre_ping=not self._sqlite)
         except (ArgumentError, NoSuchModuleError, ImportError, OSError) as error:
             raise LibraryUnavailable(f"cannot open the library database: {error}") from error
+        # SQLite reads from one snapshot by nature, others must be told to.
+        self._reader = self.engine
         if self._sqlite:
             _tune_sqlite(self.engine)
+        else:
+            self._reader = self.engine.execution_options(isolation_level="REPEATABLE READ")
         with _typed():
             retrying = Retrying(retry=retry_if_exception(_is_conflict), wait=wait_random_exponential(0.05, max=1.0),
                                 stop=stop_after_delay(BUSY_TIMEOUT_MS / 1000), reraise=True)
@@ -67,7 +71,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A consistent snapshot."""
-        with _typed(), Session(self.engine) as session:
+        with _typed(), Session(self._reader) as session:
             yield session
 
     def write(self, work: Callable[[Session], Result]) -> Result:
