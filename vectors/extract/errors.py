@@ -15,6 +15,16 @@ class TooFewPairs(InvalidData):
     code = "too_few_pairs"
 
 
+class TooFewExamples(InvalidData):
+    code = "too_few_examples"
+
+
+class OneClass(InvalidData):
+    """Every example has the same label, or a split lacks one."""
+
+    code = "one_class"
+
+
 class EmptyText(InvalidData):
     code = "empty_text"
 

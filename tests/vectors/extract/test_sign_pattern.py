@@ -1,0 +1,90 @@
+"""Sign patterns on a vocabulary some of whose tokens carry planted signs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from steering.errors import InvalidRequest, TrimtabError
+from tests.vectors.extract.toy import D_MODEL, Toy, never, silent
+from vectors.extract import Extraction
+from vectors.extract.errors import EmptyText, FitFailed, LeakingSplit, TooFewExamples
+from vectors.extract.recipe import parse_request, run_recipe
+
+DIMS = (3, 8, 11, 20, 29)
+POLARITY = (1, -1, -1, 1, 1)
+MASSIVE_DIM = 17
+ANCHORS = [f"w{n}" for n in range(40)]
+
+
+class SignToy(Toy):
+    """From block 1 on the anchors' planted dims have the planted signs; dim 17 is massive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # So that a block can turn any dim of the stream.
+        self.w_down = torch.eye(D_MODEL, dtype=torch.float64).expand(3, D_MODEL, D_MODEL)
+        for word in ANCHORS:
+            self.token(word)
+
+    def embed(self, ids: Sequence[int]) -> torch.Tensor:
+        h = super().embed(ids)
+        h[:, MASSIVE_DIM] = 400.0 * torch.tensor([1.0 if 1 <= token <= 40 else -1.0 for token in ids])
+        return h
+
+    def neurons(self, layer: int, ids: Sequence[int], resid: torch.Tensor) -> torch.Tensor:
+        out = torch.zeros(len(ids), D_MODEL, dtype=torch.float64)
+        if layer == 1:
+            for i, token in enumerate(ids):
+                if 1 <= token <= 40:
+                    for dim, sign in zip(DIMS, POLARITY, strict=True):
+                        out[i, dim] = sign * abs(float(resid[i, dim])) - float(resid[i, dim])
+        return out
+
+
+def extract(toy: Toy | None = None, **fields: Any) -> Extraction:
+    request = parse_request("sign_pattern", {"name": "signs", "anchors": ANCHORS, "min_auc": 0.7, **fields})
+    return run_recipe("sign_pattern", request, toy or SignToy(), silent, never, "test")
+
+
+def test_planted_dims_and_signs_are_found() -> None:
+    found = extract()
+    assert found.report["best_layer"] in (1, 2)
+    for layer in (1, 2):
+        numbers = found.payload.layers[layer]
+        signs = dict(zip(numbers["dims"].tolist(), numbers["polarity"].tolist(), strict=True))
+        assert signs == dict(zip(DIMS, POLARITY, strict=True))
+    assert 0 not in found.payload.layers
+    assert found.report["layers"]["1"]["test_auc"] > 0.9
+    control = found.report["controls"]["random_anchors"]
+    assert control["draws"] == 20 and control["percentile"] >= 95
+    assert abs(control["mean"] - 0.5) < 0.15
+    assert found.report["layers"]["1"]["massive_dims_left_out"] == 1
+    assert (found.metadata.kind, found.metadata.op, found.metadata.options) == (
+        "sign_pattern", "sign_flip", {"mode": "away"})
+
+
+def test_anchors_that_have_nothing_in_common_give_no_pattern() -> None:
+    with pytest.raises(FitFailed) as caught:
+        extract(Toy(), anchors=[f"z{n}" for n in range(60)])
+    assert caught.value.param == "min_auc"
+
+
+def test_a_sample_of_the_vocabulary_does() -> None:
+    found = extract(vocabulary_sample=150)
+    assert 150 <= found.report["vocabulary"] <= 190
+    dims = set(found.payload.layers[1]["dims"].tolist())
+    assert dims <= set(DIMS) and len(dims) >= 3
+
+
+@pytest.mark.parametrize(("anchors", "error", "param"), [
+    ([*ANCHORS, " "], EmptyText, "anchors[40]"),
+    ([*ANCHORS, "two words"], InvalidRequest, "anchors[40]"),
+    ([*ANCHORS, "w7"], LeakingSplit, "anchors[40]"),
+    (ANCHORS[:6], TooFewExamples, "anchors"),
+])
+def test_bad_anchors_are_refused(anchors: list[str], error: type[TrimtabError], param: str) -> None:
+    with pytest.raises(error) as caught:
+        extract(anchors=anchors)
+    assert caught.value.param == param

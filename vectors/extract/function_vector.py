@@ -1,0 +1,189 @@
+"""Function vectors: from in-context examples, a vector that makes the model do the task (methods/01).
+
+Decided where the card infers: answers are scored by their first token in the spelling that follows the prompt (with its
+space); demonstrations are lines; pairs of one input stay in one split, demonstrations come from train only; layer and
+strength are chosen on dev, by accuracy and then by mean log-probability of the answer, and test is read once.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+
+from steering.program import Program
+from steering.spec import Site, Strength
+from vectors.extract.errors import FitFailed
+from vectors.extract.head_average import causal_heads, mean_heads, summed
+from vectors.extract.programs import LAST, adding
+from vectors.extract.prompts_icl import Task, TaskPair, Template, make_task
+from vectors.extract.recipe import Made, Recipe, RecipeOptions, Span, Work, register, site_layers
+from vectors.extract.standing import random_like, rounded, standing
+from vectors.extract.subject import Tokens, answer_logprobs, stream
+
+SITE: Site = "resid_post"
+
+
+class FunctionVectorRequest(RecipeOptions):
+    """Word pairs of one task."""
+
+    pairs: Annotated[list[TaskPair], Field(min_length=1, max_length=20_000)]
+    template: Template = Field(default="{x} ->", description="A prompt with one slot, {x}.")
+    extraction: Literal["mean_difference", "causal_mediation"] = Field(
+        default="mean_difference", description="mean_difference: few-shot minus zero-shot activations; "
+        "causal_mediation: summed outputs of the heads that cause the answer.")
+    shots: int | None = Field(default=None, ge=1, le=64, description="Demonstrations; 5, or 10 for causal_mediation.")
+    num_prompts: int | None = Field(default=None, ge=2, le=1000,
+                                    description="Prompts averaged over; 15, or 100 for causal_mediation.")
+    num_shuffled: int = Field(default=25, ge=2, le=1000, description="Shuffled prompts for causal scores.")
+    num_heads: int = Field(default=10, ge=1, le=1024, description="Heads summed by causal_mediation.")
+    strengths: Annotated[list[Annotated[float, Field(gt=0, le=100)]], Field(min_length=1, max_length=32)] = Field(
+        default=[0.5, 1.0, 1.5, 2.0, 3.0, 4.0], description="Strengths tried on dev.")
+    max_eval: int = Field(default=50, ge=5, le=1000, description="Most items of dev and of test to score.")
+
+
+@register
+class FunctionVector(Recipe):
+    name = "function_vector"
+    summary = "vector that makes the model do a task shown in context"
+    request = FunctionVectorRequest
+
+    def make(self, request: FunctionVectorRequest, work: Work) -> Made:
+        causal = request.extraction == "causal_mediation"
+        shots = request.shots if request.shots is not None else 10 if causal else 5
+        task = make_task(request.pairs, request.template, shots, work.subject, request.seed)
+        layers = site_layers(request, SITE, work.facts)
+        finder = _Causal(request, task, shots, work) if causal else _Difference(request, task, shots, layers)
+        vectors = finder.vectors(layers, work.within(0.0, 0.4, "capture"), shuffled=None)
+        usable = [layer for layer in layers if float(vectors[layer].norm()) > 0]
+        if not usable:
+            raise FitFailed("the vector is zero at every layer", param="pairs")
+        norms, sigma = _sizes(task, usable, vectors, work.within(0.4, 0.45, "capture"))
+
+        dev, test = (list(task.splits[split][:request.max_eval]) for split in ("dev", "test"))
+        grid = [(layer, strength) for layer in usable for strength in request.strengths]
+        span = work.within(0.45, 0.7, "fit")
+        tried = {point: _accuracy(task, dev, span.part(n, len(grid)), adding(
+            work.facts, SITE, point[0], point[1] * vectors[point[0]])) for n, point in enumerate(grid)}
+        layer, strength = max(grid, key=lambda point: (*tried[point], -point[0], -point[1]))
+        best = strength * vectors[layer]
+
+        span = work.within(0.7, 1.0, "control")
+        draws = request.draws
+        found = _accuracy(task, test, span.part(0, 2 * draws + 2), adding(work.facts, SITE, layer, best))
+        generator = request.generator(1)
+        random_draws, shuffled_draws = [], []
+        for n in range(draws):
+            program = adding(work.facts, SITE, layer, random_like(best, generator))
+            random_draws.append(_accuracy(task, test, span.part(2 * n + 1, 2 * draws + 2), program))
+            part = span.part(2 * n + 2, 2 * draws + 2)
+            other = finder.vectors([layer], part.part(0, 2), shuffled=n)[layer]
+            program = adding(work.facts, SITE, layer, other * (best.norm() / other.norm()))
+            shuffled_draws.append(_accuracy(task, test, part.part(1, 2), program))
+        chance = random.Random(request.seed)
+        few = _scored(task, [task.few_shot(n, shots, chance) for n in test], test, span.part(2 * draws + 1,
+                                                                                            2 * draws + 2), None)
+        zero = _accuracy(task, test, span.part(2 * draws + 1, 2 * draws + 2), None)
+        report: dict[str, Any] = {
+            "method": self.name, "extraction": request.extraction, "shots": shots, "site": SITE,
+            "pairs": {split: len(members) for split, members in task.splits.items()},
+            "best_layer": layer, "best_strength": strength,
+            "dev": {str(n): {str(c): rounded(tried[n, c][0]) for c in request.strengths} for n in usable},
+            "test": {"items": len(test), "zero_shot": rounded(zero[0]), "few_shot": rounded(few[0]),
+                     "steered": rounded(found[0]), "logprob_gain": rounded(found[1] - zero[1])},
+            "controls": {
+                "random_vectors": standing(found[0], [draw[0] for draw in random_draws]),
+                "random_vectors_logprob": standing(found[1], [draw[1] for draw in random_draws]),
+                "shuffled_demonstrations": standing(found[0], [draw[0] for draw in shuffled_draws]),
+                "shuffled_demonstrations_logprob": standing(found[1], [draw[1] for draw in shuffled_draws])},
+            **finder.extra(),
+        }
+        return Made(
+            kind="vector", op="add", site=SITE, numbers={n: {"vector": vectors[n]} for n in usable},
+            sign_convention="positive strength makes the model do the task", report=report,
+            card={"layer": layer, "strength": strength, "test_accuracy": rounded(found[0]),
+                  "zero_shot": rounded(zero[0]), "few_shot": rounded(few[0]),
+                  "random_percentile": report["controls"]["random_vectors"]["percentile"],
+                  "shuffled_percentile": report["controls"]["shuffled_demonstrations"]["percentile"]},
+            data={"data_hash": task.digest, "num_pairs": len(task.inputs), "template": request.template},
+            default_layers=[layer], strength=Strength(value=strength), scope=LAST, residual_norm=norms, sigma=sigma)
+
+
+class _Difference:
+    """Mean activation of few-shot prompts minus that of the bare queries, per layer."""
+
+    def __init__(self, request: FunctionVectorRequest, task: Task, shots: int, layers: Sequence[int]) -> None:
+        self.task, self.shots, self.seed = task, shots, request.seed
+        self.num_prompts = request.num_prompts or 15
+
+    def vectors(self, layers: Sequence[int], span: Span, *, shuffled: int | None) -> dict[int, torch.Tensor]:
+        chance = random.Random(f"{self.seed} {shuffled}")
+        train = list(self.task.splits["train"])
+        queries = chance.sample(train, min(self.num_prompts, len(train)))
+        shown = [self.task.few_shot(n, self.shots, chance, shuffled=shuffled is not None) for n in queries]
+        bare = [self.task.zero_shot(n) for n in queries]
+        sums = {layer: torch.zeros(self.task.subject.facts.d_model, dtype=torch.float64) for layer in layers}
+        for prompts, sign, part in ((shown, 1, span.part(0, 2)), (bare, -1, span.part(1, 2))):
+            for _, found in stream(self.task.subject, prompts, SITE, layers, [-1], part):
+                for layer in layers:
+                    sums[layer] += sign * found[layer][0].double()
+        return {layer: total / len(queries) for layer, total in sums.items()}
+
+    def extra(self) -> dict[str, Any]:
+        return {}
+
+
+class _Causal:
+    """One vector for all layers. Shuffled draws keep the heads and take their means from shuffled demonstrations."""
+
+    def __init__(self, request: FunctionVectorRequest, task: Task, shots: int, work: Work) -> None:
+        self.request, self.task, self.shots = request, task, shots
+        self.num_prompts = request.num_prompts or 100
+        self.head_layers = sorted(work.facts.sites.get("head_out", ()))
+        for layer in range(work.facts.num_layers):
+            work.facts.check_site("head_out", layer, "extraction")
+        self.heads: list[tuple[int, int]] = []
+        self.effects: dict[tuple[int, int], float] = {}
+
+    def vectors(self, layers: Sequence[int], span: Span, *, shuffled: int | None) -> dict[int, torch.Tensor]:
+        chance = random.Random(f"{self.request.seed} {shuffled}")
+        if shuffled is None:
+            found = causal_heads(self.task, self.head_layers, self.shots, self.num_prompts, self.request.num_shuffled,
+                                 chance, span)
+            self.heads, self.effects, means = found.top(self.request.num_heads), found.effects, found.means
+        else:
+            means = mean_heads(self.task, self.head_layers, self.shots, self.num_prompts, chance, span, shuffled=True)
+        return dict.fromkeys(layers, summed(self.task, means, self.heads))
+
+    def extra(self) -> dict[str, Any]:
+        return {"heads": [{"layer": layer, "head": head, "effect": rounded(self.effects[layer, head])}
+                          for layer, head in self.heads]}
+
+
+def _accuracy(task: Task, items: Sequence[int], span: Span, program: Program | None) -> tuple[float, float]:
+    return _scored(task, [task.zero_shot(n) for n in items], items, span, program)
+
+
+def _scored(task: Task, prompts: Sequence[Tokens], items: Sequence[int], span: Span, program: Program | None
+            ) -> tuple[float, float]:
+    """Share of items whose answer's first token is the most likely one, and its mean log-probability."""
+    answers = torch.tensor([task.answers[n] for n in items])
+    logprobs = answer_logprobs(task.subject, prompts, span, program)
+    chosen = logprobs.gather(1, answers.unsqueeze(1)).squeeze(1)
+    return float((logprobs.argmax(dim=1) == answers).double().mean()), float(chosen.mean())
+
+
+def _sizes(task: Task, layers: Sequence[int], vectors: dict[int, torch.Tensor], span: Span
+           ) -> tuple[dict[int, float], dict[int, float]]:
+    """Per layer: mean length of the bare queries' activations, and their spread along the vector."""
+    lengths: dict[int, list[float]] = {layer: [] for layer in layers}
+    along: dict[int, list[float]] = {layer: [] for layer in layers}
+    for _, found in stream(task.subject, [task.zero_shot(n) for n in task.splits["train"]], SITE, layers, [-1], span):
+        for layer in layers:
+            h = found[layer][0].double()
+            lengths[layer].append(float(h.norm()))
+            along[layer].append(float(h @ vectors[layer] / vectors[layer].norm()))
+    spread = {layer: float(torch.tensor(values).std(correction=0)) for layer, values in along.items()}
+    return ({layer: sum(values) / len(values) for layer, values in lengths.items()},
+            {layer: value for layer, value in spread.items() if value > 0})

@@ -1,0 +1,36 @@
+"""Interventions that recipes try out on the model, compiled like any request's."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from steering.compiler import compile_program
+from steering.facts import ModelFacts
+from steering.payload import Kind, Payload
+from steering.program import Program
+from steering.source import Resolved, Source
+from steering.spec import Intervention, Op, PromptSelection, Scope, Site, Strength
+
+# Every prediction: the last prompt token, and each generated one as it is fed back.
+LAST = Scope(prompt=PromptSelection(positions=[-1]), generation="all")
+EVERYWHERE = Scope()
+
+
+def program_of(facts: ModelFacts, kind: Kind, op: Op, site: Site, numbers: Mapping[int, Mapping[str, torch.Tensor]], *,
+               scope: Scope = LAST, options: Mapping[str, Any] | None = None, strength: float = 1.0) -> Program:
+    """One intervention at every layer that has numbers.
+
+    Raises:
+        TrimtabError: as the compiler.
+    """
+    payload = Payload.build(kind, {n: {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+                                   for n, tensors in numbers.items()})
+    source = Source(ref="trial", digest="", payload=payload, op=op, site=site, options=options or {})
+    intervention = Intervention(artifact="trial", scope=scope, strength=Strength(value=strength))
+    return compile_program([Resolved(intervention, source)], facts)
+
+
+def adding(facts: ModelFacts, site: Site, layer: int, vector: torch.Tensor, scope: Scope = LAST) -> Program:
+    """`vector [width]` added at one layer."""
+    return program_of(facts, "vector", "add", site, {layer: {"vector": vector}}, scope=scope)

@@ -1,0 +1,88 @@
+"""In-context prompts of a task given as word pairs: demonstrations, then a query (methods/01)."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from steering.spec import Model
+from vectors.extract.contract import Split
+from vectors.extract.errors import EmptyText, LeakingSplit, NoContrast, TooFewExamples
+from vectors.extract.items import Splits, digest_of, split_items
+from vectors.extract.subject import Subject, Tokens, encoded, first_token
+
+Word = Annotated[str, StringConstraints(max_length=4096)]
+# Templates hold exactly one slot.
+Template = Annotated[str, StringConstraints(pattern=r"^[^{}]*\{x\}[^{}]*$", max_length=1024)]
+
+
+class TaskPair(Model):
+    """Input and output of a task."""
+
+    input: Word = Field(description="What is asked about.")
+    output: Word = Field(description="The answer; a space is put before it unless it begins with one.")
+    split: Split | None = Field(default=None, description="Fixed split; give it for all pairs or for none.")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Pairs of one task, their first answer tokens and splits. Pairs of one input stay in one split."""
+
+    subject: Subject
+    template: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    answers: tuple[int, ...]
+    splits: Splits
+    digest: str
+
+    def zero_shot(self, query: int) -> Tokens:
+        return encoded(self.subject, self.template.replace("{x}", self.inputs[query]), f"pairs[{query}].input")
+
+    def few_shot(self, query: int, shots: int, chance: random.Random, *, shuffled: bool = False) -> Tokens:
+        """Demonstrations come from the train split and never show the query's input.
+
+        shuffled: each demonstration is given the output of another train pair.
+        """
+        pool = [n for n in self.splits["train"] if self.inputs[n] != self.inputs[query]]
+        shown = chance.sample(pool, min(shots, len(pool)))
+        said = [self.outputs[n] for n in shown]
+        if shuffled:
+            said = [self.outputs[n] for n in chance.sample(pool, len(shown))]
+        lines = [self.template.replace("{x}", self.inputs[n]) + output for n, output in zip(shown, said, strict=True)]
+        return encoded(self.subject, "\n".join([*lines, self.template.replace("{x}", self.inputs[query])]),
+                       f"pairs[{query}].input")
+
+
+def make_task(pairs: Sequence[TaskPair], template: str, shots: int, subject: Subject, seed: int) -> Task:
+    """Check the pairs and split them by input.
+
+    Raises:
+        InvalidData: one of its kinds, naming the pair as `pairs[i]`.
+    """
+    for n, pair in enumerate(pairs):
+        for side in ("input", "output"):
+            if not getattr(pair, side).strip():
+                raise EmptyText(f"the {side} is empty", param=f"pairs[{n}].{side}")
+    seen: dict[tuple[str, str], int] = {}
+    for n, pair in enumerate(pairs):
+        first = seen.setdefault((pair.input.strip(), pair.output.strip()), n)
+        if first != n and pairs[first].split != pair.split:
+            raise LeakingSplit(f"the pair is that of pairs[{first}], in another split", param=f"pairs[{n}]",
+                               fix="Leave it out.")
+    if len({pair.output.strip() for pair in pairs}) < 2:
+        raise NoContrast("every pair has the same output", param="pairs", fix="Give a task whose answers differ.")
+    inputs = tuple(pair.input.strip() for pair in pairs)
+    outputs = tuple(pair.output if pair.output[0].isspace() else f" {pair.output}" for pair in pairs)
+    splits = split_items(inputs, [pair.split for pair in pairs], seed, "pairs")
+    task = Task(subject, template, inputs, outputs,
+                tuple(first_token(subject, output, f"pairs[{n}].output") for n, output in enumerate(outputs)), splits,
+                digest_of([inputs, outputs, template, {s: list(m) for s, m in splits.items()}]))
+    for n in range(len(inputs)):
+        task.zero_shot(n)
+    if len({inputs[n] for n in splits["train"]}) <= shots:
+        raise TooFewExamples(f"{shots} demonstrations beside a query need more than {shots} train pairs",
+                             param="pairs", fix="Give more pairs, or fewer shots.")
+    return task

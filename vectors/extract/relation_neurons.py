@@ -1,0 +1,210 @@
+"""Relation neurons: units whose response tells prompts of one relation from prompts of others (methods/10).
+
+Decided where the card infers: the units are `mlp_act`, the inputs of the down projection; a response is pooled over all
+tokens but the first (an attention sink in many models); units of all layers are ranked together by average precision on
+train and dev; the default is the best one per cent. Random sets are matched by layer and mean magnitude. Besides zero,
+the artifact holds each unit's mean over all tokens, for mode set (mean ablation).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+
+from steering.program import Program
+from steering.spec import MaskOptions
+from vectors.extract.contract import Split
+from vectors.extract.errors import EmptyText
+from vectors.extract.items import Example, Item, Label, Labelled, labelled
+from vectors.extract.matched import matched_draw
+from vectors.extract.programs import EVERYWHERE, program_of
+from vectors.extract.recipe import Made, Recipe, RecipeOptions, Span, Work, register, site_layers
+from vectors.extract.scratch import Scratch
+from vectors.extract.standing import rounded, standing
+from vectors.extract.subject import Prompt, answer_logprobs, first_token, stream
+
+UNITS_AT_ONCE = 512
+SITE: Literal["mlp_act"] = "mlp_act"
+Chosen = Mapping[int, Sequence[int]]
+
+
+class Fact(Example):
+    """A prompt of a relation; with its answer, accuracy with the neurons off is measured, too."""
+
+    text: Prompt = Field(description="Plain text, a conversation or token ids.")
+    label: Label = Field(description="The relation.")
+    item: Item | None = Field(default=None, description="The entity; facts of one stay in one split.")
+    split: Split | None = Field(default=None, description="Fixed split; for all facts or for none.")
+    answer: Annotated[str, Field(max_length=4096)] | None = Field(
+        default=None, description="What follows, with the space before it.")
+
+
+class RelationNeuronsRequest(RecipeOptions):
+    """Prompts of several relations."""
+
+    facts: Annotated[list[Fact], Field(min_length=1, max_length=100_000)]
+    target: Label = Field(description="The relation whose neurons are wanted.")
+    pooling: Literal["max", "mean"] = Field(default="max", description="How a unit's tokens become one response.")
+    which: Literal["top", "both"] = Field(default="top", description="top: the most expert units; both: half of them "
+                                          "the least expert ones, which are active on the other relations.")
+    share: float = Field(default=0.01, gt=0, le=0.5, description="Share of all units to take.")
+    mode: Literal["zero", "set"] = Field(default="zero", description="Default mode: zero, or set to the mean.")
+
+
+@register
+class RelationNeurons(Recipe):
+    name = "relation_neurons"
+    summary = "MLP units that respond to the prompts of one relation"
+    request = RelationNeuronsRequest
+
+    def make(self, request: RelationNeuronsRequest, work: Work) -> Made:
+        layers = site_layers(request, SITE, work.facts)
+        data = labelled(request.facts, work.subject, request.seed, param="facts", target=request.target)
+        answers = _answers(request, work)
+        width = work.facts.width(SITE)
+        is_target = torch.tensor([label == request.target for label in data.labels])
+        train, test = torch.tensor(data.splits["train"] + data.splits["dev"]), torch.tensor(data.splits["test"])
+        with Scratch(layers, len(data.texts), width) as store:
+            means, size = _responses(request, data, layers, store, work)
+            span = work.within(0.5, 0.65, "fit")
+            expertise = _expertise(store, layers, train, is_target[train], span)
+            count = max(1, round(request.share * expertise.numel()))
+            chosen = _top(layers, expertise, count, request.which)
+            found = _held_out(store, layers, test, is_target[test], chosen)
+            generator, span = request.generator(1), work.within(0.65, 0.8, "control")
+            drawn = [{layer: matched_draw(units, size[layers.index(layer)], generator)
+                      for layer, units in chosen.items()} for _ in range(request.draws)]
+            random_draws = [_held_out(store, layers, test, is_target[test], draw) for draw in drawn]
+            shuffled_draws = []
+            for n in range(request.draws):
+                dealt = is_target[train][torch.randperm(len(train), generator=generator)]
+                false = _expertise(store, layers, train, dealt, span.part(n, request.draws))
+                shuffled_draws.append(_held_out(store, layers, test, is_target[test],
+                                                _top(layers, false, count, request.which)))
+        control: dict[str, Any] = {"matched_random": standing(found, random_draws),
+                                   "shuffled_labels": standing(found, shuffled_draws)}
+        report: dict[str, Any] = {
+            "method": self.name, "site": SITE, "pooling": request.pooling, "which": request.which, "facts": data.counts(),
+            "units": count, "units_by_layer": {str(n): len(units) for n, units in chosen.items()},
+            "base_rate": rounded(float(is_target[test].double().mean())),
+            "fit": {"best": rounded(float(expertise.max())), "median": rounded(float(expertise.median()))},
+            "test": {"average_precision": rounded(found)}, "controls": control}
+        numbers = {layer: {"neurons": torch.tensor(units), "value": means[layers.index(layer)][units]}
+                   for layer, units in chosen.items()}
+        card: dict[str, Any] = {
+            "units": count, "test_average_precision": rounded(found), "base_rate": report["base_rate"],
+            "random_percentile": control["matched_random"]["percentile"],
+            "shuffled_percentile": control["shuffled_labels"]["percentile"]}
+        if answers is not None:
+            report["effect"] = self._effect(request, data, answers, is_target, chosen, drawn, numbers, work)
+            card["target_drop"] = report["effect"]["target_drop"]["found"]
+            card["effect_percentile"] = report["effect"]["target_drop"]["percentile"]
+        return Made(kind="neuron_set", op="neuron_mask", site=SITE, numbers=numbers,
+                    options=MaskOptions(mode=request.mode).model_dump(include={"mode"}), scope=EVERYWHERE,
+                    sign_convention="switching these units off is meant to remove the relation", report=report,
+                    card=card, data={"data_hash": data.digest, "num_facts": len(data.texts), "target": request.target})
+
+    def _effect(self, request: RelationNeuronsRequest, data: Labelled, answers: Sequence[int], is_target: torch.Tensor,
+                chosen: Chosen, drawn: Sequence[Chosen], numbers: Mapping[int, Mapping[str, torch.Tensor]], work: Work
+                ) -> dict[str, Any]:
+        """Accuracy on test with the units off: of the relation, and of the others."""
+        test = data.splits["test"]
+        texts = [data.texts[n] for n in test]
+        right = torch.tensor([answers[n] for n in test])
+        span = work.within(0.8, 1.0, "control")
+
+        def accuracy(program: Program | None, part: Span) -> tuple[float, float]:
+            hit = (answer_logprobs(work.subject, texts, part, program).argmax(dim=1) == right).double()
+            return float(hit[is_target[list(test)]].mean()), float(hit[~is_target[list(test)]].mean())
+
+        def off(units: Chosen) -> Program:
+            return program_of(work.facts, "neuron_set", "neuron_mask", SITE,
+                              {n: {"neurons": torch.tensor(list(which))} for n, which in units.items()},
+                              scope=EVERYWHERE)
+
+        before = accuracy(None, span.part(0, len(drawn) + 2))
+        after = accuracy(off(chosen), span.part(1, len(drawn) + 2))
+        random = [accuracy(off(units), span.part(n + 2, len(drawn) + 2)) for n, units in enumerate(drawn)]
+        return {"before": {"target": rounded(before[0]), "others": rounded(before[1])},
+                "after": {"target": rounded(after[0]), "others": rounded(after[1])},
+                "target_drop": standing(before[0] - after[0], [before[0] - draw[0] for draw in random]),
+                "others_drop": standing(before[1] - after[1], [before[1] - draw[1] for draw in random])}
+
+
+def average_precision(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Per column of `scores [n, units]`: sum over thresholds of precision times the recall gained there; equal scores
+    share a threshold. `[units]`."""
+    ordered, order = scores.sort(dim=0, descending=True)
+    hits = labels.double()[order].cumsum(dim=0)
+    precision = hits / torch.arange(1, len(labels) + 1, dtype=torch.float64).unsqueeze(1)
+    last = torch.ones_like(ordered, dtype=torch.bool)
+    last[:-1] = ordered[:-1] != ordered[1:]
+    # The recall gained at a threshold is that since the threshold before: hits at the last row of each run of equals.
+    at_ends = torch.where(last, hits, torch.zeros_like(hits)).cummax(dim=0).values
+    before = torch.cat([torch.zeros(1, scores.shape[1], dtype=torch.float64), at_ends[:-1]])
+    gained: torch.Tensor = torch.where(last, precision * (hits - before), 0.0).sum(dim=0)
+    return gained / labels.sum()
+
+
+def _responses(request: RelationNeuronsRequest, data: Labelled, layers: Sequence[int], store: Scratch, work: Work
+               ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fill `store` with pooled responses; mean and mean magnitude of each unit over all tokens, `[num_layers, f]`."""
+    width = work.facts.width(SITE)
+    total, size = (torch.zeros(len(layers), width, dtype=torch.float64) for _ in range(2))
+    count = 0
+    for n, found in stream(work.subject, data.texts, SITE, layers, None, work.within(0.0, 0.5, "capture")):
+        for i, layer in enumerate(layers):
+            h = found[layer][1:] if len(found[layer]) > 1 else found[layer]
+            store.put(layer, n, h.max(dim=0).values if request.pooling == "max" else h.mean(dim=0))
+            total[i] += h.double().sum(dim=0)
+            size[i] += h.double().abs().sum(dim=0)
+        count += max(1, len(data.texts[n]) - 1)
+    return total / count, size / count
+
+
+def _expertise(store: Scratch, layers: Sequence[int], members: torch.Tensor, labels: torch.Tensor, span: Span
+               ) -> torch.Tensor:
+    """Average precision of every unit, `[num_layers, f]`."""
+    rows = []
+    for i, layer in enumerate(layers):
+        span(i / len(layers))
+        parts = (store.rows(layer, members.tolist(), slice(start, start + UNITS_AT_ONCE))
+                 for start in range(0, store.width, UNITS_AT_ONCE))
+        rows.append(torch.cat([average_precision(part, labels) for part in parts]))
+    return torch.stack(rows)
+
+
+def _top(layers: Sequence[int], expertise: torch.Tensor, count: int, which: str) -> Chosen:
+    order = torch.argsort(expertise.flatten(), descending=True, stable=True).tolist()
+    places = order[:count] if which == "top" else [*order[:count - count // 2], *order[len(order) - count // 2:]]
+    taken: dict[int, list[int]] = {}
+    for place in sorted(places):
+        row, unit = divmod(place, expertise.shape[1])
+        taken.setdefault(layers[row], []).append(unit)
+    return taken
+
+
+def _held_out(store: Scratch, layers: Sequence[int], test: torch.Tensor, labels: torch.Tensor, chosen: Chosen
+              ) -> float:
+    """Mean average precision of the chosen units on held-out facts; units chosen for low precision count less."""
+    found = [average_precision(store.rows(layer, test.tolist())[:, list(units)], labels)
+             for layer, units in chosen.items()]
+    return float(torch.cat(found).mean())
+
+
+def _answers(request: RelationNeuronsRequest, work: Work) -> list[int] | None:
+    """First tokens of the answers, None if no fact has one.
+
+    Raises:
+        EmptyText: some facts have an answer and this one has not.
+    """
+    if all(fact.answer is None for fact in request.facts):
+        return None
+    found = []
+    for n, fact in enumerate(request.facts):
+        if fact.answer is None:
+            raise EmptyText("this fact has no answer, others have", param=f"facts[{n}].answer",
+                            fix="Give answers to all facts or to none.")
+        found.append(first_token(work.subject, fact.answer, f"facts[{n}].answer"))
+    return found

@@ -1,0 +1,202 @@
+"""Sign patterns: which single dims keep a sign of their own on the tokens of a category (methods/03).
+
+Decided where the card infers: a token is read behind what the tokenizer puts before every text (a begin token, say;
+`prefix` in the report says how many), so not at the attention sink where there is one; a zero counts as negative; dims
+whose mean magnitude is over 50 times the median dim's (massive activations; the card speaks of medians, which cannot be
+streamed) are left out; anchors are split 60/20/20, the layer is chosen on dev.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+
+from steering.errors import InvalidRequest
+from steering.spec import Site
+from vectors.extract.contract import Split
+from vectors.extract.errors import EmptyText, FitFailed, LeakingSplit, NoContrast
+from vectors.extract.items import digest_of, split_items
+from vectors.extract.recipe import Made, Recipe, RecipeOptions, Span, Work, register, site_layers
+from vectors.extract.standing import auc, rounded, standing
+from vectors.extract.subject import Subject, stream
+
+MASSIVE = 50.0
+
+
+class SignPatternRequest(RecipeOptions):
+    """Tokens of a category."""
+
+    anchors: Annotated[list[str], Field(min_length=1, max_length=10_000)] = Field(
+        description="Texts of one token each, spelled as they follow other text (most with a space before them).")
+    splits: list[Split] | None = Field(default=None, description="Fixed split of each anchor.")
+    site: Site = Field(default="resid_post", description="Where signs are read, and later flipped.")
+    min_auc: float = Field(default=0.75, gt=0.5, le=1, description="Dims at least this good are in the pattern.")
+    vocabulary_sample: int | None = Field(default=None, ge=100, description="Compare with this many random tokens of "
+                                          "the vocabulary instead of with all.")
+
+
+@register
+class SignPattern(Recipe):
+    name = "sign_pattern"
+    summary = "dims whose sign tells the tokens of a category from the rest of the vocabulary"
+    request = SignPatternRequest
+
+    def make(self, request: SignPatternRequest, work: Work) -> Made:
+        anchors = _anchors(request, work.subject)
+        splits = split_items([str(token) for token in anchors],
+                             request.splits if request.splits is not None else [None] * len(anchors), request.seed,
+                             "anchors")
+        layers = site_layers(request, request.site, work.facts)
+        ids = _vocabulary(request, work.facts.vocab_size, anchors)
+        row = {token: n for n, token in enumerate(ids)}
+        prefix = work.subject.encode("")
+        with TypeCache(layers, len(ids), work.facts.width(request.site)) as cache:
+            cache.fill(work.subject, request.site, prefix, ids, work.within(0.0, 0.7, "capture"))
+            own = {split: [row[anchors[n]] for n in members] for split, members in splits.items()}
+            rest = [n for n, token in enumerate(ids) if token not in set(anchors)]
+            span = work.within(0.7, 0.85, "fit")
+            found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+            dev, test = {}, {}
+            for done, layer in enumerate(layers):
+                span(done / len(layers))
+                pattern = prototype(cache, layer, own["train"], request.min_auc)
+                if pattern is not None:
+                    found[layer] = pattern
+                    dev[layer] = _auc(cache, layer, pattern, own["dev"], rest)
+                    test[layer] = _auc(cache, layer, pattern, own["test"], rest)
+            if not found:
+                raise FitFailed(f"no dim reaches an AUC of {request.min_auc} at any layer", param="min_auc",
+                                fix="Lower it, or give anchors that are more alike.")
+            best = max(found, key=lambda layer: (dev[layer], layer))
+            shuffled, span = [], work.within(0.85, 1.0, "control")
+            generator = request.generator(1)
+            for n in range(request.draws):
+                span(n / request.draws)
+                dealt = torch.randperm(len(ids), generator=generator)[:len(anchors)].tolist()
+                fitted, scored = dealt[:len(own["train"])], dealt[len(own["train"]):]
+                pattern = prototype(cache, best, fitted, request.min_auc, least=len(found[best][0]))
+                others = [k for k in range(len(ids)) if k not in set(dealt)]
+                # A null set of dims as large as the pattern: a threshold that nothing reaches would be no control.
+                shuffled.append(_auc(cache, best, pattern, scored, others) if pattern is not None else 0.5)
+            norms, massive = cache.mean_norm, {layer: len(cache.massive(layer)) for layer in layers}
+        layer_reports = {str(n): {"dims": len(dims), "dev_auc": rounded(dev[n]), "test_auc": rounded(test[n]),
+                                  "massive_dims_left_out": massive[n]}
+                         for n, (dims, _) in found.items()}
+        control = standing(test[best], shuffled)
+        report: dict[str, Any] = {
+            "method": self.name, "site": request.site, "best_layer": best, "layers": layer_reports,
+            "anchors": {split: len(members) for split, members in splits.items()}, "vocabulary": len(ids),
+            "prefix": len(prefix), "controls": {"random_anchors": control}}
+        return Made(
+            kind="sign_pattern", op="sign_flip", site=request.site,
+            numbers={n: {"dims": dims, "polarity": polarity} for n, (dims, polarity) in found.items()},
+            options={"mode": "away"}, default_layers=[best], residual_norm=norms, report=report,
+            sign_convention="polarity is the sign of the category's tokens; mode away takes the concept out",
+            card={"layer": best, "test_auc": rounded(test[best]), "dims": len(found[best][0]),
+                  "shuffled_percentile": control["percentile"], "shuffled_max_auc": control["max"]},
+            data={"data_hash": digest_of([anchors, {s: list(m) for s, m in splits.items()}]),
+                  "num_anchors": len(anchors)})
+
+
+class TypeCache:
+    """The signs of every token's activation, one bit a dim, `[num_layers, num_tokens, width / 8]` in a file."""
+
+    def __init__(self, layers: Sequence[int], num_tokens: int, width: int) -> None:
+        self.layers, self.num_tokens, self.width = tuple(layers), num_tokens, width
+        self.mean_norm: dict[int, float] = {}
+        self._size = torch.zeros(len(layers), width, dtype=torch.float64)
+        self._positive = torch.zeros(len(layers), width, dtype=torch.float64)
+        self._folder = tempfile.TemporaryDirectory(prefix="trimtab-extract-")
+        self._bits: npt.NDArray[np.uint8] = np.memmap(Path(self._folder.name) / "signs", dtype=np.uint8, mode="w+",
+                                                      shape=(len(self.layers), num_tokens, (width + 7) // 8))
+
+    def __enter__(self) -> "TypeCache":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self._bits
+        self._folder.cleanup()
+
+    def fill(self, subject: Subject, site: Site, prefix: Sequence[int], ids: Sequence[int], span: Span) -> None:
+        """Read every token alone behind `prefix`."""
+        norms = torch.zeros(len(self.layers), dtype=torch.float64)
+        for n, found in stream(subject, [(*prefix, token) for token in ids], site, self.layers, [-1], span):
+            rows = torch.stack([found[layer][0] for layer in self.layers]).double()
+            self._size += rows.abs()
+            self._positive += (rows > 0)
+            norms += rows.norm(dim=1)
+            self._bits[:, n] = np.packbits((rows > 0).numpy(), axis=1)
+        self.mean_norm = {layer: float(norms[i]) / len(ids) for i, layer in enumerate(self.layers)}
+
+    def signs(self, layer: int, tokens: Sequence[int]) -> torch.Tensor:
+        """`[len(tokens), width]` int8, 1 for positive, else -1."""
+        bits = np.unpackbits(self._bits[self.layers.index(layer)][list(tokens)], axis=1, count=self.width)
+        return torch.from_numpy(bits.astype(np.int8) * 2 - 1)
+
+    def positive_rate(self, layer: int, own: torch.Tensor) -> torch.Tensor:
+        """Share of tokens whose dim is positive, `[width]`, without those whose signs are `own [n, width]`."""
+        inside = (own > 0).sum(dim=0).double()
+        return (self._positive[self.layers.index(layer)] - inside) / (self.num_tokens - len(own))
+
+    def massive(self, layer: int) -> list[int]:
+        size = self._size[self.layers.index(layer)]
+        return torch.nonzero(size > MASSIVE * size.median()).flatten().tolist()
+
+
+def prototype(cache: TypeCache, layer: int, anchors: Sequence[int], min_auc: float, *, least: int = 0
+              ) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """(dims `[m]`, polarity `[m]`) of the category, best dims first; None if no dim is good enough.
+
+    least: take at least that many dims, however bad.
+    """
+    own = cache.signs(layer, anchors)
+    gap = (own > 0).double().mean(dim=0) - cache.positive_rate(layer, own)
+    # For a score of two values the area under the curve is half of one plus the gap of the rates.
+    scores = 0.5 + gap.abs() / 2
+    scores[cache.massive(layer)] = 0.0
+    order = torch.argsort(scores, descending=True, stable=True)
+    dims = order[:max(int((scores >= min_auc).sum()), least)]
+    return (dims, torch.where(gap[dims] >= 0, 1, -1)) if len(dims) else None
+
+
+def agreement(signs: torch.Tensor, dims: torch.Tensor, polarity: torch.Tensor) -> torch.Tensor:
+    """Share of the pattern's dims that have its sign, per row of `signs [n, width]`: the category's probe."""
+    return (signs[:, dims] == polarity).double().mean(dim=1)
+
+
+def _auc(cache: TypeCache, layer: int, pattern: tuple[torch.Tensor, torch.Tensor], own: Sequence[int],
+         rest: Sequence[int]) -> float:
+    return auc(agreement(cache.signs(layer, own), *pattern), torch.cat(
+        [agreement(cache.signs(layer, rest[n:n + 4096]), *pattern) for n in range(0, len(rest), 4096)]))
+
+
+def _anchors(request: SignPatternRequest, subject: Subject) -> list[int]:
+    if request.splits is not None and len(request.splits) != len(request.anchors):
+        raise InvalidRequest(f"{len(request.splits)} splits for {len(request.anchors)} anchors", param="splits")
+    tokens: list[int] = []
+    for n, text in enumerate(request.anchors):
+        ids = subject.encode_continuation(text) if text.strip() else ()
+        if not ids:
+            raise EmptyText("the anchor is empty", param=f"anchors[{n}]")
+        if len(ids) != 1:
+            raise InvalidRequest(f"{text[:40]!r} is {len(ids)} tokens to this model, an anchor is one",
+                                 param=f"anchors[{n}]", fix="Leave it out, or put a space before it.")
+        if ids[0] in tokens:
+            raise LeakingSplit(f"the token is that of anchors[{tokens.index(ids[0])}]", param=f"anchors[{n}]",
+                               fix="Leave it out.")
+        tokens.append(ids[0])
+    return tokens
+
+
+def _vocabulary(request: SignPatternRequest, vocab_size: int, anchors: Sequence[int]) -> list[int]:
+    if len(anchors) > vocab_size // 2:
+        raise NoContrast("over half of the vocabulary are anchors", param="anchors")
+    if request.vocabulary_sample is None or request.vocabulary_sample >= vocab_size:
+        return list(range(vocab_size))
+    drawn = torch.randperm(vocab_size, generator=request.generator(0))[:request.vocabulary_sample].tolist()
+    return sorted({*drawn, *anchors})
