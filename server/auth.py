@@ -14,6 +14,7 @@ def check_key(request: Request, api_key: SecretStr | None) -> None:
         return
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     expected = api_key.get_secret_value()
-    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), expected.encode()):
+    # Starlette reads the bytes of headers as Latin-1; compared are the bytes.
+    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1"), expected.encode()):
         raise Unauthorized("the API key is missing or wrong", param="Authorization",
                            fix="Send the header Authorization: Bearer KEY.")

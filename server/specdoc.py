@@ -36,8 +36,8 @@ def document() -> str:
     for op in operations():
         options = _name(schema[OPTIONS_KEY][op.name]["$ref"])
         units = "raw unit rel sigma" if op.adds_direction else "raw"
-        parts.append(f"| `{op.name}` | {' '.join(op.sites)} | {' '.join(op.kinds)} | [{options}](#{options.lower()}) | "
-                     f"{units} |")
+        parts.append(f"| `{op.name}` | {' '.join(op.sites)} | {' '.join(op.kinds)} | "
+                     f"[{options}](#{options.lower()}) | {units} |")
     parts.append("")
     for name in dict.fromkeys(_name(ref["$ref"]) for ref in schema[OPTIONS_KEY].values()):
         parts += _section(name, definitions[name])

@@ -10,8 +10,6 @@ import torch
 from server.engines.base import (
     Captured,
     CaptureRequest,
-    CompareRequest,
-    Comparison,
     Completion,
     Engine,
     Generation,

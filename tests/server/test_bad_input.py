@@ -158,7 +158,7 @@ STEERING: list[tuple[str, Any, str, str]] = [
     ("inline without layers", {"interventions": [{**ADD, "inline": {"vector": GOOD}}]}, f"{I0}.layers", "layers"),
     ("inline layer no number", {"interventions": [{**ADD, "inline": {"vector": {"one": GOOD}}}]},
      f"{I0}.inline.vector", "layer"),
-    ("strength text", {"interventions": [{**ADD, "strength": "much"}]}, f"{I0}.strength", "number"),
+    ("strength text", {"interventions": [{**ADD, "strength": "much"}]}, f"{I0}.strength", "object"),
     ("strength unit", {"interventions": [{**ADD, "strength": {"value": 1, "unit": "furlong"}}]},
      f"{I0}.strength.unit", "sigma"),
     ("strength infinite", {"interventions": [{**ADD, "strength": float("inf")}]}, f"{I0}.strength", "infinity"),
@@ -316,7 +316,7 @@ ROUTES: list[tuple[str, str, Any, int, str | None]] = [
     ("POST", COMPLETE, {"model": MODEL, "prompt": [-1]}, 400, "prompt[0]"),
     ("POST", COMPLETE, {"model": MODEL, "prompt": []}, 400, "prompt"),
     ("POST", COMPLETE, {"model": MODEL, "prompt": ["a"] * 5}, 400, "prompt"),
-    ("POST", COMPLETE, {"model": MODEL, "prompt": [True]}, 400, "prompt"),
+    ("POST", COMPLETE, {"model": MODEL, "prompt": [True]}, 400, "prompt[0]"),
     ("POST", COMPLETE, {"model": MODEL, "prompt": {"a": 1}}, 400, "prompt"),
     ("POST", COMPLETE, {"model": MODEL}, 400, "prompt"),
 ]

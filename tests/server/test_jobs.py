@@ -1,0 +1,139 @@
+"""Background jobs, and extraction as one."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from server.errors import TooManyJobs
+from server.jobs import Cancelled, Control, Job, Jobs
+from steering.errors import Conflict, InvalidRequest, NotFound
+
+PAIRS = [{"positive": f"{good} {noun}", "negative": f"{bad} {noun}", "item": noun}
+         for noun in ("day", "world", "hello", "x", "y", "z", "w", "v", "u", "t")
+         for good, bad in (("good", "bad"), ("ST", "OP"))]
+
+
+@pytest.fixture
+async def jobs(tmp_path: Path) -> AsyncIterator[Jobs]:
+    found = Jobs(tmp_path / "jobs", max_jobs=2)
+    found.load()
+    yield found
+    await found.stop()
+
+
+async def finished(jobs: Jobs, job: Job) -> Job:
+    async with asyncio.timeout(20):
+        while job.finished_at is None:
+            await asyncio.sleep(0.01)
+    return jobs.get(job.id)
+
+
+async def test_success_progress_and_result(jobs: Jobs) -> None:
+    async def work(control: Control) -> dict[str, Any]:
+        control.progress(0.5, "half")
+        assert job.progress == 0.5 and job.status == "running"
+        return {"x": 1}
+
+    job = jobs.submit("test", work)
+    done = await finished(jobs, job)
+    assert (done.status, done.progress, done.stage, done.result) == ("succeeded", 1.0, "half", {"x": 1})
+
+
+async def test_typed_and_unexpected_failures(jobs: Jobs) -> None:
+    async def typed(_: Control) -> dict[str, Any]:
+        raise InvalidRequest("no", param="pairs")
+
+    async def unexpected(_: Control) -> dict[str, Any]:
+        raise RuntimeError("secret")
+
+    first, second = jobs.submit("a", typed), jobs.submit("b", unexpected)
+    assert (await finished(jobs, first)).error == {
+        "message": "no", "type": "invalid_request_error", "param": "pairs", "code": "invalid_request"}
+    error = (await finished(jobs, second)).error
+    assert error is not None and error["code"] == "internal_error" and "secret" not in error["message"]
+
+
+async def test_one_at_a_time_in_order_and_no_more_than_allowed(jobs: Jobs) -> None:
+    gate, running = asyncio.Event(), []
+
+    async def work(control: Control) -> dict[str, Any]:
+        running.append(control)
+        await gate.wait()
+        return {}
+
+    first, second = jobs.submit("a", work), jobs.submit("b", work)
+    with pytest.raises(TooManyJobs):
+        jobs.submit("c", work)
+    await asyncio.sleep(0)
+    assert len(running) == 1 and (first.status, second.status) == ("running", "queued")
+    gate.set()
+    await finished(jobs, second)
+    assert [job.id for job in jobs.list()] == [second.id, first.id]
+
+
+async def test_cancel(jobs: Jobs) -> None:
+    begun = asyncio.Event()
+
+    async def work(control: Control) -> dict[str, Any]:
+        begun.set()
+        while not control.cancelled():
+            await asyncio.sleep(0.001)
+        raise Cancelled
+
+    first, second = jobs.submit("a", work), jobs.submit("b", work)
+    await begun.wait()
+    jobs.cancel(second.id)
+    assert (await finished(jobs, second)).status == "cancelled" and first.status == "running"
+    jobs.cancel(first.id)
+    assert (await finished(jobs, first)).status == "cancelled"
+    with pytest.raises(Conflict):
+        jobs.cancel(first.id)
+    for wrong in ("job-x", "../x", "job-" + "0" * 24):
+        with pytest.raises(NotFound):
+            jobs.get(wrong)
+
+
+async def test_jobs_survive_a_restart_and_unfinished_ones_have_failed(jobs: Jobs, tmp_path: Path) -> None:
+    async def done(_: Control) -> dict[str, Any]:
+        return {"x": 1}
+
+    async def never(_: Control) -> dict[str, Any]:
+        await asyncio.Event().wait()
+        return {}
+
+    first = await finished(jobs, jobs.submit("a", done))
+    second = jobs.submit("b", never)
+    await asyncio.sleep(0)
+    (tmp_path / "jobs" / "job-broken.json").write_text("{")
+    again = Jobs(tmp_path / "jobs", max_jobs=2)
+    again.load()
+    assert again.get(first.id) == first
+    left = again.get(second.id)
+    assert left.status == "failed" and left.error is not None and left.error["code"] == "interrupted"
+
+
+async def test_extraction_over_http(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/v1/extract", json={"name": "made", "layers": [1, 2], "token": 0, "pairs": PAIRS})
+    assert answer.status_code == 202, answer.text
+    job = answer.json()
+    async with asyncio.timeout(60):
+        while job["status"] in ("queued", "running"):
+            await asyncio.sleep(0.02)
+            job = (await client.get(f"/v1/jobs/{job['id']}")).json()
+    assert job["status"] == "succeeded", job["error"]
+    assert job["result"]["artifact"] == "made@1" and job["progress"] == 1.0
+    made = (await client.get("/v1/artifacts/made")).json()
+    assert made["stored_layers"] == [1, 2] and made["provenance"]["method"] == "mean_difference"
+    assert made["model_id"] == "tiny" and made["fingerprint"] == "f" * 64
+    assert [j["id"] for j in (await client.get("/v1/jobs")).json()["data"]] == [job["id"]]
+
+
+async def test_conversations_and_tokens_as_pairs(client: httpx.AsyncClient) -> None:
+    pairs = [{"positive": [{"role": "user", "content": f"good {i}"}], "negative": [5 + i, 6 + i, 9]}
+             for i in range(12)]
+    answer = await client.post("/v1/extract", json={"name": "made", "layers": [1], "pairs": pairs})
+    assert answer.status_code == 202, answer.text
