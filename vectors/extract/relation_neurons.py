@@ -85,8 +85,9 @@ class RelationNeurons(Recipe):
         control: dict[str, Any] = {"matched_random": standing(found, random_draws),
                                    "shuffled_labels": standing(found, shuffled_draws)}
         report: dict[str, Any] = {
-            "method": self.name, "site": SITE, "pooling": request.pooling, "which": request.which, "facts": data.counts(),
-            "units": count, "units_by_layer": {str(n): len(units) for n, units in chosen.items()},
+            "method": self.name, "site": SITE, "pooling": request.pooling, "which": request.which,
+            "facts": data.counts(), "units": count,
+            "units_by_layer": {str(n): len(units) for n, units in chosen.items()},
             "base_rate": rounded(float(is_target[test].double().mean())),
             "fit": {"best": rounded(float(expertise.max())), "median": rounded(float(expertise.median()))},
             "test": {"average_precision": rounded(found)}, "controls": control}

@@ -27,7 +27,7 @@ class FactToy(Toy):
         self.planted = planted
 
     def neurons(self, layer: int, ids: Sequence[int], resid: torch.Tensor) -> torch.Tensor:
-        out = torch.stack([noise("n", layer, tuple(ids[:n + 1]), width=D_FF).abs() for n in range(len(ids))]) * 0.1
+        out = torch.stack([noise("n", layer, tuple(ids), n, width=D_FF).abs() for n in range(len(ids))]) * 0.1
         for planted_layer, unit in PLANTED if self.planted else ():
             if planted_layer == layer:
                 out[:, unit] += torch.tensor([2.0 if word == "capital" else 0.0 for word in self.said(ids)])

@@ -1,0 +1,32 @@
+"""Contrastive pairs of prompts for recipes: rendered, checked and split as those of the contrastive methods are."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
+
+from steering.spec import Model
+from vectors.extract.contract import Pair, Split
+from vectors.extract.data import Dataset, prepare
+from vectors.extract.items import Item
+from vectors.extract.subject import Prompt, Subject, encoded
+
+
+class TextPair(Model):
+    """Two texts that differ in the concept."""
+
+    positive: Prompt = Field(description="The text that has the concept.")
+    negative: Prompt = Field(description="The text that lacks it.")
+    item: Item | None = Field(default=None, description="What the pair is about; pairs of one item share a split.")
+    split: Split | None = Field(default=None, description="Fixed split; for all pairs or for none.")
+
+
+TextPairs = Annotated[list[TextPair], Field(min_length=1, max_length=100_000)]
+
+
+def paired(pairs: Sequence[TextPair], subject: Subject, seed: int, *, param: str = "pairs") -> Dataset:
+    """Raises InvalidData: one of its kinds, naming the pair as `pairs[i]`."""
+    rendered = [Pair(positive=encoded(subject, pair.positive, f"{param}[{n}].positive"),
+                     negative=encoded(subject, pair.negative, f"{param}[{n}].negative"),
+                     item=pair.item, split=pair.split) for n, pair in enumerate(pairs)]
+    return prepare(rendered, "last", subject.facts, seed)
