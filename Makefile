@@ -61,6 +61,9 @@ test: $(VENV)/.test
 
 lint: $(VENV)/.dev
 	$(PY) -m ruff check .
+ifneq ($(ON_LINUX),)
+	$(VENV)/bin/hadolint Dockerfile
+endif
 
 fmt: $(VENV)/.dev
 	$(PY) -m ruff check --fix .

@@ -1,0 +1,42 @@
+# The embedded engine on the CPU:     docker build -t trimtab .
+# The embedded engine on CUDA:        docker build -t trimtab --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .
+# With vLLM (a CUDA machine):         docker build -t trimtab --build-arg VLLM=1 .
+FROM python:3.11.14-slim-bookworm AS build
+
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG VLLM=
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+
+WORKDIR /src
+RUN python -m venv /opt/trimtab
+COPY constraints.txt ./
+COPY scripts/install_torch.sh scripts/
+# vLLM brings the CUDA build of the same torch with it.
+RUN if [ -z "$VLLM" ]; then scripts/install_torch.sh /opt/trimtab/bin/python "$TORCH_INDEX"; fi
+COPY . .
+RUN /opt/trimtab/bin/pip install -c constraints.txt ./clients/python ".${VLLM:+[vllm]}"
+
+FROM python:3.11.14-slim-bookworm
+
+RUN useradd --system --user-group --uid 10001 --create-home --home-dir /home/trimtab trimtab \
+    && install -d -o 10001 -g trimtab /data
+COPY --from=build /opt/trimtab /opt/trimtab
+ENV PATH=/opt/trimtab/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    TRIMTAB_DATA_DIR=/data \
+    TRIMTAB_LOG_FORMAT=json \
+    TRIMTAB_MODEL=lab-dense \
+    TRIMTAB_HOST=0.0.0.0 \
+    TRIMTAB_PORT=8000
+
+USER 10001:10001
+WORKDIR /home/trimtab
+VOLUME /data
+EXPOSE 8000
+# Readiness, not liveness: a model may take minutes to load.
+HEALTHCHECK --interval=15s --timeout=5s --start-period=300s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"TRIMTAB_PORT\"]}/health/ready', timeout=4)"]
+# Reachable from outside the container, so it refuses to start without TRIMTAB_API_KEY.
+ENTRYPOINT ["trimtab"]
+CMD ["serve"]

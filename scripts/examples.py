@@ -1,0 +1,71 @@
+"""What the bundled library holds: which data set, which op, and how its effect is judged in words."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from lab import datasets
+from lab.corpus.chat import reply_class
+from lab.corpus.languages import language_of
+from lab.corpus.sentiment import polarity
+
+
+@dataclass(frozen=True)
+class Example:
+    """One artifact. Its effect is the share of answers that `judge` calls `target`.
+
+    prompts: data set of neutral prompts, and the label to take from it (None: all). `messages` in its records make
+    it a chat. opposite: what the negative strength is meant to give, if that is part of the promise.
+    spared: label of prompts whose answers must stay `target` as they are, so that an effect has a cost.
+    """
+
+    name: str
+    data: str
+    prompts: str
+    judge: Callable[[str], str]
+    target: str
+    description: str
+    options: dict[str, Any] = field(default_factory=dict)
+    label: str | None = None
+    opposite: str | None = None
+    spared: str | None = None
+    tags: tuple[str, ...] = ()
+
+    def prompts_of(self, split: str, label: str | None) -> list[Any]:
+        """Distinct prompts: texts, or conversations where the data set has them."""
+        found = {record["text"]: record.get("messages", record["text"])
+                 for record in datasets.load(self.prompts, split) if label is None or record["label"] == label}
+        return [found[text] for text in sorted(found)]
+
+    def pairs(self) -> list[dict[str, Any]]:
+        """Contrastive pairs as POST /v1/extract takes them."""
+        return [{"positive": record.get("positive_messages", record["positive"]),
+                 "negative": record.get("negative_messages", record["negative"]),
+                 "item": record["item"], "split": record["split"]} for record in datasets.load(self.data)]
+
+
+def language(name: str) -> Example:
+    return Example(name, f"language_{name}", "language_neutral", language_of, name,
+                   f"Writes in {name.capitalize()} where the language is open.", {"token": "mean"},
+                   tags=("language",))
+
+
+EXAMPLES = (
+    Example("cheerful", "sentiment", "sentiment_neutral", polarity, "positive",
+            "Reviews turn out positive; a negative strength makes them negative.", {"token": "mean"},
+            opposite="negative", tags=("sentiment",)),
+    Example("refusal", "refusal", "harmful_harmless", reply_class, "compliance",
+            "The refusal direction, taken out at every layer: harmful requests are answered.",
+            {"op": "ablate", "site": "resid_pre"}, label="harmful", spared="harmless", tags=("refusal",)),
+    language("french"),
+    language("german"),
+)
+
+# (name, artifact, sign of the strength, description)
+PRESETS: tuple[tuple[str, str, float, str], ...] = (
+    ("cheerful", "cheerful", 1.0, "Positive reviews."),
+    ("gloomy", "cheerful", -1.0, "Negative reviews: the cheerful direction with the other sign."),
+    ("unfiltered", "refusal", 1.0, "No refusals. For study of the method on this model, which knows nothing harmful."),
+    ("french", "french", 1.0, "French where the language is open."),
+    ("german", "german", 1.0, "German where the language is open."),
+)
