@@ -4,11 +4,17 @@ One method or recipe per file, registered by importing it here.
 """
 
 from vectors.extract import (
+    aligned_concept,
+    entropic_steering,
     function_vector,
+    head_ablation,
+    head_shift,
     logistic_probe,
     mean_difference,
+    native_skills,
     pca_pairwise,
     pca_repe,
+    refusal_direction,
     relation_neurons,
     sign_pattern,
     tunable_experts,
@@ -28,6 +34,7 @@ from vectors.extract.run import check_options, run
 from vectors.extract.subject import Subject
 
 __all__ = ["Cancelled", "Capture", "ExtractOptions", "ExtractRequest", "Extraction", "Pair", "Progress",
-           "RecipeOptions", "Subject", "check_options", "function_vector", "get_recipe", "logistic_probe",
-           "mean_difference", "methods", "parse_request", "pca_pairwise", "pca_repe", "recipes", "relation_neurons", "run",
+           "RecipeOptions", "Subject", "aligned_concept", "check_options", "entropic_steering", "function_vector",
+           "get_recipe", "head_ablation", "head_shift", "logistic_probe", "mean_difference", "methods", "native_skills",
+           "parse_request", "pca_pairwise", "pca_repe", "recipes", "refusal_direction", "relation_neurons", "run",
            "run_recipe", "sign_pattern", "tunable_experts"]

@@ -1,0 +1,178 @@
+"""The selection rule of the refusal direction: of many mean differences, the one whose ablation takes the behaviour
+away, leaves the rest alone, and whose addition brings it about (methods/20a).
+
+Candidates are the differences of means of `resid_pre` at each of the last tokens and each layer. On dev, the behaviour
+is the log-odds of its first answer tokens. A candidate must come from a layer below 80 per cent of depth; ablated at
+every site of every layer it must leave the next token after negative prompts alone (KL at most `max_kl`); added at its
+layer it must raise the behaviour's log-odds after negative prompts above `min_induced`. Of those, the one with the
+lowest log-odds after positive prompts under ablation is taken, and test is read once. Any behaviour that positive
+prompts bring about and negative ones do not will do.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from steering.facts import ModelFacts
+from steering.program import Program
+from steering.spec import Site
+from vectors.extract.errors import FitFailed, TooFewExamples
+from vectors.extract.programs import EVERYWHERE, adding, program_of
+from vectors.extract.readout import Readout, ReadoutOptions, make_readout
+from vectors.extract.recipe import Made, Recipe, RecipeOptions, Span, Work, register, site_layers
+from vectors.extract.scratch import Scratch
+from vectors.extract.standing import random_like, rounded, standing
+from vectors.extract.subject import Tokens, answer_logprobs, stream
+from vectors.extract.text_pairs import TextPairs, paired
+
+SITE: Site = "resid_pre"
+MAX_DEPTH = 0.8
+
+
+class RefusalDirectionRequest(RecipeOptions):
+    """Prompts that bring the behaviour about (positive) and prompts that do not."""
+
+    pairs: TextPairs
+    readout: ReadoutOptions = Field(description="Answers that are the behaviour.")
+    num_positions: int = Field(default=3, ge=1, le=32, description="Last tokens of the prompt to take candidates from.")
+    max_kl: float = Field(default=0.1, gt=0, le=100, description="Most harm to negative prompts, in nats.")
+    min_induced: float = Field(default=0.0, description="Least log-odds that adding the direction must reach.")
+    max_eval: int = Field(default=32, ge=2, le=1000, description="Most pairs of dev and of test to score.")
+    op: Literal["ablate", "clamp", "add"] = Field(
+        default="ablate", description="ablate: at every site and layer; clamp: set the coordinate to that of the "
+        "negative prompts, at its layer; add: bring the behaviour about.")
+
+
+@register
+class RefusalDirection(Recipe):
+    name = "refusal_direction"
+    summary = "direction without which a behaviour goes and with which it comes, chosen by effect"
+    request = RefusalDirectionRequest
+
+    def make(self, request: RefusalDirectionRequest, work: Work) -> Made:
+        facts = work.facts
+        layers = [n for n in site_layers(request, SITE, facts) if n < MAX_DEPTH * facts.num_layers]
+        if not layers:
+            raise FitFailed(f"no layer below {MAX_DEPTH:.0%} of depth is given", param="layers")
+        data = paired(request.pairs, work.subject, request.seed)
+        readout = make_readout(request.readout, work.subject)
+        texts = [text for pair in data.pairs for text in (pair.positive, pair.negative)]
+        if min(map(len, texts)) < request.num_positions:
+            raise TooFewExamples(f"a prompt has fewer than {request.num_positions} tokens", param="num_positions")
+        positions = list(range(-request.num_positions, 0))
+        norms = dict.fromkeys(layers, 0.0)
+
+        def side(split: Literal["train", "dev", "test"], which: int) -> list[Tokens]:
+            return [texts[2 * n + which] for n in data.splits[split][:request.max_eval]]
+
+        with Scratch(layers, len(texts), request.num_positions * facts.d_model) as store:
+            for n, found in stream(work.subject, texts, SITE, layers, positions, work.within(0.0, 0.3, "capture")):
+                for layer in layers:
+                    store.put(layer, n, found[layer].flatten())
+                    norms[layer] += float(found[layer].norm(dim=-1).mean()) / len(texts)
+            train = data.splits["train"]
+            sides = {layer: tuple(store.rows(layer, [2 * n + which for n in train]) for which in (0, 1))
+                     for layer in layers}
+        width = facts.d_model
+        candidates: dict[tuple[int, int], torch.Tensor] = {}
+        for layer in layers:
+            difference = sides[layer][0].mean(dim=0) - sides[layer][1].mean(dim=0)
+            for i, position in enumerate(positions):
+                part = difference[i * width:(i + 1) * width]
+                # At the first block a template's own token is the same in every prompt.
+                if float(part.norm()) > 1e-6 * norms[layer]:
+                    candidates[position, layer] = part
+        if not candidates:
+            raise FitFailed("no token of the prompts' ends differs between the sides", param="num_positions",
+                            fix="Take more positions.")
+
+        harmful, harmless = side("dev", 0), side("dev", 1)
+        span, tried = work.within(0.3, 0.8, "fit"), {}
+        for n, (key, candidate) in enumerate(candidates.items()):
+            share = span.part(n, len(candidates))
+            without, induced = ablating(facts, candidate), adding(facts, SITE, key[1], candidate, EVERYWHERE)
+            tried[key] = {
+                "ablated": float(readout.log_odds(harmful, share.part(0, 3), without).mean()),
+                "kl": kl(work, harmless, without, share.part(1, 3)),
+                "induced": float(readout.log_odds(harmless, share.part(2, 3), induced).mean())}
+        allowed = [key for key, score in tried.items()
+                   if score["kl"] <= request.max_kl and score["induced"] >= request.min_induced]
+        if not allowed:
+            nearest = min(tried, key=lambda key: tried[key]["kl"])
+            raise FitFailed(f"none of {len(tried)} candidates passes: the gentlest has KL "
+                            f"{tried[nearest]['kl']:.3g} and induces log-odds {tried[nearest]['induced']:.3g}",
+                            param="max_kl", fix="Raise max_kl, lower min_induced, or check the readout's spelling.")
+        best = min(allowed, key=lambda key: (tried[key]["ablated"], key))
+        position, layer = best
+        vector = candidates[best]
+
+        start = positions.index(position) * width
+        own = [rows[:, start:start + width] for rows in sides[layer]]
+        effect, control = self._test(request, work, readout, side("test", 0), side("test", 1), layer, vector, own)
+        unit = vector / vector.norm()
+        report: dict[str, Any] = {
+            "method": self.name, "site": SITE, "best_layer": layer, "best_position": position,
+            "pairs": {split: len(members) for split, members in data.splits.items()},
+            "candidates": [{"position": p, "layer": n, **{name: rounded(value) for name, value in score.items()},
+                            "allowed": (p, n) in allowed} for (p, n), score in tried.items()],
+            "test": effect, "controls": control}
+        options: dict[str, Any] = {}
+        if request.op == "ablate":
+            options = {"multi_site": True, "source_layer": layer}
+        elif request.op == "clamp":
+            options = {"value": float((own[1] @ unit).mean())}
+        return Made(
+            kind="vector", op=request.op, site=SITE, numbers={layer: {"vector": vector}}, options=options,
+            default_layers=None if request.op == "ablate" else [layer], scope=EVERYWHERE,
+            residual_norm={layer: norms[layer]}, sigma={layer: float((torch.cat(own) @ unit).std(correction=0))},
+            sign_convention="the direction points to the behaviour", report=report,
+            card={"layer": layer, "position": position, **effect,
+                  "random_percentile": control["ablation_vs_random"]["percentile"],
+                  "shuffled_percentile": control["ablation_vs_shuffled"]["percentile"]},
+            data={"data_hash": data.digest, "num_pairs": len(data.pairs), "readout": list(request.readout.target)})
+
+    def _test(self, request: RefusalDirectionRequest, work: Work, readout: Readout, harmful: list[Tokens],
+              harmless: list[Tokens], layer: int, vector: torch.Tensor, own: Sequence[torch.Tensor]
+              ) -> tuple[dict[str, Any], dict[str, Any]]:
+        span, generator = work.within(0.8, 1.0, "control"), request.generator(1)
+        count = 3 * request.draws + 5
+
+        def odds(texts: list[Tokens], n: int, program: Program | None) -> float:
+            return float(readout.log_odds(texts, span.part(n, count), program).mean())
+
+        before, harmless_before = odds(harmful, 0, None), odds(harmless, 1, None)
+        ablated = odds(harmful, 2, ablating(work.facts, vector))
+        induced = odds(harmless, 3, adding(work.facts, SITE, layer, vector, EVERYWHERE))
+        harm = kl(work, harmless, ablating(work.facts, vector), span.part(4, count))
+        random, shuffled, random_induced = [], [], []
+        pooled = torch.cat(list(own))
+        for n in range(request.draws):
+            draw = random_like(vector, generator)
+            random.append(before - odds(harmful, 3 * n + 5, ablating(work.facts, draw)))
+            random_induced.append(odds(harmless, 3 * n + 6, adding(work.facts, SITE, layer, draw, EVERYWHERE))
+                                  - harmless_before)
+            order = torch.randperm(len(pooled), generator=generator)
+            half = len(pooled) // 2
+            dealt = pooled[order[:half]].mean(dim=0) - pooled[order[half:]].mean(dim=0)
+            shuffled.append(before - odds(harmful, 3 * n + 7, ablating(work.facts, dealt)))
+        effect = {"positive_log_odds": rounded(before), "positive_ablated": rounded(ablated),
+                  "negative_log_odds": rounded(harmless_before), "negative_induced": rounded(induced),
+                  "negative_kl": rounded(harm)}
+        return effect, {"ablation_vs_random": standing(before - ablated, random),
+                        "ablation_vs_shuffled": standing(before - ablated, shuffled),
+                        "induction_vs_random": standing(induced - harmless_before, random_induced)}
+
+
+def ablating(facts: ModelFacts, vector: torch.Tensor) -> Program:
+    """The direction taken out at every site of every layer, of all tokens."""
+    return program_of(facts, "vector", "ablate", SITE, {0: {"vector": vector}}, scope=EVERYWHERE,
+                      options={"multi_site": True, "source_layer": 0})
+
+
+def kl(work: Work, texts: Sequence[Tokens], program: Program, span: Span) -> float:
+    """Mean KL of the next token without the program from that with it, in nats."""
+    base = answer_logprobs(work.subject, texts, span.part(0, 2))
+    changed = answer_logprobs(work.subject, texts, span.part(1, 2), program)
+    return float((base.exp() * (base - changed)).sum(dim=1).mean())
