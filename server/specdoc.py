@@ -25,6 +25,9 @@ The smallest spec names an artifact; op, site, layers, strength and options then
 ```
 """
 
+KINDS = """Tensors per layer, written inline under these names. `d` is the width of the site, `r` a rank, `m` a count, `h`
+head_dim."""
+
 
 def document() -> str:
     schema = spec_schema()
@@ -41,8 +44,7 @@ def document() -> str:
     parts.append("")
     for name in dict.fromkeys(_name(ref["$ref"]) for ref in schema[OPTIONS_KEY].values()):
         parts += _section(name, definitions[name])
-    parts += ["## Kinds", "", "Tensors per layer, written inline under these names. `d` is the width of the site, `r` a "
-              "rank, `m` a count, `h` head_dim.", "", "| kind | tensors |", "|---|---|"]
+    parts += ["## Kinds", "", KINDS, "", "| kind | tensors |", "|---|---|"]
     for kind, rules in RULES.items():
         tensors = ", ".join(f"`{n}` [{', '.join(r.shape)}]{' whole numbers' if r.integer else ''}"
                             f"{' (optional)' if r.optional else ''}" for n, r in rules.items())
