@@ -25,8 +25,8 @@ The smallest spec names an artifact; op, site, layers, strength and options then
 ```
 """
 
-KINDS = """Tensors per layer, written inline under these names. `d` is the width of the site, `r` a rank, `m` a count, `h`
-head_dim."""
+KINDS = """Tensors per layer, written inline under these names. `d` is the width of the site, `r` a rank, `m` a count,
+`h` head_dim."""
 
 
 def document() -> str:
