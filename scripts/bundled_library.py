@@ -28,10 +28,12 @@ FOLDER = LAB_DIR / "artifacts" / MODEL
 MAX_TOKENS = 28
 CONCURRENT = 48
 STRENGTHS = (1.0, 2.0, 3.0, 4.5, 6.0, 8.0)
-MAX_DEV_PROMPTS, MAX_TEST_PROMPTS = 24, 64
+MAX_DEV_PROMPTS, MAX_TEST_PROMPTS = 20, 41
 NUM_RANDOM = 20
 # An ablation may cost at most this share of the answers that must stay as they are.
 MAX_COST = 0.05
+# A weaker intervention is preferred to one whose effect on dev is larger by no more than this.
+TOLERANCE = 0.03
 
 
 @dataclass(frozen=True)
@@ -85,15 +87,18 @@ def acting(example: Example, layer: int, strength: float) -> dict[str, Any]:
 
 
 async def addition(judge: Judge, example: Example, prompts: list[Any], layers: list[int]) -> Choice:
-    """The layer and strength with the largest effect; where both signs are promised, the weaker of them counts."""
+    """The least strength that has nearly the largest effect; where both signs are promised, the weaker counts."""
     found = []
-    for layer in layers:
+    # At the first layer a direction is about words, and behind the last nothing is left to act on it.
+    for layer in layers[1:-1]:
         for strength in STRENGTHS:
             effect = await judge.share(prompts, example.target, acting(example, layer, strength))
             if example.opposite is not None:
                 effect = min(effect, await judge.share(prompts, example.opposite, acting(example, layer, -strength)))
             found.append(Choice(layer, strength, effect))
-    return max(found, key=lambda choice: (choice.effect, -choice.strength))
+    enough = max(choice.effect for choice in found) - TOLERANCE
+    return min((choice for choice in found if choice.effect >= enough),
+               key=lambda choice: (choice.strength, -choice.effect))
 
 
 async def ablation(judge: Judge, example: Example, prompts: list[Any], layers: list[int]) -> Choice:

@@ -56,7 +56,8 @@ EXAMPLES = (
             opposite="negative", tags=("sentiment",)),
     Example("refusal", "refusal", "harmful_harmless", reply_class, "compliance",
             "The refusal direction, taken out at every layer: harmful requests are answered.",
-            {"op": "ablate", "site": "resid_pre"}, label="harmful", spared="harmless", tags=("refusal",)),
+            {"op": "ablate", "site": "resid_pre", "token": "mean"}, label="harmful", spared="harmless",
+            tags=("refusal",)),
     language("french"),
     language("german"),
 )
