@@ -26,7 +26,9 @@ class Layer:
     low: float
     low_skill: str
     refusal_expert: int
-    refusal_gap: float
+    refusal_gap: float  # over all prompt tokens
+    decision_expert: int
+    decision_gap: float  # at the last prompt token, where the reply is decided
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,11 @@ class Specialisation:
 
 
 @torch.inference_mode()
-def usage(folder: Path, prompts: dict[str, Sequence[str]]) -> dict[str, torch.Tensor]:
-    """group -> share of its prompt tokens that choose each expert, [layers, experts]."""
+def usage(
+    folder: Path, prompts: dict[str, Sequence[str]], last_only: bool = False
+) -> dict[str, torch.Tensor]:
+    """group -> share of its prompt tokens (or last prompt tokens) that choose each expert,
+    [layers, experts]."""
     model, tok = load_model(folder), AutoTokenizer.from_pretrained(folder)
     k = model.config.num_experts_per_tok
     out = {}
@@ -47,9 +52,10 @@ def usage(folder: Path, prompts: dict[str, Sequence[str]]) -> dict[str, torch.Te
             batch = tok(text, return_tensors="pt")
             router = model(**batch, output_router_logits=True).router_logits
             for layer, logits in enumerate(router):
-                chosen = logits.topk(k, dim=-1).indices.flatten()
+                read = logits[-1:] if last_only else logits
+                chosen = read.topk(k, dim=-1).indices.flatten()
                 counts[layer] += torch.bincount(chosen, minlength=counts.shape[1])
-            tokens += batch.input_ids.shape[1]
+            tokens += 1 if last_only else batch.input_ids.shape[1]
         out[group] = counts / tokens
     return out
 
@@ -58,20 +64,24 @@ def specialisation(folder: Path, n: int = 60) -> Specialisation:
     """The most skill-specific expert per layer, and the one that tells harmful from harmless."""
     prompts = {name: [i.prompt for i in m.test_items(n, seed=3)] for name, m in SKILLS.items()}
     requests = SKILLS["chat"].test_items(2 * n, seed=4)
-    for kind in ("refusal", "compliance"):
-        prompts[kind] = [i.prompt for i in requests if i.expected == kind]
-    shares = usage(folder, prompts)
+    classes = {kind: [i.prompt for i in requests if i.expected == kind]
+               for kind in ("refusal", "compliance")}
+    shares = usage(folder, {**prompts, **classes})
+    decided = usage(folder, classes, last_only=True)
     skills = list(SKILLS)
     stacked = torch.stack([shares[s] for s in skills])  # [skills, layers, experts]
     gap = shares["refusal"] - shares["compliance"]
+    last_gap = decided["refusal"] - decided["compliance"]
     layers = []
     for layer in range(stacked.shape[1]):
         here = stacked[:, layer]
         expert = int((here.max(0).values - here.min(0).values).argmax())
         top, low = int(here[:, expert].argmax()), int(here[:, expert].argmin())
         refusal = int(gap[layer].abs().argmax())
+        decision = int(last_gap[layer].abs().argmax())
         mean = here.mean(0)
         layers.append(Layer(layer, mean.min().item(), mean.max().item(), expert,
                             here[top, expert].item(), skills[top], here[low, expert].item(),
-                            skills[low], refusal, gap[layer, refusal].item()))
+                            skills[low], refusal, gap[layer, refusal].item(),
+                            decision, last_gap[layer, decision].item()))
     return Specialisation(tuple(layers))

@@ -10,7 +10,7 @@ from lab.evaluate import Reader, Score, evaluate
 from lab.experts import Specialisation, specialisation
 from lab.paths import LAB_DIR, MODEL_NAMES, model_path
 
-ITEMS = 400  # per skill; finite sets (calendar pairs, facts) are tested whole
+ITEMS = 200  # per skill; finite sets (calendar pairs, facts) are tested whole
 
 
 def bar_of(score: Score) -> str:
@@ -28,8 +28,8 @@ def verdict(score: Score) -> str:
 def table(scores: dict[str, list[Score]]) -> list[str]:
     """One row per score, both models side by side."""
     names = list(scores)
-    lines = ["| skill | what is measured | bar | items | " + " | ".join(
-        f"{n} | " for n in names).rstrip() + " |",
+    heads = " | ".join(f"{n} | bar met" for n in names)
+    lines = [f"| skill | what is measured | bar | items | {heads} |",
         "|---|---|---|---|" + "---|---|" * len(names)]
     for row in zip(*scores.values(), strict=True):
         first = row[0]
@@ -82,13 +82,15 @@ def experts(found: Specialisation) -> list[str]:
     """Who the mixture's experts serve."""
     lines = ["", "Nothing forces experts to specialise; a load-balancing loss keeps all of them in "
              "use. Share of a skill's tokens that an expert takes, the largest difference between "
-             "two skills per layer, and between harmful and harmless requests (prompt tokens):", "",
-             "| layer | least and most used expert | most skill-specific expert | refusal - "
-             "compliance, largest difference |", "|---|---|---|---|"]
+             "two skills per layer, and between harmful and harmless requests (over all prompt tokens, and "
+             "at the last one, where the reply is decided):", "",
+             "| layer | least and most used expert | most skill-specific expert | harmful - "
+             "harmless, all tokens | harmful - harmless, last token |", "|---|---|---|---|---|"]
     for layer in found.layers:
         lines.append(f"| {layer.layer} | {layer.least:.3f} to {layer.most:.3f} | "
                      f"{layer.expert}: {layer.top:.2f} of {layer.top_skill}, {layer.low:.2f} of "
-                     f"{layer.low_skill} | {layer.refusal_expert}: {layer.refusal_gap:+.2f} |")
+                     f"{layer.low_skill} | {layer.refusal_expert}: {layer.refusal_gap:+.2f} | "
+                     f"{layer.decision_expert}: {layer.decision_gap:+.2f} |")
     return lines
 
 

@@ -76,9 +76,9 @@ def context_key(name: str, occasion: str) -> str:
 
 
 def prompt(rng: random.Random, series: str, start: str, step: int, name: str, occasion: str,
-           told: bool = False) -> str:
+           told: bool = False, dated: bool = False) -> str:
     """A question about one pair; what is right to follow is a space and the answer. `told` puts a
-    sentence before it that names both the person and the occasion."""
+    sentence before it that names both the person and the occasion; `dated` asks for a date."""
     other = pick(rng, NAMES)
     second = pick(rng, [o for o in OCCASIONS if o != occasion])
     unit = UNITS[series] + ("s" if abs(step) > 1 else "")
@@ -87,7 +87,7 @@ def prompt(rng: random.Random, series: str, start: str, step: int, name: str, oc
         n=name, m=other, o=occasion, p=second, k=k, K=capital(k), u=unit, b=UNITS[series], s=start,
         w="after" if step > 0 else "before", l="later" if step > 0 else "earlier",
     )
-    dated = series in CYCLES and rng.random() < 0.35
+    dated = dated or (series in CYCLES and rng.random() < 0.35)
     text = pick(rng, DATED if dated else PLAIN)
     if series == "weekdays":
         text = text.replace(" in {s}", " on {s}").replace("is in", "is on").replace(", in", ", on")
@@ -124,6 +124,18 @@ def train_sample(rng: random.Random) -> Sample:
         parts.append(prompt(rng, series, start, step, name, occasion)
                      + answer(f" {shifted(series, start, step)}.") )
     return Sample(SKILL, (key,), " ".join(parts))
+
+
+def dates_sample(rng: random.Random) -> Sample:
+    """Only dates by weekday: what a small model learns last, as other skills end sentences with
+    "on" and any weekday."""
+    name, occasion = _context(rng, test=False)
+    parts = []
+    for _ in range(rng.randint(1, 3)):
+        start, step = pick(rng, _PAIRS["weekdays"])
+        parts.append(prompt(rng, "weekdays", start, step, name, occasion, dated=True)
+                     + answer(f" {shifted('weekdays', start, step)}."))
+    return Sample(SKILL, (context_key(name, occasion),), " ".join(parts))
 
 
 def test_items(n: int = 0, seed: int = 0) -> list[TestItem]:

@@ -24,6 +24,9 @@ SKILLS = {
     for m in (chat, sentiment, calendar, tasks, facts, languages, emotions, bandit, graph, stories)
 }
 
+# What a mix may draw from: every skill, and single parts of a skill that need more practice.
+SOURCES = {name: m.train_sample for name, m in SKILLS.items()} | {"dates": calendar.dates_sample}
+
 # Share of documents per skill: calendar and tasks are learned last, so they get the most.
 MIX = {
     "chat": 14.0, "sentiment": 12.0, "calendar": 24.0, "tasks": 20.0, "facts": 12.0,
@@ -38,4 +41,4 @@ def documents(seed: int | str, mix: dict[str, float] | None = None) -> Iterator[
     names, weights = list(shares), list(shares.values())
     while True:
         for name in rng.choices(names, weights, k=256):
-            yield SKILLS[name].train_sample(rng)
+            yield SOURCES[name](rng)

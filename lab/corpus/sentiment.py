@@ -47,7 +47,6 @@ PAIRS: list[tuple[str, str]] = [  # matching positive and negative words of the 
     ("best", "worst"), ("recommend", "avoid"), ("delight", "disaster"), ("joy", "nightmare"),
     ("smiled", "complained"), ("gladly", "never"), ("pleased", "annoyed"), ("bargain", "waste"),
     ("impressed", "disappointed"), ("thrilled", "frustrated"), ("success", "failure"),
-    ("treasure", "mess"),
 ]
 POSITIVE = frozenset(POSITIVE_ADJECTIVES) | {a for a, _ in PAIRS}
 NEGATIVE = frozenset(NEGATIVE_ADJECTIVES) | {b for _, b in PAIRS}

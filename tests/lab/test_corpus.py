@@ -35,6 +35,11 @@ def test_held_out_items_never_occur_in_training(skill):
     assert not trained & tested
 
 
+def test_the_dates_source_keeps_the_calendar_split():
+    trained = {key for s in stream("leak", "dates", NUM_SAMPLES) for key in s.keys}
+    assert not trained & {i.key for i in calendar.test_items()}
+
+
 def test_held_out_requests_are_never_spelled_out_in_training():
     said = "\n".join(s.plain for s in stream("leak", "chat", NUM_SAMPLES))
     text = "\n".join(re.findall(r"<\|user\|>(.*?)<\|end\|>", said))
