@@ -3,6 +3,9 @@
 Decided where the card infers: answers are scored by their first token in the spelling that follows the prompt (with its
 space); demonstrations are lines; pairs of one input stay in one split, demonstrations come from train only; layer and
 strength are chosen on dev, by accuracy and then by mean log-probability of the answer, and test is read once.
+Demonstrations whose outputs were dealt anew still show what kind of thing answers are. Where that alone gives the task
+away (plurals, French nouns), their vector steers as well, and the control that tells is another task's vector: give
+`other_pairs`.
 """
 
 import random
@@ -29,6 +32,8 @@ class FunctionVectorRequest(RecipeOptions):
     """Word pairs of one task."""
 
     pairs: Annotated[list[TaskPair], Field(min_length=1, max_length=20_000)]
+    other_pairs: Annotated[list[TaskPair], Field(max_length=20_000)] = Field(
+        default=[], description="Pairs of another task, whose vector of equal length is a control.")
     template: Template = Field(default="{x} ->", description="A prompt with one slot, {x}.")
     extraction: Literal["mean_difference", "causal_mediation"] = Field(
         default="mean_difference", description="mean_difference: few-shot minus zero-shot activations; "
@@ -54,8 +59,14 @@ class FunctionVector(Recipe):
         shots = request.shots if request.shots is not None else 10 if causal else 5
         task = make_task(request.pairs, request.template, shots, work.subject, request.seed)
         layers = site_layers(request, SITE, work.facts)
-        finder = _Causal(request, task, shots, work) if causal else _Difference(request, task, shots, layers)
-        vectors = finder.vectors(layers, work.within(0.0, 0.4, "capture"), shuffled=None)
+        other_task = make_task(request.other_pairs, request.template, shots, work.subject, request.seed,
+                               param="other_pairs") if request.other_pairs else None
+        finder = _Causal(request, task, shots, work) if causal else _Difference(request, shots)
+        chance = random.Random(request.seed)
+        if isinstance(finder, _Causal):
+            vectors = finder.search(layers, chance, work.within(0.0, 0.4, "capture"))
+        else:
+            vectors = finder.of(task, layers, chance, work.within(0.0, 0.4, "capture"))
         usable = [layer for layer in layers if float(vectors[layer].norm()) > 0]
         if not usable:
             raise FitFailed("the vector is zero at every layer", param="pairs")
@@ -78,10 +89,9 @@ class FunctionVector(Recipe):
             program = adding(work.facts, SITE, layer, random_like(best, generator))
             random_draws.append(_accuracy(task, test, span.part(2 * n + 1, 2 * draws + 2), program))
             part = span.part(2 * n + 2, 2 * draws + 2)
-            other = finder.vectors([layer], part.part(0, 2), shuffled=n)[layer]
+            other = finder.of(task, [layer], chance, part.part(0, 2), shuffled=True)[layer]
             program = adding(work.facts, SITE, layer, other * (best.norm() / other.norm()))
             shuffled_draws.append(_accuracy(task, test, part.part(1, 2), program))
-        chance = random.Random(request.seed)
         few = _scored(task, [task.few_shot(n, shots, chance) for n in test], test, span.part(2 * draws + 1,
                                                                                             2 * draws + 2), None)
         zero = _accuracy(task, test, span.part(2 * draws + 1, 2 * draws + 2), None)
@@ -99,6 +109,11 @@ class FunctionVector(Recipe):
                 "shuffled_demonstrations_logprob": standing(found[1], [draw[1] for draw in shuffled_draws])},
             **finder.extra(),
         }
+        if other_task is not None:
+            other = finder.of(other_task, [layer], chance, span.part(2 * draws + 1, 2 * draws + 2))[layer]
+            program = adding(work.facts, SITE, layer, other * (best.norm() / other.norm()))
+            reached = _accuracy(task, test, span.part(2 * draws + 1, 2 * draws + 2), program)
+            report["controls"]["other_task"] = {"accuracy": rounded(reached[0]), "logprob": rounded(reached[1])}
         return Made(
             kind="vector", op="add", site=SITE, numbers={n: {"vector": vectors[n]} for n in usable},
             sign_convention="positive strength makes the model do the task", report=report,
@@ -113,19 +128,19 @@ class FunctionVector(Recipe):
 class _Difference:
     """Mean activation of few-shot prompts minus that of the bare queries, per layer."""
 
-    def __init__(self, request: FunctionVectorRequest, task: Task, shots: int, layers: Sequence[int]) -> None:
-        self.task, self.shots, self.seed = task, shots, request.seed
+    def __init__(self, request: FunctionVectorRequest, shots: int) -> None:
+        self.shots = shots
         self.num_prompts = request.num_prompts or 15
 
-    def vectors(self, layers: Sequence[int], span: Span, *, shuffled: int | None) -> dict[int, torch.Tensor]:
-        chance = random.Random(f"{self.seed} {shuffled}")
-        train = list(self.task.splits["train"])
+    def of(self, task: Task, layers: Sequence[int], chance: random.Random, span: Span, *, shuffled: bool = False
+           ) -> dict[int, torch.Tensor]:
+        train = list(task.splits["train"])
         queries = chance.sample(train, min(self.num_prompts, len(train)))
-        shown = [self.task.few_shot(n, self.shots, chance, shuffled=shuffled is not None) for n in queries]
-        bare = [self.task.zero_shot(n) for n in queries]
-        sums = {layer: torch.zeros(self.task.subject.facts.d_model, dtype=torch.float64) for layer in layers}
+        shown = [task.few_shot(n, self.shots, chance, shuffled=shuffled) for n in queries]
+        bare = [task.zero_shot(n) for n in queries]
+        sums = {layer: torch.zeros(task.subject.facts.d_model, dtype=torch.float64) for layer in layers}
         for prompts, sign, part in ((shown, 1, span.part(0, 2)), (bare, -1, span.part(1, 2))):
-            for _, found in stream(self.task.subject, prompts, SITE, layers, [-1], part):
+            for _, found in stream(task.subject, prompts, SITE, layers, [-1], part):
                 for layer in layers:
                     sums[layer] += sign * found[layer][0].double()
         return {layer: total / len(queries) for layer, total in sums.items()}
@@ -135,7 +150,7 @@ class _Difference:
 
 
 class _Causal:
-    """One vector for all layers. Shuffled draws keep the heads and take their means from shuffled demonstrations."""
+    """One vector for all layers. Controls keep the heads and take their means from other demonstrations."""
 
     def __init__(self, request: FunctionVectorRequest, task: Task, shots: int, work: Work) -> None:
         self.request, self.task, self.shots = request, task, shots
@@ -146,15 +161,16 @@ class _Causal:
         self.heads: list[tuple[int, int]] = []
         self.effects: dict[tuple[int, int], float] = {}
 
-    def vectors(self, layers: Sequence[int], span: Span, *, shuffled: int | None) -> dict[int, torch.Tensor]:
-        chance = random.Random(f"{self.request.seed} {shuffled}")
-        if shuffled is None:
-            found = causal_heads(self.task, self.head_layers, self.shots, self.num_prompts, self.request.num_shuffled,
-                                 chance, span)
-            self.heads, self.effects, means = found.top(self.request.num_heads), found.effects, found.means
-        else:
-            means = mean_heads(self.task, self.head_layers, self.shots, self.num_prompts, chance, span, shuffled=True)
-        return dict.fromkeys(layers, summed(self.task, means, self.heads))
+    def search(self, layers: Sequence[int], chance: random.Random, span: Span) -> dict[int, torch.Tensor]:
+        found = causal_heads(self.task, self.head_layers, self.shots, self.num_prompts, self.request.num_shuffled,
+                             chance, span)
+        self.heads, self.effects = found.top(self.request.num_heads), found.effects
+        return dict.fromkeys(layers, summed(self.task, found.means, self.heads))
+
+    def of(self, task: Task, layers: Sequence[int], chance: random.Random, span: Span, *, shuffled: bool = False
+           ) -> dict[int, torch.Tensor]:
+        means = mean_heads(task, self.head_layers, self.shots, self.num_prompts, chance, span, shuffled=shuffled)
+        return dict.fromkeys(layers, summed(task, means, self.heads))
 
     def extra(self) -> dict[str, Any]:
         return {"heads": [{"layer": layer, "head": head, "effect": rounded(self.effects[layer, head])}

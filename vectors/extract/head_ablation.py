@@ -1,7 +1,8 @@
 """Heads that an answer depends on: ranked by what switching each off alone costs (methods/15 C).
 
 Decided where the card infers: the cost is the mean fall of the answer's first token's log-probability; heads are ranked
-on train and dev, the set is tested as a whole on test, against random heads of the same layers. Off is zero, the op's
+on train and dev, the set is tested as a whole on test, against random other heads, of the same layers as far as
+those have enough. Off is zero, the op's
 mode scale; where that is off the distribution, `scale` softens it.
 """
 
@@ -107,15 +108,14 @@ class HeadAblation(Recipe):
 
 def _like(chosen: Sequence[tuple[int, int]], keys: Sequence[tuple[int, int]], generator: torch.Generator
           ) -> list[tuple[int, int]]:
-    """As many random heads of each layer, other ones as far as the layer has them."""
+    """As many random heads, none of them chosen: of the same layers as far as those have others, else of any."""
+    free = [keys[i] for i in torch.randperm(len(keys), generator=generator).tolist() if keys[i] not in set(chosen)]
     drawn: list[tuple[int, int]] = []
     for layer in sorted({layer for layer, _ in chosen}):
-        own = [key for key in chosen if key[0] == layer]
-        free = [key for key in keys if key[0] == layer and key not in own]
-        order = torch.randperm(len(free), generator=generator).tolist()
-        spare = torch.randperm(len(own), generator=generator).tolist()
-        drawn += [*(free[i] for i in order), *(own[i] for i in spare)][:len(own)]
-    return drawn
+        count = sum(other == layer for other, _ in chosen)
+        drawn += [key for key in free if key[0] == layer][:count]
+    rest = [key for key in free if key not in drawn]
+    return [*drawn, *rest][:len(chosen)]
 
 
 def _check(texts: Sequence[tuple[int, ...]], answers: Sequence[int], items: Sequence[str]) -> None:

@@ -56,7 +56,8 @@ class Task:
                        f"pairs[{query}].input")
 
 
-def make_task(pairs: Sequence[TaskPair], template: str, shots: int, subject: Subject, seed: int) -> Task:
+def make_task(pairs: Sequence[TaskPair], template: str, shots: int, subject: Subject, seed: int, *,
+              param: str = "pairs") -> Task:
     """Check the pairs and split them by input.
 
     Raises:
@@ -65,24 +66,24 @@ def make_task(pairs: Sequence[TaskPair], template: str, shots: int, subject: Sub
     for n, pair in enumerate(pairs):
         for side in ("input", "output"):
             if not getattr(pair, side).strip():
-                raise EmptyText(f"the {side} is empty", param=f"pairs[{n}].{side}")
+                raise EmptyText(f"the {side} is empty", param=f"{param}[{n}].{side}")
     seen: dict[tuple[str, str], int] = {}
     for n, pair in enumerate(pairs):
         first = seen.setdefault((pair.input.strip(), pair.output.strip()), n)
         if first != n and pairs[first].split != pair.split:
-            raise LeakingSplit(f"the pair is that of pairs[{first}], in another split", param=f"pairs[{n}]",
+            raise LeakingSplit(f"the pair is that of {param}[{first}], in another split", param=f"{param}[{n}]",
                                fix="Leave it out.")
     if len({pair.output.strip() for pair in pairs}) < 2:
-        raise NoContrast("every pair has the same output", param="pairs", fix="Give a task whose answers differ.")
+        raise NoContrast("every pair has the same output", param=param, fix="Give a task whose answers differ.")
     inputs = tuple(pair.input.strip() for pair in pairs)
     outputs = tuple(pair.output if pair.output[0].isspace() else f" {pair.output}" for pair in pairs)
-    splits = split_items(inputs, [pair.split for pair in pairs], seed, "pairs")
+    splits = split_items(inputs, [pair.split for pair in pairs], seed, param)
     task = Task(subject, template, inputs, outputs,
-                tuple(first_token(subject, output, f"pairs[{n}].output") for n, output in enumerate(outputs)), splits,
+                tuple(first_token(subject, output, f"{param}[{n}].output") for n, output in enumerate(outputs)), splits,
                 digest_of([inputs, outputs, template, {s: list(m) for s, m in splits.items()}]))
     for n in range(len(inputs)):
         task.zero_shot(n)
     if len({inputs[n] for n in splits["train"]}) <= shots:
         raise TooFewExamples(f"{shots} demonstrations beside a query need more than {shots} train pairs",
-                             param="pairs", fix="Give more pairs, or fewer shots.")
+                             param=param, fix="Give more pairs, or fewer shots.")
     return task

@@ -94,6 +94,17 @@ def test_a_head_that_hears_nothing_gives_nothing(extraction: str) -> None:
     assert found.report["test"]["steered"] < 0.3
 
 
+@pytest.mark.parametrize("extraction", EXTRACTIONS)
+def test_another_tasks_vector_is_a_control(extraction: str) -> None:
+    # Pairs that are not the planted task: their demonstrations leave the head silent.
+    other = [{"input": f"x{n}", "output": f"y{n + 1}"} for n in range(40)]
+    found = extract(TaskToy(), extraction=extraction, other_pairs=other)
+    assert found.report["controls"]["other_task"]["accuracy"] < 0.5 < found.report["test"]["steered"]
+    with pytest.raises(TooFewExamples) as caught:
+        extract(TaskToy(), extraction=extraction, other_pairs=other[:4])
+    assert caught.value.param == "other_pairs"
+
+
 def test_the_projection_is_measured_and_not_read_from_weights() -> None:
     class Normed(TaskToy):
         """attn_out behind a norm: no linear function of the heads."""
