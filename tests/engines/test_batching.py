@@ -127,6 +127,24 @@ async def test_cancellation_frees_slot_and_cache(start_engine: Any) -> None:
     assert engine.stats()["slots_used"] == 0
 
 
+async def test_a_client_that_leaves_while_waiting_gets_no_slot(start_engine: Any) -> None:
+    engine = await start_engine("qwen3", slots=1, slot_wait_s=60)
+    holder = engine.generate(Generation("holder", PROMPT, Sampling(max_tokens=400, ignore_eos=True),
+                                        compiled(engine, add(1))))
+    await anext(aiter(holder))
+    waiting = engine.generate(Generation("waiting", PROMPT, Sampling(max_tokens=400), compiled(engine, add(2))))
+    reading = asyncio.ensure_future(anext(aiter(waiting)))
+    while not engine._waiters:
+        await asyncio.sleep(0)
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    await waiting.cancel()
+    await holder.cancel()
+    # The slot comes free and goes to the next that asks, not to the one that left.
+    tokens, _ = await generate(engine, PROMPT, compiled(engine, add(3)), max_tokens=3)
+    assert len(tokens) == 3 and not engine.steps.completions and not engine._waiters
+
+
 async def test_all_slots_pinned_waits_then_refuses(start_engine: Any) -> None:
     engine = await start_engine("qwen3", slots=1, slot_wait_s=0.05)
     holder = engine.generate(Generation("holder", PROMPT, Sampling(max_tokens=400, ignore_eos=True),

@@ -88,7 +88,7 @@ class SaltedIds(list[int]):
         self._bits &= np.uint32(running.program.acting)
         self._digest = running.program.digest.encode()
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+    def __getitem__(self, index):
         page = super().__getitem__(index)
         if not isinstance(index, slice):
             return page
@@ -144,9 +144,13 @@ class EngineCompletion(Completion):
             await self.cancel()
 
     async def cancel(self) -> None:
-        if not self._over:
-            self._over = True
-            self._cancel(self.running)
+        if self._over:
+            return
+        self._over = True
+        if self._admitted is not None and not self._admitted.done():
+            # Still waiting for a slot: it must not get one for nobody.
+            self._admitted.cancel()
+        self._cancel(self.running)
 
     def touched(self) -> list[Touched]:
         return self.running.touched(self._processed(self.running))
