@@ -81,6 +81,7 @@ docs: $(VENV)/.install
 
 library: $(VENV)/.install
 	$(PY) -m scripts.bundled_library
+	$(PY) -m scripts.readme
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -27,13 +27,13 @@ MODEL = "lab-dense"
 FOLDER = LAB_DIR / "artifacts" / MODEL
 MAX_TOKENS = 28
 CONCURRENT = 48
-STRENGTHS = (1.0, 2.0, 3.0, 4.5, 6.0, 8.0)
-MAX_DEV_PROMPTS, MAX_TEST_PROMPTS = 20, 41
+STRENGTHS = (1.0, 2.0, 3.0, 4.5, 6.0, 8.0, 10.0)
+MAX_DEV_PROMPTS, MAX_TEST_PROMPTS = 40, 64
 NUM_RANDOM = 20
 # An ablation may cost at most this share of the answers that must stay as they are.
 MAX_COST = 0.05
 # A weaker intervention is preferred to one whose effect on dev is larger by no more than this.
-TOLERANCE = 0.03
+TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
