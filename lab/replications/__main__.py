@@ -37,7 +37,8 @@ def main(names: list[str]) -> None:
             reports[case] = dict(found.report)
             for what, figure in row.headline(dict(found.report)):
                 print(f"{case:28} {what}: {json.dumps(figure)}", flush=True)
-        document = {"claim": row.claim, "recipe": row.recipe, "model": row.model, "cases": reports}
+        document = {"claim": row.claim, "recipe": row.recipe, "model": row.model,
+                    "fingerprint": subject(row.model).facts.fingerprint, "cases": reports}
         (RESULTS / f"{row.name}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         print(f"{row.name}: {time.monotonic() - start:.0f} s", flush=True)
 

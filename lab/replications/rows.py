@@ -77,7 +77,7 @@ def _relations(subject: LocalSubject) -> Iterator[tuple[str, Fields]]:
     known = [{"text": r["text"], "answer": r["answer"], "label": r["label"], "item": r["item"], "split": r["split"]}
              for r in load("relations") if not r["held_out"]]
     for relation in ("capital", "currency", "job", "pet"):
-        yield f"neurons-{relation}", {"facts": known, "target": relation, "share": 0.02}
+        yield f"neurons-{relation}", {"facts": known, "target": relation, "share": 0.08}
 
 
 def _pairs(name: str) -> list[Fields]:
@@ -117,7 +117,10 @@ def _concepts(subject: LocalSubject) -> Iterator[tuple[str, Fields]]:
 
 
 def _refusal(subject: LocalSubject) -> Iterator[tuple[str, Fields]]:
-    yield "refusal-direction", {"pairs": _pairs("refusal"), "readout": {"target": REFUSES}}
+    # Harmless requests have six ways to begin an answer, between which the model wavers: no candidate of the last token
+    # keeps within the paper's 0.1 nats.
+    yield "refusal-direction", {"pairs": _pairs("refusal"), "readout": {"target": REFUSES}, "num_positions": 1,
+                                "max_kl": 0.3}
 
 
 ROWS = (

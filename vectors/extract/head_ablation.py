@@ -1,9 +1,8 @@
 """Heads that an answer depends on: ranked by what switching each off alone costs (methods/15 C).
 
 Decided where the card infers: the cost is the mean fall of the answer's first token's log-probability; heads are ranked
-on train and dev, the set is tested as a whole on test, against random other heads, of the same layers as far as
-those have enough. Off is zero, the op's
-mode scale; where that is off the distribution, `scale` softens it.
+on train and dev, the set is tested as a whole on test, against random other heads, of the same layers as far as those
+have enough. Off is zero, the op's mode scale; where that is off the distribution, `scale` softens it.
 """
 
 from collections.abc import Sequence

@@ -100,7 +100,7 @@ class RelationNeurons(Recipe):
         if answers is not None:
             report["effect"] = self._effect(request, data, answers, is_target, chosen, drawn, numbers, work)
             card["target_drop"] = report["effect"]["target_drop"]["found"]
-            card["effect_percentile"] = report["effect"]["target_drop"]["percentile"]
+            card["effect_percentile"] = report["effect"]["target_logprob_drop"]["percentile"]
         return Made(kind="neuron_set", op="neuron_mask", site=SITE, numbers=numbers,
                     options=MaskOptions(mode=request.mode).model_dump(include={"mode"}), scope=EVERYWHERE,
                     sign_convention="switching these units off is meant to remove the relation", report=report,
@@ -109,28 +109,33 @@ class RelationNeurons(Recipe):
     def _effect(self, request: RelationNeuronsRequest, data: Labelled, answers: Sequence[int], is_target: torch.Tensor,
                 chosen: Chosen, drawn: Sequence[Chosen], numbers: Mapping[int, Mapping[str, torch.Tensor]], work: Work
                 ) -> dict[str, Any]:
-        """Accuracy on test with the units off: of the relation, and of the others."""
+        """Accuracy, and log-probability of the answer's first token, on test with the units off: of the relation and of
+        the others."""
         test = data.splits["test"]
         texts = [data.texts[n] for n in test]
         right = torch.tensor([answers[n] for n in test])
+        inside = is_target[list(test)]
         span = work.within(0.8, 1.0, "control")
 
-        def accuracy(program: Program | None, part: Span) -> tuple[float, float]:
-            hit = (answer_logprobs(work.subject, texts, part, program).argmax(dim=1) == right).double()
-            return float(hit[is_target[list(test)]].mean()), float(hit[~is_target[list(test)]].mean())
+        def measure(program: Program | None, part: Span) -> dict[str, float]:
+            found = answer_logprobs(work.subject, texts, part, program)
+            hit = (found.argmax(dim=1) == right).double()
+            logprob = found.gather(1, right.unsqueeze(1)).squeeze(1)
+            return {"target": float(hit[inside].mean()), "others": float(hit[~inside].mean()),
+                    "target_logprob": float(logprob[inside].mean()), "others_logprob": float(logprob[~inside].mean())}
 
         def off(units: Chosen) -> Program:
             return program_of(work.facts, "neuron_set", "neuron_mask", SITE,
                               {n: {"neurons": torch.tensor(list(which))} for n, which in units.items()},
                               scope=EVERYWHERE)
 
-        before = accuracy(None, span.part(0, len(drawn) + 2))
-        after = accuracy(off(chosen), span.part(1, len(drawn) + 2))
-        random = [accuracy(off(units), span.part(n + 2, len(drawn) + 2)) for n, units in enumerate(drawn)]
-        return {"before": {"target": rounded(before[0]), "others": rounded(before[1])},
-                "after": {"target": rounded(after[0]), "others": rounded(after[1])},
-                "target_drop": standing(before[0] - after[0], [before[0] - draw[0] for draw in random]),
-                "others_drop": standing(before[1] - after[1], [before[1] - draw[1] for draw in random])}
+        before = measure(None, span.part(0, len(drawn) + 2))
+        after = measure(off(chosen), span.part(1, len(drawn) + 2))
+        random = [measure(off(units), span.part(n + 2, len(drawn) + 2)) for n, units in enumerate(drawn)]
+        return {"before": {name: rounded(value) for name, value in before.items()},
+                "after": {name: rounded(value) for name, value in after.items()},
+                **{f"{name}_drop": standing(before[name] - after[name], [before[name] - draw[name] for draw in random])
+                   for name in before}}
 
 
 def average_precision(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -75,8 +75,10 @@ def test_planted_units_are_found_and_the_loud_one_is_not() -> None:
 
 def test_without_them_the_relation_fails_and_others_do_not() -> None:
     effect = extract().report["effect"]
-    assert effect["before"] == {"target": 1.0, "others": 1.0}
-    assert effect["after"] == {"target": 0.0, "others": 1.0}
+    assert (effect["before"]["target"], effect["before"]["others"]) == (1.0, 1.0)
+    assert (effect["after"]["target"], effect["after"]["others"]) == (0.0, 1.0)
+    assert effect["target_logprob_drop"]["percentile"] == 100.0
+    assert effect["others_logprob_drop"]["found"] == pytest.approx(0.0, abs=1e-6)
     assert effect["target_drop"]["percentile"] == 100.0
     assert effect["target_drop"]["max"] == 0.0
 
