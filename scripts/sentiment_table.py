@@ -54,7 +54,8 @@ async def shares(client: AsyncClient, openings: list[str], intervention: dict[st
                                            temperature=1.0, seed=seed)
         return polarity(answer.text)
 
-    asked = [(opening, seed) for seed in range(PER_OPENING) for opening in openings]
+    # A seed of its own for each completion: draws depend on seed and place only, so equal seeds would go together.
+    asked = [(opening, PER_OPENING * i + k) for i, opening in enumerate(openings) for k in range(PER_OPENING)]
     found = Counter(await asyncio.gather(*(one(*item) for item in asked)))
     return Shares(*(found[name] / len(asked) for name in KEYS))
 
