@@ -32,8 +32,8 @@ MAX_DEV_PROMPTS, MAX_TEST_PROMPTS = 40, 64
 NUM_RANDOM = 20
 # An ablation may cost at most this share of the answers that must stay as they are.
 MAX_COST = 0.05
-# A weaker intervention is preferred to one whose effect on dev is larger by no more than this.
-TOLERANCE = 0.02
+# Of all interventions with at least this effect on dev, the one whose text the untouched model finds least surprising.
+BAR = 0.95
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,19 @@ class Judge:
         answers = await asyncio.gather(*(self._ask(prompt, n, intervention) for n, prompt in enumerate(prompts)))
         return sum(self._example.judge(answer.text) == target for answer in answers) / len(answers)
 
-    async def _ask(self, prompt: Any, seed: int, intervention: dict[str, Any] | None) -> Completion:
-        steering = {"interventions": [intervention] if intervention else []}
+    async def surprise(self, prompts: list[Any], intervention: dict[str, Any]) -> float:
+        """Mean -log p, in nats, of the steered text under the untouched model."""
+        answers = await asyncio.gather(*(self._ask(prompt, n, intervention, report="summary")
+                                         for n, prompt in enumerate(prompts)))
+        effects = [answer.steering.effects or {"choices": []} for answer in answers]
+        costs = [choice["total"]["surprise"] for effect in effects for choice in effect["choices"]]
+        if len(costs) < len(prompts):
+            raise RuntimeError(f"{self._example.name}: effects were not measured")
+        return float(sum(costs) / len(costs))
+
+    async def _ask(self, prompt: Any, seed: int, intervention: dict[str, Any] | None, report: str = "none"
+                   ) -> Completion:
+        steering = {"interventions": [intervention] if intervention else [], "report": report}
         ask = self._client.complete if isinstance(prompt, str) else self._client.chat
         async with self._gate:
             return await ask(prompt, model=MODEL, steering=steering, max_tokens=MAX_TOKENS, temperature=1.0, seed=seed)
@@ -87,7 +98,10 @@ def acting(example: Example, layer: int, strength: float) -> dict[str, Any]:
 
 
 async def addition(judge: Judge, example: Example, prompts: list[Any], layers: list[int]) -> Choice:
-    """The least strength that has nearly the largest effect; where both signs are promised, the weaker counts."""
+    """The most natural text that is as it should be; where both signs are promised, the weaker effect counts.
+
+    Effect alone would take the largest strength there is, and with it broken sentences.
+    """
     found = []
     # At the first layer a direction is about words, and behind the last nothing is left to act on it.
     for layer in layers[1:-1]:
@@ -96,9 +110,13 @@ async def addition(judge: Judge, example: Example, prompts: list[Any], layers: l
             if example.opposite is not None:
                 effect = min(effect, await judge.share(prompts, example.opposite, acting(example, layer, -strength)))
             found.append(Choice(layer, strength, effect))
-    enough = max(choice.effect for choice in found) - TOLERANCE
-    return min((choice for choice in found if choice.effect >= enough),
-               key=lambda choice: (choice.strength, -choice.effect))
+    enough = [choice for choice in found if choice.effect >= BAR]
+    if not enough:
+        return max(found, key=lambda choice: (choice.effect, -choice.strength))
+    signs = (1, -1) if example.opposite is not None else (1,)
+    costs = [max([await judge.surprise(prompts, acting(example, choice.layer, sign * choice.strength))
+                  for sign in signs]) for choice in enough]
+    return enough[costs.index(min(costs))]
 
 
 async def ablation(judge: Judge, example: Example, prompts: list[Any], layers: list[int]) -> Choice:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from trimtab_client import Client
 
-from lab import LAB_DIR, model_path
+from lab import model_path
 from lab.models import load_model
+from lab.paths import LAB_DIR
 from scripts.examples import EXAMPLES, PRESETS
 from steering.compiler import compile_program
 from steering.facts import ModelFacts

@@ -30,12 +30,16 @@ class Applied(Model):
 
 
 class Receipt(Model):
-    """What was done to the model for a response. disabled: the kill switch held all steering back."""
+    """What was done to the model for a response.
+
+    disabled: the kill switch held all steering back. effects: what it did, measured, if `report` asked for it.
+    """
 
     applied: list[Applied]
     disabled: bool
     reason: str | None = None
     engine: str
+    effects: dict[str, Any] | None = None
 
 
 class Usage(Model):
