@@ -14,7 +14,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 def steering(report: str) -> dict[str, Any]:
     vectors = torch.randn(2, 1024, generator=torch.Generator().manual_seed(3))
     return {"interventions": [
-        {"op": "add", "layers": [1], "inline": {"vector": vectors[0].tolist()}, "strength": {"value": 40, "unit": "unit"}},
+        {"op": "add", "layers": [1], "inline": {"vector": vectors[0].tolist()},
+         "strength": {"value": 40, "unit": "unit"}},
         {"op": "ablate", "layers": [2], "inline": {"vector": vectors[1].tolist()}, "scope": {"prompt": "none"}},
     ], "report": report}
 

@@ -24,12 +24,13 @@ def spec(i: int, d_model: int) -> dict[str, Any]:
     vector = torch.randn(d_model, generator=generator)
     scope = ({}, {"prompt": "none"}, {"generation": "none"}, {"prompt": {"positions": [-1]}})[i % 4]
     common = {"layers": [i % 4], "site": SITES[i % 4], "scope": scope}
+    dims = list(range(i, d_model, 7))
     op: dict[str, Any] = (
         {"op": "add", "inline": {"vector": vector.tolist()}, "strength": {"value": 4.0, "unit": "unit"}},
         {"op": "ablate", "inline": {"vector": vector.tolist()}},
         {"op": "add", "inline": {"vector": vector.tolist()}, "options": {"norm_match": True}, "strength": 0.5},
         {"op": "clamp", "inline": {"vector": vector.tolist(), "value": 2.0}},
-        {"op": "sign_flip", "inline": {"dims": list(range(i, d_model, 7)), "polarity": [1] * len(range(i, d_model, 7))}},
+        {"op": "sign_flip", "inline": {"dims": dims, "polarity": [1] * len(dims)}},
         {"op": "mask", "inline": {"dims": list(range(i % 5, d_model, 9))}},
     )[i % 6]
     return {"steering": {"interventions": [{**op, **common}]}}

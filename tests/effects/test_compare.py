@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 from scipy.special import rel_entr
-from tests.engines import reference as ref
-from tests.engines.conftest import compiled, generate, ids, model_dir, start_engine  # noqa: F401
 from transformers import AutoModelForCausalLM
 
 from server.engines.base import CompareRequest
+from tests.engines import reference as ref
+from tests.engines.conftest import compiled, generate, ids, model_dir, start_engine  # noqa: F401
 
 PROMPT = [5 + (3 * t) % 80 for t in range(14)]
 
@@ -20,7 +20,8 @@ def vector(seed: int) -> torch.Tensor:
 
 V, U, W = vector(1), vector(2), vector(3)
 STACK = [
-    ({"op": "add", "layers": [1], "inline": {"vector": V.tolist()}}, ref.Edit("resid_post", 1, ref.add(V), ref.everywhere)),
+    ({"op": "add", "layers": [1], "inline": {"vector": V.tolist()}},
+     ref.Edit("resid_post", 1, ref.add(V), ref.everywhere)),
     ({"op": "ablate", "layers": [1], "inline": {"vector": U.tolist()}},
      ref.Edit("resid_post", 1, ref.project_out((U / U.norm())[None]), ref.everywhere)),
     ({"op": "add", "layers": [0], "inline": {"vector": W.tolist()}, "scope": {"prompt": "none"}},

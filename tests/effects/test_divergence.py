@@ -45,7 +45,8 @@ def test_parts_join_to_the_whole() -> None:
 def test_residual_shift() -> None:
     base = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
     found = residual_shift(torch.tensor([[3.0, 4.0], [0.0, 1.0]]), base)
-    assert found.relative.tolist() == pytest.approx([0.0, 2**0.5]) and found.cosine.tolist() == pytest.approx([1.0, 0.0])
+    assert found.relative.tolist() == pytest.approx([0.0, 2**0.5])
+    assert found.cosine.tolist() == pytest.approx([1.0, 0.0])
 
 
 def test_loops_show_and_prose_does_not() -> None:

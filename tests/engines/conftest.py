@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny import tiny
 
 from server.engines.base import Generation, Sampling, Token, Touched
 from server.engines.transformers.engine import TransformersEngine
@@ -16,6 +15,7 @@ from steering.compiler import compile_program
 from steering.program import Program
 from steering.source import Resolved
 from steering.spec import Intervention
+from tests.tiny import tiny
 
 torch.set_num_threads(1)
 _counter = itertools.count()
@@ -40,7 +40,8 @@ async def start_engine(model_dir: Callable[[str], Path]) -> AsyncIterator[Callab
     engines: list[TransformersEngine] = []
 
     async def start(family: str, **options: Any) -> TransformersEngine:
-        settings: dict[str, Any] = {"kv_cache_tokens": 4096, "max_batch_tokens": 128, "page_size": 8, "self_test": False}
+        settings: dict[str, Any] = {"kv_cache_tokens": 4096, "max_batch_tokens": 128, "page_size": 8,
+                                    "self_test": False}
         engine = TransformersEngine(EngineOptions(model=str(model_dir(family)), model_id="tiny",
                                                   **{**settings, **options}))
         engines.append(engine)

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.engines.conftest import compiled, generate, ids
 
 from server.engines.base import Generation, Sampling
 from server.engines.transformers.running import SaltedIds
 from server.engines.transformers.sampler import sample, uniform
 from server.engines.transformers.steps import Steps
 from steering.errors import EngineUnavailable, InvalidRequest, InvalidSpec, SlotsExhausted, UnsupportedModel
+from tests.engines.conftest import compiled, generate, ids
 
 PROMPT = [5 + (3 * t) % 80 for t in range(33)]
 

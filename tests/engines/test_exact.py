@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
+
 from tests.engines import reference as ref
 from tests.engines.conftest import compiled, generate, ids
-from transformers import AutoModelForCausalLM
 
 TOLERANCE = 1e-4
 D, D_FF, HEADS, HEAD_DIM = 32, 56, 4, 12
@@ -53,7 +54,7 @@ def _dense_cases() -> list[Case]:
           for n in range(3) for site in ("resid_pre", "attn_out", "mlp_out")]),
         ([{"op": "clamp", "site": "mlp_out", "layers": [2], "inline": {"vector": u.tolist(), "min": -0.1, "max": 0.4}}],
          [ref.Edit("mlp_out", 2, ref.clip_along(u, -0.1, 0.4), ref.everywhere)]),
-        ([{"op": "rotate", "layers": [1], "inline": {"basis": plane.tolist()}, "options": {"angle": 140}, "scope": gen}],
+        ([{"op": "rotate", "layers": [1], "inline": {"basis": plane.tolist(), "angle": 140}, "scope": gen}],
          [ref.Edit("resid_post", 1, ref.turn_to(plane, 140), ref.generated_only)]),
         ([{"op": "affine", "layers": [0], "inline": {"up": up.tolist(), "down": down.tolist(), "bias": bias.tolist()}}],
          [ref.Edit("resid_post", 0, ref.low_rank(up, down, bias), ref.everywhere)]),

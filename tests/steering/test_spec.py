@@ -349,7 +349,8 @@ def test_options_refused(op: str, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("op", "options"), [
-    ("mask", {"scale": 0.5}), ("neuron_mask", {"mode": "set", "scale": 0.5}), ("head_mask", {"mode": "shift", "scale": 0.5}),
+    ("mask", {"scale": 0.5}), ("neuron_mask", {"mode": "set", "scale": 0.5}),
+    ("head_mask", {"mode": "shift", "scale": 0.5}),
     ("expert_mask", {"scale": 0.5}), ("expert_mask", {"mode": "force", "renormalise": False}),
     ("expert_mask", {"mode": "off", "bias": 1.0}), ("expert_mask", {"mode": "bias"}), ("ablate", {"source_layer": 1}),
 ])
