@@ -77,7 +77,7 @@ def _relations(subject: LocalSubject) -> Iterator[tuple[str, Fields]]:
     known = [{"text": r["text"], "answer": r["answer"], "label": r["label"], "item": r["item"], "split": r["split"]}
              for r in load("relations") if not r["held_out"]]
     for relation in ("capital", "currency", "job", "pet"):
-        yield f"neurons-{relation}", {"facts": known, "target": relation, "share": 0.08}
+        yield f"neurons-{relation}", {"facts": known, "target": relation, "share": 0.2}
 
 
 def _pairs(name: str) -> list[Fields]:
