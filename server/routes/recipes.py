@@ -1,0 +1,49 @@
+"""Extraction methods with data of their own: `GET /v1/extract/methods`, `POST /v1/extract/{method}`."""
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Path
+
+from server.jobs import Cancelled, Control, Job
+from server.route import StrictRoute
+from server.state import ServerState, State
+from server.subject import EngineSubject
+from vectors.extract import RecipeOptions, get_recipe, parse_request, recipes, run_recipe
+from vectors.extract.errors import ExtractionCancelled
+
+router = APIRouter(tags=["extract"], route_class=StrictRoute)
+
+
+@router.get("/v1/extract/methods")
+def list_methods() -> dict[str, list[dict[str, Any]]]:
+    """Every method, what it makes in a line, and the JSON schema of what it takes."""
+    return {"data": [{"name": recipe.name, "summary": recipe.summary, "request": recipe.request.model_json_schema()}
+                     for recipe in recipes()]}
+
+
+@router.post("/v1/extract/{method}", status_code=202)
+async def create_by_method(method: Annotated[str, Path(max_length=64)],
+                           body: Annotated[dict[str, Any], Body(description="Fields of the method.")],
+                           state: State) -> Job:
+    """Start the job. Its result names the artifact it stored and holds the report with its controls."""
+    get_recipe(method)
+    request = parse_request(method, body)
+    return state.jobs.submit("extract", lambda control: _work(method, request, control, state))
+
+
+async def _work(method: str, request: RecipeOptions, control: Control, state: ServerState) -> dict[str, Any]:
+    subject = EngineSubject(state, asyncio.get_running_loop())
+
+    def work() -> dict[str, Any]:
+        found = run_recipe(method, request, subject, control.progress, control.cancelled,
+                           f"POST /v1/extract/{method}")
+        if control.cancelled():
+            raise Cancelled
+        artifact = state.library.create(found.metadata, found.payload)
+        return {"artifact": artifact.ref, "report": dict(found.report)}
+
+    try:
+        return await asyncio.to_thread(work)
+    except ExtractionCancelled:
+        raise Cancelled from None

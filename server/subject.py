@@ -1,0 +1,71 @@
+"""The served model as the subject of an extraction recipe, which runs in a thread of its own."""
+
+import asyncio
+import secrets
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from server.engines.base import CaptureRequest, Generation, Sampling
+from server.state import ServerState
+from steering.facts import ModelFacts
+from steering.program import Program
+from steering.spec import Site
+from vectors.extract.subject import Prompt, Tokens, Turn
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class EngineSubject:
+    """`vectors.extract.Subject`. Its methods block; call them off the event loop `loop`."""
+
+    state: ServerState
+    loop: asyncio.AbstractEventLoop
+
+    @property
+    def facts(self) -> ModelFacts:
+        return self.state.engine.facts
+
+    def encode(self, prompt: Prompt) -> Tokens:
+        if isinstance(prompt, str):
+            return tuple(self.state.vocabulary.encode(prompt, special_tokens=True))
+        turns = [{"role": part.role, "content": part.content} for part in prompt if isinstance(part, Turn)]
+        if turns:
+            return tuple(self.state.chat_prompts.conversation(turns, "messages"))
+        return tuple(part for part in prompt if isinstance(part, int))
+
+    def encode_continuation(self, text: str) -> Tokens:
+        return tuple(self.state.vocabulary.encode(text, special_tokens=False))
+
+    def capture(self, texts: Sequence[Sequence[int]], site: Site, layers: Sequence[int],
+                positions: Sequence[int] | None, program: Program | None = None) -> list[Mapping[int, torch.Tensor]]:
+        requests = [CaptureRequest(text, {site: layers}, positions) for text in texts]
+        return [found[site] for found in self._wait(self.state.engine.capture(requests, program))]
+
+    def next_logprobs(self, texts: Sequence[Sequence[int]], program: Program | None = None) -> torch.Tensor:
+        rows = []
+        for text in texts:
+            full = self._wait(self.state.engine.score(text, program, full=True)).full
+            if full is None:
+                raise RuntimeError("the engine gave no log-probabilities though they were asked for")
+            rows.append(full[-1].float())
+        return torch.stack(rows)
+
+    def generate(self, texts: Sequence[Sequence[int]], max_tokens: int, program: Program | None = None) -> list[str]:
+        return self._wait(self._generate_all(texts, max_tokens, program))
+
+    async def _generate_all(self, texts: Sequence[Sequence[int]], max_tokens: int, program: Program | None
+                            ) -> list[str]:
+        async def one(number: int, text: Sequence[int]) -> str:
+            sampling = Sampling(max_tokens=max_tokens, temperature=0.0, stop_token_ids=self.state.vocabulary.end_ids)
+            completion = self.state.engine.generate(Generation(f"extract-{secrets.token_hex(8)}-{number}", text,
+                                                               sampling, program))
+            return self.state.vocabulary.decode([token.token_id async for token in completion])
+
+        return list(await asyncio.gather(*(one(n, text) for n, text in enumerate(texts))))
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
