@@ -1,6 +1,7 @@
 """What all commands share: where output goes and how errors look."""
 
 import json
+import sys
 from typing import Any, NoReturn
 
 import trimtab_client
@@ -11,7 +12,9 @@ from typer.core import TyperGroup
 
 from steering.errors import TrimtabError
 
-out = Console()
+# A pipe has no width. Rich would guess 80 columns and cut names in tables short.
+PIPE_WIDTH = 200
+out = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
 err = Console(stderr=True)
 
 
