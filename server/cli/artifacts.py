@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from server.cli.connection import DEFAULT_URL, Key, Url, connect
 from server.cli.console import Commands, out, print_json
@@ -35,7 +35,7 @@ def list_(
     if as_json:
         print_json([artifact.model_dump(mode="json") for artifact in found])
         return
-    table = Table("ref", "kind", "op", "site", "layers", "aliases", "model", "description", box=None)
+    table = Table(Column("ref", overflow="fold"), "kind", "op", "site", "layers", "aliases", "model", "description", box=None)
     for one in found:
         table.add_row(one.ref, one.kind, one.op, one.site, shown_layers(one.layers, one.stored_layers),
                       " ".join(one.aliases), one.model_id or "", one.description)
