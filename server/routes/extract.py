@@ -10,15 +10,15 @@ from fastapi import APIRouter
 from pydantic import ConfigDict, Field
 
 from server.engines.base import CaptureRequest, Engine
-from server.jobs import Cancelled, Control, Job
+from server.extraction import extract_and_store
+from server.jobs import Control, Job
 from server.openai.schema import Message
 from server.route import StrictRoute
 from server.state import ServerState, State
 from steering.errors import InvalidRequest
 from steering.spec import Model, Site
-from vectors.extract import Extraction, ExtractOptions, ExtractRequest, Pair, check_options, run
+from vectors.extract import ExtractOptions, ExtractRequest, Pair, check_options, run
 from vectors.extract.contract import Split
-from vectors.extract.errors import ExtractionCancelled
 
 router = APIRouter(tags=["extract"], route_class=StrictRoute)
 
@@ -54,18 +54,8 @@ async def create_extraction(body: ExtractBody, state: State) -> Job:
 
 async def _work(request: ExtractRequest, control: Control, state: ServerState) -> dict[str, Any]:
     capture = _Capture(state.engine, asyncio.get_running_loop())
-
-    def work() -> dict[str, Any]:
-        found: Extraction = run(request, capture, control.progress, control.cancelled)
-        if control.cancelled():
-            raise Cancelled
-        artifact = state.library.create(found.metadata, found.payload)
-        return {"artifact": artifact.ref, "report": dict(found.report)}
-
-    try:
-        return await asyncio.to_thread(work)
-    except ExtractionCancelled:
-        raise Cancelled from None
+    return await extract_and_store(state, control,
+                                   lambda: run(request, capture, control.progress, control.cancelled))
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Path
 
-from server.jobs import Cancelled, Control, Job
+from server.extraction import extract_and_store
+from server.jobs import Control, Job
 from server.route import StrictRoute
 from server.state import ServerState, State
 from server.subject import EngineSubject
 from vectors.extract import RecipeOptions, get_recipe, parse_request, recipes, run_recipe
-from vectors.extract.errors import ExtractionCancelled
 
 router = APIRouter(tags=["extract"], route_class=StrictRoute)
 
@@ -34,16 +34,5 @@ async def create_by_method(method: Annotated[str, Path(max_length=64)],
 
 async def _work(method: str, request: RecipeOptions, control: Control, state: ServerState) -> dict[str, Any]:
     subject = EngineSubject(state, asyncio.get_running_loop())
-
-    def work() -> dict[str, Any]:
-        found = run_recipe(method, request, subject, control.progress, control.cancelled,
-                           f"POST /v1/extract/{method}")
-        if control.cancelled():
-            raise Cancelled
-        artifact = state.library.create(found.metadata, found.payload)
-        return {"artifact": artifact.ref, "report": dict(found.report)}
-
-    try:
-        return await asyncio.to_thread(work)
-    except ExtractionCancelled:
-        raise Cancelled from None
+    return await extract_and_store(state, control, lambda: run_recipe(
+        method, request, subject, control.progress, control.cancelled, f"POST /v1/extract/{method}"))
