@@ -35,7 +35,8 @@ def list_(
     if as_json:
         print_json([artifact.model_dump(mode="json") for artifact in found])
         return
-    table = Table(Column("ref", overflow="fold"), "kind", "op", "site", "layers", "aliases", "model", "description", box=None)
+    table = Table(Column("ref", overflow="fold"), "kind", "op", "site", "layers", "aliases", "model", "description",
+                  box=None)
     for one in found:
         table.add_row(one.ref, one.kind, one.op, one.site, shown_layers(one.layers, one.stored_layers),
                       " ".join(one.aliases), one.model_id or "", one.description)

@@ -24,7 +24,8 @@ def list_(url: Url = DEFAULT_URL, key: Key = None) -> None:
         while page.cursor is not None:
             page = client.list_presets(limit=PAGE, cursor=page.cursor)
             found += page.data
-    table = Table(Column("ref", overflow="fold"), Column("model name", overflow="fold"), "interventions", "aliases", "description", box=None)
+    table = Table(Column("ref", overflow="fold"), Column("model name", overflow="fold"), "interventions", "aliases",
+                  "description", box=None)
     for one in found:
         acts = ", ".join(str(item.get("artifact") or item.get("op")) for item in one.spec["interventions"])
         table.add_row(one.ref, one.model, acts, " ".join(one.aliases), one.description)
