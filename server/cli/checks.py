@@ -35,11 +35,10 @@ def check_python() -> Iterator[Finding]:
 
 def check_packages() -> Iterator[Finding]:
     """Every package that the distribution asks for, against the version that is installed."""
-    wanted = [Requirement(text) for text in requires(DISTRIBUTION) or []]
+    named = [Requirement(text) for text in requires(DISTRIBUTION) or []]
+    wanted = [one for one in named if one.marker is None or one.marker.evaluate({"extra": ""})]
     wrong = False
     for requirement in wanted:
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue
         try:
             found = version(requirement.name)
         except PackageNotFoundError:
