@@ -11,7 +11,7 @@ from typing import Any
 import uvicorn
 
 from lab import model_path
-from server.boot import build
+from server.boot import KEEP_ALIVE_S, build
 from server.settings import Settings
 
 
@@ -21,7 +21,8 @@ async def running_server(model: str = "lab-dense", **settings: Any) -> AsyncIter
     with tempfile.TemporaryDirectory() as folder, contextlib.closing(socket.socket()) as sock:
         app = build(Settings(**{"model": str(model_path(model)), "data_dir": Path(folder), **settings}))
         sock.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False,
+                                               timeout_keep_alive=KEEP_ALIVE_S))
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         while not server.started:
             if serving.done():

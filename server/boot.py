@@ -16,6 +16,9 @@ from server.settings import Settings
 from vectors.artifact import Limits
 from vectors.library import Library
 
+# Longer than clients keep idle connections: closed by the server first, one may be reused just as it goes away.
+KEEP_ALIVE_S = 75
+
 log = structlog.get_logger("trimtab.server")
 
 
@@ -41,4 +44,4 @@ def serve(settings: Settings) -> None:
     if not Path(settings.model).exists():
         log.info("the model is no local folder, taking it for a Hugging Face id", model=settings.model)
     uvicorn.run(build(settings), host=settings.host, port=settings.port, log_config=None, access_log=False,
-                timeout_graceful_shutdown=10)
+                timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=10)
