@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from steering.bank import NO_ROW, Bank, Key
 from steering.pool import Pool
+from steering.row_table import NO_ROW, Key, RowTable
 from steering.scope import Bits
 
 Slots = npt.NDArray[np.int32]
@@ -28,7 +28,7 @@ class Stage:
 StepPlan = dict[Key, list[Stage]]
 
 
-def plan_step(bank: Bank, slots: Slots, bits: Bits) -> StepPlan:
+def plan_step(bank: RowTable, slots: Slots, bits: Bits) -> StepPlan:
     """What to do in a step over a flat batch of T tokens.
 
     Args:

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from steering.bank import Bank, Key
+from steering.bank import Bank
 from steering.ops.kernel import get_kernel
 from steering.plan import Slots, Stage, StepPlan, plan_step
 from steering.routing import RouterRule, Routing, select
+from steering.row_table import Key
 from steering.scope import Bits
 from steering.sites import attach, attach_router, router_rule
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers.generation.continuous_batching.requests import FutureRequestState
 
-from server.engines.transformers.arena import Arena
+from server.engines.arena import Arena
 from server.engines.transformers.running import EngineCompletion, Running, SaltedIds
 from server.engines.transformers.sampler import sample
 from steering.bank import Bank

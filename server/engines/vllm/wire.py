@@ -1,0 +1,105 @@
+"""How programs and scopes travel to the workers: programs as safetensors bytes, scopes as plain lists.
+
+A request carries only numbers that msgpack knows; tensors in `SamplingParams.extra_args` would lose their type.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load, save
+
+from steering.ops.base import Row
+from steering.program import Program
+from steering.scope import TokenRules, TouchMap
+from steering.spec import Site
+
+# The key of everything of ours in `SamplingParams.extra_args` and in vLLM's `additional_config`.
+EXTRA = "trimtab"
+Key = tuple[Site, int]
+Bits = npt.NDArray[np.uint32]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a program as a worker holds them: one mapping per intervention."""
+
+    digest: str
+    rows: tuple[Mapping[Key, Row], ...]
+
+
+def encode_program(program: Program) -> bytes:
+    """Rows of every intervention, in order."""
+    places: list[tuple[int, str, int, str]] = []
+    tensors: dict[str, torch.Tensor] = {}
+    for j, item in enumerate(program.compiled):
+        for (site, layer), row in item.rows.items():
+            for name, tensor in row.tensors.items():
+                tensors[f"{len(places)}.{name}"] = tensor.detach().to("cpu", torch.float32).clone().contiguous()
+            places.append((j, site, layer, row.kernel))
+    head = {"digest": program.digest, "count": len(program.compiled), "places": places}
+    return save(tensors, metadata={EXTRA: json.dumps(head)})
+
+
+def decode_program(content: bytes) -> Rows:
+    length = int.from_bytes(content[:8], "little")
+    head = json.loads(json.loads(content[8:8 + length])["__metadata__"][EXTRA])
+    tensors = load(content)
+    per_place: list[dict[str, torch.Tensor]] = [{} for _ in head["places"]]
+    for name, tensor in tensors.items():
+        place, _, field = name.partition(".")
+        per_place[int(place)][field] = tensor
+    rows: list[dict[Key, Row]] = [{} for _ in range(head["count"])]
+    for (j, site, layer, kernel), held in zip(head["places"], per_place, strict=True):
+        rows[j][site, layer] = Row(kernel, held)
+    return Rows(head["digest"], tuple(rows))
+
+
+def encode_touch(touch: TouchMap, rules: TokenRules, acting: int) -> dict[str, Any]:
+    """Runs of equal bits over the positions of one completion, [start, stop, on, off], untouched stretches left out."""
+    on, off = touch.on & np.uint32(acting), touch.off & np.uint32(acting)
+    edges = np.flatnonzero((np.diff(on) != 0) | (np.diff(off) != 0)) + 1
+    starts = [0, *edges.tolist()]
+    stops = [*edges.tolist(), len(on)]
+    runs = [[a, b, int(on[a]), int(off[a])] for a, b in zip(starts, stops, strict=True)
+            if a < b and (on[a] or off[a])]
+    return {"prompt": touch.prompt_length, "length": len(on), "runs": runs,
+            "rules": [[[token, bits & acting] for token, bits in table.items()] for table in (rules.on, rules.off)]}
+
+
+@dataclass(frozen=True)
+class Touch:
+    """What `encode_touch` wrote, read back. on, off: uint32 by position, one more than the completion has."""
+
+    prompt_length: int
+    on: Bits
+    off: Bits
+    rules: TokenRules
+
+    def bits(self, positions: npt.NDArray[np.int64], token_ids: npt.NDArray[np.int64]) -> Bits:
+        """Bits of the tokens at `positions`."""
+        on, off = self.on[positions], self.off[positions]
+        for i in np.flatnonzero(positions >= self.prompt_length) if self.rules else ():
+            on[i] |= np.uint32(self.rules.on.get(int(token_ids[i]), 0))
+            off[i] |= np.uint32(self.rules.off.get(int(token_ids[i]), 0))
+        result: Bits = on & ~off
+        return result
+
+
+def decode_touch(wire: Mapping[str, Any]) -> Touch:
+    # One position more than can be read: an engine that schedules ahead may run a token past the end.
+    on = np.zeros(wire["length"] + 1, dtype=np.uint32)
+    off = np.zeros(wire["length"] + 1, dtype=np.uint32)
+    for start, stop, on_bits, off_bits in wire["runs"]:
+        on[start:stop] = on_bits
+        off[start:stop] = off_bits
+    tables = [dict(_pairs(table)) for table in wire["rules"]]
+    return Touch(wire["prompt"], on, off, TokenRules(tables[0], tables[1]))
+
+
+def _pairs(table: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    return [(int(token), int(bits)) for token, bits in table]
