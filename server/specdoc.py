@@ -26,7 +26,11 @@ The smallest spec names an artifact; op, site, layers, strength and options then
 """
 
 KINDS = """Tensors per layer, written inline under these names. `d` is the width of the site, `r` a rank, `m` a count,
-`h` head_dim."""
+`h` head_dim, `w` a count of knots, `a` one of coordinates.
+
+A manifold is the spline through `points`, which belong to the coordinates `knots` and lie in the subspace of the
+orthonormal `basis` with its origin at `mean`. `period` is the length of an axis that wraps, 0 for one that does not.
+One coordinate makes a curve (cubic; knots in rising order), two or three a surface (thin plate)."""
 
 
 def document() -> str:

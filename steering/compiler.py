@@ -15,6 +15,7 @@ from steering.program import Applied, Compiled, Program
 from steering.source import Resolved, Source
 from steering.spec import (
     MAX_INTERVENTIONS,
+    OPTIONS,
     BareStrength,
     Intervention,
     LayerDepth,
@@ -63,7 +64,7 @@ def _compile_one(item: Resolved, facts: ModelFacts) -> Compiled:
             raise InvalidSpec(f"option {twice[0]!r} is given in inline and in options", param=f"options.{twice[0]}")
         given_options |= inline_options
     elif source is not None and source.op == operation.name:
-        given_options = _merged(source.options, given_options)
+        given_options = _merged(source.options, given_options, OPTIONS[operation.name].alternatives)
     options = parse_options(operation, given_options)
     multi_site = bool(getattr(options, "multi_site", False))
     if multi_site:
@@ -120,11 +121,15 @@ def _check_unplaced(intervention: Intervention) -> None:
                           fix="Leave layers out; options.source_layer says whose direction is used.")
 
 
-def _merged(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of the artifact with those of the request on top. Another mode leaves the artifact's own ones behind."""
+def _merged(own: Mapping[str, Any], given: Mapping[str, Any], alternatives: Sequence[Sequence[str]]
+            ) -> dict[str, Any]:
+    """Options of the artifact with those of the request on top. Another mode leaves the artifact's own ones behind, and
+    of alternatives the request's choice stands alone."""
     if any(name in given and given[name] != own.get(name) for name in ("mode", "multi_site")):
         return dict(given)
-    return {**own, **given}
+    chosen = [group for group in alternatives if any(name in given for name in group)]
+    dropped = {name for group in alternatives if chosen and group not in chosen for name in group}
+    return {**{name: value for name, value in own.items() if name not in dropped}, **given}
 
 
 def _op(intervention: Intervention, source: Source | None) -> Op:

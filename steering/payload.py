@@ -2,7 +2,8 @@
 
 A payload is `layer -> tensor name -> tensor`. It is what a safetensors blob holds (under the keys `"{layer}.{name}"`),
 and what `inline` in a spec is turned into. Widths are letters: `d` is the width of the site (d_model, or num_heads *
-head_dim at head_out, or d_ff at mlp_act), `r` a rank, `m` a count of indices, `h` head_dim.
+head_dim at head_out, or d_ff at mlp_act), `r` a rank, `m` a count of indices, `h` head_dim, `w` a count of knots, `a`
+one of coordinates.
 """
 
 from collections.abc import Mapping
@@ -12,9 +13,11 @@ from typing import Literal, get_args
 import torch
 
 from steering.errors import InvalidPayload
+from steering.manifold import Manifold
 
 Kind = Literal[
-    "vector", "subspace", "sign_pattern", "dim_mask", "neuron_set", "head_set", "expert_set", "affine", "probe"
+    "vector", "subspace", "sign_pattern", "dim_mask", "neuron_set", "head_set", "expert_set", "affine", "probe",
+    "manifold",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -40,6 +43,8 @@ RULES: dict[Kind, dict[str, TensorRule]] = {
     "expert_set": {"experts": TensorRule(("m",), integer=True)},
     "affine": {"up": TensorRule(("r", "d")), "down": TensorRule(("r", "d")), "bias": TensorRule(("r",))},
     "probe": {"weight": TensorRule(("d",)), "bias": TensorRule(())},
+    "manifold": {"basis": TensorRule(("r", "d")), "mean": TensorRule(("d",)), "knots": TensorRule(("w", "a")),
+                 "points": TensorRule(("w", "r")), "period": TensorRule(("a",))},
 }
 
 # The tensor that holds the indices of kinds that are sets.
@@ -144,15 +149,19 @@ def _check_meaning(kind: Kind, tensors: Mapping[str, torch.Tensor], where: str) 
         name = "vector" if kind == "vector" else "weight"
         if not bool(tensors[name].any()):
             raise InvalidPayload("the vector is zero and would do nothing", param=f"{where}.{name}")
-    if kind == "subspace":
-        basis = tensors["basis"].double()
-        if basis.shape[0] > basis.shape[1]:
-            raise InvalidPayload(f"{basis.shape[0]} rows of width {basis.shape[1]} cannot be orthonormal",
-                                 param=f"{where}.basis")
-        if len(basis) > basis.shape[1]:
-            raise InvalidPayload(f"{len(basis)} rows cannot be independent in {basis.shape[1]} dimensions",
-                                 param=f"{where}.basis")
-        gram = basis @ basis.T
-        if not torch.allclose(gram, torch.eye(len(basis), dtype=gram.dtype), atol=1e-3):
-            raise InvalidPayload("basis rows must be orthonormal (unit length, pairwise perpendicular)",
-                                 param=f"{where}.basis", fix="Orthonormalise them, with a QR decomposition say.")
+    if "basis" in tensors:
+        _check_basis(tensors["basis"].double(), f"{where}.basis")
+    if kind == "manifold":
+        try:
+            Manifold.build(tensors["knots"], tensors["points"], tensors["period"])
+        except InvalidPayload as error:
+            raise error.at(where) from None
+
+
+def _check_basis(basis: torch.Tensor, where: str) -> None:
+    if basis.shape[0] > basis.shape[1]:
+        raise InvalidPayload(f"{basis.shape[0]} rows of width {basis.shape[1]} cannot be orthonormal", param=where)
+    gram = basis @ basis.T
+    if not torch.allclose(gram, torch.eye(len(basis), dtype=gram.dtype), atol=1e-3):
+        raise InvalidPayload("basis rows must be orthonormal (unit length, pairwise perpendicular)", param=where,
+                             fix="Orthonormalise them, with a QR decomposition say.")

@@ -8,20 +8,28 @@ import torch
 from steering.ops.base import Row
 
 Signature = tuple[str, tuple[tuple[str, tuple[int, ...]], ...]]
-_RANKED = ("up", "down", "bias")
+# Kernels whose tensors have a rank, and which axis of each it is.
+_RANKED = {"affine": {"up": 0, "down": 0, "bias": 0}, "nearest": {"basis": 0, "origin": 0, "points": 1, "goals": 1}}
 
 
 def pad_rank(row: Row) -> Row:
     """Ranks rounded up to a power of two with zero rows, which do nothing, so that few pools serve all ranks."""
-    if row.kernel != "affine":
+    ranked = _RANKED.get(row.kernel)
+    if ranked is None:
         return row
-    rank = len(row.tensors["bias"])
+    name, axis = next(iter(ranked.items()))
+    rank = row.tensors[name].shape[axis]
     target = 1 << (rank - 1).bit_length()
     if target == rank:
         return row
-    padded = {name: torch.cat([row.tensors[name], torch.zeros(target - rank, *row.tensors[name].shape[1:])])
-              for name in _RANKED}
-    return Row(row.kernel, padded)
+    return Row(row.kernel, {name: _padded(tensor, ranked[name], target) if name in ranked else tensor
+                            for name, tensor in row.tensors.items()})
+
+
+def _padded(tensor: torch.Tensor, axis: int, size: int) -> torch.Tensor:
+    shape = list(tensor.shape)
+    shape[axis] = size - shape[axis]
+    return torch.cat([tensor, tensor.new_zeros(shape)], dim=axis)
 
 
 def signature(row: Row) -> Signature:

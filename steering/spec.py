@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 Op = Literal["add", "ablate", "clamp", "rotate", "affine", "sign_flip", "mask", "neuron_mask", "head_mask",
-             "expert_mask", "patch"]
+             "expert_mask", "manifold", "patch"]
 Site = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "head_out", "mlp_act", "router"]
 Unit = Literal["raw", "unit", "rel", "sigma"]
 OPS: tuple[Op, ...] = get_args(Op)
@@ -43,6 +43,9 @@ Switch = Annotated[bool, Field(strict=True)]
 
 class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    # Groups of fields that exclude each other: of a stored default, those drop out that a request chose against.
+    alternatives: ClassVar[tuple[tuple[str, ...], ...]] = ()
 
 
 class Strength(Model):
@@ -159,6 +162,8 @@ class AblateOptions(Model):
 class ClampOptions(Model):
     """Coordinate along the unit direction, in activation units: set it to `value`, or keep it in [min, max]."""
 
+    alternatives: ClassVar[tuple[tuple[str, ...], ...]] = (("value",), ("min", "max"))
+
     value: Finite | None = Field(default=None, description="Set the coordinate to this.")
     min: Finite | None = Field(default=None, description="Raise the coordinate to at least this.")
     max: Finite | None = Field(default=None, description="Lower the coordinate to at most this.")
@@ -241,6 +246,46 @@ class ExpertMaskOptions(ModeOptions):
         return self
 
 
+Label = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Coordinate = Label | Finite | Annotated[list[Finite], Field(min_length=1, max_length=3)]
+
+
+class ManifoldOptions(Model):
+    """A label or a coordinate names a point. On a curve the coordinate is a place in the order of the labels, 1.5 being
+    halfway between the second and the third; on a surface it is one number per axis."""
+
+    target: Coordinate | None = Field(default=None, description="Where to: a label or a coordinate.")
+    shift: Finite | Annotated[list[Finite], Field(min_length=1, max_length=3)] | None = Field(
+        default=None, description="How far to go from where the token is: places on a curve, coordinates on a surface.")
+    source: Coordinate | None = Field(
+        default=None, description="Where the path to the target begins; left out: at the token's nearest point.")
+    fraction: Fraction = Field(default=1.0, description="How much of the path to go.")
+    path: Literal["manifold", "chord"] = Field(
+        default="manifold", description="manifold: along it, the shorter way round; chord: straight, from the source, "
+        "or from the token itself where no source is given.")
+    keep_offset: Switch = Field(
+        default=False, description="Move the token by the difference of the two points, so that it keeps its distance "
+        "from the manifold; false: put it on the point. What is outside the subspace stays either way.")
+    labels: list[Label] = Field(default=[], max_length=256, description="Names of the knots, in their order; a stored "
+                                "manifold brings its own.")
+
+    alternatives: ClassVar[tuple[tuple[str, ...], ...]] = (("target", "source"), ("shift",))
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.shift is not None and (self.target is not None or self.source is not None):
+            raise ValueError("shift counts from where the token is; give it without target and source")
+        if self.source is not None and self.target is None:
+            raise ValueError("a source needs a target")
+        if self.path == "chord" and self.shift is not None:
+            raise ValueError("a shift goes along the manifold; give a target for a chord")
+        if self.keep_offset and (self.source is not None or self.path == "chord"):
+            raise ValueError("keep_offset needs the token's own place: leave source out, and path at manifold")
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError("a label occurs twice")
+        return self
+
+
 class PatchOptions(Model):
     basis_rank: int | None = Field(default=None, strict=True, ge=1, le=64,
                                    description="Use only the first rows of the basis.")
@@ -249,7 +294,8 @@ class PatchOptions(Model):
 OPTIONS: dict[Op, type[Model]] = {
     "add": AddOptions, "ablate": AblateOptions, "clamp": ClampOptions, "rotate": RotateOptions,
     "affine": AffineOptions, "sign_flip": SignFlipOptions, "mask": MaskOptions, "neuron_mask": MaskOptions,
-    "head_mask": HeadMaskOptions, "expert_mask": ExpertMaskOptions, "patch": PatchOptions,
+    "head_mask": HeadMaskOptions, "expert_mask": ExpertMaskOptions, "manifold": ManifoldOptions,
+    "patch": PatchOptions,
 }
 
 

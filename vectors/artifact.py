@@ -25,7 +25,8 @@ from steering.spec import NAME_PATTERN, OPTIONS, Layers, Model, Op, Site, Streng
 from vectors.errors import InvalidMetadata
 
 # The tensor whose last axis is as wide as the site; other kinds are sets of indices.
-WIDTH_TENSOR: dict[Kind, str] = {"vector": "vector", "subspace": "basis", "affine": "up", "probe": "weight"}
+WIDTH_TENSOR: dict[Kind, str] = {"vector": "vector", "subspace": "basis", "affine": "up", "probe": "weight",
+                                 "manifold": "basis"}
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,7 @@ def check(metadata: Metadata, payload: Payload, limits: Limits) -> Metadata:
         raise InvalidMetadata(f"the metadata says {metadata.kind}, the numbers are a {payload.kind}",
                               param="metadata.kind")
     _check_layers(metadata, payload)
+    _check_labels(metadata, payload)
     width = _width(metadata, payload)
     if width is None or metadata.site not in RESIDUAL_SITES:
         return metadata
@@ -186,6 +188,16 @@ def _check_layers(metadata: Metadata, payload: Payload) -> None:
     if missing:
         raise InvalidMetadata(f"layer {missing[0]} has no numbers", param="metadata.layers",
                               fix=f"Layers with numbers: {', '.join(map(str, payload.layers))}.")
+
+
+def _check_labels(metadata: Metadata, payload: Payload) -> None:
+    labels = metadata.options.get("labels")
+    if metadata.kind != "manifold" or not isinstance(labels, list):
+        return
+    for layer, tensors in payload.layers.items():
+        if len(tensors["knots"]) != len(labels):
+            raise InvalidMetadata(f"{len(labels)} labels for the {len(tensors['knots'])} knots of layer {layer}",
+                                  param="metadata.options.labels", fix="Give one label per knot, in their order.")
 
 
 def _width(metadata: Metadata, payload: Payload) -> int | None:

@@ -8,6 +8,7 @@ from steering.ops import (
     expert_mask,
     head_mask,
     kernels,
+    manifold,
     mask,
     patch,
     rotate,
@@ -17,4 +18,4 @@ from steering.ops.base import Operation, Place, Row, get_operation, operations
 from steering.ops.kernel import get_kernel
 
 __all__ = ["Operation", "Place", "Row", "ablate", "add", "affine", "clamp", "expert_mask", "get_kernel",
-           "get_operation", "head_mask", "kernels", "mask", "operations", "patch", "rotate", "sign_flip"]
+           "get_operation", "head_mask", "kernels", "manifold", "mask", "operations", "patch", "rotate", "sign_flip"]

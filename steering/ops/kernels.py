@@ -1,4 +1,4 @@
-"""The batched forms of the residual-like ops: add, affine, clamp, rotate, sign flip, scale and offset."""
+"""The batched forms of the residual-like ops: add, affine, clamp, nearest, rotate, sign flip, scale and offset."""
 
 import torch
 
@@ -39,6 +39,22 @@ def clamp(h: torch.Tensor, rows: Rows) -> torch.Tensor:
     coordinate = (h * rows["direction"]).sum(-1)
     bounded = torch.minimum(torch.maximum(coordinate, rows["low"]), rows["high"])
     return h + (rows["amount"] * (bounded - coordinate)).unsqueeze(-1) * rows["direction"]
+
+
+@kernel("nearest")
+def nearest(h: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """Find the token among stored points of a subspace and carry it to the goal that belongs to that point.
+
+    basis `[n, r, d]` orthonormal, origin `[n, r]` what is 0 in it, points and goals `[n, k, r]`. keep 1: the token
+    moves by goal - point, keep 0: onto the goal; amount: share of the move. Both `[n]`. Shapes are fixed and nothing
+    depends on values, so it can be captured in a graph.
+    """
+    inside = torch.einsum("nrd,nd->nr", rows["basis"], h) - rows["origin"]
+    distance = (rows["points"] - inside.unsqueeze(1)).square().sum(-1)
+    place = distance.argmin(dim=-1).view(-1, 1, 1).expand(-1, 1, inside.shape[1])
+    point, goal = (rows[name].gather(1, place).squeeze(1) for name in ("points", "goals"))
+    start = torch.where(rows["keep"].unsqueeze(-1) > 0, point, inside)
+    return h + torch.einsum("nr,nrd->nd", rows["amount"].unsqueeze(-1) * (goal - start), rows["basis"])
 
 
 @kernel("rotate")

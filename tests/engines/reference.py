@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.interpolate import CubicSpline
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
@@ -162,6 +164,29 @@ def replace_by(u: torch.Tensor, basis: torch.Tensor | None = None) -> Function:
     if basis is None:
         return lambda h: u.expand_as(h)
     return lambda h: h + (u - h) @ basis.T @ basis
+
+
+def closed_spline(points: torch.Tensor) -> Callable[[Any], torch.Tensor]:
+    """The periodic cubic spline through `points [w, r]` at 0, 1, ..."""
+    around = torch.cat([points, points[:1]]).double().numpy()
+    spline = CubicSpline(range(len(around)), around, bc_type="periodic")
+    return lambda place: torch.from_numpy(spline(place)).float()
+
+
+def swap_part(basis: torch.Tensor, mean: torch.Tensor, goal: torch.Tensor) -> Function:
+    return lambda h: h + (goal - (h - mean) @ basis.T) @ basis
+
+
+def shift_part(basis: torch.Tensor, mean: torch.Tensor, points: torch.Tensor, places: float) -> Function:
+    """Each token's part in the subspace goes `places` on from the nearest of 256 points of the closed spline."""
+    spline, grid = closed_spline(points), np.arange(256) * len(points) / 256
+
+    def function(h: torch.Tensor) -> torch.Tensor:
+        part = (h - mean) @ basis.T
+        nearest = torch.cdist(part.double(), spline(grid).double()).argmin(dim=1).numpy()
+        return h + (spline((grid[nearest] + places) % len(points)) - part) @ basis
+
+    return function
 
 
 def experts(mode: str, listed: Sequence[int], k: int, number: float = 0.0) -> Function:

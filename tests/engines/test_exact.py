@@ -1,4 +1,4 @@
-"""The engine's log-probabilities against plain Hugging Face hooks: every op, 12 different specs in one batch."""
+"""The engine's log-probabilities against plain Hugging Face hooks: every op, a dozen different specs in one batch."""
 
 import asyncio
 from typing import Any
@@ -38,6 +38,10 @@ def _dense_cases() -> list[Case]:
     shift[head_columns] = heads_shift.flatten()
     gen = {"prompt": "none", "generation": "all"}
     last = {"prompt": {"positions": [-1]}, "generation": "all"}
+    ring = torch.cat([torch.stack([(torch.arange(5) * 1.2566).cos(), (torch.arange(5) * 1.2566).sin()], 1) * 4,
+                      _vector(11, 5).reshape(5, 1)], dim=1)
+    manifold = {"basis": basis.tolist(), "mean": w.tolist(), "knots": [[n] for n in range(5)],
+                "points": ring.tolist(), "period": [5], "labels": list("abcde")}
     return [
         ([{"op": "add", "layers": [1], "inline": {"vector": v.tolist()}, "strength": 1.5}],
          [ref.Edit("resid_post", 1, ref.add(1.5 * v), ref.everywhere)]),
@@ -71,6 +75,15 @@ def _dense_cases() -> list[Case]:
           {"op": "head_mask", "layers": [2], "inline": {"heads": [1, 3]}, "options": {"scale": 0.25}}],
          [ref.Edit("head_out", 0, ref.add(2 * shift), ref.everywhere),
           ref.Edit("head_out", 2, ref.scale_columns(head_columns, 0.25), ref.everywhere)]),
+        # Two swaps with a vector between them, the second from where each token then is.
+        ([{"op": "manifold", "layers": [1], "inline": {**manifold, "target": "d", "source": "b", "fraction": 0.75},
+           "scope": last},
+          {"op": "add", "layers": [1], "inline": {"vector": v.tolist()}},
+          {"op": "manifold", "layers": [1], "inline": {**manifold, "shift": 1.5}}],
+         [ref.Edit("resid_post", 1, ref.swap_part(basis, w, ref.closed_spline(ring)(2.5)),
+                   ref.last_prompt_and_generated),
+          ref.Edit("resid_post", 1, ref.add(v), ref.everywhere),
+          ref.Edit("resid_post", 1, ref.shift_part(basis, w, ring, 1.5), ref.everywhere)]),
         # Order is meaning: patch within a subspace, then add, then ablate, all at one site.
         ([{"op": "patch", "layers": [1], "inline": {"basis": basis.tolist(), "mean": v.tolist()}},
           {"op": "add", "layers": [1], "inline": {"vector": w.tolist()}},
@@ -113,12 +126,12 @@ def _prompt(i: int) -> list[int]:
 @pytest.mark.parametrize(("family", "cases"), [("qwen3", _dense_cases()), ("qwen3_moe", _moe_cases())],
                          ids=["dense", "moe"])
 async def test_mixed_batch_equals_hooks(start_engine: Any, model_dir: Any, family: str, cases: list[Case]) -> None:
-    """12 specs and an unsteered request at once, prefilled in chunks of 16 tokens: each as if it were alone."""
+    """All specs and an unsteered request at once, prefilled in chunks of 16 tokens: each as if it were alone."""
     engine = await start_engine(family, max_batch_tokens=16, max_requests=16)
     model = AutoModelForCausalLM.from_pretrained(model_dir(family), dtype=torch.float32).eval()
     programs = [None, *(compiled(engine, *spec) for spec, _ in cases)]
     edits = [[], *(edits for _, edits in cases)]
-    assert len(cases) == 12
+    assert len(cases) >= 12
     mixed = await asyncio.gather(*(generate(engine, _prompt(i), p) for i, p in enumerate(programs)))
     for i, (tokens, _) in enumerate(mixed):
         prompt = _prompt(i)

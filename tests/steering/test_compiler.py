@@ -226,6 +226,57 @@ def test_options_of_the_request_win_over_those_of_the_artifact() -> None:
     assert one({**NAMED, "options": {"max": 5}}, source).applied.options == {"value": None, "min": 1.0, "max": 5}
 
 
+def test_a_choice_of_the_request_puts_the_alternatives_of_the_artifact_aside() -> None:
+    source = artifact(op="clamp", options={"value": 1.0}, strength=Strength(value=1))
+    assert one({**NAMED, "options": {"max": 5}}, source).applied.options == {"value": None, "min": None, "max": 5}
+    bounds = artifact(op="clamp", options={"min": 1.0, "max": 2.0}, strength=Strength(value=1))
+    assert one({**NAMED, "options": {"value": 3}}, bounds).applied.options == {"value": 3, "min": None, "max": None}
+    item = one({**NAMED, "options": {"shift": 1}}, ring(options={"labels": list("abc"), "target": "b"}))
+    assert (item.applied.options["target"], item.applied.options["labels"]) == (None, list("abc"))
+    with pytest.raises(InvalidSpec, match="shift counts"):
+        one({**NAMED, "options": {"shift": 1, "target": "c"}}, ring(options={"labels": list("abc")}))
+
+
+def ring(**fields: Any) -> Source:
+    numbers = {2: {"basis": torch.eye(4)[:2], "mean": torch.zeros(4), "knots": torch.arange(3.0).unsqueeze(1),
+                   "points": torch.tensor([[1.0, 0], [0, 1], [-1, 0]]), "period": torch.tensor([3.0])}}
+    return artifact(**{"kind": "manifold", "op": "manifold", "numbers": numbers, "layers": [2],
+                       "strength": Strength(value=1.0), "options": {"labels": list("abc")}, **fields})
+
+
+@pytest.mark.parametrize(("options", "param"), [
+    ({}, "options"), ({"target": "d"}, "options.target"), ({"target": "a", "source": "x"}, "options.source"),
+    ({"target": [1, 2]}, "options.target"), ({"shift": [1, 2]}, "options.shift"), ({"source": "a"}, "options"),
+    ({"target": "a", "labels": ["a", "b"]}, "options.labels"), ({"target": "a", "fraction": 1.5}, "options.fraction"),
+    ({"target": "a", "keep_offset": True, "path": "chord"}, "options"), ({"shift": 1, "path": "chord"}, "options"),
+    ({"target": True}, "options.target"), ({"target": "a", "labels": ["a", "a", "b"]}, "options"),
+])
+def test_refusals_of_a_manifold_name_the_option(options: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        one({**NAMED, "options": options}, ring())
+    assert caught.value.param is not None and caught.value.param.startswith(f"interventions[0].{param}")
+
+
+def test_a_place_off_an_open_curve_is_refused_and_wraps_on_a_closed_one() -> None:
+    closed, numbers = ring(), dict(ring().payload.layers[2])
+    opened = ring(numbers={2: {**numbers, "period": torch.zeros(1)}})
+    one({**NAMED, "options": {"target": 2}}, opened)
+    around, there = (one({**NAMED, "options": {"target": target}}, closed).rows["resid_post", 2].tensors["bias"]
+                     for target in (4, "b"))
+    assert torch.allclose(around, there)
+    with pytest.raises(InvalidSpec, match="places 0 to 2"):
+        one({**NAMED, "options": {"target": 2.5}}, opened)
+
+
+def test_a_fixed_goal_needs_no_table() -> None:
+    kernels = {name: one({**NAMED, "options": options}, ring()).rows["resid_post", 2].kernel for name, options in {
+        "label": {"target": "b"}, "from a label": {"target": "b", "source": "a", "fraction": 0.2},
+        "chord": {"target": "b", "path": "chord", "fraction": 0.5}, "part of the way": {"target": "b", "fraction": 0.5},
+        "shift": {"shift": 1}, "carried": {"target": "b", "keep_offset": True}}.items()}
+    assert kernels == {"label": "affine", "from a label": "affine", "chord": "affine", "part of the way": "nearest",
+                       "shift": "nearest", "carried": "nearest"}
+
+
 def test_options_of_an_artifact_belong_to_its_op() -> None:
     source = artifact(op="clamp", options={"min": 1.0}, strength=Strength(value=1))
     item = one({**NAMED, "op": "add", "override": ["op"]}, source)

@@ -207,6 +207,12 @@ _TENSORS: dict[str, st.SearchStrategy[Any]] = {
                                                                                              max_size=3),
     "norm_match": st.booleans(), "preserve_norm": st.booleans(), "adaptive": st.booleans(),
     "renormalise": st.booleans(),
+    "knots": st.sampled_from([[[0], [1], [2]], [[0], [1.5], [3e38]], [[0, 0], [1, 0], [0, 1]], [[0], [0], [1]]]),
+    "points": st.sampled_from([[[1], [2], [-1]], [[1, 0], [0, 1], [-1, 0]], [[3e38], [0], [1]]]),
+    "period": st.sampled_from([[0], [3], [1e-30], [0, 0], [4, 0]]), "keep_offset": st.booleans(),
+    "target": st.one_of(_NUMBER, st.sampled_from(["a", "b", "z"]), st.lists(_SMALL, max_size=3)),
+    "source": st.one_of(_NUMBER, st.sampled_from(["a", "b", "z"])), "path": st.sampled_from(["manifold", "chord"]),
+    "labels": st.sampled_from([["a", "b", "c"], ["a"], ["a", "a", "b"]]),
 }
 _WANTED: dict[str, list[str]] = {
     "add": ["vector", "norm_match", "preserve_norm"], "ablate": ["vector", "multi_site", "source_layer"],
@@ -216,6 +222,8 @@ _WANTED: dict[str, list[str]] = {
     "head_mask": ["heads", "shift", "mode", "scale"], "expert_mask": ["experts", "mode", "scale", "bias",
                                                                       "renormalise"],
     "patch": ["basis", "mean", "basis_rank", "vector"],
+    "manifold": ["basis", "mean", "knots", "points", "period", "target", "labels", "source", "fraction", "path",
+                 "keep_offset"],
 }
 
 
@@ -223,7 +231,10 @@ _WANTED: dict[str, list[str]] = {
 def _interventions(draw: st.DrawFn) -> dict[str, Any]:
     op = draw(st.sampled_from(OPS))
     numbers: dict[str, Any] = {}
-    for name in draw(st.lists(st.sampled_from(_WANTED[op]), unique=True, min_size=1)):
+    # A manifold has five tensors: drawn one by one they would hardly ever all be there.
+    always = _WANTED[op][:6] if op == "manifold" and draw(st.booleans()) else []
+    drawn = draw(st.lists(st.sampled_from(_WANTED[op]), unique=True, min_size=1))
+    for name in dict.fromkeys([*always, *drawn]):
         one = _TENSORS[name]
         numbers[name] = draw(st.one_of(one, one, one, st.dictionaries(_KEYS, one, max_size=2), _JSON))
     if draw(st.integers(0, 5)) == 0:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.interpolate import CubicSpline, RBFInterpolator
 
 from steering.errors import InvalidSpec
 from steering.facts import ModelFacts
@@ -165,6 +166,77 @@ def patched(rank: int | None) -> Formula:
     return formula
 
 
+def spline(n: dict[str, Array]) -> Callable[[Array], Array]:
+    """Points of a manifold by coordinate: scipy's natural, periodic or thin-plate spline."""
+    knots, points = n["knots"], n["points"]
+    if knots.shape[1] > 1:
+        return RBFInterpolator(knots, points, kernel="thin_plate_spline", degree=1)
+    t, p = knots[:, 0], n["period"][0]
+    if p == 0:
+        return lambda x: CubicSpline(t, points, bc_type="natural")(x[:, 0])
+    closed = CubicSpline(np.append(t, t[0] + p), np.vstack([points, points[:1]]), bc_type="periodic")
+    return lambda x: closed(x[:, 0])
+
+
+def swapped(goal: Callable[[dict[str, Array], Array], Array]) -> Formula:
+    """The part in the subspace replaced by `goal(numbers, part)`, the part outside left alone."""
+    def formula(x: Array, n: dict[str, Array], s: float) -> Array:
+        part = n["basis"] @ (x - n["mean"])
+        outside = x - n["basis"].T @ part
+        return outside + n["basis"].T @ (part + s * (goal(n, part) - part))
+
+    return formula
+
+
+def grid_of(n: dict[str, Array]) -> Array:
+    """The coordinates at which tokens are looked up, as the docs have it: 256 on a curve, 24 x 24 on a surface."""
+    t, p = n["knots"], n["period"]
+    if len(p) == 1:
+        return (np.arange(256) * p[0] / 256 if p[0] else np.linspace(t.min(), t.max(), 256))[:, None]
+    axes = [np.linspace(t[:, i].min(), t[:, i].max(), 24) for i in range(2)]
+    return np.stack([a.ravel() for a in np.meshgrid(*axes, indexing="ij")], axis=1)
+
+
+def found(n: dict[str, Array], part: Array) -> Array:
+    grid = grid_of(n)
+    return grid[np.argmin(((spline(n)(grid) - part) ** 2).sum(1))][None]
+
+
+def on_way(source: Array, target: Array, share: float, period: Array) -> Array:
+    change = target - source
+    turns = np.where(period > 0, np.round(change / np.where(period > 0, period, 1)), 0)
+    return source + share * (change - turns * period)
+
+
+def knot(n: dict[str, Array], i: int) -> Array:
+    return n["knots"][i:i + 1]
+
+
+def along(i: int | None, j: int, share: float) -> Callable[[dict[str, Array], Array], Array]:
+    """From knot i, or from where the token is, to knot j."""
+    return lambda n, part: spline(n)(on_way(found(n, part) if i is None else knot(n, i), knot(n, j), share,
+                                            n["period"]))[0]
+
+
+def straight(i: int | None, j: int, share: float) -> Callable[[dict[str, Array], Array], Array]:
+    return lambda n, part: (1 - share) * (part if i is None else n["points"][i]) + share * n["points"][j]
+
+
+def carried(j: int, share: float) -> Callable[[dict[str, Array], Array], Array]:
+    return lambda n, part: part + along(None, j, share)(n, part) - spline(n)(found(n, part))[0]
+
+
+def moved_by(places: float, share: float) -> Callable[[dict[str, Array], Array], Array]:
+    def goal(n: dict[str, Array], part: Array) -> Array:
+        t, p, count = n["knots"][:, 0], n["period"][0], len(n["knots"])
+        ends, numbers = (np.append(t, t[0] + p), np.arange(count + 1)) if p else (t, np.arange(count))
+        where = np.interp(found(n, part)[0], ends, numbers) + share * places
+        where = where % count if p else np.clip(where, 0, count - 1)
+        return spline(n)(np.interp(where, numbers, ends)[None])[0]
+
+    return goal
+
+
 def _vector(g: np.random.Generator) -> dict[str, Array]:
     return {"vector": g.normal(size=D) * 2}
 
@@ -205,6 +277,26 @@ def _heads(shift: bool) -> Callable[[np.random.Generator], dict[str, Array]]:
     return make
 
 
+def _manifold(wraps: bool) -> Callable[[np.random.Generator], dict[str, Array]]:
+    """A bent ring or thread of six labels in four dimensions, with uneven knots that begin at 0."""
+    def make(g: np.random.Generator) -> dict[str, Array]:
+        knots = np.append(0, np.cumsum(g.uniform(0.7, 1.3, size=5)))
+        angle = knots * (2 * math.pi / 7 if wraps else 0.4)
+        points = np.stack([np.cos(angle), np.sin(angle), 0.3 * np.cos(2 * angle), 0.1 * angle], axis=1) * 4
+        return {"basis": np.linalg.qr(g.normal(size=(D, 4)))[0].T, "mean": g.normal(size=D),
+                "knots": knots.astype(np.float32).astype(float)[:, None], "points": points,
+                "period": np.array([7.0 if wraps else 0.0])}
+
+    return make
+
+
+def _sheet(g: np.random.Generator) -> dict[str, Array]:
+    knots = np.array([[x, y] for x in range(2) for y in range(3)], dtype=float)
+    return {"basis": np.linalg.qr(g.normal(size=(D, 3)))[0].T, "mean": g.normal(size=D), "knots": knots,
+            "points": np.column_stack([knots * 3, g.normal(size=6)]), "period": np.zeros(2)}
+
+
+DAYS = {"labels": ["a", "b", "c", "d", "e", "f"]}
 Case = tuple[Op, dict[str, Any], Callable[[np.random.Generator], dict[str, Array]], Formula, Site]
 CASES: list[Case] = [
     ("add", {}, _vector, add_plain, "resid_post"),
@@ -243,12 +335,32 @@ CASES: list[Case] = [
     ("head_mask", {}, _heads(False), heads(0.0), "head_out"),
     ("head_mask", {"scale": 0.25}, _heads(True), heads(0.25), "head_out"),
     ("head_mask", {"mode": "shift"}, _heads(True), heads(None), "head_out"),
+    ("manifold", {**DAYS, "target": "e"}, _manifold(True), swapped(straight(None, 4, 1)), "resid_post"),
+    ("manifold", {**DAYS, "target": "e", "source": "a", "fraction": 0.3}, _manifold(True), swapped(along(0, 4, 0.3)),
+     "resid_pre"),
+    ("manifold", {"target": 4, "source": 0, "fraction": 0.3}, _manifold(False), swapped(along(0, 4, 0.3)), "mlp_out"),
+    ("manifold", {**DAYS, "target": "e", "fraction": 0.6}, _manifold(True), swapped(along(None, 4, 0.6)), "resid_post"),
+    ("manifold", {**DAYS, "target": "e", "fraction": 0.6}, _manifold(False), swapped(along(None, 4, 0.6)),
+     "resid_post"),
+    ("manifold", {**DAYS, "target": "e", "keep_offset": True}, _manifold(True), swapped(carried(4, 1)), "resid_post"),
+    ("manifold", {**DAYS, "target": "c", "source": "a", "fraction": 0.4, "path": "chord"}, _manifold(True),
+     swapped(straight(0, 2, 0.4)), "resid_post"),
+    ("manifold", {**DAYS, "target": "c", "fraction": 0.4, "path": "chord"}, _manifold(True),
+     swapped(straight(None, 2, 0.4)), "resid_post"),
+    ("manifold", {"shift": 2.5}, _manifold(True), swapped(moved_by(2.5, 1)), "resid_post"),
+    ("manifold", {"shift": -2, "fraction": 0.5}, _manifold(False), swapped(moved_by(-2, 0.5)), "resid_post"),
+    ("manifold", {**DAYS, "target": "f", "source": [0, 0.5], "fraction": 0.5}, _sheet,
+     swapped(lambda n, part: spline(n)(np.array([[0.5, 1.25]]))[0]), "resid_post"),
+    ("manifold", {"target": [1, 2], "fraction": 0.5}, _sheet, swapped(along(None, 5, 0.5)), "resid_post"),
+    ("manifold", {"shift": [0.5, -1]}, _sheet,
+     swapped(lambda n, part: spline(n)(np.clip(found(n, part) + [0.5, -1], 0, [1, 2]))[0]), "resid_post"),
     ("patch", {}, _vector, patched(None), "resid_post"),
     ("patch", {}, _space(4, mean=True), patched(None), "resid_post"),
     ("patch", {"basis_rank": 2}, _space(4, mean=True), patched(2), "resid_post"),
     ("patch", {}, _space(3, mean=True, width=D_FF), patched(None), "mlp_act"),
 ]
-NAMES = [f"{op}-{'-'.join(f'{k}={v}' for k, v in options.items())}-{make.__qualname__.split('.')[0]}-{site}"
+NAMES = [f"{op}-{'-'.join(f'{k}={v}' for k, v in options.items() if k != 'labels')}-"
+         f"{make.__qualname__.split('.')[0]}-{site}"
          for op, options, make, _, site in CASES]
 
 

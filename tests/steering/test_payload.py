@@ -22,6 +22,8 @@ VALID: dict[Kind, dict[str, torch.Tensor]] = {
     "expert_set": {"experts": torch.tensor([5])},
     "affine": {"up": EYE[:2], "down": EYE[2:], "bias": torch.zeros(2)},
     "probe": {"weight": torch.tensor([1.0, 0, 0, 0]), "bias": torch.tensor(-0.5)},
+    "manifold": {"basis": EYE[1:3], "mean": torch.ones(D), "knots": torch.tensor([[0.0], [1.0], [2.5]]),
+                 "points": torch.tensor([[1.0, 0], [0, 1], [-1, -1]]), "period": torch.tensor([4.0])},
 }
 NAMES = [(kind, name) for kind in KINDS for name in RULES[kind]]
 
@@ -95,7 +97,10 @@ def test_wrong_axes_and_natures(kind: Kind, name: str) -> None:
     ("dim_mask", "value", torch.ones(2), "value"), ("neuron_set", "neurons", torch.tensor([-2, 1]), "neurons"),
     ("head_set", "shift", torch.ones(3, H), "shift"), ("expert_set", "experts", torch.tensor([1, 1]), "experts"),
     ("affine", "down", torch.ones(2, D + 1), "down"), ("affine", "down", torch.ones(3, D), "down"),
-    ("affine", "bias", torch.ones(3), "bias"),
+    ("affine", "bias", torch.ones(3), "bias"), ("manifold", "basis", torch.ones(2, D) / 2, "basis"),
+    ("manifold", "knots", torch.tensor([[0.0], [2], [1]]), "knots"), ("manifold", "period", torch.ones(1), "knots"),
+    ("manifold", "points", torch.ones(2, 2), "points"), ("manifold", "points", torch.ones(3, 1), "points"),
+    ("manifold", "period", torch.tensor([-1.0]), "period"), ("manifold", "period", torch.zeros(2), "period"),
 ])
 def test_wrong_meanings(kind: Kind, name: str, tensor: torch.Tensor, param: str) -> None:
     refused(kind, changed(kind, name, tensor), f"layers[3].{param}")

@@ -103,3 +103,12 @@ def test_document_is_read_back_equal() -> None:
                     card={"window": [0.5, 2]}, description="Two\nlines", model_id="lab-dense", fingerprint="ab" * 32)
     assert Metadata.model_validate_json(full.document()) == full
     assert metadata(**{**full.model_dump(), "name": "cheerful"}).document() == full.document()
+
+
+def test_a_manifold_has_a_label_for_every_knot() -> None:
+    meta, payload = every_kind()["manifold"]
+    named = metadata(kind="manifold", op="manifold", options={"labels": list("abcde")})
+    assert check(named, payload, Limits()).options == {"labels": list("abcde")}
+    with pytest.raises(InvalidMetadata) as caught:
+        check(metadata(kind="manifold", op="manifold", options={"labels": list("abcd")}), payload, Limits())
+    assert caught.value.param == "metadata.options.labels"

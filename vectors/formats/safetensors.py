@@ -16,7 +16,7 @@ from vectors.formats.base import HEADER_BYTES, Format, check_size, pick_layers, 
 HEADER_KEY = "trimtab"
 DTYPES = frozenset({"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8"})
 # No kind has more tensors per layer.
-TENSORS_PER_LAYER = 3
+TENSORS_PER_LAYER = 5
 
 
 @register

@@ -1,0 +1,147 @@
+"""Move a token along the manifold of a concept's values, or put it on one of them (methods/04).
+
+Only the component in the manifold's subspace is replaced. Decided where the card is silent: a path may begin at the
+token's own place, found as the nearest of the manifold's sampled points (256 on a curve); a shift stops at an open end.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from steering.errors import InvalidSpec
+from steering.manifold import Manifold as Shape
+from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors, register
+from steering.spec import ManifoldOptions
+
+
+@dataclass(frozen=True)
+class Journey:
+    """Where a token goes: to the one goal `[r]`, or to `goals[k] [k, r]` from the k-th of `points`.
+
+    share: of the way from where it is.
+    """
+
+    goals: torch.Tensor
+    points: torch.Tensor | None = None
+    share: float = 1.0
+
+
+@register
+class Manifold(Operation):
+    """With u = B (h - mean) for orthonormal rows B: h + scale B^T (goal - u), the goal being a point on the manifold or
+    on a chord of it. keep_offset: h + scale B^T (goal - nearest), with the point of the manifold nearest to u.
+    """
+
+    name = "manifold"
+    kinds = ("manifold",)
+    sites = VECTOR_SITES
+
+    def row(self, tensors: Tensors, options: ManifoldOptions, place: Place) -> Row:
+        basis, origin = tensors["basis"], tensors["basis"] @ tensors["mean"]
+        journey = _journey(tensors, options)
+        if journey.points is None:
+            return Row("affine", {"up": place.scale * journey.share * basis, "down": -basis,
+                                  "bias": journey.goals.float() + origin})
+        return Row("nearest", {
+            "basis": basis, "origin": origin, "points": journey.points.float(), "goals": journey.goals.float(),
+            "keep": torch.tensor(float(options.keep_offset)), "amount": torch.tensor(place.scale)})
+
+    def reference(self, h: torch.Tensor, tensors: Tensors, options: ManifoldOptions, place: Place) -> torch.Tensor:
+        basis, shape = tensors["basis"], shape_of(tensors)
+        out = []
+        for token in h:
+            u = (basis @ (token - tensors["mean"])).double().unsqueeze(0)
+            nearest = shape.nearest(u)
+            if options.shift is not None:
+                goal = shape.at(_shifted(shape, nearest, options, options.fraction))
+            else:
+                target = _coordinate(shape, options, "target")
+                start = nearest if options.source is None else _coordinate(shape, options, "source")
+                goal = shape.at(shape.way(start, target, options.fraction))
+                if options.path == "chord":
+                    begin = u if options.source is None else shape.at(start)
+                    goal = begin + options.fraction * (shape.at(target) - begin)
+            begin = shape.at(nearest) if options.keep_offset else u
+            out.append(token + place.scale * (goal - begin)[0].float() @ basis)
+        return torch.stack(out)
+
+
+def shape_of(tensors: Tensors) -> Shape:
+    """The manifold of one layer of an artifact."""
+    return Shape.build(tensors["knots"], tensors["points"], tensors["period"])
+
+
+def _journey(tensors: Tensors, options: ManifoldOptions) -> Journey:
+    shape = shape_of(tensors)
+    if options.labels and len(options.labels) != len(shape.knots):
+        raise InvalidSpec(f"{len(options.labels)} labels for {len(shape.knots)} knots", param="options.labels")
+    if options.shift is not None:
+        sampled = shape.sample()
+        # Not by the shorter way: a shift goes where its sign says.
+        goals = shape.at(_shifted(shape, sampled, options, options.fraction))
+        return Journey(goals, shape.at(sampled))
+    target = _coordinate(shape, options, "target")
+    goal = shape.at(target)[0]
+    if options.source is not None:
+        source = _coordinate(shape, options, "source")
+        if options.path == "chord":
+            start = shape.at(source)[0]
+            return Journey(start + options.fraction * (goal - start))
+        return Journey(shape.at(shape.way(source, target, options.fraction))[0])
+    if options.path == "chord":
+        return Journey(goal, share=options.fraction)
+    if options.fraction == 1.0 and not options.keep_offset:
+        return Journey(goal)
+    sampled = shape.sample()
+    return Journey(shape.at(shape.way(sampled, target, options.fraction)), shape.at(sampled))
+
+
+def _shifted(shape: Shape, coordinates: torch.Tensor, options: ManifoldOptions, fraction: float) -> torch.Tensor:
+    """Coordinates `[m, a]` moved by the shift: by places on a curve, by coordinates on a surface."""
+    given = options.shift if isinstance(options.shift, list) else [options.shift]
+    if len(given) != shape.axes:
+        raise InvalidSpec(f"a shift of {len(given)} numbers; the manifold has {shape.axes} axes", param="options.shift")
+    amount = fraction * torch.tensor(given, dtype=torch.float64)
+    if shape.axes == 1:
+        return shape.from_places(shape.to_places(coordinates) + amount[0])
+    return shape.inside(coordinates + amount)
+
+
+def _coordinate(shape: Shape, options: ManifoldOptions, name: str) -> torch.Tensor:
+    """Coordinates `[1, a]` of a label, a place or a coordinate.
+
+    Raises:
+        InvalidSpec: unknown, or off the manifold.
+    """
+    param, given = f"options.{name}", getattr(options, name)
+    if given is None:
+        raise InvalidSpec("nothing says where to go", param="options",
+                          fix=f"Give a target or a shift. {_known(options.labels)}")
+    if isinstance(given, str):
+        if given not in options.labels:
+            raise InvalidSpec(f"no knot is called {given!r}", param=param, fix=_known(options.labels))
+        return shape.knots[options.labels.index(given)].unsqueeze(0)
+    values = given if isinstance(given, list) else [given]
+    if len(values) != shape.axes:
+        raise InvalidSpec(f"{len(values)} coordinates for a manifold with {shape.axes} axes", param=param)
+    # Rounded as the knots are, so that the number of an outermost knot is that knot.
+    wanted = torch.tensor([values], dtype=torch.float32).double()
+    if shape.axes == 1:
+        last = len(shape.knots) - 1
+        if shape.period[0] == 0 and not 0 <= values[0] <= last:
+            raise InvalidSpec(f"place {values[0]:g} is off the manifold, which has places 0 to {last}", param=param)
+        return shape.from_places(wanted[0])
+    inside = shape.inside(wanted)
+    open_axes = shape.period == 0
+    if bool((inside != wanted)[0, open_axes].any()):
+        raise InvalidSpec("the coordinate is off the manifold", param=param,
+                          fix="Stay between the outermost knots of every axis that does not wrap.")
+    return inside
+
+
+def _known(labels: Sequence[str]) -> str:
+    if not labels:
+        return "The manifold has no labels; name coordinates."
+    shown = ", ".join(labels[:20])
+    return f"Labels: {shown}{', ...' if len(labels) > 20 else ''}."
