@@ -15,8 +15,9 @@ from transformers.generation.continuous_batching.continuous_api import Continuou
 
 from server.effects.divergence import ResidualShift, residual_shift
 from server.engines.base import Captured, CaptureRequest, CompareRequest, Comparison, Engine, Generation, Scores
+from server.engines.checks import check_capture, check_compare, check_room, check_tokens
 from server.engines.transformers.canary import check_batching
-from server.engines.transformers.forward import ForwardPass, TokenRun, batches, check_sites, compared
+from server.engines.transformers.forward import ForwardPass, TokenRun, batches, compared
 from server.engines.transformers.loading import load_model
 from server.engines.transformers.options import EngineOptions
 from server.engines.transformers.router import TokenRouter
@@ -98,17 +99,13 @@ class TransformersEngine(Engine):
 
     async def score(self, token_ids: Sequence[int], program: Program | None = None, *, prompt_length: int | None = None,
                     roles: Sequence[str] | None = None, full: bool = False) -> Scores:
-        self._check_tokens(token_ids)
+        check_tokens(token_ids, self.facts)
         run = TokenRun(token_ids, len(token_ids) if prompt_length is None else prompt_length, program, roles)
         return await self._aside(lambda: self.forward.score(run, full))
 
     async def capture(self, requests: Sequence[CaptureRequest], program: Program | None = None) -> list[Captured]:
         for request in requests:
-            self._check_tokens(request.token_ids)
-            check_sites(request.sites)
-            for site, layers in request.sites.items():
-                for layer in layers:
-                    self.facts.check_site(site, layer, "sites")
+            check_capture(request, self.facts)
         found: list[Captured] = []
         for chosen in batches([len(request.token_ids) for request in requests]):
             part = [requests[i] for i in chosen]
@@ -116,9 +113,7 @@ class TransformersEngine(Engine):
         return found
 
     async def compare(self, request: CompareRequest) -> Comparison:
-        self._check_tokens(request.token_ids)
-        if not 0 < request.prompt_length < len(request.token_ids):
-            raise InvalidRequest("nothing was generated", param="prompt_length")
+        check_compare(request, self.facts)
         steered = await self._aside(partial(self.forward.generated, request, request.program))
         base = await self._aside(partial(self.forward.generated, request, None))
         total = compared(steered, base, request)
@@ -233,25 +228,10 @@ class TransformersEngine(Engine):
     def _check(self, generation: Generation) -> None:
         if not self.alive:
             raise EngineUnavailable("the engine does not run")
-        self._check_tokens(generation.prompt_ids)
-        wanted = len(generation.prompt_ids) + generation.sampling.max_tokens
-        limit = min(self.facts.context_length, self.options.kv_cache_tokens)
-        if wanted > limit:
-            raise InvalidRequest(f"{len(generation.prompt_ids)} prompt tokens and max_tokens "
-                                 f"{generation.sampling.max_tokens} exceed the {limit} that fit", param="max_tokens")
-        if generation.sampling.max_tokens < 1:
-            raise InvalidRequest("max_tokens must be at least 1", param="max_tokens")
+        check_tokens(generation.prompt_ids, self.facts)
+        check_room(generation, min(self.facts.context_length, self.options.kv_cache_tokens))
         if generation.request_id in self.steps.completions:
             raise InvalidRequest(f"request id {generation.request_id} is in use", param="request_id")
-
-    def _check_tokens(self, token_ids: Sequence[int]) -> None:
-        if not token_ids:
-            raise InvalidRequest("the prompt is empty", param="prompt")
-        if len(token_ids) > self.facts.context_length:
-            raise InvalidRequest(f"{len(token_ids)} tokens exceed the context of {self.facts.context_length}",
-                                 param="prompt")
-        if not 0 <= min(token_ids) <= max(token_ids) < self.facts.vocab_size:
-            raise InvalidRequest(f"token ids must lie in 0 to {self.facts.vocab_size - 1}", param="prompt")
 
     @torch.no_grad()
     def _make_manager(self) -> _Manager:

@@ -3,7 +3,7 @@
 They have a bank of their own, so that a measurement never waits for, or takes, a slot that a request needs.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from server.effects.divergence import Divergence, divergence
 from server.engines.base import Captured, CaptureRequest, CompareRequest, Scores
+from server.engines.checks import positions_of
 from steering.bank import Bank
-from steering.errors import InvalidRequest
 from steering.program import Program
 from steering.scope import bits_at, touch_map
 from steering.sites import attach
@@ -96,7 +96,7 @@ class ForwardPass:
         self._forward(runs, capture=keys, found=found, logits_to_keep=1)
         results: list[Captured] = []
         for i, request in enumerate(requests):
-            rows = i * longest + torch.tensor(_positions(request), dtype=torch.int64)
+            rows = i * longest + torch.tensor(positions_of(request), dtype=torch.int64)
             results.append({site: {layer: found[site, layer][rows.to(found[site, layer].device)].float().cpu()
                                    for layer in layers} for site, layers in request.sites.items()})
         return results
@@ -156,19 +156,3 @@ def _bits(run: TokenRun, program: Program) -> Any:
     length = len(run.token_ids)
     touch = touch_map(program.scopes, run.token_ids[:run.prompt_length], length - run.prompt_length, run.roles)
     return bits_at(touch, program.rules, np.arange(length), np.asarray(run.token_ids, dtype=np.int64))
-
-
-def _positions(request: CaptureRequest) -> list[int]:
-    length = len(request.token_ids)
-    if request.positions is None:
-        return list(range(length))
-    for position in request.positions:
-        if not -length <= position < length:
-            raise InvalidRequest(f"position {position} lies outside of {length} tokens", param="positions")
-    return [position % length for position in request.positions]
-
-
-def check_sites(sites: Mapping[Site, Sequence[int]]) -> None:
-    """Refuse a capture of nothing."""
-    if not any(sites.values()):
-        raise InvalidRequest("no site and layer to capture", param="sites")

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from server.engines.base import Completion, Generation, Token, Touched
+from server.engines.touching import count_touched
 from steering.errors import EngineUnavailable
 from steering.program import Program
-from steering.scope import TouchMap, bits_at, count_bits, touch_map
+from steering.scope import TouchMap, bits_at, touch_map
 
 
 @dataclass(frozen=True)
@@ -56,18 +57,7 @@ class Running:
     def touched(self, processed: int) -> list[Touched]:
         """Per intervention of the request's program, tokens acted on among the first `processed` ones; an intervention
         without rows has none."""
-        given = self.generation.program
-        if given is None:
-            return []
-        if self.program is None or self.touch is None:
-            return [Touched(0, 0) for _ in given.compiled]
-        positions = np.arange(min(processed, len(self.token_ids)))
-        bits = bits_at(self.touch, self.program.rules, positions, np.asarray(self.token_ids, dtype=np.int64)[positions])
-        bits &= np.uint32(self.program.acting)
-        length = self.touch.prompt_length
-        prompt = count_bits(bits[:length], len(given.compiled))
-        generated = count_bits(bits[length:], len(given.compiled))
-        return [Touched(p, g) for p, g in zip(prompt, generated, strict=True)]
+        return count_touched(self.generation.program, self.touch, self.token_ids, processed)
 
 
 class SaltedIds(list[int]):

@@ -26,10 +26,12 @@ Bits = npt.NDArray[np.uint32]
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a program as a worker holds them: one mapping per intervention."""
+    """The rows of a program as a worker holds them: one mapping per intervention. Equal numbers in `scopes`: equal
+    scopes, so that such interventions always touch the same tokens."""
 
     digest: str
     rows: tuple[Mapping[Key, Row], ...]
+    scopes: tuple[int, ...]
 
 
 def encode_program(program: Program) -> bytes:
@@ -41,7 +43,9 @@ def encode_program(program: Program) -> bytes:
             for name, tensor in row.tensors.items():
                 tensors[f"{len(places)}.{name}"] = tensor.detach().to("cpu", torch.float32).clone().contiguous()
             places.append((j, site, layer, row.kernel))
-    head = {"digest": program.digest, "count": len(program.compiled), "places": places}
+    scopes = [item.scope.model_dump_json() for item in program.compiled]
+    known = list(dict.fromkeys(scopes))
+    head = {"digest": program.digest, "places": places, "scopes": [known.index(s) for s in scopes]}
     return save(tensors, metadata={EXTRA: json.dumps(head)})
 
 
@@ -53,10 +57,10 @@ def decode_program(content: bytes) -> Rows:
     for name, tensor in tensors.items():
         place, _, field = name.partition(".")
         per_place[int(place)][field] = tensor
-    rows: list[dict[Key, Row]] = [{} for _ in range(head["count"])]
+    rows: list[dict[Key, Row]] = [{} for _ in head["scopes"]]
     for (j, site, layer, kernel), held in zip(head["places"], per_place, strict=True):
         rows[j][site, layer] = Row(kernel, held)
-    return Rows(head["digest"], tuple(rows))
+    return Rows(head["digest"], tuple(rows), tuple(head["scopes"]))
 
 
 def encode_touch(touch: TouchMap, rules: TokenRules, acting: int) -> dict[str, Any]:

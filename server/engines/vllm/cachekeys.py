@@ -1,0 +1,46 @@
+"""Keys of cached prefixes: what a program did to a block of tokens is part of the block's hash, and only that.
+
+Blocks before the first touched token keep vLLM's own hash and are shared with everybody, so a program that acts on
+generated tokens alone reuses the cache of the plain prompt.
+"""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from server.engines.vllm.wire import EXTRA, Touch, decode_touch
+
+_ATTRIBUTE = "_trimtab_touch"
+
+
+def wrap(module: Any) -> None:
+    """Make `module.generate_block_hash_extra_keys` add ours. Does nothing the second time."""
+    stock = module.generate_block_hash_extra_keys
+    if getattr(stock, "trimtab", False):
+        return
+
+    def generate_block_hash_extra_keys(request: Any, start: int, end: int, first_item: int) -> Any:
+        keys, next_item = stock(request, start, end, first_item)
+        ours = block_key(request, start, end)
+        return (keys if ours is None else (*(keys or ()), (EXTRA, ours))), next_item
+
+    generate_block_hash_extra_keys.trimtab = True  # type: ignore[attr-defined]
+    module.generate_block_hash_extra_keys = generate_block_hash_extra_keys
+
+
+def block_key(request: Any, start: int, end: int) -> bytes | None:
+    """Hash of what happens to tokens [start, end) of a request, None where nothing does."""
+    extra = (getattr(request.sampling_params, "extra_args", None) or {}).get(EXTRA)
+    if extra is None or "touch" not in extra:
+        return None
+    touch: Touch | None = getattr(request, _ATTRIBUTE, None)
+    if touch is None:
+        touch = decode_touch(extra["touch"])
+        setattr(request, _ATTRIBUTE, touch)
+    known = min(end, len(touch.on))
+    positions = np.arange(start, known)
+    bits = touch.bits(positions, np.asarray(request.all_token_ids[start:known], dtype=np.int64))
+    if not bits.any():
+        return None
+    return hashlib.sha256(extra["digest"].encode() + bits.tobytes()).digest()

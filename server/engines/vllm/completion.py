@@ -1,0 +1,79 @@
+"""A completion in vLLM: waits for a slot, hands tokens on, gives the slot back."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from server.engines.base import Completion, Generation, Token, Touched
+from server.engines.touching import count_touched
+from server.engines.vllm.sampling import tokens_of
+from steering.errors import EngineUnavailable
+from steering.scope import TouchMap, touch_map
+
+if TYPE_CHECKING:
+    from server.engines.vllm.engine import VllmEngine
+
+
+class VllmCompletion(Completion):
+    """See `base.Completion`."""
+
+    def __init__(self, engine: "VllmEngine", generation: Generation) -> None:
+        program = generation.program
+        self.generation = generation
+        self._program = program if program is not None and program.acting else None
+        self._touch: TouchMap | None = None
+        if self._program is not None:
+            self._touch = touch_map(self._program.scopes, generation.prompt_ids, generation.sampling.max_tokens,
+                                    generation.roles)
+        self._engine = engine
+        self._outputs: Any = None
+        self._admitting: asyncio.Task[int] | None = None
+        self._token_ids: list[int] = []
+        self._over = False
+        self._holds_slot = False
+
+    async def admit(self) -> None:
+        if self._admitting is None:
+            self._admitting = asyncio.ensure_future(self._admit())
+        await asyncio.shield(self._admitting)
+
+    async def _admit(self) -> int:
+        slot = 0
+        if self._program is not None:
+            slot = await self._engine.pin(self._program)
+            self._holds_slot = True
+        return slot
+
+    async def __aiter__(self) -> AsyncIterator[Token]:
+        try:
+            await self.admit()
+            assert self._admitting is not None
+            self._outputs = self._engine.run(self.generation, self._program, self._touch, self._admitting.result())
+            async for output in self._outputs:
+                for token in tokens_of(output, self.generation.sampling):
+                    self._token_ids.append(token.token_id)
+                    if token.finish_reason is not None:
+                        self._over = True
+                    yield token
+            if not self._over:
+                raise EngineUnavailable("the engine gave this request up")
+        finally:
+            await self.cancel()
+
+    async def cancel(self) -> None:
+        self._over = True
+        if self._admitting is not None and not self._admitting.done():
+            self._admitting.cancel()
+        if self._outputs is not None:
+            # Closing it aborts the request in vLLM; only then may its slot be another's.
+            outputs, self._outputs = self._outputs, None
+            await outputs.aclose()
+        if self._holds_slot and self._program is not None:
+            self._holds_slot = False
+            self._engine.unpin(self._program)
+
+    def touched(self) -> list[Touched]:
+        # The newest token has been sampled and not yet read.
+        token_ids = [*self.generation.prompt_ids, *self._token_ids]
+        processed = len(token_ids) - 1 if self._token_ids else 0
+        return count_touched(self.generation.program, self._touch, token_ids, processed)

@@ -1,0 +1,260 @@
+"""Static tables that the compiled graph reads, and the pure tensor form of a stage that it contains.
+
+Every vector of every resident program is a row of a pool of its width, stored once however many programs and layers
+use it; row 0 is zeros. Each place has an index `[G, rows of a stage * depth]` into the pool and a table of scalars, and
+each token of the batch a number below G: 0 is "untouched", and slot s has `VARIANTS` numbers, one for each set of its
+interventions that can touch a token. Nothing is reallocated once the engine runs, as CUDA graphs need it.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from server.engines.vllm.fuse import CLAMP, NORM_MATCH, NORM_PRESERVE, NUM_FIXED_SCALARS, ROTATE, Stage, fuse
+from server.engines.vllm.wire import Key, Rows
+from steering.ops.base import Row
+
+# Distinct scopes of a program: with three there are seven ways to touch a token.
+MAX_SCOPES = 3
+VARIANTS = 2**MAX_SCOPES - 1
+IDENTITY_SCALARS = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0, 0.0)
+
+
+class RowPool:
+    """Vectors of one width on the device, shared by content and counted. Row 0 is zeros and always there."""
+
+    def __init__(self, num_rows: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.tensor = torch.zeros(num_rows + 1, width, dtype=dtype, device=device)
+        self._held: dict[bytes, tuple[int, int]] = {}
+        self._digest_of: dict[int, bytes] = {}
+        self._free = list(range(num_rows, 0, -1))
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def acquire(self, vector: Tensor) -> int | None:
+        """Row of the vector `[width]`, or None when the pool is full."""
+        digest = hashlib.sha256(vector.contiguous().numpy().tobytes()).digest()
+        if digest in self._held:
+            row, count = self._held[digest]
+        elif self._free:
+            row, count = self._free.pop(), 0
+            self.tensor[row].copy_(vector)
+            self._digest_of[row] = digest
+        else:
+            return None
+        self._held[digest] = (row, count + 1)
+        return row
+
+    def release(self, row: int) -> None:
+        digest = self._digest_of[row]
+        _, count = self._held[digest]
+        if count > 1:
+            self._held[digest] = (row, count - 1)
+        else:
+            del self._held[digest], self._digest_of[row]
+            self._free.append(row)
+
+
+@dataclass(frozen=True)
+class Place:
+    """One hooked (site, layer): its pool, index and scalars, and which columns of the full width this device has."""
+
+    pool: RowPool
+    index: Tensor
+    scalars: Tensor
+    elementwise: bool
+    columns: slice
+
+    @property
+    def rows_per_stage(self) -> int:
+        return self.index.shape[1]
+
+
+class GraphTables:
+    """All static tables of a worker.
+
+    Args:
+        num_slots: programs resident at a time.
+        num_rows: vectors a pool holds.
+        depth, rank: stages at one place, directions in one stage.
+        token: `[max tokens]` int32, the number of every token of the batch.
+    """
+
+    def __init__(self, num_slots: int, *, num_rows: int, depth: int, rank: int, max_tokens: int, dtype: torch.dtype,
+                 device: torch.device) -> None:
+        self.depth, self.rank = depth, rank
+        self.size = 1 + num_slots * VARIANTS
+        self.num_rows, self.dtype, self.device = num_rows, dtype, device
+        self.token = torch.zeros(max_tokens, dtype=torch.int32, device=device)
+        self.places: dict[Key, Place] = {}
+        self._pools: dict[int, RowPool] = {}
+        self._staging = torch.zeros(max_tokens, dtype=torch.int32, pin_memory=device.type == "cuda")
+        self._staged: npt.NDArray[np.int32] = self._staging.numpy()
+        self._filled = 0
+        self._held: dict[int, list[tuple[RowPool, int]]] = {}
+        self._scopes: dict[int, list[int]] = {}
+
+    def add_place(self, key: Key, width: int, *, elementwise: bool, columns: slice) -> Place:
+        """Make the tables of a place; `width` is that on this device."""
+        if width not in self._pools:
+            self._pools[width] = RowPool(self.num_rows, width, self.dtype, self.device)
+        per_stage = 2 if elementwise else 3 + 2 * self.rank
+        index = torch.zeros(self.size, per_stage * self.depth, dtype=torch.int32, device=self.device)
+        identity = torch.tensor([*IDENTITY_SCALARS, *[0.0] * self.rank])
+        scalars = identity.repeat(self.size, self.depth).to(self.device)
+        self.places[key] = Place(self._pools[width], index, scalars, elementwise, columns)
+        return self.places[key]
+
+    @property
+    def nbytes(self) -> int:
+        return (sum(pool.tensor.nbytes for pool in self._pools.values())
+                + sum(place.index.nbytes + place.scalars.nbytes for place in self.places.values()))
+
+    # Programs.
+
+    def place(self, slot: int, rows: Rows) -> bool:
+        """Write a program into the tables of `slot`, which is empty. False if the graph cannot carry it out: then
+        nothing is changed."""
+        scopes = rows.scopes
+        acting = [j for j, by_key in enumerate(rows.rows) if by_key]
+        groups = list(dict.fromkeys(scopes[j] for j in acting))
+        keys = {key for by_key in rows.rows for key in by_key}
+        if not groups or len(groups) > MAX_SCOPES or not keys <= self.places.keys():
+            return False
+        fused: list[tuple[Key, int, list[Stage]]] = []
+        for variant in range(1, 2**len(groups)):
+            on = [j for j in acting if variant >> groups.index(scopes[j]) & 1]
+            for key in keys:
+                stages = self._fused(key, [rows.rows[j][key] for j in on if key in rows.rows[j]])
+                if stages is None:
+                    return False
+                fused.append((key, 1 + (slot - 1) * VARIANTS + variant - 1, stages))
+        self._held[slot] = []
+        for key, number, stages in fused:
+            if not self._write(slot, self.places[key], number, stages):
+                self.clear(slot)
+                return False
+        self._scopes[slot] = [next(j for j in acting if scopes[j] == group) for group in groups]
+        return True
+
+    def clear(self, slot: int) -> None:
+        """Forget what is in `slot`."""
+        for pool, row in self._held.pop(slot, ()):
+            pool.release(row)
+        if self._scopes.pop(slot, None) is None:
+            return
+        numbers = slice(1 + (slot - 1) * VARIANTS, 1 + slot * VARIANTS)
+        identity = torch.tensor([*IDENTITY_SCALARS, *[0.0] * self.rank]).repeat(self.depth).to(self.device)
+        for place in self.places.values():
+            place.index[numbers] = 0
+            place.scalars[numbers] = identity
+
+    def variants(self, slot: int, bits: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+        """Numbers of tokens of the program in `slot` that are touched as `bits` say."""
+        variant = np.zeros_like(bits)
+        for g, j in enumerate(self._scopes[slot]):
+            variant |= (bits >> np.uint32(j) & np.uint32(1)) << np.uint32(g)
+        return np.where(variant > 0, np.uint32((slot - 1) * VARIANTS) + variant, np.uint32(0))
+
+    def _fused(self, key: Key, rows: Sequence[Row]) -> list[Stage] | None:
+        return fuse(rows, depth=self.depth, rank=self.rank, elementwise=self.places[key].elementwise)
+
+    def _write(self, slot: int, place: Place, number: int, stages: Sequence[Stage]) -> bool:
+        per_stage = place.rows_per_stage // self.depth
+        index = torch.zeros(place.rows_per_stage, dtype=torch.int32)
+        for d, stage in enumerate(stages):
+            for n, vector in _vectors(stage, self.rank, place.elementwise).items():
+                row = place.pool.acquire(vector[place.columns].float())
+                if row is None:
+                    return False
+                self._held[slot].append((place.pool, row))
+                index[d * per_stage + n] = row
+        place.index[number] = index.to(self.device)
+        width = NUM_FIXED_SCALARS + self.rank
+        for d, stage in enumerate(stages):
+            place.scalars[number, d * width:(d + 1) * width] = stage.scalars(self.rank).to(self.device)
+        return True
+
+    # Steps.
+
+    def fill(self, numbers: npt.NDArray[np.uint32]) -> None:
+        """Set the number of every token of the coming step; rows behind them are untouched."""
+        count = len(numbers)
+        last = max(count, self._filled)
+        self._staged[:count] = numbers
+        self._staged[count:last] = 0
+        self.token[:last].copy_(self._staging[:last], non_blocking=True)
+        self._filled = count
+
+    def idle(self) -> None:
+        if self._filled:
+            self.fill(np.zeros(0, dtype=np.uint32))
+
+
+def _vectors(stage: Stage, rank: int, elementwise: bool) -> Mapping[int, Tensor]:
+    """Vectors of a stage by their column of the index, those that do nothing left out."""
+    found: dict[int, Tensor] = {}
+    for n, vector in ((0, stage.scale), (1, stage.offset)):
+        if vector is not None:
+            found[n] = vector
+    if not elementwise:
+        if stage.polarity is not None:
+            found[2] = stage.polarity
+        for r in range(0 if stage.down is None or stage.up is None else len(stage.down)):
+            assert stage.down is not None and stage.up is not None
+            found[3 + r], found[3 + rank + r] = stage.down[r], stage.up[r]
+    return {n: vector for n, vector in found.items() if bool(vector.any())}
+
+
+def steered(x: Tensor, pool: Tensor, index: Tensor, scalars: Tensor, depth: int, rank: int, elementwise: bool
+            ) -> Tensor:
+    """All stages on `x [T, width]` (float32); index `[T, rows]`, scalars `[T, ...]` of each token. Pure tensor code."""
+    per_stage = index.shape[1] // depth
+    width = NUM_FIXED_SCALARS + rank
+    for d in range(depth):
+        rows = index[:, d * per_stage:(d + 1) * per_stage]
+        x = _stage(x, pool, rows, scalars[:, d * width:(d + 1) * width], rank, elementwise)
+    return x
+
+
+def _stage(h: Tensor, pool: Tensor, rows: Tensor, numbers: Tensor, rank: int, elementwise: bool) -> Tensor:
+    def row(n: int) -> Tensor:
+        return pool[rows[:, n]].float()
+
+    if elementwise:
+        return h + h * row(0) + row(1)
+    norm = numbers[:, 0:1]
+    length = h.norm(dim=-1, keepdim=True)
+    x = h + h * row(0) + row(1) * torch.where(norm == NORM_MATCH, length, 1.0)
+    moved = x.norm(dim=-1, keepdim=True)
+    x = torch.where((norm == NORM_PRESERVE) & (moved > 0), x * (length / moved.clamp_min(1e-30)), x)
+
+    shape = numbers[:, 1:2]
+    a, b, c, e = (numbers[:, i:i + 1] for i in range(2, 6))
+    read = [(x * row(3 + r)).sum(-1, keepdim=True) for r in range(rank)]
+    write = [value + numbers[:, NUM_FIXED_SCALARS + r:NUM_FIXED_SCALARS + r + 1] for r, value in enumerate(read)]
+    write[0] = torch.where(shape == CLAMP, c * (torch.minimum(torch.maximum(read[0], a), b) - read[0]), write[0])
+    if rank > 1:
+        # a, b, c, e: cos, sin, absolute, adaptive.
+        first, second = read[0], read[1]
+        radius = torch.sqrt(first * first + second * second)
+        to_first = torch.where(c > 0, radius * a, first * a - second * b)
+        to_second = torch.where(c > 0, radius * b, first * b + second * a)
+        turned = (shape == ROTATE) & ~((e > 0) & (first <= 0))
+        write[0] = torch.where(turned, to_first - first, torch.where(shape == ROTATE, 0.0, write[0]))
+        write[1] = torch.where(turned, to_second - second, torch.where(shape == ROTATE, 0.0, write[1]))
+    for r in range(rank):
+        x = x + write[r] * row(3 + rank + r)
+
+    mode, amount = numbers[:, 6:7], numbers[:, 7:8]
+    polarity = row(2)
+    agreement = torch.sign(x) * polarity
+    wanted = torch.where(mode == 0, agreement > 0, torch.where(mode == 1, agreement < 0, polarity != 0))
+    return torch.where(wanted & (polarity != 0) & (mode >= 0), x * (1 - 2 * amount), x)

@@ -1,0 +1,50 @@
+"""What the engine tells its workers to attach, and the hash that keeps stale compiled graphs away.
+
+vLLM keys its compiled artifacts by environment, configuration and version, before tracing: a graph compiled without
+our hooks, or with others, would be loaded again and silently do nothing. The manifest travels in `additional_config`,
+which is part of that key, and holds a hash of the sources that are traced.
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from steering.spec import Site
+
+TRACED = ("attach.py", "fuse.py", "graph.py", "ops.py")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """sites: hooked. graph_sites: those of them whose simple programs live in the compiled graph.
+
+    slots: programs resident at a time. rows: vectors of one width that the graph's pool holds. depth, rank: stages at
+    one place, directions of one stage. sources: hash of the traced files.
+    """
+
+    sites: tuple[Site, ...]
+    graph_sites: tuple[Site, ...]
+    slots: int
+    rows: int
+    depth: int
+    rank: int
+    sources: str
+
+    @classmethod
+    def build(cls, **given: Any) -> "Manifest":
+        return cls(sources=source_hash(), **given)
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, given: dict[str, Any]) -> "Manifest":
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+
+
+def source_hash() -> str:
+    state = hashlib.sha256()
+    for name in TRACED:
+        state.update((Path(__file__).parent / name).read_bytes())
+    return state.hexdigest()[:16]

@@ -1,0 +1,48 @@
+"""Settings of the vLLM engine."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from steering.spec import Site
+
+ALL_SITES: tuple[Site, ...] = ("resid_pre", "attn_out", "mlp_out", "head_out", "mlp_act", "router", "resid_post")
+
+
+@dataclass(frozen=True)
+class VllmOptions:
+    """How to start vLLM.
+
+    Attributes:
+        model, model_id: folder or hub name, and the name it is served under.
+        dtype: "auto" is float32 on the CPU and the checkpoint's own elsewhere.
+        eager: no compiled graph.
+        slots, slot_wait_s: programs resident at a time; how long a request waits for a slot before 503.
+        max_batch_tokens, max_requests, kv_cache_tokens, max_model_len, block_size: of vLLM's scheduler and cache.
+        tensor_parallel: ranks that share the model.
+        sites: hooked places. graph_sites: those whose simple programs the compiled graph carries out by itself.
+        rows: vectors of one width that the graph's pool holds. depth, rank: stages at a place, directions in a stage.
+        self_test: prove at start that every hooked place is reached.
+        extra: further arguments of vLLM's AsyncEngineArgs.
+    """
+
+    model: str
+    model_id: str
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    eager: bool = False
+    slots: int = 64
+    slot_wait_s: float = 10.0
+    max_batch_tokens: int = 2048
+    max_requests: int = 128
+    kv_cache_tokens: int = 32768
+    max_model_len: int | None = None
+    block_size: int = 32
+    tensor_parallel: int = 1
+    share_prefixes: bool = True
+    sites: tuple[Site, ...] = ALL_SITES
+    graph_sites: tuple[Site, ...] = ("resid_post",)
+    rows: int = 1024
+    depth: int = 1
+    rank: int = 2
+    self_test: bool = True
+    extra: Mapping[str, Any] = field(default_factory=dict)

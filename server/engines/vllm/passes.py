@@ -1,0 +1,56 @@
+"""Teacher-forced passes: what a request must carry, and what workers send back."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+
+from server.effects.divergence import Divergence
+from server.engines.vllm.wire import Key
+from steering.program import Program
+from steering.scope import TouchMap, touch_map
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Tokens to run; from `prompt_length` on they count as generated.
+
+    keep_from: keep final hidden states from this position on, None for none of them. capture: activations to copy at
+    `positions`, which are sorted.
+    """
+
+    token_ids: Sequence[int]
+    prompt_length: int
+    program: Program | None
+    roles: Sequence[str] | None
+    keep_from: int | None = None
+    capture: tuple[Key, ...] = ()
+    positions: tuple[int, ...] = ()
+    tag: str = field(default_factory=lambda: f"pass-{uuid.uuid4().hex}")
+
+    def touch(self, program: Program) -> TouchMap:
+        # One position for the token that vLLM samples at the end, which is thrown away.
+        length = min(self.prompt_length, len(self.token_ids))
+        return touch_map(program.scopes, self.token_ids[:length], len(self.token_ids) - length + 1, self.roles)
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        carried: dict[str, Any] = {}
+        if self.keep_from is not None:
+            carried["keep"] = {"tag": self.tag, "from": self.keep_from}
+        if self.capture:
+            carried["capture"] = {"tag": self.tag, "keys": [list(key) for key in self.capture],
+                                  "positions": list(self.positions)}
+        return carried
+
+
+def tensor_of(content: bytes) -> torch.Tensor:
+    """float32 numbers as a worker sent them, `[n]`."""
+    return torch.from_numpy(np.frombuffer(content, dtype=np.float32).copy())
+
+
+def divergence_of(answer: Mapping[str, bytes]) -> Divergence:
+    return Divergence(**{f.name: tensor_of(answer[f.name]) for f in fields(Divergence)})

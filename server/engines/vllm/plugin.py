@@ -1,0 +1,74 @@
+"""Entry point `vllm.general_plugins`: vLLM calls `register` in every process of an engine.
+
+Inert unless Trimtab started the engine, which says so in the environment that its processes inherit. Every name that is
+wrapped is private to vLLM, so the version is pinned and signatures are checked; what does not match stops the start,
+and a spec is never ignored.
+"""
+
+import inspect
+import os
+from typing import Any
+
+MARKER = "TRIMTAB_VLLM_ENGINE"
+VLLM_VERSION = "0.32."
+
+
+def register() -> None:
+    """Wrap `Worker.load_model` and the block hash, and give workers our methods."""
+    if not os.environ.get(MARKER):
+        return
+    from server.engines.vllm.cachekeys import wrap
+
+    check()
+    import vllm.v1.core.block_pool as block_pool
+    import vllm.v1.core.kv_cache_utils as kv_cache_utils
+    from vllm.v1.worker.gpu_worker import Worker
+
+    for module in (kv_cache_utils, block_pool):
+        wrap(module)
+    _wrap_worker(Worker)
+
+
+def _wrap_worker(worker_class: Any) -> None:
+    from server.engines.vllm.worker import RPC, attach
+
+    if hasattr(worker_class, "trimtab_describe"):
+        return
+    for method in RPC:
+        setattr(worker_class, method.__name__, method)
+    load = worker_class.load_model
+
+    def load_model(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = load(self, *args, **kwargs)
+        attach(self)
+        return result
+
+    worker_class.load_model = load_model
+
+
+def check() -> None:
+    """Compare what is wrapped with what was tested.
+
+    Raises:
+        RuntimeError: another version, or a signature that differs; naming it.
+    """
+    import vllm
+    from vllm.v1.core import kv_cache_utils
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+    from vllm.v1.worker.gpu_worker import Worker
+
+    if not vllm.__version__.startswith(VLLM_VERSION):
+        raise RuntimeError(f"Trimtab steers vLLM {VLLM_VERSION}x, this is {vllm.__version__}")
+    expected: tuple[tuple[Any, list[str]], ...] = (
+        (Worker.load_model, ["self", "load_dummy_weights"]),
+        (GPUModelRunner._update_states, ["self", "scheduler_output"]),
+        (GPUModelRunner._prepare_inputs, ["self", "scheduler_output", "num_scheduled_tokens"]),
+        (kv_cache_utils.generate_block_hash_extra_keys,
+         ["request", "start_token_idx", "end_token_idx", "start_mm_idx"]),
+    )
+    for function, names in expected:
+        if getattr(function, "trimtab", False):
+            continue
+        found = list(inspect.signature(function).parameters)
+        if function.__name__ != "load_model" and found != names:
+            raise RuntimeError(f"{function.__qualname__} of vLLM {vllm.__version__} takes {found}, not {names}")

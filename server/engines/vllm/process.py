@@ -1,0 +1,61 @@
+"""Starting vLLM's AsyncLLM with Trimtab's plugin awake."""
+
+import os
+from typing import Any
+
+import torch
+
+from server.engines.vllm.manifest import Manifest
+from server.engines.vllm.options import VllmOptions
+from server.engines.vllm.plugin import MARKER
+from server.engines.vllm.reading import ModelReading, engine_dtype
+from server.engines.vllm.wire import EXTRA
+from steering.errors import TrimtabError, UnsupportedModel
+
+# Slots beside those of requests, for passes that measure.
+MEASURE_SLOTS = 2
+
+
+def build_manifest(options: VllmOptions, reading: ModelReading) -> Manifest:
+    sites = tuple(site for site in options.sites if site in reading.facts.sites)
+    return Manifest.build(sites=sites, graph_sites=tuple(site for site in options.graph_sites if site in sites),
+                          slots=options.slots + MEASURE_SLOTS, rows=options.rows, depth=options.depth,
+                          rank=options.rank)
+
+
+def start_llm(options: VllmOptions, reading: ModelReading) -> Any:
+    """An AsyncLLM in a process of its own, hooks attached.
+
+    Raises:
+        UnsupportedModel: vLLM does not start; with its reason.
+    """
+    os.environ[MARKER] = "1"
+    # One position more than the context: a pass that only scores still asks vLLM for a token.
+    os.environ.setdefault("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from server.engines.vllm.plugin import check
+
+    check()
+    context = min(options.max_model_len or reading.facts.context_length, reading.facts.context_length)
+    blocks = max(2, -(-options.kv_cache_tokens // options.block_size))
+    arguments: dict[str, Any] = {
+        "model": options.model, "served_model_name": options.model_id, "dtype": engine_dtype(options),
+        "max_model_len": context + 1, "max_num_seqs": options.max_requests,
+        "max_num_batched_tokens": options.max_batch_tokens, "block_size": options.block_size,
+        "enforce_eager": options.eager, "tensor_parallel_size": options.tensor_parallel,
+        "enable_prefix_caching": options.share_prefixes, "enable_chunked_prefill": True,
+        "scheduling_policy": "priority", "num_gpu_blocks_override": blocks,
+        "additional_config": {EXTRA: build_manifest(options, reading).to_json()},
+        "enable_log_requests": False,
+    }
+    if not torch.cuda.is_available():
+        arguments["kv_cache_memory_bytes"] = (blocks + 1) * options.block_size * reading.kv_bytes_per_token
+    try:
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments | dict(options.extra)))
+    except TrimtabError:
+        raise
+    except Exception as error:
+        # vLLM raises many kinds; all of them mean that nothing can be served.
+        raise UnsupportedModel(f"vLLM does not start: {error}", param="model") from error

@@ -1,0 +1,52 @@
+"""What Trimtab must know of a model before vLLM loads it: facts, fingerprint, end-of-text tokens."""
+
+import gc
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from server.engines.vllm.attach import FAMILIES
+from server.engines.vllm.options import VllmOptions
+from steering.errors import UnsupportedModel
+from steering.facts import ModelFacts
+from steering.sites import fingerprint, model_facts
+
+
+@dataclass(frozen=True)
+class ModelReading:
+    """facts: with every site that the structure offers. end_ids: end-of-text tokens of the generation config."""
+
+    facts: ModelFacts
+    end_ids: tuple[int, ...]
+    kv_bytes_per_token: int
+
+
+def read_model(options: VllmOptions) -> ModelReading:
+    """Load the checkpoint once into memory, as transformers has it, and let it go.
+
+    Raises:
+        UnsupportedModel: a family whose blocks vLLM lays out in a way that is not hooked.
+    """
+    model: Any = AutoModelForCausalLM.from_pretrained(options.model, dtype="auto")
+    facts = model_facts(model, model_id=options.model_id, fingerprint=fingerprint(model))
+    if facts.family not in FAMILIES:
+        raise UnsupportedModel(f"the vLLM engine does not steer {facts.family}", param="model",
+                               fix=f"Known there: {', '.join(FAMILIES)}. The embedded engine knows more.")
+    ends = model.generation_config.eos_token_id
+    config = model.config
+    kv_heads = getattr(config, "num_key_value_heads", None) or facts.num_heads
+    size = 4 if options.dtype in ("auto", "float32") else 2
+    reading = ModelReading(facts, tuple(ends if isinstance(ends, list) else [] if ends is None else [ends]),
+                           2 * facts.num_layers * kv_heads * facts.head_dim * size)
+    del model
+    gc.collect()
+    return reading
+
+
+def engine_dtype(options: VllmOptions) -> str:
+    """float32 on a CPU where nothing else is asked for, as the embedded engine has it."""
+    if options.dtype == "auto" and not torch.cuda.is_available():
+        return "float32"
+    return options.dtype

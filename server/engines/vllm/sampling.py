@@ -1,0 +1,38 @@
+"""Our sampling settings in vLLM's words, and vLLM's log-probabilities in ours."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from server.engines.base import Sampling, Token
+
+
+def sampling_params(sampling: Sampling, extra: Mapping[str, Any]) -> Any:
+    """`extra` goes to the workers. End-of-text tokens are named one by one, as the embedded engine has them."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        max_tokens=sampling.max_tokens, temperature=sampling.temperature, top_p=sampling.top_p,
+        top_k=sampling.top_k, min_p=sampling.min_p, presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty, repetition_penalty=sampling.repetition_penalty,
+        logit_bias=dict(sampling.logit_bias) or None, seed=sampling.seed, ignore_eos=True,
+        stop_token_ids=[] if sampling.ignore_eos else list(sampling.stop_token_ids), logprobs=sampling.logprobs,
+        detokenize=False, output_kind=RequestOutputKind.DELTA, extra_args={"trimtab": dict(extra)} if extra else None)
+
+
+def tokens_of(output: Any, sampling: Sampling) -> list[Token]:
+    """Tokens that one output of vLLM brings."""
+    completion = output.outputs[0]
+    finish = completion.finish_reason
+    ids = list(completion.token_ids)
+    tokens = []
+    for i, token_id in enumerate(ids):
+        logprob, top = None, ()
+        if sampling.logprobs is not None:
+            table = completion.logprobs[i]
+            logprob = table[token_id].logprob
+            best = sorted(table.items(), key=lambda item: (item[1].rank, -item[1].logprob))[:sampling.logprobs]
+            top = tuple((int(other), float(entry.logprob)) for other, entry in best)
+        last = i == len(ids) - 1 and finish is not None
+        tokens.append(Token(int(token_id), logprob, top, ("stop" if finish == "stop" else "length") if last else None))
+    return tokens

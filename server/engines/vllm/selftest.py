@@ -1,0 +1,85 @@
+"""Proof, at start, that every hooked place is reached in the graph that will serve.
+
+A stale compiled graph loads without a word and does nothing. So a strong push at each (site, layer) must move the
+log-probabilities of a short prompt, the same prompt without a program must not move, and a place whose push moves
+nothing stops the start: the server never offers what it cannot do.
+"""
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from server.engines.vllm.passes import Pass
+from steering.errors import UnsupportedModel
+from steering.facts import ModelFacts
+from steering.ops.base import Row
+from steering.program import Applied, Compiled, Program
+from steering.selftest import PROMPT_LENGTH
+from steering.spec import Scope, Site
+
+if TYPE_CHECKING:
+    from server.engines.vllm.engine import VllmEngine
+
+# Log-probabilities of one prompt differ by rounding from batch to batch; a push must move them by far more.
+FLOOR = {"float32": 1e-3}
+COARSE_FLOOR = 0.1
+
+
+async def run_selftest(engine: "VllmEngine") -> ModelFacts:
+    """Facts that offer what was reached.
+
+    Raises:
+        UnsupportedModel: a hooked place is not reached, or an untouched request moves.
+    """
+    places = [(site, int(layer)) for site, layer in (await engine.rpc("trimtab_describe"))[0]["places"]]
+    generator = torch.Generator().manual_seed(0)
+    prompt = torch.randint(engine.facts.vocab_size, (PROMPT_LENGTH,), generator=generator).tolist()
+    floor = FLOOR.get(engine.capabilities()["dtype"], COARSE_FLOOR)
+    plain = await _scores(engine, prompt, None)
+    missed: list[str] = []
+    for start in range(0, len(places), engine.options.slots):
+        part = places[start:start + engine.options.slots]
+        pushed = [await _moved(engine, prompt, place, plain, generator, floor) for place in part]
+        missed += [f"{site}[{layer}]" for (site, layer), moved in zip(part, pushed, strict=True) if not moved]
+    if missed:
+        raise UnsupportedModel(
+            f"{engine.facts.model_id}: a push at {', '.join(missed)} changes nothing", param="model",
+            fix="If vLLM took a compiled graph from its cache, remove that cache (VLLM_CACHE_ROOT) and start again.")
+    again = await _scores(engine, prompt, None)
+    if float((again - plain).abs().max()) > floor:
+        raise UnsupportedModel(f"{engine.facts.model_id}: steering one request changes another", param="model")
+    sites: dict[Site, tuple[int, ...]] = {}
+    for site, layer in places:
+        sites[site] = (*sites.get(site, ()), layer)
+    return replace(engine.facts, sites={site: tuple(sorted(layers)) for site, layers in sites.items()})
+
+
+async def _moved(engine: "VllmEngine", prompt: list[int], place: tuple[Site, int], plain: torch.Tensor,
+                 generator: torch.Generator, floor: float) -> bool:
+    attempts = 2 if place[0] == "router" else 1
+    programs = [_push(engine.facts, place, attempt, generator) for attempt in range(attempts)]
+    scores = await asyncio.gather(*(_scores(engine, prompt, program) for program in programs))
+    return any(float((found - plain).abs().max()) > floor for found in scores)
+
+
+async def _scores(engine: "VllmEngine", prompt: list[int], program: Program | None) -> torch.Tensor:
+    given = Pass(prompt, len(prompt), program, None, keep_from=0)
+    await engine.run_pass(given, engine.slots)
+    chosen, _ = next(a for a in await engine.rpc("trimtab_scores", given.tag, prompt, False) if a is not None)
+    return torch.frombuffer(bytearray(chosen), dtype=torch.float32)[:-1]
+
+
+def _push(facts: ModelFacts, place: tuple[Site, int], attempt: int, generator: torch.Generator) -> Program:
+    """A change that must show. At the router: force one expert, in the second attempt another one."""
+    site, width = place[0], facts.width(place[0])
+    if site == "router":
+        force = torch.zeros(width)
+        force[attempt % width] = 1.0
+        row = Row("route", {"bias": torch.zeros(width), "gate": torch.ones(width), "force": force,
+                            "renormalise": torch.tensor(0.0)})
+    else:
+        direction = torch.randn(width, generator=generator)
+        row = Row("add_norm_match", {"delta": direction / direction.norm()})
+    return Program((Compiled("add", Scope(), {place: row}, Applied(None, "add", (), (), {}, {})),))

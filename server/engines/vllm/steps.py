@@ -1,0 +1,251 @@
+"""A worker's state: which requests of the batch are steered, and what each step must do and keep.
+
+Everything here runs in the worker's thread, driven by what vLLM's scheduler hands to the model runner, so all ranks
+of a tensor-parallel group agree without talking to each other.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from server.engines.arena import Arena
+from server.engines.vllm.graph import GraphTables
+from server.engines.vllm.wire import EXTRA, Key, Rows, Touch, decode_touch
+from steering.plan import Stage, StepPlan, plan_step
+from steering.row_table import Held, RowTable
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass
+class Passenger:
+    """One request in the engine that is steered, kept or captured.
+
+    slot, base: its program and where its bits begin in the arena; slot 0 for an unsteered one.
+    in_graph: its program is carried out by the compiled graph, else by the opaque op.
+    keep: where its final hidden states go, from position `keep_from` on. capture: which activations to copy.
+    """
+
+    slot: int
+    base: int
+    touch: Touch | None
+    in_graph: bool = False
+    keep: str | None = None
+    keep_from: int = 0
+    capture: str | None = None
+    keys: frozenset[Key] = frozenset()
+    positions: IntArray | None = None
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Tokens of one request in the flat batch: rows [start, stop), of which the first is at `position`."""
+
+    passenger: Passenger
+    start: int
+    stop: int
+    position: int
+
+    def rows(self, wanted: IntArray | None, lowest: int = 0) -> tuple[IntArray, IntArray]:
+        """(positions, rows) of this stretch that are wanted."""
+        positions = np.arange(self.position, self.position + self.stop - self.start)
+        chosen = positions >= lowest
+        if wanted is not None:
+            chosen &= np.isin(positions, wanted)
+        return positions[chosen], np.flatnonzero(chosen) + self.start
+
+
+@dataclass
+class Kept:
+    """Rows of one activation by position; a recomputed position takes the older one's place."""
+
+    parts: list[tuple[IntArray, torch.Tensor]] = field(default_factory=list)
+
+    def joined(self) -> tuple[IntArray, torch.Tensor]:
+        """Positions, rising and without repeats, and their rows."""
+        positions = np.concatenate([where for where, _ in self.parts])
+        rows = torch.cat([part for _, part in self.parts])
+        # The last of equal positions wins: unique keeps the first of the reversed order.
+        found, index = np.unique(positions[::-1], return_index=True)
+        return found, rows[torch.from_numpy(len(positions) - 1 - index)]
+
+
+class Steps:
+    """Programs, requests and the plan of the step at hand."""
+
+    def __init__(self, num_slots: int, device: torch.device, graph: GraphTables) -> None:
+        self.table = RowTable(num_slots, device)
+        self.graph = graph
+        self.plan: StepPlan = {}
+        self.stretches: list[Stretch] = []
+        self.kept: dict[str, Kept] = {}
+        self.captured: dict[str, dict[Key, Kept]] = {}
+        self.num_steps = 0
+        self._held: dict[int, Held] = {}
+        self._in_graph: set[int] = set()
+        self._passengers: dict[str, Passenger] = {}
+        self._arena = Arena()
+        self._batch: list[str] = []
+        self._stale = True
+        self._slots: IntArray = np.zeros(0, dtype=np.int64)
+        self._bases: IntArray = np.zeros(0, dtype=np.int64)
+        self._ruled: list[int] = []
+        self._watching: list[int] = []
+        self._opaque = False
+        self._last: tuple[int, bytes, bytes] | None = None
+        self._last_plan: StepPlan = {}
+
+    # Programs, placed by the server process.
+
+    def place(self, slot: int, rows: Rows) -> bool:
+        """Put a program into a slot, in the place of what was there. True if the graph carries it out."""
+        if slot in self._held:
+            self.table.remove(slot, self._held.pop(slot))
+        self._in_graph.discard(slot)
+        self.graph.clear(slot)
+        if self.graph.place(slot, rows):
+            self._in_graph.add(slot)
+            return True
+        self._held[slot] = self.table.place(slot, rows.rows)
+        return False
+
+    # Requests, as the scheduler brings and ends them.
+
+    def add(self, request_id: str, sampling: Any) -> None:
+        """Read what the request carries. A request that is there already (streamed input, resumption) is replaced."""
+        extra = (getattr(sampling, "extra_args", None) or {}).get(EXTRA)
+        self.drop(request_id)
+        if extra is None:
+            return
+        touch = decode_touch(extra["touch"]) if "touch" in extra else None
+        slot = int(extra.get("slot", 0))
+        passenger = Passenger(slot, 0, touch, in_graph=slot in self._in_graph)
+        if touch is not None:
+            on, off = touch.on, touch.off
+            if passenger.in_graph and not touch.rules:
+                # Known beforehand: which row of the graph's index each position reads.
+                on, off = self.graph.variants(slot, on & ~off), np.zeros_like(off)
+            passenger.base = self._arena.put(on, off)
+        if "keep" in extra:
+            passenger.keep, passenger.keep_from = extra["keep"]["tag"], int(extra["keep"]["from"])
+        if "capture" in extra:
+            wanted = extra["capture"]["positions"]
+            passenger.capture = extra["capture"]["tag"]
+            passenger.keys = frozenset((site, int(layer)) for site, layer in extra["capture"]["keys"])
+            passenger.positions = None if wanted is None else np.asarray(wanted, dtype=np.int64)
+        self._passengers[request_id] = passenger
+        self._stale = True
+
+    def drop(self, request_id: str) -> None:
+        passenger = self._passengers.pop(request_id, None)
+        if passenger is not None and passenger.touch is not None:
+            self._arena.drop(passenger.base, len(passenger.touch.on))
+        self._stale = True
+
+    # Steps.
+
+    def begin(self, request_ids: Sequence[str], starts: IntArray, computed: IntArray, num_tokens: int,
+              token_ids: Callable[[], npt.NDArray[np.int64]]) -> None:
+        """What the coming forward pass must do.
+
+        Args:
+            request_ids: requests of the batch, in order.
+            starts: first row of each request in the flat batch, and the end, `[R + 1]`.
+            computed: tokens of each request that were computed before, `[R]`.
+            token_ids: ids of the flat batch; asked for only by rules on generated tokens.
+        """
+        self.num_steps += 1
+        if self._stale or self._batch != request_ids:
+            self._read_batch(request_ids)
+        self.stretches = []
+        if not self._passengers:
+            self._idle()
+            return
+        lengths = starts[1:] - starts[:-1]
+        self.stretches = [Stretch(self._passengers[self._batch[i]], int(starts[i]), int(starts[i + 1]),
+                                  int(computed[i])) for i in self._watching]
+        if not self._slots.any():
+            self._idle()
+            return
+        # index[t] = base of t's request + its position, in one pass over the flat batch.
+        slots = np.repeat(self._slots, lengths)
+        index = np.repeat(self._bases + computed - starts[:-1], lengths)
+        index += np.arange(num_tokens)
+        index[slots == 0] = 0
+        on = self._arena.on[index]
+        if not self._opaque and not self._ruled:
+            self.graph.fill(np.where(slots == 0, 0, on) if (self._slots == 0).any() else on)
+            self.plan = {}
+            return
+        bits = on & ~self._arena.off[index]
+        for i in self._ruled:
+            touch = self._passengers[self._batch[i]].touch
+            assert touch is not None
+            part = slice(int(starts[i]), int(starts[i + 1]))
+            bits[part] = touch.bits(np.arange(computed[i], computed[i] + lengths[i]), token_ids()[part])
+        opaque = np.repeat(self._opaque_rows, lengths)
+        self._fill_mixed(slots, bits, opaque)
+
+    def _fill_mixed(self, slots: IntArray, bits: npt.NDArray[np.uint32], opaque: npt.NDArray[np.bool_]) -> None:
+        graph_rows = np.where(opaque | (slots == 0), 0, bits)
+        for i in self._ruled:
+            slot = int(self._slots[i])
+            if slot in self._in_graph:
+                mine = slots == slot
+                graph_rows[mine] = self.graph.variants(slot, bits[mine])
+        self.graph.fill(graph_rows.astype(np.uint32))
+        mine = np.where(opaque, slots, 0).astype(np.int32)
+        state = (self.table.version, mine.tobytes(), bits.tobytes())
+        if state != self._last:
+            self._last, self._last_plan = state, plan_step(self.table, mine, bits)
+        self.plan = self._last_plan
+
+    def _read_batch(self, request_ids: Sequence[str]) -> None:
+        self._batch = list(request_ids)
+        aboard = [self._passengers.get(request_id) for request_id in self._batch]
+        self._slots = np.array([0 if p is None or p.touch is None else p.slot for p in aboard], dtype=np.int64)
+        self._bases = np.array([0 if p is None else p.base for p in aboard], dtype=np.int64)
+        self._opaque_rows = np.array([p is not None and not p.in_graph for p in aboard], dtype=np.bool_)
+        self._opaque = bool((self._opaque_rows & (self._slots > 0)).any())
+        self._ruled = [i for i, p in enumerate(aboard) if p is not None and p.touch is not None and p.touch.rules]
+        self._watching = [i for i, p in enumerate(aboard) if p is not None and (p.keep or p.capture)]
+        self._stale = False
+
+    def _idle(self) -> None:
+        self.plan = {}
+        self.graph.idle()
+
+    @property
+    def busy(self) -> bool:
+        """Whether any opaque op has something to do in this step."""
+        return bool(self.plan) or bool(self.stretches)
+
+    def stages(self, key: Key) -> list[Stage]:
+        return self.plan.get(key, [])
+
+    def capture(self, key: Key, activation: torch.Tensor) -> None:
+        """Copy the wanted rows of an activation `[T, width]` as it stands."""
+        for stretch in self.stretches:
+            passenger = stretch.passenger
+            if passenger.capture is None or key not in passenger.keys:
+                continue
+            positions, rows = stretch.rows(passenger.positions)
+            if len(rows):
+                kept = self.captured.setdefault(passenger.capture, {}).setdefault(key, Kept())
+                kept.parts.append((positions, activation[torch.from_numpy(rows)].float().cpu()))
+
+    def wants(self, key: Key) -> bool:
+        return any(key in stretch.passenger.keys for stretch in self.stretches)
+
+    def end(self, hidden: torch.Tensor) -> None:
+        """Keep final hidden states `[T, d_model]` of the requests that asked for them."""
+        for stretch in self.stretches:
+            if stretch.passenger.keep is not None:
+                positions, rows = stretch.rows(None, stretch.passenger.keep_from)
+                if len(rows):
+                    kept = self.kept.setdefault(stretch.passenger.keep, Kept())
+                    kept.parts.append((positions, hidden[torch.from_numpy(rows).to(hidden.device)].clone()))

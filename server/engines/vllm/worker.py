@@ -1,0 +1,217 @@
+"""What Trimtab adds to a vLLM worker: hooks after loading, the state of each step, and methods for `collective_rpc`.
+
+Both model runners are bound. V1: `_update_states` brings and ends requests, `_prepare_inputs` lays out the batch,
+`_model_forward` returns the final hidden states. V2: `model_state.add_request`, `remove_request`, `prepare_inputs` and
+`execute_model` do the same.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from server.effects.divergence import Divergence, divergence, residual_shift
+from server.engines.vllm.attach import Hooks
+from server.engines.vllm.graph import GraphTables
+from server.engines.vllm.manifest import Manifest
+from server.engines.vllm.ops import Split
+from server.engines.vllm.steps import Kept, Steps
+from server.engines.vllm.wire import EXTRA, decode_program
+
+ROWS_AT_ONCE = 128
+# Rows of padding that a step's buffers may have over the scheduler's limit.
+PADDING = 1024
+
+
+class WorkerState:
+    """Of one worker, from `attach` on."""
+
+    def __init__(self, worker: Any, manifest: Manifest) -> None:
+        runner = worker.model_runner
+        config = runner.vllm_config
+        device = runner.device
+        self.worker = worker
+        self.graph = GraphTables(
+            manifest.slots, num_rows=manifest.rows, depth=manifest.depth, rank=manifest.rank,
+            max_tokens=config.scheduler_config.max_num_batched_tokens + PADDING, dtype=config.model_config.dtype,
+            device=device)
+        self.steps = Steps(manifest.slots, device, self.graph)
+        self.hooks = Hooks(runner.get_model(), self.steps, self.graph, manifest.sites, manifest.graph_sites,
+                           _split(), int(config.model_config.get_hidden_size()))
+
+
+def attach(worker: Any) -> None:
+    """Called after a worker has loaded its model and before the first forward. Does nothing without a manifest."""
+    given = (worker.vllm_config.additional_config or {}).get(EXTRA)
+    if given is None:
+        return
+    state = WorkerState(worker, Manifest.from_json(given))
+    worker.trimtab = state
+    if worker.use_v2_model_runner:
+        _bind_v2(worker.model_runner, state.steps)
+    else:
+        _bind_v1(worker.model_runner, state.steps)
+
+
+def _split() -> Split:
+    from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
+
+    return Split(get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size())
+
+
+def _bind_v1(runner: Any, steps: Steps) -> None:
+    update, prepare, forward = runner._update_states, runner._prepare_inputs, runner._model_forward
+
+    def update_states(scheduled: Any, *args: Any, **kwargs: Any) -> Any:
+        for request_id in scheduled.finished_req_ids:
+            steps.drop(request_id)
+        for request in scheduled.scheduled_new_reqs:
+            steps.add(request.req_id, request.sampling_params)
+        return update(scheduled, *args, **kwargs)
+
+    def prepare_inputs(scheduled: Any, *args: Any, **kwargs: Any) -> Any:
+        prepared = prepare(scheduled, *args, **kwargs)
+        batch = runner.input_batch
+        count, total = batch.num_reqs, scheduled.total_num_scheduled_tokens
+        steps.begin(batch.req_ids, runner.query_start_loc.np[:count + 1].astype(np.int64),
+                    batch.num_computed_tokens_cpu[:count].astype(np.int64), total,
+                    lambda: runner.input_ids.gpu[:total].cpu().numpy().astype(np.int64))
+        return prepared
+
+    def model_forward(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        if steps.stretches and isinstance(output, torch.Tensor):
+            steps.end(output)
+        return output
+
+    runner._update_states, runner._prepare_inputs, runner._model_forward = update_states, prepare_inputs, model_forward
+
+
+def _bind_v2(runner: Any, steps: Steps) -> None:
+    model_state = runner.model_state
+    add, remove, prepare = model_state.add_request, model_state.remove_request, model_state.prepare_inputs
+    execute = runner.execute_model
+
+    def add_request(index: int, request: Any) -> Any:
+        steps.add(request.req_id, request.sampling_params)
+        return add(index, request)
+
+    def remove_request(request_id: str) -> Any:
+        steps.drop(request_id)
+        return remove(request_id)
+
+    def prepare_inputs(batch: Any, states: Any) -> Any:
+        count = len(batch.req_ids)
+        steps.begin(batch.req_ids, np.asarray(batch.query_start_loc_np[:count + 1], dtype=np.int64),
+                    np.asarray(batch.num_computed_tokens_np[:count], dtype=np.int64), int(batch.num_tokens),
+                    lambda: batch.input_ids[:batch.num_tokens].cpu().numpy().astype(np.int64))
+        return prepare(batch, states)
+
+    def execute_model(*args: Any, **kwargs: Any) -> Any:
+        output = execute(*args, **kwargs)
+        state = runner.execute_model_state
+        if steps.stretches and state is not None and isinstance(state.hidden_states, torch.Tensor):
+            steps.end(state.hidden_states)
+        return output
+
+    model_state.add_request, model_state.remove_request = add_request, remove_request
+    model_state.prepare_inputs, runner.execute_model = prepare_inputs, execute_model
+
+
+# Methods that the engine calls on every worker; set on vLLM's Worker class by the plugin.
+
+def trimtab_describe(self: Any) -> dict[str, Any]:
+    """What was hooked, on this rank."""
+    state: WorkerState = self.trimtab
+    return {"places": [[site, layer] for site, layer in state.hooks.found],
+            "graph": [[site, layer] for site, layer in state.graph.places], "bytes": state.graph.nbytes
+            + state.steps.table.nbytes, "steps": state.steps.num_steps, "v2": bool(self.use_v2_model_runner)}
+
+
+def trimtab_place(self: Any, slot: int, program: bytes) -> bool:
+    """Put a program into a slot. True if the compiled graph carries it out."""
+    state: WorkerState = self.trimtab
+    return state.steps.place(slot, decode_program(program))
+
+
+def trimtab_forget(self: Any, tags: Sequence[str]) -> None:
+    """Drop what was kept and captured under `tags`."""
+    for tag in tags:
+        self.trimtab.steps.kept.pop(tag, None)
+        self.trimtab.steps.captured.pop(tag, None)
+
+
+def trimtab_scores(self: Any, tag: str, token_ids: Sequence[int], full: bool) -> list[Any] | None:
+    """Log-probabilities of a kept pass: that of each token after the first, and all of them if `full`."""
+    state: WorkerState = self.trimtab
+    _, hidden = _taken(state.steps.kept, tag)
+    chosen: list[torch.Tensor] = []
+    everything: list[torch.Tensor] = []
+    targets = torch.tensor([*token_ids[1:], 0], device=hidden.device)
+    for i in range(0, len(hidden), ROWS_AT_ONCE):
+        logits = _logits(self, hidden[i:i + ROWS_AT_ONCE])
+        if logits is None:
+            continue
+        logprobs = logits.float().log_softmax(-1)
+        chosen.append(logprobs.gather(1, targets[i:i + ROWS_AT_ONCE].unsqueeze(1)).squeeze(1).cpu())
+        if full:
+            everything.append(logprobs.cpu())
+    if not chosen:
+        return None
+    return [_bytes(torch.cat(chosen)), _bytes(torch.cat(everything)) if full else b""]
+
+
+def trimtab_compare(self: Any, tag: str, other: str, token_ids: Sequence[int], residual: int | None) -> Any:
+    """Divergence of two kept passes that predict `token_ids`, and if `residual` names a layer the shift of its stream.
+
+    Keeps `tag` for further comparisons and drops `other`.
+    """
+    state: WorkerState = self.trimtab
+    steered, base = state.steps.kept[tag].joined()[1], _taken(state.steps.kept, other)[1]
+    chosen = torch.tensor(token_ids, device=steered.device)
+    parts: list[Divergence] = []
+    for i in range(0, len(chosen), ROWS_AT_ONCE):
+        block = slice(i, i + ROWS_AT_ONCE)
+        ours, theirs = _logits(self, steered[block]), _logits(self, base[block])
+        if ours is not None and theirs is not None:
+            parts.append(divergence(ours, theirs, chosen[block]))
+    shift = None
+    if residual is not None:
+        key = ("resid_post", residual)
+        here, there = state.steps.captured[tag][key].joined()[1], state.steps.captured[other][key].joined()[1]
+        moved = residual_shift(here, there)
+        shift = [_bytes(moved.relative), _bytes(moved.cosine)]
+    state.steps.captured.pop(other, None)
+    if not parts:
+        return None
+    whole = Divergence.join(parts)
+    return [{name: _bytes(value.float().cpu()) for name, value in vars(whole).items()}, shift]
+
+
+def trimtab_captured(self: Any, tag: str) -> list[list[Any]]:
+    """Activations of a capturing pass: site, layer, number of rows, float32 bytes."""
+    state: WorkerState = self.trimtab
+    found = []
+    for (site, layer), kept in state.steps.captured.pop(tag, {}).items():
+        rows = kept.joined()[1]
+        found.append([site, layer, len(rows), _bytes(rows)])
+    return found
+
+
+def _taken(kept: dict[str, Kept], tag: str) -> Any:
+    return kept.pop(tag).joined()
+
+
+@torch.inference_mode()
+def _logits(worker: Any, hidden: torch.Tensor) -> torch.Tensor | None:
+    """None on ranks that do not hold the gathered logits."""
+    logits: torch.Tensor | None = worker.model_runner.get_model().compute_logits(hidden)
+    return logits
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().float().numpy().tobytes()
+
+
+RPC = (trimtab_describe, trimtab_place, trimtab_forget, trimtab_scores, trimtab_compare, trimtab_captured)
