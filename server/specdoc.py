@@ -11,8 +11,8 @@ from steering.ops import operations
 from steering.payload import RULES
 
 PATH = Path("docs/spec.md")
-ORDER = ("Steering", "Intervention", "Strength", "Scope", "PromptSelection", "PromptPick", "GenerationSelection",
-         "GenerationPick", "LayerRange", "LayerDepth", "Encoded")
+ORDER = ("Steering", "Intervention", "Strength", "Dose", "Scope", "PromptSelection", "PromptPick",
+         "GenerationSelection", "GenerationPick", "LayerRange", "LayerDepth", "Encoded")
 HEAD = """# Spec reference
 
 Written by `python -m server.specdoc` from the models in `steering/spec.py`; do not edit. The same as JSON schema:
@@ -42,7 +42,7 @@ def document() -> str:
     parts += ["## Ops", "", "| op | sites | kinds of artifact | options | units of strength |", "|---|---|---|---|---|"]
     for op in operations():
         options = _name(schema[OPTIONS_KEY][op.name]["$ref"])
-        units = "raw unit rel sigma" if op.adds_direction else "raw"
+        units = "raw unit rel sigma kl" if op.adds_direction else "raw kl"
         parts.append(f"| `{op.name}` | {' '.join(op.sites)} | {' '.join(op.kinds)} | "
                      f"[{options}](#{options.lower()}) | {units} |")
     parts.append("")

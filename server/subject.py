@@ -1,4 +1,4 @@
-"""The served model as the subject of an extraction recipe, which runs in a thread of its own."""
+"""The served model as the subject of an extraction or a calibration, which runs in a thread of its own."""
 
 import asyncio
 import secrets
@@ -8,11 +8,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from server.engines.base import CaptureRequest, Generation, Sampling
+from server.effects.degeneration import degeneration
+from server.engines.base import CaptureRequest, CompareRequest, Generation, Sampling
 from server.state import ServerState
 from steering.facts import ModelFacts
 from steering.program import Program
 from steering.spec import Site
+from vectors.calibrate.bench import Trial
 from vectors.extract.subject import Prompt, Tokens, Turn
 
 T = TypeVar("T")
@@ -20,7 +22,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class EngineSubject:
-    """`vectors.extract.Subject`. Its methods block; call them off the event loop `loop`."""
+    """`vectors.extract.Subject` and `vectors.calibrate.bench.Bench`. Its methods block; call them off the event loop
+    `loop`."""
 
     state: ServerState
     loop: asyncio.AbstractEventLoop
@@ -66,6 +69,41 @@ class EngineSubject:
             return self.state.vocabulary.decode([token.token_id async for token in completion])
 
         return list(await asyncio.gather(*(one(n, text) for n, text in enumerate(texts))))
+
+    def trials(self, prompts: Sequence[Sequence[int]], program: Program | None, max_tokens: int, temperature: float,
+               seed: int) -> list[Trial]:
+        return self._wait(self._trials(prompts, program, max_tokens, temperature, seed))
+
+    async def _trials(self, prompts: Sequence[Sequence[int]], program: Program | None, max_tokens: int,
+                      temperature: float, seed: int) -> list[Trial]:
+        async def one(number: int, prompt: Sequence[int]) -> list[int]:
+            sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed + number,
+                                stop_token_ids=self.state.vocabulary.end_ids)
+            completion = self.state.engine.generate(Generation(f"calibrate-{secrets.token_hex(8)}-{number}", prompt,
+                                                               sampling, program))
+            return [token.token_id async for token in completion]
+
+        written = await asyncio.gather(*(one(n, prompt) for n, prompt in enumerate(prompts)))
+        if program is None or not program.acting:
+            measured = [(0.0, await self._surprise(prompt, ids)) for prompt, ids in zip(prompts, written, strict=True)]
+        else:
+            found = await self.state.engine.compare_all([
+                CompareRequest([*prompt, *ids], len(prompt), program)
+                for prompt, ids in zip(prompts, written, strict=True)])
+            measured = [(float(one.total.kl.mean()), float(one.total.surprise.mean())) for one in found]
+        ends = self.state.vocabulary.end_ids
+        trials = []
+        for ids, (kl, surprise) in zip(written, measured, strict=True):
+            text = self.state.vocabulary.decode(ids)
+            signs = degeneration(ids, text, ids[-1] in ends)
+            trials.append(Trial(kl=kl, surprise=surprise, repetition=signs.repetition, compression=signs.compression,
+                                length=signs.length, ended=signs.ended, text=text))
+        return trials
+
+    async def _surprise(self, prompt: Sequence[int], generated: Sequence[int]) -> float:
+        """Mean -log p of generated tokens under the untouched model."""
+        scores = await self.state.engine.score([*prompt, *generated])
+        return -float(scores.logprobs[len(prompt):].mean())
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result()

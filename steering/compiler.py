@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from steering.errors import ArtifactMismatch, InvalidSpec, TrimtabError, UnsupportedSite
+from steering.dose import Calibrated, canonical, canonical_scope
+from steering.errors import ArtifactMismatch, InvalidSpec, NotCalibrated, TrimtabError, UnsupportedSite
 from steering.facts import ModelFacts
 from steering.inline import inline_payload, parse_options, split_inline
 from steering.ops import get_operation
@@ -22,6 +23,7 @@ from steering.spec import (
     LayerRange,
     Layers,
     Op,
+    Scope,
     Site,
     Strength,
 )
@@ -87,12 +89,14 @@ def _compile_one(item: Resolved, facts: ModelFacts) -> Compiled:
         payload = inline_payload(inline_tensors, operation, given, facts)
     layers = _all_layers(facts, sites) if multi_site else _layers(wanted, payload, facts)
     origin = _source_layer(options, payload, facts) if multi_site else None
+    calibrated = None if source is None else _calibrated(source, operation, sites, layers, options, intervention, facts)
+    acting = _dosed(strength, calibrated, source, layers, intervention) if strength.unit == "kl" else strength
 
     rows: dict[tuple[Site, int], Row] = {}
     scales: dict[int, float] = {}
     for layer in layers:
         tensors = payload.layers[layer if origin is None else origin]
-        scales[layer] = _scale(strength, operation, tensors, layer, source, options)
+        scales[layer] = _scale(acting, operation, tensors, layer, source, options)
         for site in sites:
             facts.check_site(site, layer, "layers" if not multi_site else "options.multi_site")
             _check_width(payload, tensors, facts.width(site), site)
@@ -108,6 +112,7 @@ def _compile_one(item: Resolved, facts: ModelFacts) -> Compiled:
         layers=tuple(layers),
         strength={"value": strength.value, "unit": strength.unit, "scale": {str(n): s for n, s in scales.items()}},
         options=options.model_dump(),
+        card_kl=calibrated.kl_at(scales[layers[0]]) if calibrated and len(set(scales.values())) == 1 else None,
     )
     return Compiled(operation.name, intervention.scope, rows, applied)
 
@@ -202,6 +207,33 @@ def _scale(strength: Strength, operation: Operation, tensors: Mapping[str, torch
                           f"{source.ref if source else 'inline numbers'} does not record", param="strength.unit",
                           fix="Use raw or unit, or an artifact made by extraction.")
     return strength.value * known[layer] / stored
+
+
+def _calibrated(source: Source, operation: Operation, sites: Sequence[Site], layers: Sequence[int], options: Any,
+                intervention: Intervention, facts: ModelFacts) -> Calibrated | None:
+    """The artifact's curves for exactly this setting on this model."""
+    return next((item for item in source.calibrated if item.fingerprint == facts.fingerprint
+                 and item.fits(operation.name, sites, layers, options.model_dump(), intervention.scope)), None)
+
+
+def _dosed(strength: Strength, calibrated: Calibrated | None, source: Source | None, layers: Sequence[int],
+           intervention: Intervention) -> Strength:
+    """A dose as the raw strength that gives it."""
+    if source is None:
+        raise InvalidSpec("a dose needs an artifact with a calibration; inline numbers have none", param="strength",
+                          fix="Store them as an artifact and run trimtab calibrate, or give the strength in raw.")
+    if calibrated is None:
+        command = f"trimtab calibrate {source.ref} --prompts FILE"
+        if intervention.layers is not None:
+            command += f" --layers {','.join(map(str, layers))}"
+        if intervention.scope != Scope():
+            command += f" --scope '{canonical_scope(intervention.scope)}'"
+        if intervention.options:
+            command += f" --options '{canonical(intervention.options)}'"
+        known = "for other layers, tokens or options only" if source.calibrated else "yet"
+        raise NotCalibrated(f"{source.ref} has not been calibrated on this model {known}", param="strength",
+                            fix=f"Run: {command}")
+    return Strength(value=calibrated.strength(strength.value))
 
 
 def explicit_layers(layers: Layers, facts: ModelFacts) -> list[int]:

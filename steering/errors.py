@@ -44,6 +44,12 @@ class InvalidSpec(InvalidRequest):
     code = "invalid_spec"
 
 
+class NotCalibrated(InvalidSpec):
+    """A strength is given as a dose, and the artifact has no calibration for the setting it is used in."""
+
+    status, code = 409, "not_calibrated"
+
+
 class InvalidPayload(InvalidRequest):
     """Numbers of an artifact or of `inline` that cannot be used: wrong shape, NaN, duplicate index."""
 

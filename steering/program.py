@@ -17,6 +17,7 @@ class Applied:
     """What the receipt says of one intervention.
 
     strength: value and unit as asked for, and `scale`: per layer, the factor that the unit came down to.
+    card_kl: KL in nats per token that the artifact's calibration measured for this setting and strength, if it did.
     """
 
     artifact: str | None
@@ -25,6 +26,7 @@ class Applied:
     layers: tuple[int, ...]
     strength: Mapping[str, Any]
     options: Mapping[str, Any]
+    card_kl: float | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from steering.dose import Calibrated
 from steering.payload import Payload
 from steering.spec import Intervention, Layers, Op, Site, Strength
 
@@ -19,6 +20,7 @@ class Source:
         op, site, layers, strength, options: what `{"artifact": NAME}` alone means.
         residual_norm: mean norm of the activation at the site, per layer (unit `rel`).
         sigma: standard deviation of the projection on the direction, per layer (unit `sigma`).
+        calibrated: measured curves of KL against strength, by setting (unit `kl`).
     """
 
     ref: str
@@ -33,6 +35,7 @@ class Source:
     options: Mapping[str, Any] = field(default_factory=dict)
     residual_norm: Mapping[int, float] = field(default_factory=dict)
     sigma: Mapping[int, float] = field(default_factory=dict)
+    calibrated: tuple[Calibrated, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from pydantic import (
 Op = Literal["add", "ablate", "clamp", "rotate", "affine", "sign_flip", "mask", "neuron_mask", "head_mask",
              "expert_mask", "manifold", "patch"]
 Site = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "head_out", "mlp_act", "router"]
-Unit = Literal["raw", "unit", "rel", "sigma"]
+Unit = Literal["raw", "unit", "rel", "sigma", "kl"]
 OPS: tuple[Op, ...] = get_args(Op)
 SITES: tuple[Site, ...] = get_args(Site)
 
@@ -53,11 +53,18 @@ class Strength(Model):
 
     raw: the stored numbers times `value`. unit: the direction scaled to length `value`. rel: to length `value` times
     the mean residual norm that the artifact records for the layer. sigma: to length `value` times the standard
-    deviation of the projection on the direction that the artifact records.
+    deviation of the projection on the direction that the artifact records. kl: as strong as moves the next-token
+    distribution by `value` nats per generated token, by the artifact's calibration.
     """
 
-    value: Finite = Field(description="Multiplier; 0 does nothing, a negative number steers the other way.")
-    unit: Unit = Field(default="raw", description="Unit of `value`: raw, unit, rel or sigma.")
+    value: Finite = Field(description="Multiplier or dose; 0 does nothing, a negative number steers the other way.")
+    unit: Unit = Field(default="raw", description="Unit of `value`: raw, unit, rel, sigma or kl.")
+
+
+class Dose(Model):
+    """A strength as the effect it is to have: short for `{"value": ..., "unit": "kl"}`."""
+
+    kl: Finite = Field(description="Nats per generated token; a negative number steers the other way.")
 
 
 class LayerRange(Model):
@@ -328,9 +335,13 @@ class Intervention(Model):
     override: list[Literal["model", "site", "op"]] = Field(
         default=[], description="Use the artifact although it was made for another model, site or op.")
 
-    @field_validator("strength", mode="before", json_schema_input_type=Strength | Finite | None)
+    @field_validator("strength", mode="before", json_schema_input_type=Strength | Dose | Finite | None)
     @classmethod
-    def _bare_number(cls, value: Any) -> Any:
+    def _short_forms(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "kl" in value:
+            if "value" in value or "unit" in value:
+                raise ValueError("give either kl, or value and unit")
+            return {"unit": "kl", "value": value["kl"], **{k: v for k, v in value.items() if k != "kl"}}
         # A bare number keeps the unit open: the artifact's own unit applies, raw for inline numbers.
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             if not abs(value) <= MAX_FLOAT:

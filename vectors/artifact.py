@@ -22,6 +22,7 @@ from steering.ops.base import RESIDUAL_SITES, get_operation, operations
 from steering.payload import Kind, Payload
 from steering.source import Source
 from steering.spec import NAME_PATTERN, OPTIONS, Layers, Model, Op, Site, Strength
+from vectors.calibrate.card import calibration_of
 from vectors.errors import InvalidMetadata
 
 # The tensor whose last axis is as wide as the site; other kinds are sets of indices.
@@ -59,6 +60,20 @@ PerLayer = dict[LayerNumber, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
 Free = dict[str, JsonValue]
 
 
+def _readable_card(card: Free | None) -> Free | None:
+    try:
+        calibration_of(card)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in ("calibration", *first["loc"]))
+        raise ValueError(f"{field}: {first['msg'].removeprefix('Value error, ')}; write it with trimtab calibrate"
+                         ) from error
+    return card
+
+
+Card = Annotated[Free | None, AfterValidator(_readable_card)]
+
+
 class Metadata(Model):
     """What the maker of an artifact records about it. Immutable but for description, tags and card (see `Patch`)."""
 
@@ -80,7 +95,8 @@ class Metadata(Model):
     sigma: PerLayer = Field(default={}, description="Standard deviation of the projection on the direction, per layer.")
     provenance: Free = Field(default={}, description="How it was made: method, data_hash, created_by, source_file, "
                              "report, and what else is worth knowing.")
-    card: Free | None = Field(default=None, description="Measured scores and the window of strengths that works.")
+    card: Card = Field(default=None, description="Measured scores; `calibration` holds the curves that doses are read "
+                       "from.")
 
     @field_validator("options")
     @classmethod
@@ -97,6 +113,9 @@ class Metadata(Model):
                              f"{' or '.join(ops_of_kind(self.kind))}")
         if self.site not in operation.sites:
             raise ValueError(f"the op {self.op} does not act at {self.site}; use {' or '.join(operation.sites)}")
+        if self.strength.unit == "kl":
+            raise ValueError("a dose cannot be the default strength: the calibration it is read from may change; give "
+                             "raw, and the dose in a preset")
         if self.strength.unit != "raw" and not operation.adds_direction:
             raise ValueError(f"strength unit {self.strength.unit} has no meaning for the op {self.op}; use raw")
         if len(set(self.tags)) != len(self.tags):
@@ -134,7 +153,7 @@ class Patch(Model):
 
     description: Text | None = Field(default=None, description="Null or absent: unchanged.")
     tags: Tags | None = Field(default=None, description="The whole new list; null or absent: unchanged.")
-    card: Free | None = Field(default=None, description="The whole new card; null: removed; absent: unchanged.")
+    card: Card = Field(default=None, description="The whole new card; null: removed; absent: unchanged.")
 
 
 def check(metadata: Metadata, payload: Payload, limits: Limits) -> Metadata:
@@ -239,6 +258,8 @@ class Artifact:
     def to_source(self, payload: Payload) -> Source:
         """The form the compiler takes. `payload`: the numbers of this version (`Library.payload`)."""
         m = self.metadata
+        calibration = calibration_of(m.card)
         return Source(ref=self.ref, digest=self.digest, payload=payload, op=m.op, site=m.site, model_id=m.model_id,
                       fingerprint=m.fingerprint, layers=m.layers, strength=m.strength, options=m.options,
-                      residual_norm=m.residual_norm, sigma=m.sigma)
+                      residual_norm=m.residual_norm, sigma=m.sigma,
+                      calibrated=() if calibration is None else tuple(s.calibrated() for s in calibration.settings))

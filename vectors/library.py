@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
-from typing import Self
+from typing import Any, Self
 
 from cachetools import LRUCache
 from pydantic import ValidationError
@@ -19,6 +19,8 @@ from steering.spec import Op, Site
 from vectors import guards, naming
 from vectors.artifact import Artifact, Limits, Metadata, Patch, check, check_storable
 from vectors.blobs import BlobStore, Stored, digest_of
+from vectors.calibrate.card import Setting as CalibratedSetting
+from vectors.calibrate.card import with_settings
 from vectors.database import Database
 from vectors.errors import CorruptBlob, LibraryUnavailable
 from vectors.naming import Ref
@@ -61,7 +63,8 @@ class Library:
         self.limits = limits
         self.presets = Presets(database)
         self.switches = Switches(database)
-        self._cache: LRUCache[str, Source] = LRUCache(cache_bytes, getsizeof=lambda source: source.payload.nbytes)
+        # With the card it was made from: of what a source holds, only the card can change.
+        self._cache: LRUCache[str, tuple[Source, Any]] = LRUCache(cache_bytes, getsizeof=lambda e: e[0].payload.nbytes)
         self._cache_lock = Lock()
 
     @classmethod
@@ -109,15 +112,21 @@ class Library:
         with self._database.read() as session:
             version = naming.resolve(session, "artifact", Ref.parse(ref, "artifact"))
             key = f"{version.named.name}@{version.number}"
+            card = session.scalar(select(ArtifactRow.card).where(ArtifactRow.version_id == version.id))
             with self._cache_lock:
                 cached = self._cache.get(key)
-            if cached is not None:
-                return cached
+            if cached is not None and cached[1] == card:
+                return cached[0]
             artifact = _artifacts(session, [version.id])[0]
-        source = artifact.to_source(self.payload(artifact))
+        payload = self.payload(artifact) if cached is None else cached[0].payload
+        try:
+            source = artifact.to_source(payload)
+        except ValidationError as error:
+            raise LibraryUnavailable(f"the calibration of {key} cannot be read: {error}",
+                                     fix="Calibrate it anew.") from error
         with self._cache_lock:
             if source.payload.nbytes <= self._cache.maxsize:
-                self._cache[key] = source
+                self._cache[key] = source, card
         return source
 
     def payload(self, artifact: Artifact) -> Payload:
@@ -175,6 +184,21 @@ class Library:
                 row.tags = _tags(patch.tags)
             if "card" in patch.model_fields_set:
                 row.card = patch.card
+            session.flush()
+            artifact = _artifacts(session, [version.id])[0]
+            check_storable(artifact.metadata, self.limits)
+            return artifact
+
+        return self._database.write(work)
+
+    def add_calibration(self, ref: str, settings: Sequence[CalibratedSetting]) -> Artifact:
+        """Keep what a calibration measured in the card of one version, in place of equal settings. Raises NotFound."""
+        wanted = Ref.parse(ref, "artifact")
+
+        def work(session: Session) -> Artifact:
+            version = naming.resolve(session, "artifact", wanted, lock=True)
+            row = session.get_one(ArtifactRow, version.id)
+            row.card = with_settings(row.card, settings)
             session.flush()
             artifact = _artifacts(session, [version.id])[0]
             check_storable(artifact.metadata, self.limits)

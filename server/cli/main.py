@@ -3,6 +3,7 @@
 import typer
 
 from server.cli import artifacts, presets
+from server.cli.calibrate import calibrate
 from server.cli.capabilities import capabilities
 from server.cli.chat import chat
 from server.cli.console import Commands
@@ -17,6 +18,7 @@ app.command()(chat)
 app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(presets.app, name="presets")
 app.command()(extract)
+app.command()(calibrate)
 app.command()(capabilities)
 app.command()(doctor)
 app.command()(version)

@@ -11,7 +11,7 @@ from steering.errors import InvalidSpec
 
 Steer = Annotated[list[str] | None, typer.Option(
     "--steer", "-s", metavar="NAME[=STRENGTH]", help="Artifact and strength: cheerful, cheerful@3=1.5, refusal, "
-    "cheerful=-2rel (units raw, unit, rel, sigma). May be repeated; order is meaning.")]
+    "cheerful=-2rel, cheerful=0.5kl (units raw, unit, rel, sigma, kl). May be repeated; order is meaning.")]
 PresetName = Annotated[str | None, typer.Option("--preset", "-p", help="A stored preset; acts before --steer.")]
 SpecFile = Annotated[Path | None, typer.Option("--spec", exists=True, dir_okay=False,
                                                help="JSON file with a whole `steering` object.")]

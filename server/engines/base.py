@@ -179,6 +179,10 @@ class Engine(ABC):
     async def compare(self, request: CompareRequest) -> Comparison:
         """Measure the program of a finished completion, pass by pass, letting generation go first in between."""
 
+    async def compare_all(self, requests: Sequence[CompareRequest]) -> list[Comparison]:
+        """`compare` of many completions, in order. Engines that can run several in one pass do."""
+        return [await self.compare(request) for request in requests]
+
     @abstractmethod
     def capabilities(self) -> dict[str, Any]:
         """`{"sites": {site: {"layers": [...], "ops": [...]}}, ...}` as proven by the self-test of this start."""

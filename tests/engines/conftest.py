@@ -36,14 +36,15 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 @pytest.fixture
 async def start_engine(model_dir: Callable[[str], Path]) -> AsyncIterator[Callable[..., Any]]:
-    """`await start_engine(family, **options)`; stopped at the end of the test."""
+    """`await start_engine(family, **options)`; `model` is a folder to load instead. Stopped at the end of the test."""
     engines: list[TransformersEngine] = []
 
     async def start(family: str, **options: Any) -> TransformersEngine:
         settings: dict[str, Any] = {"kv_cache_tokens": 4096, "max_batch_tokens": 128, "page_size": 8,
-                                    "self_test": False}
-        engine = TransformersEngine(EngineOptions(model=str(model_dir(family)), model_id="tiny",
-                                                  **{**settings, **options}))
+                                    "self_test": False, "model_id": "tiny"}
+        if "model" not in options:
+            settings["model"] = str(model_dir(family))
+        engine = TransformersEngine(EngineOptions(**{**settings, **options}))
         engines.append(engine)
         await engine.start()
         return engine

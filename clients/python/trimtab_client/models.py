@@ -147,6 +147,13 @@ class Extracted(Model):
     report: dict[str, Any]
 
 
+class Calibrated(Model):
+    """Result of a calibration. settings: the curves, one entry a setting, as the artifact's card keeps them."""
+
+    artifact: str
+    settings: list[dict[str, Any]]
+
+
 class KillSwitch(Model):
     on: bool
     reason: str | None = None

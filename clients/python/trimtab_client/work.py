@@ -1,13 +1,13 @@
 """Requests for jobs, for what the server offers, and for its switches."""
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 from urllib.parse import quote
 
 from trimtab_client.errors import JobFailed
 from trimtab_client.flow import Call, Flow, Pause
-from trimtab_client.models import DefaultSpec, Extracted, Job, KillSwitch, Page
-from trimtab_client.reading import nothing, plain, reader
+from trimtab_client.models import Calibrated, DefaultSpec, Extracted, Job, KillSwitch, Page
+from trimtab_client.reading import content_of, nothing, plain, reader
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0
@@ -36,6 +36,36 @@ def extract(pairs: Iterable[Mapping[str, Any]], *, name: str, method: str = "mea
     job: Job = yield start_extraction(pairs, name=name, method=method, **options)
     done = yield from wait(job.id, on_progress=on_progress)
     return Extracted.model_validate(done.result)
+
+
+def start_calibration(ref: str, prompts: Sequence[Any], *, target: Mapping[str, Any] | None = None,
+                      **options: Any) -> Call[Job]:
+    """Begin to measure what an artifact does at which strength.
+
+    prompts: neutral ones, texts or conversations. target: `{"prompts": [...], "scorer": {...}}`.
+    """
+    wanted = {} if target is None else {"target": dict(target)}
+    return Call("POST", f"/v1/artifacts/{quote(ref, safe='@')}/calibrate", reader(Job),
+                json={"prompts": list(prompts), **wanted, **options})
+
+
+def calibrate(ref: str, prompts: Sequence[Any], *, target: Mapping[str, Any] | None = None,
+              on_progress: Callable[[Job], None] | None = None, **options: Any) -> Flow[Calibrated]:
+    """Measure what an artifact does at which strength, and wait for it. Raises JobFailed."""
+    job: Job = yield start_calibration(ref, prompts, target=target, **options)
+    done = yield from wait(job.id, on_progress=on_progress)
+    return Calibrated.model_validate(done.result)
+
+
+def calibration(ref: str) -> Call[dict[str, Any]]:
+    """The curves of a calibrated artifact."""
+    return Call("GET", f"/v1/artifacts/{quote(ref, safe='@')}/calibration", plain)
+
+
+def calibration_plot(ref: str, *, format: Literal["png", "svg"] = "png", setting: int = 0) -> Call[bytes]:
+    """The curves of one setting as a picture."""
+    return Call("GET", f"/v1/artifacts/{quote(ref, safe='@')}/calibration.{format}", content_of,
+                params={"setting": setting})
 
 
 def jobs() -> Call[Page[Job]]:

@@ -5,6 +5,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import groupby
 from typing import Any, TypeVar
 
 import structlog
@@ -13,7 +14,7 @@ from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
 
-from server.effects.divergence import ResidualShift, residual_shift
+from server.effects.divergence import Divergence, ResidualShift, residual_shift
 from server.engines.base import Captured, CaptureRequest, CompareRequest, Comparison, Engine, Generation, Scores
 from server.engines.checks import check_capture, check_compare, check_room, check_tokens
 from server.engines.transformers.canary import check_batching
@@ -113,18 +114,35 @@ class TransformersEngine(Engine):
         return found
 
     async def compare(self, request: CompareRequest) -> Comparison:
-        check_compare(request, self.facts)
-        steered = await self._aside(partial(self.forward.generated, request, request.program))
-        base = await self._aside(partial(self.forward.generated, request, None))
-        total = compared(steered, base, request)
-        shift = residual_shift(steered.hidden, base.hidden)
-        count = len(request.program.compiled)
-        without = []
+        return (await self._compared([request]))[0]
+
+    async def compare_all(self, requests: Sequence[CompareRequest]) -> list[Comparison]:
+        """Neighbours under the same program share their passes."""
+        found: list[Comparison] = []
+        for _, same in groupby(requests, lambda request: request.program.digest):
+            group = list(same)
+            for chosen in batches([len(request.token_ids) for request in group]):
+                found += await self._compared([group[i] for i in chosen])
+        return found
+
+    async def _compared(self, requests: Sequence[CompareRequest]) -> list[Comparison]:
+        """Comparisons of completions under one program, in passes that hold all of them."""
+        for request in requests:
+            check_compare(request, self.facts)
+        program = requests[0].program
+        steered = await self._aside(partial(self.forward.generated_all, requests, program))
+        base = await self._aside(partial(self.forward.generated_all, requests, None))
+        totals = [compared(s, b, r) for s, b, r in zip(steered, base, requests, strict=True)]
+        shifts = [residual_shift(s.hidden, b.hidden) for s, b in zip(steered, base, strict=True)]
+        count = len(program.compiled)
+        without: list[list[Divergence]] = [[] for _ in requests]
         for i in range(count if count > 1 else 0):
-            other = await self._aside(partial(self.forward.generated, request, request.program.without(i)))
-            without.append(compared(steered, other, request))
-        return Comparison(total, tuple(without) or (total,) * count, ResidualShift(shift.relative.cpu(),
-                                                                                   shift.cosine.cpu()), exact=True)
+            others = await self._aside(partial(self.forward.generated_all, requests, program.without(i)))
+            for shares, s, o, r in zip(without, steered, others, requests, strict=True):
+                shares.append(compared(s, o, r))
+        return [Comparison(total, tuple(shares) or (total,) * count,
+                           ResidualShift(shift.relative.cpu(), shift.cosine.cpu()), exact=True)
+                for total, shares, shift in zip(totals, without, shifts, strict=True)]
 
     def capabilities(self) -> dict[str, Any]:
         sites = {

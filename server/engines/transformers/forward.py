@@ -79,12 +79,22 @@ class ForwardPass:
 
     def generated(self, request: CompareRequest, program: Program | None) -> GeneratedPass:
         """A pass over a completion under `program`, which may be another than the one it was generated under."""
-        run = TokenRun(request.token_ids, request.prompt_length, program, request.roles)
-        count = len(request.token_ids) - request.prompt_length
+        return self.generated_all([request], program)[0]
+
+    def generated_all(self, requests: Sequence[CompareRequest], program: Program | None) -> list[GeneratedPass]:
+        """The same for completions that fit one right-padded pass, all under one program."""
+        runs = [TokenRun(r.token_ids, r.prompt_length, program, r.roles) for r in requests]
+        longest = max(len(r.token_ids) for r in requests)
+        kept = longest - min(r.prompt_length for r in requests) + 1
         found: dict[tuple[Site, int], Tensor] = {}
         key: tuple[Site, int] = ("resid_post", self._last_layer)
-        output = self._forward([run], capture=[key], found=found, logits_to_keep=count + 1)
-        return GeneratedPass(output.logits[0, :-1], found[key][-count - 1:-1].float())
+        logits = self._forward(runs, capture=[key], found=found, logits_to_keep=kept).logits
+        hidden = found[key].view(len(requests), longest, -1)
+        # Row t predicts token t + 1; of the logits only the last `kept` positions are there.
+        rows = [slice(r.prompt_length - 1, len(r.token_ids) - 1) for r in requests]
+        first = longest - kept
+        return [GeneratedPass(logits[i, row.start - first:row.stop - first], hidden[i, row].float())
+                for i, row in enumerate(rows)]
 
     def capture(self, requests: Sequence[CaptureRequest], program: Program | None) -> list[Captured]:
         """Activations of a batch, after what the program does at the same site."""

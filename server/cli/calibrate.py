@@ -1,0 +1,147 @@
+"""`trimtab calibrate`: how strong an artifact acts at which strength, so that doses in nats can be asked for."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from trimtab_client import Calibrated, Client, Job
+
+from server.cli.connection import DEFAULT_URL, Key, Url, connect
+from server.cli.console import out
+from steering.errors import InvalidRequest
+
+STAGES = {"range": "finding the range", "sweep": "measuring strengths", "placebo": "measuring random artifacts"}
+
+
+def calibrate(
+    ref: Annotated[str, typer.Argument(help='Artifact: "name", "name@3" or "name@alias".')],
+    prompts: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Neutral prompts: plain lines, or JSON "
+                                          "lines with text or messages.")],
+    target: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Prompts of the behaviour, likewise; "
+                                                "by default the neutral ones.")] = None,
+    words: Annotated[str | None, typer.Option(help="Score the behaviour: completions with one of these words, "
+                                              "separated by commas.")] = None,
+    without: Annotated[str | None, typer.Option(help="Words that rule it out.")] = None,
+    layers: Annotated[list[str] | None, typer.Option(help="Layers of one setting, 3 or 3,4; may be repeated. By "
+                                                     "default the artifact's own.")] = None,
+    scope: Annotated[str | None, typer.Option(help='Tokens that are touched, as JSON: {"prompt": "none"} say.')] = None,
+    options: Annotated[str | None, typer.Option(help="Options of the op, as JSON, over the artifact's own.")] = None,
+    strengths: Annotated[str | None, typer.Option(help="Raw strengths to measure, 0.5,1,2 say; by default they are "
+                                                  "found.")] = None,
+    points: Annotated[int, typer.Option(help="Strengths of each sign.")] = 9,
+    draws: Annotated[int, typer.Option(help="Random artifacts of the placebo floor.")] = 20,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of a completion.")] = 24,
+    seed: Annotated[int, typer.Option(help="Seed of completions and draws.")] = 0,
+    output: Annotated[Path | None, typer.Option("--output", "-o", file_okay=False, help="Folder for the curves and the "
+                                                "plots.")] = None,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+) -> None:
+    """Measure an artifact at many strengths, beside random ones, and keep the curves in its card."""
+    neutral = read_prompts(prompts, "--prompts")
+    asked: dict[str, Any] = {"points": points, "draws": draws, "max_tokens": max_tokens, "seed": seed}
+    if words is not None:
+        asked["target"] = {"prompts": read_prompts(target, "--target") if target else neutral,
+                             "scorer": {"kind": "words", "any": split(words), "none": split(without or "")}}
+    elif target is not None or without is not None:
+        raise InvalidRequest("a target needs words to score it by", param="--words", fix="Give --words.")
+    if layers:
+        asked["layers"] = [_numbers(text, int, "--layers") for text in layers]
+    if strengths is not None:
+        asked["strengths"] = _numbers(strengths, float, "--strengths")
+    if scope is not None:
+        asked["scope"] = _json(scope, "--scope")
+    if options is not None:
+        asked["options"] = _json(options, "--options")
+    with connect(url, key) as client:
+        found = run(client, ref, neutral, asked)
+        for setting in found.settings:
+            out.print(table(found.artifact, setting))
+        if output is not None:
+            _write(client, found, output)
+
+
+def run(client: Client, ref: str, prompts: list[Any], options: dict[str, Any]) -> Calibrated:
+    """Run the job with a progress bar. Ctrl-C cancels the job."""
+    job = client.start_calibration(ref, prompts, **options)
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
+                   TimeElapsedColumn(), console=out, transient=True)
+    with bar:
+        task = bar.add_task("waiting", total=1.0)
+
+        def show(state: Job) -> None:
+            bar.update(task, completed=state.progress, description=STAGES.get(state.stage, "waiting"))
+
+        try:
+            done = client.wait(job.id, on_progress=show)
+        except KeyboardInterrupt:
+            client.cancel_job(job.id)
+            raise
+    return Calibrated.model_validate(done.result)
+
+
+def table(ref: str, setting: dict[str, Any]) -> Table:
+    """The curve of one setting, with the floor where it was measured at the same strength."""
+    floor = {row["strength"]: row for row in setting.get("floor", [])}
+    shown = Table("strength", "KL per token", "random: median (range)", "perplexity", "repetition", "target", box=None,
+                  title=f"{ref}, {setting['op']} at {'/'.join(setting['sites'])} "
+                  f"{','.join(map(str, setting['layers']))}")
+    rows = [(-1, row) for row in reversed(setting.get("down", []))] + [(0, setting["base"])]
+    for sign, row in rows + [(1, row) for row in setting["up"]]:
+        random = floor.get(row["strength"])
+        band = "" if random is None else "{median:.3g} ({low:.3g} to {high:.3g})".format(**random["kl"])
+        score = row.get("target")
+        shown.add_row(f"{sign * row['strength']:g}", f"{row['kl']:.3g}", band, f"{row['perplexity']:.2f}",
+                      f"{row['repetition']:.3f}", "" if score is None else f"{score:.3f}")
+    return shown
+
+
+def read_prompts(path: Path, option: str) -> list[Any]:
+    """Prompts of a file: JSON lines with `messages` or `text`, or plain lines.
+
+    Raises:
+        InvalidRequest: naming the line.
+    """
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        record = _json(line, option) if line.startswith("{") else {"text": line}
+        prompt = record.get("messages", record.get("text"))
+        if prompt is None:
+            raise InvalidRequest(f"{path.name} line {number} has neither text nor messages", param=option)
+        found.append(prompt)
+    return found
+
+
+def split(words: str) -> list[str]:
+    return [word.strip() for word in words.split(",") if word.strip()]
+
+
+def _write(client: Client, found: Calibrated, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    name = found.artifact.replace("@", "-")
+    (folder / f"{name}.json").write_text(json.dumps(found.settings, indent=1) + "\n", encoding="utf-8")
+    (folder / f"{name}.png").write_bytes(client.calibration_plot(found.artifact, format="png"))
+    (folder / f"{name}.svg").write_bytes(client.calibration_plot(found.artifact, format="svg"))
+    out.print(f"wrote {name}.json, .png and .svg to {folder}")
+
+
+def _json(text: str, option: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise InvalidRequest(f"this is no JSON: {error}", param=option) from error
+    if not isinstance(value, dict):
+        raise InvalidRequest("this is no JSON object", param=option)
+    return value
+
+
+def _numbers(text: str, kind: type[int] | type[float], option: str) -> list[int] | list[float]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InvalidRequest(f"{text!r} is no list of numbers", param=option, fix="Write 3 or 3,4.") from error

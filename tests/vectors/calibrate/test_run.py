@@ -1,0 +1,230 @@
+"""The sweep over a toy model whose KL is known in closed form: the square of the distance that a program moves."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from steering.facts import ModelFacts
+from steering.payload import Payload
+from steering.program import Program
+from steering.source import Source
+from tests.vectors.making import metadata, open_library, vector_payload
+from vectors.artifact import InvalidMetadata, Metadata, Patch
+from vectors.calibrate.bench import Trial
+from vectors.calibrate.card import KEY, calibration_of, with_settings
+from vectors.calibrate.errors import CalibrationCancelled, CalibrationFailed
+from vectors.calibrate.options import CalibrateOptions
+from vectors.calibrate.placebo import random_like
+from vectors.calibrate.plot import draw
+from vectors.calibrate.run import calibrate
+from vectors.calibrate.scorer import WordsScorer
+from vectors.extract.errors import EmptyText
+
+FACTS = ModelFacts("toy", "f" * 64, "qwen3", 4, 8, 2, 4, 16, 50, 128,
+                   sites={"resid_post": (0, 1, 2, 3), "resid_pre": (0, 1, 2, 3), "mlp_act": (0, 1, 2, 3)})
+ALONG = torch.nn.functional.one_hot(torch.tensor(0), 8).float()
+PROMPTS = [[i + 1, 2, 3] for i in range(12)]
+
+
+class Toy:
+    """KL is |delta|^2 along the first axis and a quarter of that across it; "good" is said from a delta of 1 on."""
+
+    facts = FACTS
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, Program | None]] = []
+
+    def encode(self, prompt: Any) -> tuple[int, ...]:
+        return tuple(prompt) if isinstance(prompt, list) else tuple(ord(letter) % 50 for letter in prompt)
+
+    def trials(self, prompts: Sequence[Sequence[int]], program: Program | None, max_tokens: int, temperature: float,
+               seed: int) -> list[Trial]:
+        self.asked.append((len(prompts), program))
+        moved = torch.zeros(8)
+        for item in program.compiled if program is not None else ():
+            for row in item.rows.values():
+                moved += row.tensors["delta"] if "delta" in row.tensors else row.tensors["up"][0]
+        along = float(moved[0])
+        kl = along**2 + 0.25 * (float(moved.norm()) ** 2 - along**2)
+        text = "so good" if along >= 1 else "so bad" if along <= -1 else "so so"
+        return [Trial(kl=kl * (1 + 0.1 * (-1) ** n), surprise=1.0 + kl, repetition=min(kl / 10, 1.0), compression=1.0,
+                      length=4, ended=False, text=text) for n in range(len(prompts))]
+
+
+def source(**fields: Any) -> Source:
+    payload = Payload.build("vector", {n: {"vector": ALONG * 2} for n in (1, 2)})
+    return Source("cheerful@1", "d" * 64, payload, **{"op": "add", "site": "resid_post", "layers": [2], **fields})
+
+
+def options(**fields: Any) -> CalibrateOptions:
+    return CalibrateOptions.model_validate({"prompts": PROMPTS, "draws": 20, **fields})
+
+
+def run(given: Source, wanted: CalibrateOptions, bench: Any = None) -> Any:
+    return calibrate(given, wanted, bench or Toy(), lambda share, stage: None, lambda: False)
+
+
+TARGET = {"prompts": PROMPTS, "scorer": {"kind": "words", "any": ["good"], "none": ["bad"]}}
+
+
+def test_curves_equal_the_closed_form_and_cover_the_reach() -> None:
+    [setting] = run(source(), options(target=TARGET))
+    for side in (setting.up, setting.down):
+        assert len(side) == 9
+        assert [p.kl for p in side] == pytest.approx([4 * p.strength**2 for p in side], rel=1e-5)
+        assert side[0].kl <= 0.02 * 4 and side[-1].kl >= 2
+        assert [p.repetition for p in side] == sorted(p.repetition for p in side)
+    assert [p.target for p in setting.up] == [float(2 * p.strength >= 1) for p in setting.up]
+    assert all(p.target == 0 for p in setting.down) and setting.base.target == 0
+    calibrated = setting.calibrated()
+    for dose in (0.1, 0.5, 1.0):
+        assert 4 * calibrated.strength(dose) ** 2 == pytest.approx(dose, rel=1e-3)
+        assert calibrated.strength(-dose) == pytest.approx(-calibrated.strength(dose))
+
+
+def test_the_floor_is_of_random_directions_of_equal_norm() -> None:
+    bench = Toy()
+    [setting] = run(source(), options(), bench)
+    assert setting.draws == 20 and len(setting.floor) == 5
+    for row in setting.floor:
+        # In eight dimensions a direction of length 2 has an eighth of its square along one axis, on average.
+        expected = 4 * row.strength**2 * (0.25 + 0.75 / 8)
+        assert row.kl.low < expected < row.kl.high and row.kl.median == pytest.approx(expected, rel=0.35)
+        assert row.kl.high < 4 * row.strength**2
+    directions = {float(program.compiled[0].rows["resid_post", 2].tensors["delta"][0] / row.strength)
+                  for _, program in bench.asked[-20:] for row in setting.floor[-1:] if program is not None}
+    assert len(directions) == 20
+
+
+def test_each_layer_set_is_a_setting_and_only_the_first_has_a_floor() -> None:
+    found = run(source(), options(layers=[[1], [1, 2]], strengths=[0.1, 0.2, 0.4]))
+    assert [(s.layers, bool(s.floor), len(s.up)) for s in found] == [((1,), True, 3), ((1, 2), False, 3)]
+    assert found[1].up[0].kl == pytest.approx(4 * found[0].up[0].kl)
+
+
+def test_ops_without_a_direction_have_shares_and_one_sign() -> None:
+    [setting] = run(source(op="ablate", site="resid_pre"), options())
+    assert setting.down == () and setting.up[0].strength == 0.05 and setting.up[-1].strength == 1.0
+    assert setting.calibrated().down is None
+
+
+def test_what_does_nothing_is_refused() -> None:
+    class Deaf(Toy):
+        def trials(self, prompts: Any, *rest: Any) -> list[Trial]:
+            return super().trials(prompts, None, *rest[1:])
+
+    with pytest.raises(CalibrationFailed):
+        run(source(), options(strengths=[0.5, 1.0]), Deaf())
+    with pytest.raises(CalibrationFailed):
+        run(source(op="ablate", site="resid_pre"), options(), Deaf())
+
+
+def test_cancelling_and_bad_prompts() -> None:
+    with pytest.raises(CalibrationCancelled):
+        calibrate(source(), options(), Toy(), lambda share, stage: None, lambda: True)  # type: ignore[arg-type]
+    with pytest.raises(EmptyText) as caught:
+        run(source(), options(prompts=["fine"] * 8 + [" "]))
+    assert caught.value.param == "prompts[8]"
+
+
+def test_progress_rises_to_the_end() -> None:
+    seen: list[float] = []
+    calibrate(source(), options(layers=[[1], [2]]), Toy(), lambda share, stage: seen.append(share),  # type: ignore[arg-type]
+              lambda: False)
+    assert max(seen) <= 1 and seen[-1] > 0.5 and seen[0] == 0
+
+
+@pytest.mark.parametrize("fields", [
+    {"prompts": PROMPTS[:3]}, {"reach": [2.0, 0.1]}, {"strengths": [1.0]}, {"strengths": [2.0, 1.0]},
+    {"strengths": [0.0, 1.0]}, {"draws": 0}, {"temperature": 0}, {"surprise": 1},
+    {"target": {"prompts": PROMPTS, "scorer": {"kind": "judge"}}}, {"target": {"prompts": PROMPTS}},
+])
+def test_malformed_options(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        options(**fields)
+
+
+def test_words_are_whole_and_any_case() -> None:
+    def said(*texts: str) -> list[Trial]:
+        return [Trial(0, 0, 0, 0, 1, False, text) for text in texts]
+
+    scorer = WordsScorer(any=["good", "very nice", "c++"], none=["bad"])
+    assert scorer.score(said("Good!", "goodness", "it is VERY nice", "good but bad", "c++", "")) == 0.5
+
+
+@pytest.mark.parametrize("kind", ["vector", "subspace", "sign_pattern", "dim_mask", "neuron_set", "affine", "probe",
+                                  "manifold"])
+def test_placebos_keep_shape_norm_and_count_and_nothing_else(kind: str) -> None:
+    from tests.vectors.making import every_kind
+
+    given, payload = every_kind()[kind]
+    facts = ModelFacts("toy", "f" * 64, "qwen3", 8, 32, 4, 8, 64, 50, 128)
+    if kind not in ("vector", "subspace", "affine", "probe", "manifold"):
+        drawn = random_like(payload, facts, given.site, 1)
+    else:
+        drawn = random_like(payload, ModelFacts("toy", "f" * 64, "qwen3", 8, 16, 4, 4, 64, 50, 128), given.site, 1)
+    again = random_like(payload, facts, given.site, 2)
+    assert drawn.kind == kind and list(drawn.layers) == list(payload.layers)
+    changed = 0
+    for layer, tensors in payload.layers.items():
+        for name, tensor in tensors.items():
+            other = drawn.layers[layer][name]
+            assert other.shape == tensor.shape and other.dtype == tensor.dtype
+            if tensor.is_floating_point() and name in ("vector", "weight", "up", "down"):
+                assert torch.allclose(other.norm(dim=-1), tensor.norm(dim=-1), rtol=1e-4)
+            elif name in ("polarity", "value"):
+                assert torch.equal(other.sort().values, tensor.sort().values)
+            changed += not torch.equal(other, tensor) and not torch.equal(other, again.layers[layer][name])
+    assert changed
+
+
+def test_cards_keep_other_settings_of_the_same_weights_and_what_else_they_hold() -> None:
+    first, second = run(source(), options(layers=[[1], [2]], strengths=[0.1, 0.2, 0.4]))
+    card = with_settings({"layer": 2}, [first])
+    card = with_settings(card, [second])
+    found = calibration_of(card)
+    assert card["layer"] == 2 and found is not None and [s.layers for s in found.settings] == [(2,), (1,)]
+    renewed = first.model_copy(update={"seed": 7})
+    found = calibration_of(with_settings(card, [renewed]))
+    assert found is not None and [(s.layers, s.seed) for s in found.settings] == [((1,), 7), ((2,), 0)]
+    elsewhere = first.model_copy(update={"fingerprint": "e" * 64})
+    found = calibration_of(with_settings(card, [elsewhere]))
+    assert found is not None and len(found.settings) == 1
+
+
+def test_the_library_reads_doses_from_the_card_as_it_is_now(tmp_path: Any) -> None:
+    library = open_library(tmp_path)
+    artifact = library.create(metadata(layers=[1]), vector_payload(1))
+    assert library.source("cheerful").calibrated == ()
+    settings = run(library.source("cheerful"), options(strengths=[0.1, 0.2, 0.4]))
+    library.add_calibration(artifact.ref, settings)
+    assert library.source("cheerful").calibrated == (settings[0].calibrated(),)
+    other = open_library(tmp_path)
+    assert other.source("cheerful").calibrated
+    library.patch("cheerful", Patch(card=None))
+    assert library.source("cheerful").calibrated == other.source("cheerful").calibrated == ()
+    library.close()
+    other.close()
+
+
+@pytest.mark.parametrize("card", [{KEY: 3}, {KEY: {"settings": []}}, {KEY: {"version": 2, "settings": []}}])
+def test_a_card_that_is_no_calibration_is_refused(card: Any) -> None:
+    with pytest.raises(InvalidMetadata, match="calibration"):
+        Metadata.parse({"name": "a", "kind": "vector", "op": "add", "site": "resid_post", "card": card})
+
+
+def test_a_dose_is_no_default_strength() -> None:
+    with pytest.raises(InvalidMetadata, match="default strength"):
+        metadata(strength={"value": 0.5, "unit": "kl"})
+
+
+@pytest.mark.parametrize("format, start", [("png", b"\x89PNG"), ("svg", b"<?xml")])
+def test_the_picture_has_every_panel_and_the_floor(format: Any, start: bytes) -> None:
+    [setting] = run(source(), options(target=TARGET))
+    picture = draw(setting, "cheerful@1", format)
+    assert picture.startswith(start) and len(picture) > 10_000
+    assert draw(setting, "cheerful@1", "png") == draw(setting, "cheerful@1", "png")
+    bare = setting.model_copy(update={"floor": ()})
+    assert draw(bare, "cheerful@1", format) != picture

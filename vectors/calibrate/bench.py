@@ -1,0 +1,32 @@
+"""What a calibration asks of a model: completions under a program, each measured against the untouched model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from steering.program import Program
+from vectors.extract.subject import Subject, Tokens
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One completion.
+
+    kl: mean KL(steered || untouched) over its tokens, nats. surprise: mean -log p of its tokens under the untouched
+    model. repetition, compression: signs of degeneration. length: tokens. ended: by the model itself.
+    """
+
+    kl: float
+    surprise: float
+    repetition: float
+    compression: float
+    length: int
+    ended: bool
+    text: str
+
+
+class Bench(Subject, Protocol):
+    def trials(self, prompts: Sequence[Tokens], program: Program | None, max_tokens: int, temperature: float,
+               seed: int) -> list[Trial]:
+        """One completion of each prompt; completion i is drawn with seed + i, whatever the program."""
+        ...
