@@ -17,10 +17,11 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.t
 # vLLM ships its CPU build for Linux only; elsewhere the tests that run it are not collected.
 ON_LINUX := $(filter Linux,$(shell uname -s))
 
-.PHONY: help serve install test lint fmt types bench docs library clean
+.PHONY: help serve serve-vllm install test lint fmt types bench docs library clean
 
 help:
 	@echo "serve  run $(MODEL) on http://$(HOST):$(PORT)      (PORT=, HOST=, MODEL=lab-moe)"
+	@echo "serve-vllm  the same on vLLM instead of the embedded engine"
 	@echo "test   all tests        lint   ruff       types  mypy        fmt   ruff, fixing"
 	@echo "bench  the benchmarks   docs   regenerate reference docs      clean  remove what make made"
 	@echo "library  rebuild the bundled artifacts from the bundled model"
@@ -55,6 +56,10 @@ install: $(VENV)/.install
 
 serve: $(VENV)/.install
 	$(VENV)/bin/trimtab serve "$(MODEL)" --host "$(HOST)" --port "$(PORT)"
+
+# On a machine without a GPU vLLM's CPU build is what `make test` installs.
+serve-vllm: $(VENV)/.test
+	OMP_NUM_THREADS=2 $(VENV)/bin/trimtab serve "$(MODEL)" --engine vllm --host "$(HOST)" --port "$(PORT)"
 
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(PY) -m pytest $(PYTEST_ARGS)

@@ -8,8 +8,10 @@ from fastapi import FastAPI
 from transformers import AutoTokenizer
 
 from server.app import create_app
+from server.engines.base import Engine
 from server.engines.transformers.engine import TransformersEngine
 from server.engines.transformers.options import EngineOptions
+from server.engines.vllm.options import VllmOptions
 from server.logs import configure_logging
 from server.openai.vocabulary import Vocabulary
 from server.settings import Settings
@@ -23,19 +25,33 @@ log = structlog.get_logger("trimtab.server")
 
 
 def build(settings: Settings) -> FastAPI:
-    """The app with the embedded engine. Loads the model; the engine starts with the app."""
+    """The app. Loads the model; the engine starts with the app."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     library = Library.open(settings.library_database_url, settings.library_blob_url,
                            Limits(payload_bytes=settings.max_upload_bytes))
-    engine = TransformersEngine(EngineOptions(
+    engine = load_engine(settings)
+    tokenizer = AutoTokenizer.from_pretrained(settings.model)
+    end_ids = [*engine.end_ids, tokenizer.eos_token_id]
+    vocabulary = Vocabulary(tokenizer, [i for i in end_ids if i is not None], engine.facts.vocab_size)
+    return create_app(settings, engine, library, vocabulary, engine_name=settings.engine)
+
+
+def load_engine(settings: Settings) -> Engine:
+    """The engine that the settings ask for, not started yet."""
+    if settings.engine == "vllm":
+        # vLLM is an extra and takes seconds to import.
+        from server.engines.vllm.engine import VllmEngine
+
+        return VllmEngine(VllmOptions(
+            model=settings.model, model_id=settings.model_name, dtype=settings.dtype, eager=settings.vllm_eager,
+            slots=settings.slots, slot_wait_s=settings.slot_wait_s, max_batch_tokens=settings.max_batch_tokens,
+            max_requests=settings.max_requests, kv_cache_tokens=settings.kv_cache_tokens, sites=settings.vllm_sites,
+            graph_sites=settings.vllm_graph_sites, rows=settings.vllm_rows, depth=settings.vllm_depth,
+            rank=settings.vllm_rank, extra=settings.vllm_args))
+    return TransformersEngine(EngineOptions(
         model=settings.model, model_id=settings.model_name, device=settings.device, dtype=settings.dtype,
         slots=settings.slots, slot_wait_s=settings.slot_wait_s, max_batch_tokens=settings.max_batch_tokens,
         max_requests=settings.max_requests, kv_cache_tokens=settings.kv_cache_tokens))
-    tokenizer = AutoTokenizer.from_pretrained(settings.model)
-    ends = engine.model.generation_config.eos_token_id
-    end_ids = [*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id]
-    vocabulary = Vocabulary(tokenizer, [i for i in end_ids if i is not None], engine.facts.vocab_size)
-    return create_app(settings, engine, library, vocabulary)
 
 
 def serve(settings: Settings) -> None:

@@ -66,7 +66,7 @@ class Metrics:
     def render(self, engine: Engine) -> bytes:
         for stat, value in engine.stats().items():
             self._engine.labels(stat).set(value)
-        return generate_latest(self.registry)
+        return generate_latest(self.registry) + engine.metrics()
 
     def _bounded(self, ref: str | None) -> str:
         if ref is None:

@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from server.engines.vllm.options import ALL_SITES
 from steering.errors import TrimtabError
-from steering.spec import Spec
+from steering.spec import Site, Spec
 
 MODEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}$"
 
@@ -29,7 +30,10 @@ class Settings(BaseSettings):
         description="Model to load: a folder on this machine or a Hugging Face id.")
     served_model_name: str | None = Field(default=None, pattern=MODEL_NAME_PATTERN,
         description="Name in the API; by default the last part of `model`.")
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="Where the model runs.")
+    engine: Literal["transformers", "vllm"] = Field(default="transformers",
+        description="transformers: the model in this process. vllm: stock vLLM, compiled, in processes of its own.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto",
+        description="Where the model runs; vLLM has what its build is for.")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(default="auto",
         description="Number format of the weights; auto: float32 on a CPU, else the checkpoint's.")
 
@@ -50,6 +54,18 @@ class Settings(BaseSettings):
     max_requests: int = Field(default=128, ge=1, le=4096, description="Completions in one batch; more wait their turn.")
     kv_cache_tokens: int = Field(default=32768, ge=64,
         description="Tokens the key-value cache holds, for all requests together.")
+    vllm_sites: tuple[Site, ...] = Field(default=ALL_SITES, min_length=1,
+        description="Sites that are hooked in vLLM's model; others are refused.")
+    vllm_graph_sites: tuple[Site, ...] = Field(default=("resid_post",),
+        description="Hooked sites whose simple programs vLLM's compiled graph carries out by itself; the rest goes "
+        "through an opaque op, at a cost only where it is used.")
+    vllm_rows: int = Field(default=1024, ge=16, le=2**20, description="Vectors of one width the graph's pool holds; a "
+                           "program that finds no room there goes through the opaque op.")
+    vllm_depth: int = Field(default=1, ge=1, le=8, description="Stages of a stack at one place in the graph.")
+    vllm_rank: int = Field(default=2, ge=2, le=16, description="Directions of one stage in the graph.")
+    vllm_eager: bool = Field(default=False, description="Run vLLM without its compiled graph.")
+    vllm_args: dict[str, Any] = Field(default_factory=dict, description="Further arguments of vLLM's AsyncEngineArgs "
+                                      "(JSON), such as tensor_parallel_size or distributed_executor_backend.")
     max_choices: int = Field(default=16, ge=1, le=1024, description="Largest n, completions per prompt.")
     max_prompts: int = Field(default=64, ge=1, le=4096, description="Prompts in one /v1/completions request.")
     max_output_tokens: int | None = Field(default=None, ge=1,

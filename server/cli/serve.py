@@ -20,6 +20,8 @@ def serve(
     api_key: Annotated[str | None, typer.Option(help="Key that requests must carry. TRIMTAB_API_KEY keeps it out of "
                                                 "the process list.")] = None,
     name: Annotated[str | None, typer.Option(help="Model name in the API.")] = None,
+    engine: Annotated[Literal["transformers", "vllm"] | None, typer.Option(
+        help="What runs the model: transformers in this process, or vLLM.")] = None,
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"] | None, typer.Option(help="Where the model runs.")] = None,
     dtype: Annotated[Literal["auto", "float32", "float16", "bfloat16"] | None,
                      typer.Option(help="Number format of the weights.")] = None,
@@ -33,8 +35,8 @@ def serve(
     if log_format is None and "TRIMTAB_LOG_FORMAT" not in os.environ:
         log_format = "console" if sys.stderr.isatty() else "json"
     settings = load_settings(
-        model=locate_model(model), host=host, port=port, api_key=api_key, served_model_name=name, device=device,
-        dtype=dtype, data_dir=data_dir, slots=slots, log_format=log_format)
+        model=locate_model(model), host=host, port=port, api_key=api_key, served_model_name=name, engine=engine,
+        device=device, dtype=dtype, data_dir=data_dir, slots=slots, log_format=log_format)
     err.print(f"Loading {settings.model_name}; it will answer on http://{settings.host}:{settings.port}/v1")
     # Torch takes seconds to load, which `trimtab --help` need not wait for.
     from server.boot import serve as run

@@ -147,9 +147,13 @@ Captured = Mapping[Site, Mapping[int, torch.Tensor]]
 
 
 class Engine(ABC):
-    """A loaded model that generates, scores and captures under programs."""
+    """A loaded model that generates, scores and captures under programs.
+
+    end_ids: end-of-text tokens of the model's generation config.
+    """
 
     facts: ModelFacts
+    end_ids: tuple[int, ...] = ()
 
     @abstractmethod
     async def start(self) -> None: ...
@@ -190,6 +194,10 @@ class Engine(ABC):
     @abstractmethod
     def stats(self) -> dict[str, float]:
         """Gauges: running, waiting, slots_total, slots_used, kv_blocks_total, kv_blocks_used."""
+
+    def metrics(self) -> bytes:
+        """Metrics of the engine's own, in Prometheus' text format, beside the server's."""
+        return b""
 
     @property
     @abstractmethod

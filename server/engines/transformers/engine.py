@@ -63,6 +63,8 @@ class TransformersEngine(Engine):
         self.model: Any = load_model(options)
         self.facts: ModelFacts = model_facts(self.model, model_id=options.model_id,
                                              fingerprint=fingerprint(self.model))
+        ends = self.model.generation_config.eos_token_id
+        self.end_ids = tuple(ends if isinstance(ends, list) else [] if ends is None else [ends])
         self.selftest: SelfTest | None = None
         self.bank = Bank(options.slots, self.model.device)
         self.steerer = Steerer(self.model, self.bank)

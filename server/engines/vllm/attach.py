@@ -82,7 +82,7 @@ class Hooks:
         runner: Any = mlp._modules.get("experts")
         if runner is None or getattr(runner, "_fse_fuse_gate", False):
             return
-        router = getattr(runner, "router", None)
+        router: Any = getattr(runner, "router", None)
         rule = router_rule(router)
         if rule is None:
             return

@@ -49,6 +49,7 @@ class VllmEngine(Engine):
         self.options = options
         self.reading: ModelReading = read_model(options)
         self.facts: ModelFacts = self.reading.facts
+        self.end_ids = self.reading.end_ids
         self.slots = SlotTable(options.slots, self._place)
         self._measure = SlotTable(MEASURE_SLOTS, self._place, first=options.slots + 1)
         self._measure_lock = asyncio.Lock()
@@ -271,6 +272,8 @@ class VllmEngine(Engine):
         llm, self._llm = self._llm, None
         if llm is not None:
             await asyncio.to_thread(llm.shutdown)
+            # Its destructor would shut it down again, at an exit where half of its modules are gone.
+            llm.shutdown = lambda timeout=None: None
 
     async def _watch(self) -> None:
         """Start vLLM again when its process has died, waiting longer each time it fails at once."""

@@ -40,7 +40,9 @@ class Manifest:
 
     @classmethod
     def from_json(cls, given: dict[str, Any]) -> "Manifest":
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value
+                                  for name, value in given.items()}
+        return cls(**values)
 
 
 def source_hash() -> str:

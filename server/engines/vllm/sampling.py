@@ -27,7 +27,8 @@ def tokens_of(output: Any, sampling: Sampling) -> list[Token]:
     ids = list(completion.token_ids)
     tokens = []
     for i, token_id in enumerate(ids):
-        logprob, top = None, ()
+        logprob: float | None = None
+        top: tuple[tuple[int, float], ...] = ()
         if sampling.logprobs is not None:
             table = completion.logprobs[i]
             logprob = table[token_id].logprob

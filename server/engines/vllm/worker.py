@@ -17,7 +17,7 @@ from server.engines.vllm.graph import GraphTables
 from server.engines.vllm.manifest import Manifest
 from server.engines.vllm.ops import Split
 from server.engines.vllm.steps import Kept, Steps
-from server.engines.vllm.wire import EXTRA, decode_program
+from server.engines.vllm.wire import EXTRA, Key, decode_program
 
 ROWS_AT_ONCE = 128
 # Rows of padding that a step's buffers may have over the scheduler's limit.
@@ -178,7 +178,7 @@ def trimtab_compare(self: Any, tag: str, other: str, token_ids: Sequence[int], r
             parts.append(divergence(ours, theirs, chosen[block]))
     shift = None
     if residual is not None:
-        key = ("resid_post", residual)
+        key: Key = ("resid_post", residual)
         here, there = state.steps.captured[tag][key].joined()[1], state.steps.captured[other][key].joined()[1]
         moved = residual_shift(here, there)
         shift = [_bytes(moved.relative), _bytes(moved.cosine)]
