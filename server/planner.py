@@ -13,10 +13,11 @@ from server.settings import Settings
 from steering.compiler import compile_program
 from steering.errors import InvalidSpec, PayloadTooLarge, TrimtabError
 from steering.facts import ModelFacts
+from steering.gate import gates_of
 from steering.program import Program
 from steering.scope import touch_map
 from steering.source import Resolved, Source
-from steering.spec import Intervention, PromptSelection, Scope, Spec, Steering
+from steering.spec import Gates, Intervention, PromptSelection, Scope, Spec, Steering
 from vectors.library import Library
 
 Origin = Literal["default", "model", "preset", "request"]
@@ -129,8 +130,9 @@ class Planner:
     def _compiled(self, planned: Sequence[Planned]) -> Program:
         for item in planned:
             self._check_inline(item)
-        resolved = [Resolved(item.intervention, self._source(item)) for item in planned]
-        key = tuple((None if r.source is None else (r.source.ref, r.source.digest), r.intervention.model_dump_json())
+        resolved = [Resolved(item.intervention, self._source(item), self._probes(item)) for item in planned]
+        key = tuple((None if r.source is None else (r.source.ref, r.source.digest),
+                     *((probe.ref, probe.digest) for probe in r.probes), r.intervention.model_dump_json())
                     for r in resolved)
         with self._lock:
             program = self._programs.get(key)
@@ -150,6 +152,17 @@ class Planner:
             return self._library.source(item.intervention.artifact)
         except TrimtabError as error:
             raise _placed(error, item, ".artifact") from None
+
+    def _probes(self, item: Planned) -> tuple[Source, ...]:
+        gate = item.intervention.gate
+        found = []
+        for n, single in enumerate(gates_of(gate)):
+            try:
+                found.append(self._library.source(single.probe))
+            except TrimtabError as error:
+                where = f".gate.{gate.members[0]}[{n}]" if isinstance(gate, Gates) else ".gate"
+                raise _placed(error, item, f"{where}.probe") from None
+        return tuple(found)
 
     def _check_inline(self, item: Planned) -> None:
         limit = self._settings.max_inline_bytes

@@ -8,9 +8,11 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from server.effects.report import Effects
+from server.gates import Decided
 from server.planner import Plan
+from steering.gate import CompiledGate, Decision
 from steering.scope import bits_at, touch_map
-from steering.spec import Op, Site
+from steering.spec import Direction, Form, Op, Pool, Site
 
 
 class TokenCounts(BaseModel):
@@ -20,12 +22,40 @@ class TokenCounts(BaseModel):
     generation: int
 
 
+class GateFacts(BaseModel):
+    """One condition of a gate, as it was read."""
+
+    probe: str = Field(description="Reference with version.")
+    site: Site
+    layers: list[int]
+    form: Form
+    pool: Pool
+    threshold: float
+    direction: Direction
+
+
+class GateReceipt(BaseModel):
+    """The gate of an intervention. Decided per token: the counted tokens are those it looked at."""
+
+    rule: Literal["all", "any"] = Field(description="How several conditions are joined.")
+    when: Literal["prompt", "token"]
+    conditions: list[GateFacts]
+
+
+class GateDecision(BaseModel):
+    """What a gate decided for the prompt of a choice."""
+
+    open: bool
+    scores: list[dict[str, float]] = Field(description="Per condition, layer to score.")
+
+
 class ChoiceCounts(TokenCounts):
     """The same for one choice; the positions only with `"report": "tokens"`, counted from the prompt's start."""
 
     index: int = Field(description="Index of the choice.")
     positions: list[int] | None = Field(default=None, description="Positions of the touched tokens in prompt + "
                                         "completion.")
+    gate: GateDecision | None = Field(default=None, description="Of interventions with a gate decided per prompt.")
 
 
 class AppliedIntervention(BaseModel):
@@ -36,6 +66,7 @@ class AppliedIntervention(BaseModel):
     layers: list[int]
     strength: dict[str, Any] = Field(description="Value and unit as asked for; scale: the factor applied, per layer.")
     options: dict[str, Any]
+    gate: GateReceipt | None = Field(default=None, description="The condition, of interventions with a gate.")
     tokens: TokenCounts = Field(description="Summed over the choices.")
     choices: list[ChoiceCounts]
 
@@ -61,6 +92,7 @@ class Outcome:
     generated_ids: Sequence[int]
     roles: Sequence[str] | None
     touched: Sequence[tuple[int, int]]
+    decided: Decided
 
 
 def receipt(plan: Plan, outcomes: Sequence[Outcome], engine: str, effects: Effects | None = None) -> Receipt:
@@ -70,25 +102,42 @@ def receipt(plan: Plan, outcomes: Sequence[Outcome], engine: str, effects: Effec
                                                 strict=True)):
         facts = compiled.applied
         choices = [ChoiceCounts(index=o.index, prompt=o.touched[j][0], generation=o.touched[j][1],
-                                positions=_positions(plan, o, j) if plan.report == "tokens" else None)
+                                positions=_positions(o, j) if plan.report == "tokens" else None,
+                                gate=_decision(o.decided.gates.get(j)))
                    for o in ordered]
         applied.append(AppliedIntervention(
             artifact=facts.artifact or "inline", source=planned.origin, op=facts.op, sites=list(facts.sites),
             layers=list(facts.layers), strength=dict(facts.strength), options=dict(facts.options),
+            gate=_gate(compiled.gate),
             tokens=TokenCounts(prompt=sum(c.prompt for c in choices), generation=sum(c.generation for c in choices)),
             choices=choices))
     return Receipt(applied=applied, disabled=plan.disabled is not None, reason=plan.disabled,
                    presets=dict(plan.presets or {}), engine=engine, report=plan.report, effects=effects)
 
 
-def _positions(plan: Plan, outcome: Outcome, j: int) -> list[int]:
+def _gate(gate: CompiledGate | None) -> GateReceipt | None:
+    if gate is None:
+        return None
+    return GateReceipt(rule=gate.rule, when=gate.when,
+                       conditions=[GateFacts.model_validate(condition.facts()) for condition in gate.conditions])
+
+
+def _decision(decision: Decision | None) -> GateDecision | None:
+    if decision is None:
+        return None
+    return GateDecision(open=decision.open, scores=[{str(layer): score for layer, score in scores.items()}
+                                                    for scores in decision.scores])
+
+
+def _positions(outcome: Outcome, j: int) -> list[int]:
     """Positions that intervention j touched, among as many tokens as the engine says it processed."""
-    assert plan.program is not None
-    if not plan.program.compiled[j].rows:
+    program = outcome.decided.program
+    assert program is not None
+    if not program.compiled[j].rows:
         return []
-    touch = touch_map(plan.program.scopes, outcome.prompt_ids, len(outcome.generated_ids), outcome.roles)
+    touch = touch_map(program.scopes, outcome.prompt_ids, len(outcome.generated_ids), outcome.roles)
     ids = np.asarray([*outcome.prompt_ids, *outcome.generated_ids], dtype=np.int64)
-    bits = bits_at(touch, plan.program.rules, np.arange(len(ids)), ids)
+    bits = bits_at(touch, program.rules, np.arange(len(ids)), ids)
     found = np.flatnonzero(bits & np.uint32(1 << j))
     prompt, generation = outcome.touched[j]
     in_prompt = found[found < touch.prompt_length][:prompt]

@@ -12,7 +12,7 @@ from steering.payload import RULES
 
 PATH = Path("docs/spec.md")
 ORDER = ("Steering", "Intervention", "Strength", "Dose", "Scope", "PromptSelection", "PromptPick",
-         "GenerationSelection", "GenerationPick", "LayerRange", "LayerDepth", "Encoded")
+         "GenerationSelection", "GenerationPick", "LayerRange", "LayerDepth", "Gate", "Gates", "Reading", "Encoded")
 HEAD = """# Spec reference
 
 Written by `python -m server.specdoc` from the models in `steering/spec.py`; do not edit. The same as JSON schema:
@@ -76,8 +76,9 @@ def _type(schema: Mapping[str, Any]) -> str:
     if "$ref" in schema:
         name = _name(schema["$ref"])
         return f"[{name}](#{name.lower()})"
-    if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(_type(part) for part in schema["anyOf"]))
+    either = schema.get("anyOf", schema.get("oneOf"))
+    if either is not None:
+        return " or ".join(dict.fromkeys(_type(part) for part in either))
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if "const" in schema:

@@ -5,14 +5,14 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from steering.spec import OPTIONS, Encoded, Steering
+from steering.spec import OPTIONS, Encoded, Reading, Steering
 
 OPTIONS_KEY = "x-options"
 
 
 def spec_schema() -> dict[str, Any]:
     """JSON schema of Steering. Definitions of the options of each op stand beside it, named under `x-options`."""
-    models: list[type[BaseModel]] = [Steering, Encoded, *dict.fromkeys(OPTIONS.values())]
+    models: list[type[BaseModel]] = [Steering, Encoded, Reading, *dict.fromkeys(OPTIONS.values())]
     references, schema = models_json_schema([(model, "validation") for model in models],
                                             ref_template="#/$defs/{model}")
     return {

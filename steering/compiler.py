@@ -8,7 +8,9 @@ import torch
 from steering.dose import Calibrated, canonical, canonical_scope
 from steering.errors import ArtifactMismatch, InvalidSpec, NotCalibrated, TrimtabError, UnsupportedSite
 from steering.facts import ModelFacts
+from steering.gate import check_token_gate, compile_gate, gated_row
 from steering.inline import inline_payload, parse_options, split_inline
+from steering.layers import explicit_layers, layers_with_numbers
 from steering.ops import get_operation
 from steering.ops.base import Operation, Place, Row, length
 from steering.payload import Payload
@@ -19,9 +21,6 @@ from steering.spec import (
     OPTIONS,
     BareStrength,
     Intervention,
-    LayerDepth,
-    LayerRange,
-    Layers,
     Op,
     Scope,
     Site,
@@ -87,11 +86,13 @@ def _compile_one(item: Resolved, facts: ModelFacts) -> Compiled:
         else:
             given = None if wanted is None else explicit_layers(wanted, facts)
         payload = inline_payload(inline_tensors, operation, given, facts)
-    layers = _all_layers(facts, sites) if multi_site else _layers(wanted, payload, facts)
+    layers = _all_layers(facts, sites) if multi_site else layers_with_numbers(wanted, payload, facts)
     origin = _source_layer(options, payload, facts) if multi_site else None
     calibrated = None if source is None else _calibrated(source, operation, sites, layers, options, intervention, facts)
     acting = _dosed(strength, calibrated, source, layers, intervention) if strength.unit == "kl" else strength
 
+    gate = compile_gate(intervention.gate, item.probes, facts)
+    per_token = check_token_gate(gate, sites) if gate is not None and gate.when == "token" else None
     rows: dict[tuple[Site, int], Row] = {}
     scales: dict[int, float] = {}
     for layer in layers:
@@ -103,6 +104,8 @@ def _compile_one(item: Resolved, facts: ModelFacts) -> Compiled:
             # Strength 0 does nothing, also with ops that know all or nothing only; the rest is checked all the same.
             row = operation.row(tensors, options, Place(facts, site, layer, scales[layer] or 1.0))
             _check_finite(row)
+            if per_token is not None:
+                row = gated_row(row, per_token, layer)
             if scales[layer] != 0.0:
                 rows[site, layer] = row
     applied = Applied(
@@ -114,7 +117,7 @@ def _compile_one(item: Resolved, facts: ModelFacts) -> Compiled:
         options=options.model_dump(),
         card_kl=calibrated.kl_at(scales[layers[0]]) if calibrated and len(set(scales.values())) == 1 else None,
     )
-    return Compiled(operation.name, intervention.scope, rows, applied)
+    return Compiled(operation.name, intervention.scope, rows, applied, gate)
 
 
 def _check_unplaced(intervention: Intervention) -> None:
@@ -234,47 +237,6 @@ def _dosed(strength: Strength, calibrated: Calibrated | None, source: Source | N
         raise NotCalibrated(f"{source.ref} has not been calibrated on this model {known}", param="strength",
                             fix=f"Run: {command}")
     return Strength(value=calibrated.strength(strength.value))
-
-
-def explicit_layers(layers: Layers, facts: ModelFacts) -> list[int]:
-    """Layer numbers in the order given, checked against the model."""
-    if layers == "all":
-        return list(range(facts.num_layers))
-    if isinstance(layers, LayerRange):
-        if layers.stop > facts.num_layers:
-            facts.check_layer(layers.stop - 1, "layers.stop")
-        if layers.start < -facts.num_layers:
-            facts.check_layer(layers.start, "layers.start")
-        start, stop = (n + facts.num_layers if n < 0 else n for n in (layers.start, layers.stop))
-        found = list(range(start, stop, layers.step))
-        if not found:
-            raise InvalidSpec("the range holds no layer", param="layers")
-        return found
-    if isinstance(layers, LayerDepth):
-        low, high = layers.depth
-        found = [n for n in range(facts.num_layers) if low <= n / facts.num_layers < high]
-        if not found:
-            raise InvalidSpec(f"no layer of {facts.num_layers} lies in depth [{low}, {high})", param="layers.depth")
-        return found
-    found = [facts.check_layer(n, f"layers[{i}]") for i, n in enumerate(layers)]
-    if len(set(found)) < len(found):
-        raise InvalidSpec("a layer is named twice", param="layers")
-    return found
-
-
-def _layers(layers: Layers | None, payload: Payload, facts: ModelFacts) -> list[int]:
-    """Layers to act at. "all", depth and no layers at all mean those that the artifact has numbers for."""
-    held = [facts.check_layer(n, "layers") for n in payload.layers]
-    if layers is None or layers == "all":
-        return held
-    found = explicit_layers(layers, facts)
-    if isinstance(layers, LayerDepth):
-        found = [n for n in found if n in payload.layers]
-    missing = [n for n in found if n not in payload.layers]
-    if missing or not found:
-        raise InvalidSpec(f"there are no numbers for layer {missing[0]}" if missing else "no layer is left",
-                          param="layers", fix=f"Layers with numbers: {', '.join(map(str, held))}.")
-    return found
 
 
 def _all_layers(facts: ModelFacts, sites: Sequence[Site]) -> list[int]:

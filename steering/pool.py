@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from steering.ops.base import Row
+from steering.ops.kernel import GATED
 
 Signature = tuple[str, tuple[tuple[str, tuple[int, ...]], ...]]
 # Kernels whose tensors have a rank, and which axis of each it is.
@@ -14,7 +15,7 @@ _RANKED = {"affine": {"up": 0, "down": 0, "bias": 0}, "nearest": {"basis": 0, "o
 
 def pad_rank(row: Row) -> Row:
     """Ranks rounded up to a power of two with zero rows, which do nothing, so that few pools serve all ranks."""
-    ranked = _RANKED.get(row.kernel)
+    ranked = _RANKED.get(row.kernel.removeprefix(GATED))
     if ranked is None:
         return row
     name, axis = next(iter(ranked.items()))

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from steering.gate import CompiledGate
 from steering.ops.base import Row
 from steering.scope import TokenRules, token_rules
 from steering.spec import Op, Scope, Site
@@ -33,24 +34,42 @@ class Applied:
 class Compiled:
     """One intervention: the row its op reads, per (site, layer), and the tokens it touches.
 
-    `rows` is empty when the strength is 0: such an intervention is stated in the receipt and touches nothing.
+    `rows` is empty when the strength is 0 or a gate closed it: such an intervention is stated in the receipt and
+    touches nothing.
     """
 
     op: Op
     scope: Scope
     rows: Mapping[tuple[Site, int], Row]
     applied: Applied
+    gate: CompiledGate | None = None
 
 
 @dataclass(frozen=True)
 class Program:
-    """Interventions in order. Two programs with the same digest do the same to the same tokens."""
+    """Interventions in order. Two programs with the same digest do the same to the same tokens.
+
+    A program with undecided gates cannot run: engines ask for its digest or for what acts, which it refuses to say.
+    """
 
     compiled: tuple[Compiled, ...]
+    is_decided: bool = False
+
+    @cached_property
+    def gates(self) -> Mapping[int, CompiledGate]:
+        """The gates that must be decided for a prompt before the program can run, by intervention."""
+        return {} if self.is_decided else {j: item.gate for j, item in enumerate(self.compiled)
+                                           if item.gate is not None and item.gate.when == "prompt"}
+
+    def decided(self, closed: Collection[int]) -> "Program":
+        """The program for one prompt: the interventions `closed` do nothing, the gates of the others are open."""
+        return Program(tuple(replace(item, rows={}) if j in closed else item for j, item in enumerate(self.compiled)),
+                       is_decided=True)
 
     @cached_property
     def digest(self) -> str:
         """sha256 over everything that acts: rows, their places and order, scopes."""
+        self._check_decided()
         state = hashlib.sha256()
         for j, item in enumerate(self.compiled):
             state.update(json.dumps([j, item.scope.model_dump(mode="json")], sort_keys=True).encode())
@@ -72,8 +91,13 @@ class Program:
     @cached_property
     def acting(self) -> int:
         """Bit mask of the interventions that have rows."""
+        self._check_decided()
         return sum(1 << j for j, item in enumerate(self.compiled) if item.rows)
 
     def without(self, index: int) -> "Program":
         """The program less its intervention `index`."""
-        return Program(self.compiled[:index] + self.compiled[index + 1:])
+        return Program(self.compiled[:index] + self.compiled[index + 1:], self.is_decided)
+
+    def _check_decided(self) -> None:
+        if self.gates:
+            raise ValueError("a program with undecided gates cannot run")

@@ -6,7 +6,7 @@ from typing import Any
 
 from steering.dose import Calibrated
 from steering.payload import Payload
-from steering.spec import Intervention, Layers, Op, Site, Strength
+from steering.spec import Intervention, Layers, Op, Reading, Site, Strength
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Source:
         residual_norm: mean norm of the activation at the site, per layer (unit `rel`).
         sigma: standard deviation of the projection on the direction, per layer (unit `sigma`).
         calibrated: measured curves of KL against strength, by setting (unit `kl`).
+        reading: how it is read, of artifacts made for that.
     """
 
     ref: str
@@ -36,11 +37,16 @@ class Source:
     residual_norm: Mapping[int, float] = field(default_factory=dict)
     sigma: Mapping[int, float] = field(default_factory=dict)
     calibrated: tuple[Calibrated, ...] = ()
+    reading: Reading | None = None
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """An intervention with its artifact looked up; `source` is None for inline numbers."""
+    """An intervention with its artifacts looked up.
+
+    source: None for inline numbers. probes: those of its gates, in order (`gate.gates_of`).
+    """
 
     intervention: Intervention
     source: Source | None = None
+    probes: tuple[Source, ...] = ()

@@ -10,9 +10,11 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     SerializerFunctionWrapHandler,
     StringConstraints,
+    Tag,
     field_serializer,
     field_validator,
     model_validator,
@@ -22,10 +24,14 @@ Op = Literal["add", "ablate", "clamp", "rotate", "affine", "sign_flip", "mask", 
              "expert_mask", "manifold", "patch"]
 Site = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "head_out", "mlp_act", "router"]
 Unit = Literal["raw", "unit", "rel", "sigma", "kl"]
+Form = Literal["linear", "cosine", "cast", "agreement"]
+Pool = Literal["mean", "max", "last"]
+Direction = Literal["above", "below"]
 OPS: tuple[Op, ...] = get_args(Op)
 SITES: tuple[Site, ...] = get_args(Site)
 
 MAX_INTERVENTIONS = 32
+MAX_GATES = 8
 MAX_LIST = 4096
 MAX_FLOAT = 3.4e38  # of float32, in which everything is computed
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
@@ -315,6 +321,72 @@ class Encoded(Model):
         description="Length of each axis.")
 
 
+class Reading(Model):
+    """How an artifact is read: activations of its site and layers become one number a token, and of a prompt one.
+
+    linear: weight . h + bias of a probe, h . v of a vector. cosine: of h and the vector. cast: cos(h, tanh(P h)) with
+    P the projection on the vector, which says how much of h lies along it and nothing of the side. agreement: share of
+    a sign pattern's dims that have its sign.
+
+    mean: of the prompt's activations, read once (agreement: of the tokens' scores); max: of the tokens' scores; both
+    leave out the first token, which many models use as a sink, where there are others. last: the last prompt token's.
+    """
+
+    form: Form = Field(default="linear", description="linear, cosine, cast or agreement.")
+    pool: Pool = Field(default="mean", description="How a prompt's tokens become one number.")
+    threshold: Finite | None = Field(default=None, description="The score that parts the two classes.")
+    direction: Direction = Field(default="above", description="The side of the threshold on which the concept lies.")
+
+
+class Gate(Model):
+    """A condition under which an intervention acts: the score of an artifact that can be read, and a threshold.
+
+    What is not given comes from the artifact's own reading. Of several layers one on the right side is enough.
+    """
+
+    probe: ArtifactRef = Field(description="A probe, vector or sign pattern of the library.")
+    threshold: Finite | None = Field(default=None, description="Score to compare with.")
+    direction: Direction | None = Field(default=None, description="Open when the score is above or below it.")
+    form: Form | None = Field(default=None, description="linear, cosine, cast or agreement; see Reading.")
+    pool: Pool | None = Field(default=None, description="mean, max or last token of the prompt; see Reading.")
+    layers: Layers | None = Field(default=None, description="Layers to read.")
+    when: Literal["prompt", "token"] = Field(
+        default="prompt", description="prompt: decided once per prompt, by the untouched model, for the whole "
+        "completion. token: for each token, from what acts on it at the same site and layer.")
+    override: list[Literal["model"]] = Field(default=[], description="Use the probe although it was made for another "
+                                             "model.")
+
+
+class Gates(Model):
+    """Several gates as one: open if all of them, or any of them, are."""
+
+    all: Annotated[list[Gate], Field(min_length=1, max_length=MAX_GATES)] | None = Field(
+        default=None, description="Every one must be open.")
+    any: Annotated[list[Gate], Field(min_length=1, max_length=MAX_GATES)] | None = Field(
+        default=None, description="One open gate is enough.")
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        if (self.all is None) == (self.any is None):
+            raise ValueError("give exactly one of all and any")
+        return self
+
+    @property
+    def members(self) -> tuple[str, list[Gate]]:
+        """("all" or "any", the gates)."""
+        return ("all", self.all) if self.all is not None else ("any", self.any or [])
+
+
+def _gate_form(value: Any) -> str:
+    """Which of the two a gate is written as, so that errors are about that one."""
+    if isinstance(value, Mapping):
+        return "gates" if "all" in value or "any" in value else "gate"
+    return "gates" if isinstance(value, Gates) else "gate"
+
+
+AnyGate = Annotated[Annotated[Gate, Tag("gate")] | Annotated[Gates, Tag("gates")], Discriminator(_gate_form)]
+
+
 class Intervention(Model):
     """One op with the numbers it uses, where, how strong and on which tokens.
 
@@ -330,6 +402,7 @@ class Intervention(Model):
     layers: Layers | None = Field(default=None, description="Which layers; negative numbers count from the end.")
     strength: Strength | None = Field(default=None, description="How strong; a bare number is in the artifact's unit.")
     scope: Scope = Field(default=Scope(), description="Which tokens.")
+    gate: AnyGate | None = Field(default=None, description="Act only if this condition holds.")
     options: dict[Annotated[str, StringConstraints(max_length=32)], Any] = Field(
         default={}, description="Options of the op; see the table of options.")
     override: list[Literal["model", "site", "op"]] = Field(

@@ -20,8 +20,9 @@ from pydantic_core import PydanticSerializationError
 from steering.errors import PayloadTooLarge
 from steering.ops.base import RESIDUAL_SITES, get_operation, operations
 from steering.payload import Kind, Payload
+from steering.reading import FORMS
 from steering.source import Source
-from steering.spec import NAME_PATTERN, OPTIONS, Layers, Model, Op, Site, Strength
+from steering.spec import NAME_PATTERN, OPTIONS, Layers, Model, Op, Reading, Site, Strength
 from vectors.calibrate.card import calibration_of
 from vectors.errors import InvalidMetadata
 
@@ -93,6 +94,8 @@ class Metadata(Model):
     d_model: int | None = Field(default=None, ge=1, le=2**24, description="Residual width of that model.")
     residual_norm: PerLayer = Field(default={}, description="Mean norm of the activation at the site, per layer.")
     sigma: PerLayer = Field(default={}, description="Standard deviation of the projection on the direction, per layer.")
+    reading: Reading | None = Field(default=None, description="How it is read by gates and monitors, for artifacts "
+                                    "made for that: form, pooling, threshold.")
     provenance: Free = Field(default={}, description="How it was made: method, data_hash, created_by, source_file, "
                              "report, and what else is worth knowing.")
     card: Card = Field(default=None, description="Measured scores; `calibration` holds the curves that doses are read "
@@ -118,6 +121,8 @@ class Metadata(Model):
                              "raw, and the dose in a preset")
         if self.strength.unit != "raw" and not operation.adds_direction:
             raise ValueError(f"strength unit {self.strength.unit} has no meaning for the op {self.op}; use raw")
+        if self.reading is not None and self.reading.form not in FORMS.get(self.kind, ()):
+            raise ValueError(f"a {self.kind} is not read in the form {self.reading.form}")
         if len(set(self.tags)) != len(self.tags):
             raise ValueError("a tag occurs twice in tags")
         return self
@@ -261,5 +266,5 @@ class Artifact:
         calibration = calibration_of(m.card)
         return Source(ref=self.ref, digest=self.digest, payload=payload, op=m.op, site=m.site, model_id=m.model_id,
                       fingerprint=m.fingerprint, layers=m.layers, strength=m.strength, options=m.options,
-                      residual_norm=m.residual_norm, sigma=m.sigma,
+                      residual_norm=m.residual_norm, sigma=m.sigma, reading=m.reading,
                       calibrated=() if calibration is None else tuple(s.calibrated() for s in calibration.settings))

@@ -7,7 +7,8 @@ from pydantic_core import PydanticSerializationError
 from sqlalchemy.orm import Session
 
 from steering.errors import InvalidSpec, TrimtabError
-from steering.spec import BareStrength, Spec
+from steering.gate import gates_of
+from steering.spec import BareStrength, Gates, Spec
 from vectors import naming
 from vectors.errors import LibraryUnavailable
 from vectors.naming import Ref
@@ -41,16 +42,27 @@ def from_json(document: str, what: str) -> Spec:
         raise LibraryUnavailable(f"{what} cannot be read: {error}", fix="Store it anew.") from error
 
 
-def refs_of(spec: Spec) -> list[tuple[int, Ref]]:
-    """Artifacts that a spec names, each with the number of its intervention."""
-    return [(i, Ref.parse(intervention.artifact, f"interventions[{i}].artifact"))
-            for i, intervention in enumerate(spec.interventions) if intervention.artifact is not None]
+def refs_of(spec: Spec) -> list[tuple[str, Ref]]:
+    """Artifacts that a spec names, each with the field that names it."""
+    found = []
+    for i, intervention in enumerate(spec.interventions):
+        where = f"interventions[{i}]"
+        if intervention.artifact is not None:
+            found.append((where, Ref.parse(intervention.artifact, f"{where}.artifact")))
+        for n, gate in enumerate(gates_of(intervention.gate)):
+            field = f"{where}.gate"
+            if isinstance(intervention.gate, Gates):
+                field += f".{intervention.gate.members[0]}[{n}]"
+            found.append((field, Ref.parse(gate.probe, f"{field}.probe")))
+    return found
 
 
 def check_refs(session: Session, spec: Spec) -> None:
-    """Raises NotFound, naming the intervention: an artifact is not there. Locks the names against deletion."""
-    for i, ref in sorted(refs_of(spec), key=lambda found: found[1].name):
+    """Raises NotFound, naming the place: an artifact is not there. Locks the names against deletion."""
+    for where, ref in sorted(refs_of(spec), key=lambda found: found[1].name):
         try:
             naming.resolve(session, "artifact", ref, lock=True)
         except TrimtabError as error:
-            raise error.at(f"spec.interventions[{i}]") from error
+            if ".gate" in where:
+                error.param = "probe"
+            raise error.at(f"spec.{where}") from error

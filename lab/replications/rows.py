@@ -123,6 +123,13 @@ def _refusal(subject: LocalSubject) -> Iterator[tuple[str, Fields]]:
                                 "max_kl": 0.3}
 
 
+def _conditions(subject: LocalSubject) -> Iterator[tuple[str, Fields]]:
+    chat = [{key: r[key] for key in ("text", "label", "item", "split")} for r in load("harmful_harmless")]
+    for form in ("linear", "cast"):
+        for pool in ("last", "mean"):
+            yield f"gate-harmful-{form}-{pool}", {"examples": chat, "target": "harmful", "form": form, "pool": pool}
+
+
 ROWS = (
     Row("function-vectors", "function_vector", "lab-dense",
         "a vector from few-shot prompts makes the model do the task on bare queries", _tasks("mean_difference"),
@@ -152,4 +159,7 @@ ROWS = (
         _concepts, _controls("before", "after", "controls")),
     Row("refusal-direction", "refusal_direction", "lab-dense", "ablating one direction stops refusals",
         _refusal, _controls("test", "controls")),
+    Row("conditional-gates", "condition", "lab-dense", "a probe of the prompt tells when to steer", _conditions,
+        _controls("test", "controls.shuffled_labels", "controls.random_directions",
+                  "controls.random_from_covariance", "controls.bag_of_tokens")),
 )

@@ -54,9 +54,9 @@ async def _start(body: ChatRequest, request_id: str, state: ServerState) -> Star
     messages = [message.as_template() for message in body.messages]
     prompt = await anyio.to_thread.run_sync(lambda: state.chat_prompts.prompt(messages, roles=plan.names_roles))
     field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-    return start(body, state, plan, [prompt], request_id=request_id, max_tokens=body.max_completion_tokens
-                 or body.max_tokens, max_tokens_field=field, prompt_field="messages",
-                 logprobs=(body.top_logprobs or 0) if body.logprobs else None)
+    return await start(body, state, plan, [prompt], request_id=request_id, max_tokens=body.max_completion_tokens
+                       or body.max_tokens, max_tokens_field=field, prompt_field="messages",
+                       logprobs=(body.top_logprobs or 0) if body.logprobs else None)
 
 
 class _Answer:

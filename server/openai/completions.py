@@ -51,8 +51,9 @@ async def _start(body: CompletionRequest, request_id: str, state: ServerState) -
         raise InvalidSpec("plain completions have no chat roles, so scopes cannot name them",
                           param="steering.interventions", fix="Use /v1/chat/completions, or pick tokens by position.")
     prompts = await anyio.to_thread.run_sync(_prompts, body, state)
-    return start(body, state, plan, prompts, request_id=request_id, max_tokens=body.max_tokens or DEFAULT_MAX_TOKENS,
-                 max_tokens_field="max_tokens", prompt_field="prompt", logprobs=body.logprobs)
+    return await start(body, state, plan, prompts, request_id=request_id,
+                       max_tokens=body.max_tokens or DEFAULT_MAX_TOKENS, max_tokens_field="max_tokens",
+                       prompt_field="prompt", logprobs=body.logprobs)
 
 
 def _prompts(body: CompletionRequest, state: ServerState) -> list[Prompt]:

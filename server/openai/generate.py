@@ -9,12 +9,12 @@ from typing import Literal
 import anyio
 
 from server.engines.base import Engine, Generation, Sampling, Token
+from server.gates import Decided
 from server.metrics import Metrics
 from server.openai.detokenize import Detokenizer
 from server.openai.prompts import Prompt
 from server.openai.stops import StopMatcher
 from server.openai.vocabulary import Vocabulary
-from server.planner import Plan
 from server.receipt import Outcome
 
 # Odd and large: seeds of neighbouring requests do not share the streams of their choices.
@@ -37,31 +37,33 @@ class Choice:
 
     index: int
     prompt: Prompt
+    decided: Decided
     token_ids: list[int] = field(default_factory=list)
     touched: list[tuple[int, int]] = field(default_factory=list)
 
     def outcome(self) -> Outcome:
-        return Outcome(self.index, self.prompt.token_ids, self.token_ids, self.prompt.roles, self.touched)
+        return Outcome(self.index, self.prompt.token_ids, self.token_ids, self.prompt.roles, self.touched,
+                       self.decided)
 
 
 class Run:
     """The choices of one request. Iterate `pieces()` once; leaving it early cancels them in the engine."""
 
     def __init__(self, engine: Engine, vocabulary: Vocabulary, metrics: Metrics, *, request_id: str,
-                 prompts: Sequence[Prompt], n: int, sampling: Sequence[Sampling], stops: Sequence[str],
-                 plan: Plan) -> None:
-        """`sampling`: one per choice of a prompt. Choice p * n + i is completion i of prompt p."""
+                 prompts: Sequence[Prompt], decided: Sequence[Decided], n: int, sampling: Sequence[Sampling],
+                 stops: Sequence[str]) -> None:
+        """`decided`: one per prompt. `sampling`: one per choice of a prompt. Choice p * n + i is completion i of
+        prompt p."""
         self._engine = engine
         self._vocabulary = vocabulary
         self._metrics = metrics
         self._stops = stops
-        self._plan = plan
         self.prompts = prompts
-        self.choices = [Choice(p * n + i, prompt) for p, prompt in enumerate(prompts) for i in range(n)]
+        self.choices = [Choice(p * n + i, prompt, decided[p]) for p, prompt in enumerate(prompts) for i in range(n)]
         # Made here and not when first iterated, so that what the engine refuses becomes the answer's status.
         self._completions = [
             engine.generate(Generation(f"{request_id}-{c.index}", c.prompt.token_ids, sampling[c.index % n],
-                                       plan.program, c.prompt.roles))
+                                       c.decided.program, c.prompt.roles))
             for c in self.choices]
 
     @property

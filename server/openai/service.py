@@ -11,6 +11,7 @@ import anyio
 from server.effects.shadow import Finished, Shadow
 from server.engines.base import Sampling
 from server.errors import ContextLengthExceeded
+from server.gates import decide
 from server.openai.fields import CompletionFields
 from server.openai.generate import Run, choice_seed
 from server.openai.models import ModelName, parse_model
@@ -44,13 +45,10 @@ class Started:
 
     def _finished(self) -> list[Finished]:
         """The choices that something was applied to."""
-        program = self.plan.program
-        if program is None or not program.acting:
-            return []
         preset = next(iter((self.plan.presets or {}).values()), "")
         return [Finished(choice.index, program, choice.prompt.token_ids, choice.token_ids, choice.prompt.roles,
                          bool(choice.token_ids) and choice.token_ids[-1] in self.end_ids, preset)
-                for choice in self.run.choices]
+                for choice in self.run.choices if (program := choice.decided.program) is not None and program.acting]
 
 
 async def plan_for(body: CompletionFields, state: ServerState) -> tuple[ModelName, Plan]:
@@ -60,9 +58,9 @@ async def plan_for(body: CompletionFields, state: ServerState) -> tuple[ModelNam
     return model, await anyio.to_thread.run_sync(state.planner.plan, body.steering, model.preset)
 
 
-def start(body: CompletionFields, state: ServerState, plan: Plan, prompts: Sequence[Prompt], *, request_id: str,
-          max_tokens: int | None, max_tokens_field: str, prompt_field: str, logprobs: int | None) -> Started:
-    """Check the prompts, then hand every choice to the engine.
+async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts: Sequence[Prompt], *, request_id: str,
+                max_tokens: int | None, max_tokens_field: str, prompt_field: str, logprobs: int | None) -> Started:
+    """Check the prompts, decide what is gated, then hand every choice to the engine.
 
     Args:
         max_tokens: of each completion; None for what the context leaves.
@@ -74,10 +72,13 @@ def start(body: CompletionFields, state: ServerState, plan: Plan, prompts: Seque
     for prompt in prompts:
         plan.check_prompt(prompt.token_ids, prompt.roles)
     sampling = [_sampling(body, state, limit, logprobs, i) for i in range(body.n)]
-    run = Run(state.engine, state.vocabulary, state.metrics, request_id=request_id, prompts=prompts, n=body.n,
-              sampling=sampling, stops=body.stops, plan=plan)
-    state.metrics.admitted(run.prompt_tokens, [c.applied for c in plan.program.compiled] if plan.program else (),
-                           plan.disabled is not None)
+    decided = await decide(plan, prompts, state.engine)
+    run = Run(state.engine, state.vocabulary, state.metrics, request_id=request_id, prompts=prompts, decided=decided,
+              n=body.n, sampling=sampling, stops=body.stops)
+    # A gate that stayed shut for every prompt leaves its intervention unused.
+    used = [item.applied for j, item in enumerate(plan.program.compiled if plan.program else ())
+            if any(j not in one.gates or one.gates[j].open for one in decided)]
+    state.metrics.admitted(run.prompt_tokens, used, plan.disabled is not None)
     return Started(body.model, run, plan, state.engine_name, state.shadow, state.vocabulary.end_ids)
 
 

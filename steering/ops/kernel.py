@@ -5,11 +5,13 @@ float32 and is free of Python work per token, so one call serves tokens of many 
 """
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Protocol
 
 import torch
 
 Rows = Mapping[str, torch.Tensor]
+GATED = "gated:"
 
 
 class Kernel(Protocol):
@@ -34,7 +36,21 @@ def kernel(name: str) -> Callable[[Kernel], Kernel]:
 
 
 def get_kernel(name: str) -> Kernel:
+    """The kernel, or for "gated:NAME" the kernel NAME on the tokens whose condition holds."""
+    if name.startswith(GATED):
+        return _gated(_KERNELS[name.removeprefix(GATED)])
     return _KERNELS[name]
+
+
+@cache
+def _gated(inner: Kernel) -> Kernel:
+    """gate_weight `[n, width]`, gate_bias `[n]`: a token keeps its value, bit for bit, unless weight . h + bias > 0."""
+
+    def kernel(h: torch.Tensor, rows: Rows) -> torch.Tensor:
+        holds = (h * rows["gate_weight"]).sum(-1) + rows["gate_bias"] > 0
+        return torch.where(holds.unsqueeze(-1), inner(h, rows), h)
+
+    return kernel
 
 
 def kernel_names() -> tuple[str, ...]:

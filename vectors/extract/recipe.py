@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import torch
 from pydantic import Field, ValidationError
 
-from steering.compiler import explicit_layers
 from steering.errors import InvalidRequest
 from steering.facts import ModelFacts
+from steering.layers import explicit_layers
 from steering.payload import Kind, Payload
-from steering.spec import Layers, Model, Op, Scope, Site, Strength
+from steering.spec import Layers, Model, Op, Reading, Scope, Site, Strength
 from vectors.artifact import Metadata, Name, Tags, Text
 from vectors.extract.contract import Cancelled, Extraction, Progress
 from vectors.extract.errors import ExtractionCancelled
@@ -102,6 +102,7 @@ class Made:
     scope: Scope | None = None
     residual_norm: Mapping[int, float] | None = None
     sigma: Mapping[int, float] | None = None
+    reading: Reading | None = None
 
 
 class Recipe(ABC):
@@ -178,7 +179,7 @@ def run_recipe(name: str, request: RecipeOptions, subject: Subject, progress: Pr
         "options": dict(made.options or {}), "sign_convention": made.sign_convention,
         "description": request.description, "tags": request.tags, "model_id": facts.model_id,
         "fingerprint": facts.fingerprint, "d_model": facts.d_model, "residual_norm": dict(made.residual_norm or {}),
-        "sigma": dict(made.sigma or {}), "card": card,
+        "sigma": dict(made.sigma or {}), "reading": made.reading, "card": card,
         "provenance": {"method": recipe.name, **made.data, "seed": request.seed, "created_by": created_by,
                        "report": dict(made.report)},
     })

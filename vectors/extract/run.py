@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from steering.compiler import explicit_layers
 from steering.errors import InvalidRequest
 from steering.facts import ModelFacts
 from steering.inline import parse_options
+from steering.layers import explicit_layers
 from steering.ops.base import VECTOR_SITES, get_operation, operations
 from steering.payload import Payload
 from vectors.extract.contract import Cancelled, Capture, Extraction, ExtractOptions, ExtractRequest, Progress

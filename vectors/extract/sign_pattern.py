@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 
 from steering.errors import InvalidRequest
-from steering.spec import Site
+from steering.spec import Reading, Site
 from vectors.extract.contract import Split
 from vectors.extract.errors import EmptyText, FitFailed, LeakingSplit, NoContrast
 from vectors.extract.items import digest_of, split_items
@@ -95,7 +95,8 @@ class SignPattern(Recipe):
         return Made(
             kind="sign_pattern", op="sign_flip", site=request.site,
             numbers={n: {"dims": dims, "polarity": polarity} for n, (dims, polarity) in found.items()},
-            options={"mode": "away"}, default_layers=[best], residual_norm=norms, report=report,
+            options={"mode": "away"}, reading=Reading(form="agreement", pool="mean"),
+            default_layers=[best], residual_norm=norms, report=report,
             sign_convention="polarity is the sign of the category's tokens; mode away takes the concept out",
             card={"layer": best, "test_auc": rounded(test[best]), "dims": len(found[best][0]),
                   "shuffled_percentile": control["percentile"], "shuffled_max_auc": control["max"]},

@@ -18,7 +18,11 @@ class TokenCounts(Model):
 
 
 class Applied(Model):
-    """One intervention as it acted. strength["scale"]: the factor on the stored numbers, per layer."""
+    """One intervention as it acted.
+
+    strength["scale"]: the factor on the stored numbers, per layer. gate: its condition; choices[i]["gate"] says whether
+    it was open, and the scores.
+    """
 
     artifact: str
     source: str
@@ -27,6 +31,8 @@ class Applied(Model):
     layers: list[int]
     strength: dict[str, Any]
     tokens: TokenCounts
+    gate: dict[str, Any] | None = None
+    choices: list[dict[str, Any]] = []
 
 
 class Receipt(Model):
