@@ -29,7 +29,6 @@ def start_llm(options: VllmOptions, reading: ModelReading) -> Any:
     Raises:
         UnsupportedModel: vLLM does not start; with its reason.
     """
-    os.environ[MARKER] = "1"
     # One position more than the context: a pass that only scores still asks vLLM for a token.
     os.environ.setdefault("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -52,6 +51,8 @@ def start_llm(options: VllmOptions, reading: ModelReading) -> Any:
     }
     if not torch.cuda.is_available():
         arguments["kv_cache_memory_bytes"] = (blocks + 1) * options.block_size * reading.kv_bytes_per_token
+    # Processes of this engine inherit the marker; those of any other engine started from here must not.
+    os.environ[MARKER] = "1"
     try:
         return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments | dict(options.extra)))
     except TrimtabError:
@@ -59,3 +60,5 @@ def start_llm(options: VllmOptions, reading: ModelReading) -> Any:
     except Exception as error:
         # vLLM raises many kinds; all of them mean that nothing can be served.
         raise UnsupportedModel(f"vLLM does not start: {error}", param="model") from error
+    finally:
+        os.environ.pop(MARKER, None)
