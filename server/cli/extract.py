@@ -1,31 +1,49 @@
-"""`trimtab extract`: a direction from contrastive pairs, with a progress bar."""
+"""`trimtab extract`: an artifact from data of one's own, by any method that the server offers, with a progress bar."""
 
+import json
 import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from trimtab_client import Client, Extracted, Job
+from trimtab_client import Client, Extracted, Job, Method
 
 from server.cli.bundled import locate_model
 from server.cli.connection import DEFAULT_URL, Key, Url, connect
-from server.cli.console import out
-from server.cli.pairs import read_pairs
+from server.cli.console import err, out
+from server.cli.records import read_records
+from server.cli.reports import rendered
+from server.cli.shapes import entries
+from steering.errors import InvalidRequest
 
-Method = Literal["mean_difference", "pca_pairwise", "pca_repe", "logistic_probe"]
-STAGES = {"capture": "reading activations", "fit": "fitting", "control": "fitting controls"}
+STAGES = {"capture": "reading activations", "fit": "fitting", "control": "measuring controls"}
+INTERRUPTED = 130
 
 
 def extract(
-    method: Annotated[Method, typer.Argument(help="How the direction is fitted.")],
-    pairs: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="JSON lines with positive, negative, and if "
-                                        "known item and split.")],
-    name: Annotated[str, typer.Option(help="Artifact to store it as.")],
-    site: Annotated[str, typer.Option(help="Where to read.")] = "resid_post",
-    token: Annotated[str, typer.Option(help="Token to read: last, mean or a position.")] = "last",
-    op: Annotated[str, typer.Option(help="What it is meant for: add, ablate or clamp.")] = "add",
+    method: Annotated[str | None, typer.Argument(help="How it is made: mean-difference, function-vector, ... "
+                                                 "(--list names them all).")] = None,
+    data: Annotated[Path | None, typer.Option("--data", "--pairs", "-d", exists=True, dir_okay=False, help="JSON, JSON "
+                                              "lines, CSV, TSV or text.")] = None,
+    name: Annotated[str | None, typer.Option(help="Artifact to store it as.")] = None,
+    target: Annotated[str | None, typer.Option(help="The label that is wanted, where texts have labels.")] = None,
+    where: Annotated[list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Only entries with this value; may be "
+                                                    "repeated.")] = None,
+    column: Annotated[list[str] | None, typer.Option(metavar="FIELD=COLUMN", help="Take a field from a column of "
+                                                     "another name; may be repeated.")] = None,
+    prefix: Annotated[str, typer.Option(help="Text put before every plain text or word, a space say.")] = "",
+    suffix: Annotated[str, typer.Option(help="Text put behind every plain text, ' He felt' say.")] = "",
+    also: Annotated[list[str] | None, typer.Option(metavar="FIELD=FILE", help="Data of a further field, "
+                                                   "other_pairs=plural.json say; may be repeated.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any other field of the "
+                                                       "method, as JSON or text (--fields names them).")] = None,
+    site: Annotated[str | None, typer.Option(help="Where to read.")] = None,
+    token: Annotated[str | None, typer.Option(help="Token to read: last, mean or a position.")] = None,
+    op: Annotated[str | None, typer.Option(help="What it is meant for: add, ablate or clamp.")] = None,
     layer: Annotated[list[int] | None, typer.Option(help="Only this layer; may be repeated.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of splits and controls.")] = 0,
     description: Annotated[str, typer.Option(help="What it does, for people.")] = "",
@@ -33,66 +51,137 @@ def extract(
     offline: Annotated[str | None, typer.Option(metavar="MODEL", help="Load this model here instead of using a running "
                                                 "server, and write the artifact to --output.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the artifact to this file.")] = None,
+    show_list: Annotated[bool, typer.Option("--list", help="List the methods.")] = False,
+    show_fields: Annotated[bool, typer.Option("--fields", help="List the fields of the method.")] = False,
     url: Url = DEFAULT_URL,
     key: Key = None,
 ) -> None:
-    """Take a direction from contrastive pairs and store it in the library of a running server."""
-    options: dict[str, Any] = {
-        "method": method, "name": name, "site": site, "op": op, "seed": seed, "description": description,
-        "token": int(token) if token.lstrip("-").isdigit() else token, "tags": tag or [],
-        "layers": layer or "all"}
-    given = read_pairs(pairs)
-    if offline is None:
-        with connect(url, key) as client:
-            found = run(client, given, options, output)
-        out.print(f"stored {found.artifact}")
-    else:
-        _offline(locate_model(offline), given, options, output or Path(f"{name}.safetensors"))
+    """Make an artifact from data and store it in the library of a running server, with a report of its controls.
+
+    Pairs of texts, labelled texts, word pairs or words, as the method wants them; matched stimuli (entries with a
+    matched_control_id) are paired here.
+    """
+    fields: dict[str, Any] = {"seed": seed, "description": description, "tags": tag or [], "layers": layer or "all"}
+    fields |= {field: value for field, value in (("site", site), ("op", op)) if value is not None}
+    if token is not None:
+        fields["token"] = int(token) if token.lstrip("-").isdigit() else token
+    fields |= {field: _value(text) for field, text in _assigned(settings, "--set")}
+    with _server(offline, url, key) as client:
+        methods = client.extraction_methods()
+        if show_list:
+            out.print(method_table(methods))
+            return
+        chosen = find_method(methods, method)
+        if show_fields:
+            out.print(field_table(chosen))
+            return
+        if data is None or name is None:
+            raise InvalidRequest("--data and --name are needed", param="--data" if data is None else "--name")
+        fields["name"] = name
+        if target is not None and "target" in chosen.request["properties"]:
+            fields["target"] = target
+        read = {chosen.data: read_records(data, where=where or (), columns=column or ()),
+                **{field: read_records(Path(path)) for field, path in _assigned(also, "--also")}}
+        fields |= {field: entries(records, chosen.request, field, target=target, prefix=prefix, suffix=suffix)
+                   for field, records in read.items()}
+        file = output if offline is None or output is not None else Path(f"{name}.safetensors")
+        found = run(client, chosen.name, fields, file)
+        if offline is None:
+            out.print(f"stored {found.artifact}")
 
 
-def run(client: Client, pairs: list[dict[str, Any]], options: dict[str, Any], output: Path | None) -> Extracted:
+def run(client: Client, method: str, fields: Mapping[str, Any], output: Path | None) -> Extracted:
     """Run the job with a progress bar, print its report, write the file if one is wanted. Ctrl-C cancels the job."""
-    job = client.start_extraction(pairs, **options)
+    job = client.start_extraction(method=method, **fields)
     bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
                    TimeElapsedColumn(), console=out, transient=True)
-    with bar:
-        task = bar.add_task("waiting", total=1.0)
+    try:
+        with bar:
+            task = bar.add_task("waiting", total=1.0)
 
-        def show(state: Job) -> None:
-            bar.update(task, completed=state.progress, description=STAGES.get(state.stage, "waiting"))
+            def show(state: Job) -> None:
+                bar.update(task, completed=state.progress, description=STAGES.get(state.stage, "waiting"))
 
-        try:
             done = client.wait(job.id, on_progress=show)
-        except KeyboardInterrupt:
-            client.cancel_job(job.id)
-            raise
+    except KeyboardInterrupt:
+        client.cancel_job(job.id)
+        err.print(f"cancelled {job.id}; nothing is stored")
+        raise typer.Exit(INTERRUPTED) from None
     found = Extracted.model_validate(done.result)
-    out.print(report_table(found.report))
+    out.print(rendered(found.report))
     if output is not None:
         output.write_bytes(client.download_artifact(found.artifact))
         out.print(f"wrote {output}")
     return found
 
 
-def report_table(report: dict[str, Any]) -> Table:
-    """Held-out scores per layer beside those of the controls."""
-    table = Table("layer", "dev AUC", "test AUC", "pair accuracy", "separation", "norm", "random AUC (max)",
-                  "percentile", title=f"{report['method']} at {report['site']}, {report['pairs']['test']} test pairs",
-                  box=None)
-    for layer, scores in report["layers"].items():
-        chosen = int(layer) == report["best_layer"]
-        random = scores["control"]["covariance"]
-        table.add_row(f"{layer}{' *' if chosen else ''}", f"{scores['dev']['auc']:.3f}", f"{scores['test']['auc']:.3f}",
-                      f"{scores['test']['pair_accuracy']:.3f}", f"{scores['test']['separation']:.2f}",
-                      f"{scores['norm']:.3g}", f"{random['max_auc']:.3f}", f"{random['percentile']:.0f}",
-                      style="bold" if chosen else "")
-    shuffled = report["shuffled_labels"]
-    table.caption = (f"* best on dev. Labels shuffled: AUC {shuffled['mean_auc']:.3f} on average, at most "
-                     f"{shuffled['max_auc']:.3f}; percentile {shuffled['percentile']:.0f}")
+def find_method(methods: Sequence[Method], name: str | None) -> Method:
+    """By its name, with hyphens or underscores.
+
+    Raises:
+        InvalidRequest: there is none of that name.
+    """
+    wanted = "" if name is None else name.replace("-", "_")
+    for method in methods:
+        if method.name == wanted:
+            return method
+    raise InvalidRequest("name a method" if name is None else f"there is no extraction method {name!r}",
+                         param="METHOD", fix=f"Use one of {', '.join(m.name for m in methods)}.")
+
+
+def method_table(methods: Sequence[Method]) -> Table:
+    table = Table("method", "makes", "from", box=None)
+    for method in methods:
+        table.add_row(method.name, method.summary, method.data)
     return table
 
 
-def _offline(model: str, pairs: list[dict[str, Any]], options: dict[str, Any], output: Path) -> None:
+def field_table(method: Method) -> Table:
+    """What may be given by --set; the fields of one entry of the data stand below its name."""
+    table = Table("field", "type", "default", "meaning", title=method.summary, box=None)
+    _add_fields(table, method.request, method.request, "")
+    return table
+
+
+def _add_fields(table: Table, schema: Mapping[str, Any], whole: Mapping[str, Any], indent: str) -> None:
+    for name, field in schema.get("properties", {}).items():
+        default = "needed" if name in schema.get("required", []) else json.dumps(field.get("default"))
+        table.add_row(f"{indent}{name}", _type(field), default, field.get("description", ""))
+        inner = field.get("items", {}).get("$ref", "").rpartition("/")[2]
+        if inner:
+            _add_fields(table, whole["$defs"][inner], whole, f"{indent}  ")
+
+
+def _type(field: Mapping[str, Any]) -> str:
+    if "enum" in field:
+        return " | ".join(map(str, field["enum"]))
+    if "anyOf" in field:
+        return " | ".join(dict.fromkeys(_type(option) for option in field["anyOf"] if option.get("type") != "null"))
+    return str(field.get("type", field.get("const", field.get("$ref", "any").rpartition("/")[2])))
+
+
+def _assigned(written: Sequence[str] | None, option: str) -> Iterator[tuple[str, str]]:
+    for one in written or ():
+        name, equals, value = one.partition("=")
+        if not (name and equals):
+            raise InvalidRequest(f"{one!r} is not NAME=VALUE", param=option)
+        yield name, value
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+@contextmanager
+def _server(offline: str | None, url: str, key: str | None) -> Iterator[Client]:
+    """The server named, or one in this process over a model loaded here."""
+    if offline is None:
+        with connect(url, key) as client:
+            yield client
+        return
     # Only this branch loads the model, and torch with it.
     from server.boot import build
     from server.cli.inprocess import running
@@ -101,7 +190,8 @@ def _offline(model: str, pairs: list[dict[str, Any]], options: dict[str, Any], o
 
     configure_logging("console")
     with tempfile.TemporaryDirectory(prefix="trimtab-") as folder:
-        settings = load_settings(model=model, data_dir=Path(folder), host="127.0.0.1")
-        key = settings.api_key
-        with running(build(settings)) as url, connect(url, None if key is None else key.get_secret_value()) as client:
-            run(client, pairs, options, output)
+        made = load_settings(model=locate_model(offline), data_dir=Path(folder), host="127.0.0.1")
+        own_key = made.api_key
+        with running(build(made)) as own_url, connect(
+                own_url, None if own_key is None else own_key.get_secret_value()) as client:
+            yield client

@@ -19,6 +19,7 @@ from steering.errors import InvalidRequest
 from steering.spec import Model, Site
 from vectors.extract import ExtractOptions, ExtractRequest, Pair, check_options, run
 from vectors.extract.contract import Split
+from vectors.extract.spelling import spelling_report
 
 router = APIRouter(tags=["extract"], route_class=StrictRoute)
 
@@ -45,10 +46,20 @@ class ExtractBody(ExtractOptions):
 @router.post("/v1/extract", status_code=202)
 async def create_extraction(body: ExtractBody, state: State) -> Job:
     """Start the job. Its result names the artifact it stored and holds the report."""
+    return await start_extraction(body, state)
+
+
+async def start_extraction(body: ExtractBody, state: ServerState) -> Job:
+    """A contrastive extraction as a job.
+
+    Raises:
+        InvalidRequest: options or texts that do not fit.
+    """
     options = ExtractOptions(**{name: getattr(body, name) for name in ExtractOptions.model_fields})
     check_options(options)
     pairs = await asyncio.to_thread(_pairs, body, state)
-    request = ExtractRequest(options=options, pairs=pairs, facts=state.engine.facts, created_by="POST /v1/extract")
+    request = ExtractRequest(options=options, pairs=pairs, facts=state.engine.facts, created_by="POST /v1/extract",
+                             spelling=_spelling(body, pairs, state))
     return state.jobs.submit("extract", lambda control: _work(request, control, state))
 
 
@@ -76,6 +87,16 @@ def _pairs(body: ExtractBody, state: ServerState) -> list[Pair]:
     return [Pair(positive=_ids(pair.positive, state, f"pairs[{i}].positive"),
                  negative=_ids(pair.negative, state, f"pairs[{i}].negative"), item=pair.item, split=pair.split)
             for i, pair in enumerate(body.pairs)]
+
+
+def _spelling(body: ExtractBody, pairs: Sequence[Pair], state: ServerState) -> dict[str, Any]:
+    """Of the plain texts."""
+    num_bytes = num_tokens = 0
+    for given, pair in zip(body.pairs, pairs, strict=True):
+        for text, ids in ((given.positive, pair.positive), (given.negative, pair.negative)):
+            if isinstance(text, str):
+                num_bytes, num_tokens = num_bytes + len(text.encode()), num_tokens + len(ids)
+    return spelling_report(num_bytes, num_tokens, state.engine.facts.model_id)
 
 
 def _ids(text: str | list[Message] | list[int], state: ServerState, param: str) -> tuple[int, ...]:

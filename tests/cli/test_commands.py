@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from trimtab_client import Client
+from trimtab_client import Client, JobFailed, NotFound
 from typer.testing import CliRunner, Result
 
+from lab.datasets import load
 from server.cli import app
 
 WIDTH = 128
@@ -119,6 +120,62 @@ def test_extract_prints_its_report_and_writes_the_file(run: Run, client: Client,
     assert client.download_artifact("cli-mood@1") == file.read_bytes()
 
 
+def test_a_recipe_from_word_pairs_by_its_hyphened_name(run: Run, client: Client, tmp_path: Path) -> None:
+    words = tmp_path / "plural.json"
+    words.write_text(json.dumps([{"input": r["input"], "output": r["output"].strip()} for r in load("task_pairs")
+                                 if r["task"] == "plural"], indent=4))
+    done = run("extract", "function-vector", "--data", str(words), "--name", "cli-plural", "--layer", "2", "--set",
+               "shots=5", "--set", "num_prompts=8", "--set", "strengths=[2.0]", "--also", f"other_pairs={words}")
+    assert done.exit_code == 0, done.output
+    assert "controls.random_vectors" in done.output
+    assert "stored cli-plural@1" in done.output
+    assert "warning" not in done.output
+    stored = client.get_artifact("cli-plural")
+    assert (stored.stored_layers, stored.strength["value"]) == ([2], 2.0)
+
+
+def test_words_that_the_model_does_not_know_are_refused_or_warned_of(run: Run, tmp_path: Path) -> None:
+    words = tmp_path / "odd.json"
+    words.write_text(json.dumps([{"input": f"zyx{n}", "output": f"qwv{n}"} for n in range(20)]))
+    done = run("extract", "function-vector", "--data", str(words), "--name", "cli-odd")
+    assert done.exit_code == 1
+    assert "begin with the same token" in done.output
+    pairs = tmp_path / "odd.csv"
+    pairs.write_text("positive,negative\n" + "".join(f"Zyxq {n} wkjv.,Qvbm {n} tplk.\n" for n in range(20)))
+    done = run("extract", "mean-difference", "--data", str(pairs), "--name", "cli-odd", "--layer", "2")
+    assert done.exit_code == 0, done.output
+    assert "warning" in done.output
+    assert "has no tokens for most words" in done.output
+
+
+def test_methods_and_their_fields_are_listed(run: Run) -> None:
+    listed = run("extract", "--list").output
+    assert all(name in listed for name in ("mean_difference", "function_vector", "tunable_experts", "examples"))
+    fields = run("extract", "relation-neurons", "--fields").output
+    assert all(name in fields for name in ("target", "facts", "answer", "share"))
+
+
+def test_ctrl_c_cancels_the_job(run: Run, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps({"positive": f"Item {n} was a joy.", "negative": f"Item {n} was a shame."})
+                             + "\n" for n in range(400)))
+
+    def interrupted(self: Any, job_id: str, **_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        # Methods of a client are descriptors, which have no value on the class itself.
+        patch.setattr(Client, "wait", interrupted, raising=False)
+        done = run("extract", "pca_repe", "--data", str(pairs), "--name", "cli-stopped")
+    assert done.exit_code == 130
+    job = client.jobs().data[0]
+    assert job.id in done.output
+    with pytest.raises(JobFailed, match="cancelled"):
+        client.wait(job.id)
+    with pytest.raises(NotFound):
+        client.get_artifact("cli-stopped")
+
+
 def test_capabilities(run: Run) -> None:
     table = run("capabilities").output
     assert "resid_post" in table
@@ -133,6 +190,10 @@ REFUSED: list[tuple[tuple[str, ...], str]] = [
     (("artifacts", "import", __file__), "error invalid_payload"),
     (("artifacts", "import", __file__, "--metadata", "[1]"), "--metadata"),
     (("extract", "mean_difference", "--pairs", __file__, "--name", "x"), "is no JSON"),
+    (("extract", "no-such-method"), "there is no extraction method"),
+    (("extract",), "name a method"),
+    (("extract", "sign-pattern", "--name", "x"), "--data"),
+    (("extract", "sign-pattern", "--data", __file__, "--name", "x", "--set", "shots"), "--set"),
     (("presets", "create", "x"), "--steer"),
 ]
 

@@ -18,10 +18,9 @@ from server.cli.capabilities import ranges
 from server.cli.checks import check_library, check_packages, check_port
 from server.cli.examples import load_examples
 from server.cli.inprocess import running
-from server.cli.pairs import read_pairs
 from server.cli.steer import steering_of
 from server.settings import Settings
-from steering.errors import EngineUnavailable, InvalidRequest, InvalidSpec, NotFound
+from steering.errors import EngineUnavailable, InvalidSpec, NotFound
 from steering.payload import Payload
 from vectors.artifact import Metadata
 from vectors.formats import get_format
@@ -54,28 +53,6 @@ def test_nothing_given_is_no_steering() -> None:
 @pytest.mark.parametrize(("numbers", "text"), [([0, 1, 2, 5], "0-2, 5"), ([3], "3"), ([], ""), ([4, 2, 3], "2-4")])
 def test_ranges(numbers: list[int], text: str) -> None:
     assert ranges(numbers) == text
-
-
-def test_pairs_are_read_from_lines_and_lists(tmp_path: Path) -> None:
-    records = [{"positive": "a", "negative": "b", "item": "x", "label": 1},
-               {"positive": "rendered", "negative": "b", "positive_messages": [{"role": "user", "content": "a"}],
-                "split": "dev"}]
-    lines, list_ = tmp_path / "lines.jsonl", tmp_path / "list.json"
-    lines.write_text("\n".join(map(json.dumps, records)) + "\n\n")
-    list_.write_text(json.dumps(records))
-    assert read_pairs(lines) == read_pairs(list_) == [
-        {"positive": "a", "negative": "b", "item": "x"},
-        {"positive": [{"role": "user", "content": "a"}], "negative": "b", "split": "dev"}]
-
-
-@pytest.mark.parametrize(("text", "where"), [('{"positive": "a"}', "pairs[0] has no negative"),
-                                             ('{"positive": "a", "negative": "b"}\nx', "line 2"), ("[1]", "pairs[0]")])
-def test_bad_pair_files_are_refused_by_place(tmp_path: Path, text: str, where: str) -> None:
-    path = tmp_path / "pairs"
-    path.write_text(text)
-    with pytest.raises(InvalidRequest) as refused:
-        read_pairs(path)
-    assert where in refused.value.message
 
 
 def test_models_are_found_by_name() -> None:

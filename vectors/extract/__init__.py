@@ -30,12 +30,13 @@ from vectors.extract.contract import (
     Progress,
 )
 from vectors.extract.method import methods
-from vectors.extract.recipe import RecipeOptions, get_recipe, parse_request, recipes, run_recipe
+from vectors.extract.recipe import RecipeOptions, get_recipe, parse_fields, parse_request, recipes, run_recipe
 from vectors.extract.run import check_options, run
 from vectors.extract.subject import Subject
 
 __all__ = ["Cancelled", "Capture", "ExtractOptions", "ExtractRequest", "Extraction", "Pair", "Progress",
            "RecipeOptions", "Subject", "aligned_concept", "check_options", "condition", "entropic_steering",
            "function_vector", "get_recipe", "head_ablation", "head_shift", "logistic_probe", "mean_difference",
-           "methods", "native_skills", "parse_request", "pca_pairwise", "pca_repe", "recipes", "refusal_direction",
+           "methods", "native_skills", "parse_fields", "parse_request", "pca_pairwise", "pca_repe", "recipes",
+           "refusal_direction",
            "relation_neurons", "run", "run_recipe", "sign_pattern", "tunable_experts"]

@@ -1,7 +1,7 @@
 """What goes into an extraction and what comes out. Texts arrive as token ids: the caller has rendered them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol
 
 import torch
@@ -49,12 +49,15 @@ class ExtractOptions(Model):
 
 @dataclass(frozen=True)
 class ExtractRequest:
-    """options: as the user gave them. pairs: rendered to token ids. facts: of the model that `capture` reads."""
+    """options: as the user gave them. pairs: rendered to token ids. facts: of the model that `capture` reads.
+    spelling: what the caller who rendered them says of it (`spelling.spelling_report`), for the report.
+    """
 
     options: ExtractOptions
     pairs: Sequence[Pair]
     facts: ModelFacts
     created_by: str
+    spelling: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Capture(Protocol):

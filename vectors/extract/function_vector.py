@@ -34,6 +34,8 @@ class FunctionVectorRequest(RecipeOptions):
     pairs: Annotated[list[TaskPair], Field(min_length=1, max_length=20_000)]
     other_pairs: Annotated[list[TaskPair], Field(max_length=20_000)] = Field(
         default=[], description="Pairs of another task, whose vector of equal length is a control.")
+    single_token: bool = Field(default=False, description="Leave out pairs whose output is more than one token to the "
+                               "model.")
     template: Template = Field(default="{x} ->", description="A prompt with one slot, {x}.")
     extraction: Literal["mean_difference", "causal_mediation"] = Field(
         default="mean_difference", description="mean_difference: few-shot minus zero-shot activations; "
@@ -57,10 +59,11 @@ class FunctionVector(Recipe):
     def make(self, request: FunctionVectorRequest, work: Work) -> Made:
         causal = request.extraction == "causal_mediation"
         shots = request.shots if request.shots is not None else 10 if causal else 5
-        task = make_task(request.pairs, request.template, shots, work.subject, request.seed)
+        task = make_task(request.pairs, request.template, shots, work.subject, request.seed,
+                         single_token=request.single_token)
         layers = site_layers(request, SITE, work.facts)
         other_task = make_task(request.other_pairs, request.template, shots, work.subject, request.seed,
-                               param="other_pairs") if request.other_pairs else None
+                               param="other_pairs", single_token=request.single_token) if request.other_pairs else None
         finder = _Causal(request, task, shots, work) if causal else _Difference(request, shots)
         chance = random.Random(request.seed)
         if isinstance(finder, _Causal):
@@ -98,7 +101,7 @@ class FunctionVector(Recipe):
         report: dict[str, Any] = {
             "method": self.name, "extraction": request.extraction, "shots": shots, "site": SITE,
             "pairs": {split: len(members) for split, members in task.splits.items()},
-            "best_layer": layer, "best_strength": strength,
+            "pairs_left_out": len(request.pairs) - len(task.inputs), "best_layer": layer, "best_strength": strength,
             "dev": {str(n): {str(c): rounded(tried[n, c][0]) for c in request.strengths} for n in usable},
             "test": {"items": len(test), "zero_shot": rounded(zero[0]), "few_shot": rounded(few[0]),
                      "steered": rounded(found[0]), "logprob_gain": rounded(found[1] - zero[1])},
@@ -117,7 +120,8 @@ class FunctionVector(Recipe):
         return Made(
             kind="vector", op="add", site=SITE, numbers={n: {"vector": vectors[n]} for n in usable},
             sign_convention="positive strength makes the model do the task", report=report,
-            card={"layer": layer, "strength": strength, "test_accuracy": rounded(found[0]),
+            card={"layer": layer, "strength": strength, "dev_accuracy": rounded(tried[layer, strength][0]),
+                  "test_accuracy": rounded(found[0]),
                   "zero_shot": rounded(zero[0]), "few_shot": rounded(few[0]),
                   "random_percentile": report["controls"]["random_vectors"]["percentile"],
                   "shuffled_percentile": report["controls"]["shuffled_demonstrations"]["percentile"]},

@@ -96,7 +96,8 @@ class HeadShift(Recipe):
             "heads": [{"layer": layer, "head": head, "dev_accuracy": rounded(dev[layer, head]),
                        "test_accuracy": rounded(test[layer, head])} for layer, head in chosen],
             "test": {"accuracy": rounded(found_accuracy)}, "controls": control}
-        card: dict[str, Any] = {"heads": count, "test_accuracy": rounded(found_accuracy), "strength": request.strength,
+        card: dict[str, Any] = {"heads": count, "dev_accuracy": rounded(sum(dev[key] for key in chosen) / count),
+                                "test_accuracy": rounded(found_accuracy), "strength": request.strength,
                                 "random_percentile": control["random_heads"]["percentile"],
                                 "shuffled_percentile": control["shuffled_labels"]["percentile"]}
         numbers = head_numbers(shifts)

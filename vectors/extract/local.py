@@ -32,6 +32,10 @@ class LocalSubject:
     def facts(self) -> ModelFacts:
         return self._facts
 
+    @property
+    def model(self) -> Any:
+        return self._model
+
     def encode(self, prompt: Prompt) -> Tokens:
         if isinstance(prompt, str):
             return tuple(self._tokenizer(prompt)["input_ids"])
@@ -66,6 +70,17 @@ class LocalSubject:
             with self._steered([texts[n] for n in group], program) as ids:
                 logits = self._model(input_ids=ids, use_cache=False, logits_to_keep=1).logits
             found[group] = logits[:, -1].float().log_softmax(dim=-1).cpu()
+        return found
+
+    def token_logprobs(self, texts: Sequence[Sequence[int]], program: Program | None = None) -> list[torch.Tensor]:
+        """Log-probability of each token given those before it, `[len(text) - 1]` float32 a text."""
+        found: list[torch.Tensor] = [torch.empty(0)] * len(texts)
+        for group in _same_length(texts):
+            with self._steered([texts[n] for n in group], program) as ids:
+                logprobs = self._model(input_ids=ids, use_cache=False).logits[:, :-1].float().log_softmax(dim=-1)
+            chosen = logprobs.gather(2, ids[:, 1:].unsqueeze(2)).squeeze(2).cpu()
+            for i, n in enumerate(group):
+                found[n] = chosen[i]
         return found
 
     def generate(self, texts: Sequence[Sequence[int]], max_tokens: int, program: Program | None = None) -> list[str]:

@@ -57,8 +57,10 @@ class Task:
 
 
 def make_task(pairs: Sequence[TaskPair], template: str, shots: int, subject: Subject, seed: int, *,
-              param: str = "pairs") -> Task:
+              param: str = "pairs", single_token: bool = False) -> Task:
     """Check the pairs and split them by input.
+
+    single_token: leave out pairs whose answer is more than one token.
 
     Raises:
         InvalidData: one of its kinds, naming the pair as `pairs[i]`.
@@ -73,13 +75,20 @@ def make_task(pairs: Sequence[TaskPair], template: str, shots: int, subject: Sub
         if first != n and pairs[first].split != pair.split:
             raise LeakingSplit(f"the pair is that of {param}[{first}], in another split", param=f"{param}[{n}]",
                                fix="Leave it out.")
-    if len({pair.output.strip() for pair in pairs}) < 2:
+    numbers = [n for n, pair in enumerate(pairs)
+               if not single_token or len(subject.encode_continuation(_spaced(pair.output))) == 1]
+    if not numbers:
+        raise TooFewExamples("no answer is a single token to this model", param=param)
+    kept = [pairs[n] for n in numbers]
+    if len({pair.output.strip() for pair in kept}) < 2:
         raise NoContrast("every pair has the same output", param=param, fix="Give a task whose answers differ.")
-    inputs = tuple(pair.input.strip() for pair in pairs)
-    outputs = tuple(pair.output if pair.output[0].isspace() else f" {pair.output}" for pair in pairs)
-    splits = split_items(inputs, [pair.split for pair in pairs], seed, param)
-    task = Task(subject, template, inputs, outputs,
-                tuple(first_token(subject, output, f"{param}[{n}].output") for n, output in enumerate(outputs)), splits,
+    inputs = tuple(pair.input.strip() for pair in kept)
+    outputs = tuple(_spaced(pair.output) for pair in kept)
+    splits = split_items(inputs, [pair.split for pair in kept], seed, param)
+    answers = tuple(first_token(subject, output, f"{param}[{n}].output")
+                    for n, output in zip(numbers, outputs, strict=True))
+    _check_answers(outputs, answers, param)
+    task = Task(subject, template, inputs, outputs, answers, splits,
                 digest_of([inputs, outputs, template, {s: list(m) for s, m in splits.items()}]))
     for n in range(len(inputs)):
         task.zero_shot(n)
@@ -87,3 +96,24 @@ def make_task(pairs: Sequence[TaskPair], template: str, shots: int, subject: Sub
         raise TooFewExamples(f"{shots} demonstrations beside a query need more than {shots} train pairs",
                              param=param, fix="Give more pairs, or fewer shots.")
     return task
+
+
+def _spaced(output: str) -> str:
+    return output if output[0].isspace() else f" {output}"
+
+
+def _check_answers(outputs: Sequence[str], answers: Sequence[int], param: str) -> None:
+    """Answers are scored by their first token: one that most of them share would make any answer right.
+
+    Raises:
+        NoContrast
+    """
+    of_token: dict[int, set[str]] = {}
+    for output, token in zip(outputs, answers, strict=True):
+        of_token.setdefault(token, set()).add(output.strip())
+    most = max(of_token.values(), key=len)
+    if 2 * len(most) > len(set(map(str.strip, outputs))) and len(most) > 1:
+        raise NoContrast(f"{len(most)} of {len(set(outputs))} different answers begin with the same token, so their "
+                         "first tokens do not tell them apart: this model has no tokens of their own for them",
+                         param=param, fix="Use a model that knows these words, or set single_token to leave out what "
+                                          "it spells in pieces.")

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from pydantic import Field, ValidationError
@@ -16,7 +16,10 @@ from steering.spec import Layers, Model, Op, Reading, Scope, Site, Strength
 from vectors.artifact import Metadata, Name, Tags, Text
 from vectors.extract.contract import Cancelled, Extraction, Progress
 from vectors.extract.errors import ExtractionCancelled
+from vectors.extract.spelling import SpellingSubject
 from vectors.extract.subject import Subject
+
+M = TypeVar("M", bound=Model)
 
 
 class RecipeOptions(Model):
@@ -120,6 +123,12 @@ class Recipe(ABC):
             TrimtabError: InvalidData and its kinds, InvalidRequest for options, ExtractionCancelled.
         """
 
+    @classmethod
+    def data_field(cls) -> str:
+        """The field that takes the data: the first list that must be given, unless a recipe says otherwise."""
+        return next(name for name, field in cls.request.model_fields.items()
+                    if name not in RecipeOptions.model_fields and field.is_required())
+
 
 _RECIPES: dict[str, Recipe] = {}
 
@@ -150,8 +159,17 @@ def parse_request(name: str, fields: Mapping[str, Any]) -> RecipeOptions:
     Raises:
         InvalidRequest: naming the field.
     """
+    return parse_fields(get_recipe(name).request, fields)
+
+
+def parse_fields(model: type[M], fields: Mapping[str, Any]) -> M:
+    """A model of options from plain data.
+
+    Raises:
+        InvalidRequest: naming the field.
+    """
     try:
-        return get_recipe(name).request.model_validate(dict(fields))
+        return model.model_validate(dict(fields))
     except ValidationError as error:
         first = error.errors()[0]
         param = ".".join(str(part) for part in first["loc"]) or None
@@ -166,11 +184,13 @@ def run_recipe(name: str, request: RecipeOptions, subject: Subject, progress: Pr
         TrimtabError: InvalidData and its kinds, InvalidRequest for options, ExtractionCancelled.
     """
     recipe = get_recipe(name)
-    work = Work(subject, progress, cancelled, created_by)
+    counting = SpellingSubject(subject)
+    work = Work(counting, progress, cancelled, created_by)
     work.at(0.0, "capture")
     made = recipe.make(request, work)
+    report = {**made.report, **counting.report()}
     facts = work.facts
-    card = dict(made.card)
+    card = {**made.card, "controls": _controls(made.report)}
     if made.scope is not None:
         card["scope"] = made.scope.model_dump(mode="json", exclude_defaults=True)
     metadata = Metadata.parse({
@@ -181,13 +201,26 @@ def run_recipe(name: str, request: RecipeOptions, subject: Subject, progress: Pr
         "fingerprint": facts.fingerprint, "d_model": facts.d_model, "residual_norm": dict(made.residual_norm or {}),
         "sigma": dict(made.sigma or {}), "reading": made.reading, "card": card,
         "provenance": {"method": recipe.name, **made.data, "seed": request.seed, "created_by": created_by,
-                       "report": dict(made.report)},
+                       "report": report},
     })
     payload = Payload.build(made.kind, {layer: {name: tensor if not tensor.is_floating_point() else tensor.float()
                                                 for name, tensor in tensors.items()}
                                         for layer, tensors in made.numbers.items()})
     work.at(1.0, "control")
-    return Extraction(metadata, payload, made.report)
+    return Extraction(metadata, payload, report)
+
+
+def _controls(report: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Every figure of the report that was measured against draws, under its dotted path: what the card says of them."""
+    found: dict[str, Any] = {}
+    for name, value in report.items():
+        where = f"{path}.{name}" if path else name
+        if isinstance(value, Mapping):
+            if {"found", "draws", "percentile"} <= value.keys():
+                found[where.removeprefix("controls.")] = dict(value)
+            else:
+                found |= _controls(value, where)
+    return found
 
 
 def site_layers(options: RecipeOptions, site: Site, facts: ModelFacts) -> list[int]:

@@ -94,7 +94,8 @@ class RelationNeurons(Recipe):
         numbers = {layer: {"neurons": torch.tensor(units), "value": means[layers.index(layer)][units]}
                    for layer, units in chosen.items()}
         card: dict[str, Any] = {
-            "units": count, "test_average_precision": rounded(found), "base_rate": report["base_rate"],
+            "units": count, "best_fit_average_precision": rounded(float(expertise.max())),
+            "test_average_precision": rounded(found), "base_rate": report["base_rate"],
             "random_percentile": control["matched_random"]["percentile"],
             "shuffled_percentile": control["shuffled_labels"]["percentile"]}
         if answers is not None:

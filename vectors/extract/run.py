@@ -47,7 +47,7 @@ def run(request: ExtractRequest, capture: Capture, progress: Progress, cancelled
         fits, constant = _fit_all(options, store, data, staged, cancelled)
         best = max(fits, key=lambda fit: (fit.dev.auc, fit.dev.separation))
         controls = _controls(options, store, data, fits, best, staged, cancelled)
-    report = make_report(options, data, fits, best, constant, controls, store.residual_norm)
+    report = {**make_report(options, data, fits, best, constant, controls, store.residual_norm), **request.spelling}
     metadata = make_metadata(request, data, fits, best, report, store.residual_norm)
     payload = Payload.build("vector", {fit.layer: {"vector": fit.vector.float()} for fit in fits})
     return Extraction(metadata, payload, report)

@@ -34,6 +34,7 @@ class SignPatternRequest(RecipeOptions):
     anchors: Annotated[list[str], Field(min_length=1, max_length=10_000)] = Field(
         description="Texts of one token each, spelled as they follow other text (most with a space before them).")
     splits: list[Split] | None = Field(default=None, description="Fixed split of each anchor.")
+    single_token: bool = Field(default=False, description="Leave out anchors that are more than one token.")
     site: Site = Field(default="resid_post", description="Where signs are read, and later flipped.")
     min_auc: float = Field(default=0.75, gt=0.5, le=1, description="Dims at least this good are in the pattern.")
     vocabulary_sample: int | None = Field(default=None, ge=100, description="Compare with this many random tokens of "
@@ -47,10 +48,8 @@ class SignPattern(Recipe):
     request = SignPatternRequest
 
     def make(self, request: SignPatternRequest, work: Work) -> Made:
-        anchors = _anchors(request, work.subject)
-        splits = split_items([str(token) for token in anchors],
-                             request.splits if request.splits is not None else [None] * len(anchors), request.seed,
-                             "anchors")
+        anchors, given = _anchors(request, work.subject)
+        splits = split_items([str(token) for token in anchors], given, request.seed, "anchors")
         layers = site_layers(request, request.site, work.facts)
         ids = _vocabulary(request, work.facts.vocab_size, anchors)
         row = {token: n for n, token in enumerate(ids)}
@@ -90,7 +89,8 @@ class SignPattern(Recipe):
         control = standing(test[best], shuffled)
         report: dict[str, Any] = {
             "method": self.name, "site": request.site, "best_layer": best, "layers": layer_reports,
-            "anchors": {split: len(members) for split, members in splits.items()}, "vocabulary": len(ids),
+            "anchors": {split: len(members) for split, members in splits.items()},
+            "anchors_left_out": len(request.anchors) - len(anchors), "vocabulary": len(ids),
             "prefix": len(prefix), "controls": {"random_anchors": control}}
         return Made(
             kind="sign_pattern", op="sign_flip", site=request.site,
@@ -98,7 +98,8 @@ class SignPattern(Recipe):
             options={"mode": "away"}, reading=Reading(form="agreement", pool="mean"),
             default_layers=[best], residual_norm=norms, report=report,
             sign_convention="polarity is the sign of the category's tokens; mode away takes the concept out",
-            card={"layer": best, "test_auc": rounded(test[best]), "dims": len(found[best][0]),
+            card={"layer": best, "dev_auc": rounded(dev[best]), "test_auc": rounded(test[best]),
+                  "dims": len(found[best][0]),
                   "shuffled_percentile": control["percentile"], "shuffled_max_auc": control["max"]},
             data={"data_hash": digest_of([anchors, {s: list(m) for s, m in splits.items()}]),
                   "num_anchors": len(anchors)})
@@ -176,22 +177,31 @@ def _auc(cache: TypeCache, layer: int, pattern: tuple[torch.Tensor, torch.Tensor
         [agreement(cache.signs(layer, rest[n:n + 4096]), *pattern) for n in range(0, len(rest), 4096)]))
 
 
-def _anchors(request: SignPatternRequest, subject: Subject) -> list[int]:
+def _anchors(request: SignPatternRequest, subject: Subject) -> tuple[list[int], list[Split | None]]:
+    """Tokens and their given splits."""
     if request.splits is not None and len(request.splits) != len(request.anchors):
         raise InvalidRequest(f"{len(request.splits)} splits for {len(request.anchors)} anchors", param="splits")
     tokens: list[int] = []
+    splits: list[Split | None] = []
     for n, text in enumerate(request.anchors):
         ids = subject.encode_continuation(text) if text.strip() else ()
         if not ids:
             raise EmptyText("the anchor is empty", param=f"anchors[{n}]")
+        if len(ids) != 1 and request.single_token:
+            continue
         if len(ids) != 1:
             raise InvalidRequest(f"{text[:40]!r} is {len(ids)} tokens to this model, an anchor is one",
-                                 param=f"anchors[{n}]", fix="Leave it out, or put a space before it.")
+                                 param=f"anchors[{n}]", fix="Put a space before it, or set single_token to leave out "
+                                                            "such anchors.")
         if ids[0] in tokens:
             raise LeakingSplit(f"the token is that of anchors[{tokens.index(ids[0])}]", param=f"anchors[{n}]",
                                fix="Leave it out.")
         tokens.append(ids[0])
-    return tokens
+        splits.append(None if request.splits is None else request.splits[n])
+    if not tokens:
+        raise InvalidRequest("no anchor is a single token to this model", param="anchors",
+                             fix="Put a space before them.")
+    return tokens, splits
 
 
 def _vocabulary(request: SignPatternRequest, vocab_size: int, anchors: Sequence[int]) -> list[int]:

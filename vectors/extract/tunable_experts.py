@@ -3,7 +3,9 @@
 Decided where the card infers: usage is the share of a prompt's tokens that choose an expert, so long prompts count no
 more than short ones (`ftri`); `risk_difference` pools tokens instead, as SteerMoE does. One ranking over all layers.
 The label of a prompt is given; where it should come from the model's own answer, give `markers` instead: prompts whose
-greedy answer contains one of them show the behaviour. Random sets are matched by layer and by selection frequency.
+greedy answer contains one of them show the behaviour. All prompt tokens count alike, as in the paper; `position: last`
+counts only the token that the answer is predicted at, where a template's fixed tokens weigh less. Random sets are
+matched by layer and by selection frequency.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,6 +48,8 @@ class TunableExpertsRequest(RecipeOptions):
     max_tokens: int = Field(default=24, ge=1, le=512, description="Length of the answers searched for markers.")
     statistic: Literal["ftri", "risk_difference"] = Field(
         default="ftri", description="ftri: mean over prompts; risk_difference: pooled over tokens.")
+    position: Literal["all", "last"] = Field(default="all", description="Prompt tokens whose choice counts; last: only "
+                                             "the one that the answer is predicted at.")
     direction: Literal["promoted", "demoted", "both"] = Field(
         default="promoted", description="Experts used more, used less, or either, by the prompts that show it.")
     num_experts: int = Field(default=10, ge=1, le=65_536, description="Experts to take, over all layers.")
@@ -77,7 +81,8 @@ class TunableExperts(Recipe):
         check_routers(work.facts)
         data = _data(request, work)
         with Scratch(layers, len(data.texts), work.facts.num_experts) as store:
-            read_usage(work.subject, data.texts, store, work.within(0.2, 0.7, "capture"))
+            read_usage(work.subject, data.texts, store, work.within(0.2, 0.7, "capture"),
+                       None if request.position == "all" else [-1])
             lengths = torch.tensor([float(len(text)) for text in data.texts], dtype=torch.float64)
             is_target = torch.tensor([label == request.target for label in data.labels])
             train, test = (torch.tensor(data.splits[split]) for split in ("train", "test"))
@@ -96,6 +101,7 @@ class TunableExperts(Recipe):
             frequency = usage(store, train.tolist())
             found = _sum(held_out, fitted, layers, chosen)
             score = _auc(store, layers, test, is_target, chosen, fitted)
+            fit_score = _auc(store, layers, train, is_target, chosen, fitted)
             generator, span = request.generator(1), work.within(0.75, 1.0, "control")
             random_draws, random_aucs, shuffled_draws = [], [], []
             for n in range(request.draws):
@@ -110,7 +116,8 @@ class TunableExperts(Recipe):
         control = {"matched_random": standing(found, random_draws), "matched_random_auc": standing(score, random_aucs),
                    "shuffled_labels": standing(found, shuffled_draws)}
         report: dict[str, Any] = {
-            "method": self.name, "statistic": request.statistic, "direction": request.direction,
+            "method": self.name, "statistic": request.statistic, "position": request.position,
+            "direction": request.direction,
             "examples": data.counts(), "target_share": rounded(float(is_target.double().mean())),
             "experts": [{"layer": layer, "expert": unit, "fit": rounded(float(fitted[layers.index(layer), unit])),
                          "test": rounded(float(held_out[layers.index(layer), unit])),
@@ -125,7 +132,8 @@ class TunableExperts(Recipe):
             sign_convention="experts that the prompts with the behaviour use "
                             + {"promoted": "more", "demoted": "less", "both": "more or less"}[request.direction],
             report=report, data={"data_hash": data.digest, "num_examples": len(data.texts), "target": request.target},
-            card={"experts": sum(map(len, chosen.values())), "test_auc": rounded(score),
+            card={"experts": sum(map(len, chosen.values())), "fit_auc": rounded(fit_score),
+                  "test_auc": rounded(score),
                   "random_percentile": control["matched_random"]["percentile"],
                   "shuffled_percentile": control["shuffled_labels"]["percentile"]})
 

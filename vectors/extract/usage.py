@@ -21,10 +21,12 @@ def check_routers(facts: ModelFacts) -> None:
                                param="method")
 
 
-def read_usage(subject: Subject, texts: Sequence[Tokens], store: Scratch, span: Span) -> None:
-    """Fill `store` with one row per text and layer: the share of its tokens that choose each expert, `[E]`."""
+def read_usage(subject: Subject, texts: Sequence[Tokens], store: Scratch, span: Span,
+               positions: Sequence[int] | None = None) -> None:
+    """Fill `store` with one row per text and layer: the share of its tokens (or of those at `positions`) that choose
+    each expert, `[E]`."""
     facts = subject.facts
-    for n, found in stream(subject, texts, "router", store.layers, None, span):
+    for n, found in stream(subject, texts, "router", store.layers, positions, span):
         for layer, logits in found.items():
             chosen = logits.topk(facts.experts_per_token, dim=-1).indices
             counts = torch.bincount(chosen.flatten(), minlength=facts.num_experts).double()

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Iterator
 from typing import assert_type
 
-from trimtab_client import Artifact, AsyncClient, Client, Completion, Delta, Extracted, Page
+from trimtab_client import Artifact, AsyncClient, Client, Completion, Delta, Extracted, Method, Page
 
 
 def blocking(client: Client) -> None:
@@ -11,6 +11,7 @@ def blocking(client: Client) -> None:
     assert_type(client.stream_chat("Hello"), Iterator[Delta])
     assert_type(client.list_artifacts(), Page[Artifact])
     assert_type(client.extract([], name="a"), Extracted)
+    assert_type(client.extraction_methods(), list[Method])
     client.get_artifact(3)  # type: ignore[arg-type]
 
 

@@ -13,10 +13,22 @@ from trimtab_client.errors import (
     TrimtabError,
     Unauthorized,
 )
-from trimtab_client.models import Artifact, Calibrated, Completion, Delta, Extracted, Job, Page, Preset, Receipt
+from trimtab_client.models import (
+    Artifact,
+    Calibrated,
+    Completion,
+    Delta,
+    Extracted,
+    Job,
+    Method,
+    Page,
+    Preset,
+    Receipt,
+)
 
 __all__ = [
     "Artifact", "AsyncClient", "BadRequest", "Calibrated", "Client", "Completion", "Conflict", "ConnectionFailed",
-    "Delta", "Extracted", "Job", "JobFailed", "NotFound", "Overloaded", "Page", "Preset", "Receipt", "ServerFailed",
+    "Delta", "Extracted", "Job", "JobFailed", "Method", "NotFound", "Overloaded", "Page", "Preset", "Receipt",
+    "ServerFailed",
     "ServerRefused", "TrimtabError", "Unauthorized",
 ]

@@ -32,6 +32,7 @@ class Endpoints:
 
     health = Endpoint(work.health)
     capabilities = Endpoint(work.capabilities)
+    extraction_methods = Endpoint(work.extraction_methods)
     start_extraction = Endpoint(work.start_extraction)
     extract = Endpoint(work.extract)
     start_calibration = Endpoint(work.start_calibration)

@@ -160,6 +160,15 @@ class Calibrated(Model):
     settings: list[dict[str, Any]]
 
 
+class Method(Model):
+    """An extraction method. data: the field that takes the data. request: JSON schema of all fields."""
+
+    name: str
+    summary: str
+    data: str
+    request: dict[str, Any]
+
+
 class KillSwitch(Model):
     on: bool
     reason: str | None = None

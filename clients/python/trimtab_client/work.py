@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from trimtab_client.errors import JobFailed
 from trimtab_client.flow import Call, Flow, Pause
-from trimtab_client.models import Calibrated, DefaultSpec, Extracted, Job, KillSwitch, Page
+from trimtab_client.models import Calibrated, DefaultSpec, Extracted, Job, KillSwitch, Method, Page
 from trimtab_client.reading import content_of, nothing, plain, reader
 
 FIRST_PAUSE_S = 0.05
@@ -23,17 +23,27 @@ def capabilities() -> Call[dict[str, Any]]:
     return Call("GET", "/v1/capabilities", plain)
 
 
-def start_extraction(pairs: Iterable[Mapping[str, Any]], *, name: str, method: str = "mean_difference", **options: Any
-                     ) -> Call[Job]:
-    """Begin to take a direction from contrastive pairs (`{"positive": ..., "negative": ..., "item": ...}`)."""
-    return Call("POST", "/v1/extract", reader(Job),
-                json={"name": name, "method": method, "pairs": [dict(pair) for pair in pairs], **options})
+def extraction_methods() -> Call[list[Method]]:
+    """Every extraction method of the server, with what it takes."""
+    return Call("GET", "/v1/extract/methods", lambda answer: reader(Page[Method])(answer).data)
 
 
-def extract(pairs: Iterable[Mapping[str, Any]], *, name: str, method: str = "mean_difference",
-            on_progress: Callable[[Job], None] | None = None, **options: Any) -> Flow[Extracted]:
-    """Take a direction from contrastive pairs and wait for it. Raises JobFailed."""
-    job: Job = yield start_extraction(pairs, name=name, method=method, **options)
+def start_extraction(pairs: Iterable[Mapping[str, Any]] | None = None, *, name: str, method: str = "mean_difference",
+                     **fields: Any) -> Call[Job]:
+    """Begin to make an artifact by any method of `extraction_methods`; hyphens in its name are underscores.
+
+    fields: as its schema names them, the data among them (`anchors=[...]`, `examples=[...]`). pairs: the field `pairs`,
+    which many methods have: contrastive ones take `{"positive": ..., "negative": ..., "item": ...}`.
+    """
+    given = {} if pairs is None else {"pairs": [dict(pair) for pair in pairs]}
+    return Call("POST", f"/v1/extract/{quote(method.replace('-', '_'), safe='')}", reader(Job),
+                json={"name": name, **given, **fields})
+
+
+def extract(pairs: Iterable[Mapping[str, Any]] | None = None, *, name: str, method: str = "mean_difference",
+            on_progress: Callable[[Job], None] | None = None, **fields: Any) -> Flow[Extracted]:
+    """As `start_extraction`, and wait for it. Raises JobFailed."""
+    job: Job = yield start_extraction(pairs, name=name, method=method, **fields)
     done = yield from wait(job.id, on_progress=on_progress)
     return Extracted.model_validate(done.result)
 

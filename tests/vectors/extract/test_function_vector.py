@@ -158,3 +158,21 @@ def test_progress_never_falls() -> None:
                                                 "num_prompts": 4, "max_eval": 5})
     run_recipe("function_vector", request, TaskToy(), lambda share, _: seen.append(share), never, "test")
     assert seen == sorted(seen) and seen[-1] == 1.0
+
+
+def test_answers_whose_first_tokens_do_not_tell_them_apart_are_refused() -> None:
+    # What a tokenizer that spells unknown words in pieces makes of every answer.
+    spelled = [{"input": f"x{n}", "output": f"un y{n}"} for n in range(30)]
+    with pytest.raises(NoContrast, match="begin with the same token") as caught:
+        extract(TaskToy(), pairs=spelled)
+    assert caught.value.param == "pairs"
+
+
+def test_answers_of_several_tokens_can_be_left_out() -> None:
+    spelled = [{"input": f"z{n}", "output": f"un y{n}"} for n in range(50)]
+    found = extract(TaskToy(), pairs=[*pairs(), *spelled], single_token=True)
+    assert found.report["pairs_left_out"] == 50
+    assert sum(found.report["pairs"].values()) == 40
+    assert found.report["test"]["steered"] == 1.0
+    with pytest.raises(TooFewExamples):
+        extract(TaskToy(), pairs=spelled, single_token=True)

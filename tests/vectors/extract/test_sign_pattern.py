@@ -88,3 +88,15 @@ def test_bad_anchors_are_refused(anchors: list[str], error: type[TrimtabError], 
     with pytest.raises(error) as caught:
         extract(anchors=anchors)
     assert caught.value.param == param
+
+
+def test_anchors_of_several_tokens_can_be_left_out_with_their_splits() -> None:
+    splits = [("train", "train", "train", "dev", "test")[n % 5] for n in range(40)]
+    mixed = [text for anchor in ANCHORS for text in (anchor, f"two {anchor}")]
+    found = extract(anchors=mixed, splits=[split for split in splits for _ in (0, 1)], single_token=True)
+    assert found.report["anchors_left_out"] == 40
+    assert found.report["anchors"] == {"train": 24, "dev": 8, "test": 8}
+    alone = extract(splits=splits)
+    assert torch.equal(found.payload.layers[1]["dims"], alone.payload.layers[1]["dims"])
+    with pytest.raises(InvalidRequest):
+        extract(anchors=["two words"] * 3, single_token=True)

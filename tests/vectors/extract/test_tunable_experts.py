@@ -102,3 +102,21 @@ def test_bad_data_is_refused(given: list[dict[str, Any]], error: type[TrimtabErr
 def test_a_dense_model_has_no_experts() -> None:
     with pytest.raises(UnsupportedSite):
         extract(Toy())
+
+
+def test_only_the_last_tokens_choice_counts_where_asked() -> None:
+    class LastToy(ExpertToy):
+        """Expert (2, 9) is chosen at the last token of prompts with "bad", and one token before it by the others."""
+
+        def router(self, layer: int, ids: Sequence[int], resid: torch.Tensor) -> torch.Tensor:
+            logits = torch.stack([noise("r", layer, tuple(ids), n, width=NUM_EXPERTS) for n in range(len(ids))])
+            if layer == 2:
+                logits[-1 if "bad" in self.said(ids) else -2, 9] += 20.0
+            return logits
+
+    last = extract(LastToy(), num_experts=1, position="last")
+    assert chosen(last) == {(2, 9)}
+    assert last.report["test"]["auc"] > 0.8
+    assert last.report["controls"]["shuffled_labels"]["percentile"] == 100
+    (everywhere,) = extract(LastToy(), num_experts=1).report["experts"]
+    assert everywhere["fit"] < 0.5 < last.report["experts"][0]["fit"]
