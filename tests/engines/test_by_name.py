@@ -62,7 +62,7 @@ DENSE: dict[str, Stored] = {
     "a-dim-mask": ({"kind": "dim_mask", "op": "mask", "site": "resid_post"}, {1: {"dims": torch.tensor([4, 9])}},
                    [ref.Edit("resid_post", 1, ref.set_columns([4, 9], torch.zeros(2)), ref.everywhere)]),
     "a-probe": ({"kind": "probe", "op": "ablate", "site": "resid_post"},
-                {0: {"weight": U, "bias": torch.zeros(1)}},
+                {0: {"weight": U, "bias": torch.tensor(0.0)}},
                 [ref.Edit("resid_post", 0, ref.project_out((U / U.norm())[None]), ref.everywhere)]),
 }
 MIXTURE: dict[str, Stored] = {
