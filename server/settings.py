@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     vllm_graph_sites: tuple[Site, ...] = Field(default=("resid_post",),
         description="Hooked sites whose simple programs vLLM's compiled graph carries out by itself; the rest goes "
         "through an opaque op, at a cost only where it is used.")
-    vllm_rows: int = Field(default=1024, ge=16, le=2**20, description="Vectors of one width the graph's pool holds; a "
+    vllm_rows: int = Field(default=8192, ge=16, le=2**20, description="Vectors of one width the graph's pool holds; a "
                            "program that finds no room there goes through the opaque op.")
     vllm_depth: int = Field(default=1, ge=1, le=8, description="Stages of a stack at one place in the graph.")
     vllm_rank: int = Field(default=2, ge=2, le=16, description="Directions of one stage in the graph.")

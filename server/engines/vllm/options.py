@@ -41,7 +41,7 @@ class VllmOptions:
     share_prefixes: bool = True
     sites: tuple[Site, ...] = ALL_SITES
     graph_sites: tuple[Site, ...] = ("resid_post",)
-    rows: int = 1024
+    rows: int = 8192
     depth: int = 1
     rank: int = 2
     self_test: bool = True

@@ -1,0 +1,209 @@
+"""Output tokens per second of the vLLM engine, side by side with stock compiled vLLM.
+
+    python -m benchmarks.vllm [--rounds 9] [--requests 32,256] [--json FILE]
+
+Two engines on equal weights take turns under one process: vLLM as it comes, and vLLM as Trimtab starts it. Arms of the
+second: no request steered; all by one program; each by a program of its own; each by a stack of three. Programs add a
+vector at every layer, another one in each, strength not zero. Decode-heavy (short prompts, many tokens) and
+prefill-heavy (long prompts, two tokens). Medians over rounds of the ratio to stock in the same round; the noise band is
+that of stock against itself, run twice in each round. Checks that steered requests differ from unsteered ones and that
+a request gets in a batch what it gets alone.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from server.engines.base import Generation, Sampling
+from server.engines.vllm.engine import VllmEngine
+from server.engines.vllm.options import VllmOptions
+from server.engines.vllm.sampling import sampling_params
+from steering.compiler import compile_program
+from steering.program import Program
+from steering.source import Resolved
+from steering.spec import Intervention
+
+VOCAB_SIZE = 8192
+MAX_LENGTH = 1100
+BLOCKS = 1024
+KV_BYTES = (BLOCKS + 1) * 32 * 2 * 12 * 768 * 2
+# Prompt and output tokens of one request; prompts of the second are shorter where requests are many.
+DECODE_TOKENS, PREFILL_TOKENS = 1024, 8192
+PROMPT_OF_DECODE, OUTPUT_OF_PREFILL = 16, 2
+
+
+def lengths(shape: str, number: int) -> tuple[int, int]:
+    """Prompt and output tokens of each of `number` requests: the work of an arm is about the same for all numbers."""
+    if shape == "decode":
+        return PROMPT_OF_DECODE, max(8, DECODE_TOKENS // number)
+    return max(16, PREFILL_TOKENS // number), OUTPUT_OF_PREFILL
+
+
+def make_model(folder: str, hidden: int, layers: int) -> None:
+    """A random Llama in bfloat16, about 100 M parameters at the default size, with a tokenizer that vLLM never uses."""
+    config = LlamaConfig(hidden_size=hidden, intermediate_size=hidden * 4, num_hidden_layers=layers,
+                         num_attention_heads=hidden // 64, num_key_value_heads=hidden // 64, vocab_size=VOCAB_SIZE,
+                         max_position_embeddings=MAX_LENGTH, initializer_range=0.03)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+
+
+def prompt(i: int, length: int, salt: int) -> list[int]:
+    """Another one for every round, so that no prefix comes from the cache."""
+    return [(17 * i + 31 * t + t * t + 1009 * salt * (t + 1)) % VOCAB_SIZE for t in range(length)]
+
+
+def program(engine: VllmEngine, seed: int, depth: int = 1) -> Program:
+    generator = torch.Generator().manual_seed(seed)
+    stack = []
+    for _ in range(depth):
+        vectors = torch.randn(engine.facts.num_layers, engine.facts.d_model, generator=generator)
+        inline = {"vector": {str(layer): vector.tolist() for layer, vector in enumerate(vectors)}}
+        stack.append(Resolved(Intervention.model_validate(
+            {"op": "add", "inline": inline, "layers": "all", "strength": {"value": 2.0, "unit": "unit"}})))
+    return compile_program(stack, engine.facts)
+
+
+class Stock:
+    """vLLM as it comes, with the same scheduler settings."""
+
+    def __init__(self, folder: str, requests: int) -> None:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self.llm = AsyncLLM.from_engine_args(AsyncEngineArgs(
+            model=folder, dtype="bfloat16", max_model_len=MAX_LENGTH, max_num_seqs=requests,
+            max_num_batched_tokens=2048, block_size=32, skip_tokenizer_init=True, num_gpu_blocks_override=BLOCKS,
+            kv_cache_memory_bytes=KV_BYTES, enable_log_requests=False))
+        self.count = 0
+
+    async def run(self, number: int, shape: str, salt: int) -> None:
+        await asyncio.gather(*(self._one(i, lengths(shape, number), salt) for i in range(number)))
+
+    async def _one(self, i: int, size: tuple[int, int], salt: int) -> list[int]:
+        self.count += 1
+        length, tokens = size
+        params = sampling_params(Sampling(max_tokens=tokens, temperature=0.0, ignore_eos=True), {})
+        found: list[int] = []
+        async for output in self.llm.generate({"prompt_token_ids": prompt(i, length, salt)}, params,
+                                              f"stock-{self.count}"):
+            found += output.outputs[0].token_ids
+        return found
+
+
+class Trimtab:
+    def __init__(self, folder: str, requests: int, **changes: Any) -> None:
+        self.engine = VllmEngine(VllmOptions(
+            model=folder, model_id="bench", dtype="bfloat16", slots=2 * requests, max_requests=requests,
+            max_batch_tokens=2048, kv_cache_tokens=BLOCKS * 32,
+            extra={"skip_tokenizer_init": True, "kv_cache_memory_bytes": KV_BYTES}, **changes))
+        self.count = 0
+
+    async def run(self, number: int, shape: str, salt: int, programs: list[Program] | None = None) -> None:
+        size = lengths(shape, number)
+        await asyncio.gather(*(self.one(i, size, salt, None if programs is None else programs[i % len(programs)])
+                               for i in range(number)))
+
+    async def one(self, i: int, size: tuple[int, int], salt: int, acting: Program | None) -> list[int]:
+        self.count += 1
+        length, tokens = size
+        generation = Generation(f"trimtab-{self.count}", prompt(i, length, salt),
+                                Sampling(max_tokens=tokens, temperature=0.0, ignore_eos=True), acting)
+        return [token.token_id async for token in self.engine.generate(generation)]
+
+
+async def timed(work: Awaitable[None]) -> float:
+    start = time.perf_counter()
+    await work
+    return time.perf_counter() - start
+
+
+async def check(trimtab: Trimtab, programs: list[Program]) -> None:
+    """bfloat16 rounds by batch, so what is compared is the first token, from equal prompts."""
+    plain = [(await trimtab.one(i, (24, 4), 1, None))[0] for i in range(8)]
+    alone = [(await trimtab.one(i, (24, 4), 1, programs[i]))[0] for i in range(8)]
+    mixed = [found[0] for found in await asyncio.gather(*(trimtab.one(i, (24, 4), 1, programs[i]) for i in range(8)))]
+    assert sum(a == b for a, b in zip(alone, mixed, strict=True)) >= 7, "a batch gives other tokens than alone"
+    assert sum(a != b for a, b in zip(alone, plain, strict=True)) >= 6, "steering does not show"
+
+
+async def main(arguments: argparse.Namespace) -> dict[str, Any]:
+    numbers = [int(n) for n in arguments.requests.split(",")]
+    most = max(numbers)
+    results: dict[str, Any] = {"hidden": arguments.hidden, "layers": arguments.layers, "rounds": arguments.rounds,
+                               "sites": arguments.sites, "arms": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        make_model(folder, arguments.hidden, arguments.layers)
+        stock = Stock(folder, most)
+        changes = {"sites": tuple(arguments.sites.split(","))} if arguments.sites else {}
+        trimtab = Trimtab(folder, most, **changes)
+        await trimtab.engine.start()
+        programs = [program(trimtab.engine, seed) for seed in range(most)]
+        stacks = [program(trimtab.engine, 10_000 + seed, depth=3) for seed in range(most)]
+        await check(trimtab, programs)
+        table = Table("requests", "shape", "arm", "s (median)", "ratio to stock (median)", "lowest", "highest")
+        for number in numbers:
+            for shape in arguments.shapes.split(","):
+                plain = partial(stock.run, number, shape)
+                ours = partial(trimtab.run, number, shape)
+                arms: dict[str, Callable[[int], Awaitable[None]]] = {
+                    "stock": plain, "stock again": plain, "idle": ours,
+                    "one program": partial(ours, programs=programs[:1]),
+                    f"{number} programs": partial(ours, programs=programs[:number]),
+                    "stacks of 3": partial(ours, programs=stacks[:number])}
+                rows = await measure(arms, arguments.rounds)
+                for name, row in rows.items():
+                    results["arms"][f"{number} {shape} {name}"] = row
+                    table.add_row(str(number), shape, name, f"{row['seconds']:.2f}", f"{row['ratio']:.3f}",
+                                  f"{row['lowest']:.3f}", f"{row['highest']:.3f}")
+        assert all(trimtab.engine.slots.in_graph(p) for p in stacks[:numbers[-1]]), "not carried out by the graph"
+        stock.llm.shutdown()
+        await trimtab.engine.stop()
+    Console(width=110).print(table)
+    return results
+
+
+async def measure(arms: dict[str, Callable[[int], Awaitable[None]]], rounds: int) -> dict[str, dict[str, float]]:
+    """Arms in turn, the order reversed every other round; the first round warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    for number in range(rounds + 1):
+        order = list(arms) if number % 2 else list(reversed(arms))
+        found = {name: await timed(arms[name](1000 * number + i)) for i, name in enumerate(order)}
+        if number:
+            for name, value in found.items():
+                seconds[name].append(value)
+    rows = {}
+    for name, values in seconds.items():
+        ratios = [s / v for v, s in zip(values, seconds["stock"], strict=True)]
+        rows[name] = {"seconds": statistics.median(values), "ratio": statistics.median(ratios),
+                      "lowest": min(ratios), "highest": max(ratios)}
+    return rows
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--hidden", type=int, default=768)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--requests", default="8,32,128,256")
+    parser.add_argument("--shapes", default="decode,prefill")
+    parser.add_argument("--sites", default="", help="hooked sites, all by default")
+    parser.add_argument("--json", default=None)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    options = parser.parse_args()
+    outcome = asyncio.run(main(options))
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(outcome, file, indent=1)

@@ -1,0 +1,153 @@
+"""What the compiled graph carries out, without vLLM: fused stages against the ops' own kernels, one after another."""
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from server.engines.vllm.fuse import fuse
+from server.engines.vllm.graph import GraphTables, steered
+from server.engines.vllm.wire import Rows
+from steering.ops.base import Row
+from steering.ops.kernel import get_kernel
+
+D, RANK = 16, 4
+
+
+def _normal(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _unit(seed: int) -> torch.Tensor:
+    vector = _normal(seed, D)
+    return vector / vector.norm()
+
+
+def _plane(seed: int) -> torch.Tensor:
+    return torch.linalg.qr(_normal(seed, D, 2)).Q.T.contiguous()
+
+
+def _signs(seed: int) -> torch.Tensor:
+    return torch.sign(_normal(seed, D)) * (_normal(seed + 1, D) > 0)
+
+
+MAKERS: dict[str, Callable[[int], Row]] = {
+    "add": lambda s: Row("add", {"delta": _normal(s, D)}),
+    "norm match": lambda s: Row("add_norm_match", {"delta": 0.7 * _unit(s)}),
+    "preserve norm": lambda s: Row("add_preserve_norm", {"delta": _normal(s, D)}),
+    "scale": lambda s: Row("scale_offset", {"scale": _normal(s, D), "offset": _normal(s + 1, D)}),
+    "zero": lambda s: Row("scale_offset", {"scale": (_normal(s, D) > 0).float(), "offset": torch.zeros(D)}),
+    "affine": lambda s: Row("affine", {"up": _normal(s, 2, D), "down": _normal(s + 1, 2, D),
+                                       "bias": _normal(s + 2, 2)}),
+    "ablate": lambda s: Row("affine", {"up": -_unit(s)[None], "down": _unit(s)[None], "bias": torch.zeros(1)}),
+    "clamp": lambda s: Row("clamp", {"direction": _unit(s), "low": torch.tensor(-torch.inf),
+                                     "high": torch.tensor(0.2), "amount": torch.tensor(0.8)}),
+    "rotate by": lambda s: Row("rotate", {"plane": _plane(s), "cos": torch.tensor(0.6), "sin": torch.tensor(0.8),
+                                          "absolute": torch.tensor(0.0), "adaptive": torch.tensor(1.0)}),
+    "rotate to": lambda s: Row("rotate", {"plane": _plane(s), "cos": torch.tensor(0.6), "sin": torch.tensor(-0.8),
+                                          "absolute": torch.tensor(1.0), "adaptive": torch.tensor(0.0)}),
+    **{f"flip {mode}": lambda s, mode=mode: Row("sign_flip", {
+        "polarity": _signs(s), "mode": torch.tensor(float(mode)), "count": torch.tensor(float(D)),
+        "amount": torch.tensor(0.5)}) for mode in (0, 1, 2)},
+}
+
+
+def _tables(depth: int = 3, rank: int = RANK, slots: int = 4, rows: int = 256) -> GraphTables:
+    tables = GraphTables(slots, num_rows=rows, depth=depth, rank=rank, max_tokens=64, dtype=torch.float32,
+                         device=torch.device("cpu"))
+    tables.add_place(("resid_post", 0), D, elementwise=False, columns=slice(0, D))
+    return tables
+
+
+def _run(tables: GraphTables, h: torch.Tensor) -> torch.Tensor:
+    place = tables.places["resid_post", 0]
+    number = tables.token[:len(h)]
+    return steered(h, place.pool.tensor, place.index[number], place.scalars[number], tables.depth, tables.rank, False)
+
+
+def _one_after_another(h: torch.Tensor, rows: list[Row]) -> torch.Tensor:
+    for row in rows:
+        h = get_kernel(row.kernel)(h, {name: t.expand(len(h), *t.shape) for name, t in row.tensors.items()})
+    return h
+
+
+@pytest.mark.parametrize("names", [*itertools.product(MAKERS, MAKERS), ("add", "scale", "add"), ("add",) * 3,
+                                   ("affine", "add", "ablate"), ("scale", "affine", "flip 0"),
+                                   ("norm match", "add", "clamp")], ids="+".join)
+def test_stages_equal_kernels_in_order(names: tuple[str, ...]) -> None:
+    rows = [MAKERS[name](10 * i + 1) for i, name in enumerate(names)]
+    tables = _tables()
+    assert tables.place(2, Rows("x", tuple({("resid_post", 0): row} for row in rows), (0,) * len(rows)))
+    tables.fill(tables.variants(2, np.array([0, 1, 0, 1, 1], dtype=np.uint32) * (2 ** len(rows) - 1)))
+    h = _normal(99, 6, D)
+    found = _run(tables, h)
+    touched = torch.tensor([False, True, False, True, True, False])
+    assert torch.equal(found[~touched], h[~touched]), "untouched tokens and padding must stay bit for bit"
+    assert torch.allclose(found[touched], _one_after_another(h[touched], rows), atol=1e-4, rtol=1e-4)
+
+
+def test_a_sum_of_vectors_is_one_stage() -> None:
+    assert len(fuse([MAKERS["add"](n) for n in range(5)], depth=1, rank=1) or []) == 1
+
+
+@pytest.mark.parametrize(("rows", "limits"), [
+    (["clamp", "clamp"], {"depth": 1, "rank": 4}),
+    (["affine", "affine"], {"depth": 1, "rank": 3}),
+    (["affine", "scale"], {"depth": 1, "rank": 4}),
+    (["flip 0", "add"], {"depth": 1, "rank": 4}),
+    (["ablate"], {"depth": 1, "rank": 4, "elementwise": True}),
+    (["norm match"], {"depth": 1, "rank": 4, "elementwise": True}),
+])
+def test_what_does_not_fit_is_not_fused(rows: list[str], limits: dict[str, int]) -> None:
+    assert fuse([MAKERS[name](n) for n, name in enumerate(rows)], **limits) is None
+
+
+def test_sign_flips_of_the_largest_few_are_left_to_the_opaque_op() -> None:
+    row = MAKERS["flip 0"](3)
+    few = Row("sign_flip", {**row.tensors, "count": torch.tensor(1.0)})
+    assert fuse([few], depth=1, rank=2) is None
+
+
+def test_scopes_pick_interventions_token_by_token() -> None:
+    first, second, third = (MAKERS["add"](n) for n in (1, 2, 3))
+    tables = _tables()
+    key = ("resid_post", 0)
+    assert tables.place(1, Rows("x", ({key: first}, {key: second}, {key: third}), (0, 1, 0)))
+    bits = np.array([0b101, 0b010, 0b111, 0], dtype=np.uint32)
+    tables.fill(tables.variants(1, bits))
+    h = _normal(5, 4, D)
+    wanted = torch.stack([h[0] + first.tensors["delta"] + third.tensors["delta"], h[1] + second.tensors["delta"],
+                          h[2] + sum(row.tensors["delta"] for row in (first, second, third)), h[3]])
+    assert torch.allclose(_run(tables, h), wanted, atol=1e-5)
+
+
+def test_too_many_scopes_go_elsewhere_and_leave_nothing() -> None:
+    tables = _tables()
+    key = ("resid_post", 0)
+    rows = tuple({key: MAKERS["add"](n)} for n in range(4))
+    assert not tables.place(1, Rows("x", rows, (0, 1, 2, 3)))
+    assert tables.places[key].pool.num_free == 256
+
+
+def test_rows_are_shared_counted_and_given_back() -> None:
+    tables = _tables(rows=3)
+    key = ("resid_post", 0)
+    same, other = {key: MAKERS["add"](1)}, {key: MAKERS["scale"](2)}
+    assert tables.place(1, Rows("a", (same,), (0,))) and tables.place(2, Rows("b", (same,), (0,)))
+    assert tables.places[key].pool.num_free == 2
+    assert tables.place(3, Rows("c", (other,), (0,)))
+    assert tables.places[key].pool.num_free == 0
+    # No room: nothing of it stays, and the others are untouched.
+    assert not tables.place(4, Rows("d", ({key: MAKERS["add"](7)},), (0,)))
+    tables.clear(1)
+    assert tables.places[key].pool.num_free == 0
+    tables.clear(2)
+    assert tables.places[key].pool.num_free == 1
+    assert tables.place(4, Rows("d", ({key: MAKERS["add"](7)},), (0,)))
+    tables.fill(tables.variants(4, np.ones(2, dtype=np.uint32)))
+    h = _normal(5, 2, D)
+    assert torch.allclose(_run(tables, h), h + MAKERS["add"](7).tensors["delta"], atol=1e-6)
+    tables.idle()
+    assert torch.equal(_run(tables, h), h)
