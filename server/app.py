@@ -47,7 +47,8 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
         await engine.start()
         store = EffectStore(settings.effect_store_url)
         shadow = Shadow(engine, EffectMetrics(metrics.registry, settings.model_name), store,
-                        sample=settings.shadow_sample, budget=settings.shadow_budget, decode=vocabulary.decode)
+                        sample=settings.shadow_sample, budget=settings.shadow_budget, decode=vocabulary.decode,
+                        end_ids=vocabulary.end_ids)
         # After the start: the self-test has narrowed the facts to what it reached.
         app.state.server = state = ServerState(
             settings=settings, engine=engine, engine_name=engine_name, library=library, vocabulary=vocabulary,

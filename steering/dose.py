@@ -68,7 +68,7 @@ class Curve:
 def _between(x: float, xs: tuple[float, float], ys: tuple[float, float]) -> float:
     """y at x on the straight line through two points in log-log."""
     share = math.log(x / xs[0]) / math.log(xs[1] / xs[0])
-    return ys[0] * (ys[1] / ys[0]) ** min(max(share, 0.0), 1.0)
+    return ys[0] * math.exp(math.log(ys[1] / ys[0]) * min(max(share, 0.0), 1.0))
 
 
 def isotonic(values: Sequence[float]) -> list[float]:

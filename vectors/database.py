@@ -97,24 +97,37 @@ class Database:
 
     def _migrate(self) -> None:
         with self._writer() as connection, connection.begin():
-            if connection.dialect.name == "postgresql":
-                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
-            config = alembic_config(connection)
-            newest = ScriptDirectory.from_config(config).get_current_head()
-            if MigrationContext.configure(connection).get_current_revision() == newest:
-                return
-            try:
-                with _migrating:
-                    command.upgrade(config, "head")
-            except CommandError as error:
-                raise LibraryUnavailable(f"the library database cannot be brought to this version: {error}",
-                                         fix="It may have been written by a newer version: use that one.") from error
+            migrate(connection, MIGRATIONS)
 
 
-def alembic_config(connection: Connection) -> Config:
+def migrate(connection: Connection, migrations: Path, *, found: str | None = None) -> None:
+    """Bring a database to the newest of the schemas in the folder `migrations`, inside the caller's transaction.
+
+    found: the schema it has, where it has one and no migration ever recorded it.
+
+    Raises:
+        LibraryUnavailable: a newer version of the software wrote it.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
+    config = alembic_config(connection, migrations)
+    newest = ScriptDirectory.from_config(config).get_current_head()
+    if MigrationContext.configure(connection).get_current_revision() == newest:
+        return
+    try:
+        with _migrating:
+            if found is not None:
+                command.stamp(config, found)
+            command.upgrade(config, "head")
+    except CommandError as error:
+        raise LibraryUnavailable(f"the database cannot be brought to this version: {error}",
+                                 fix="It may have been written by a newer version: use that one.") from error
+
+
+def alembic_config(connection: Connection, migrations: Path = MIGRATIONS) -> Config:
     """Configuration of alembic that works on `connection`, wherever the package is installed."""
     config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("script_location", str(migrations).replace("%", "%%"))
     config.attributes["connection"] = connection
     return config
 

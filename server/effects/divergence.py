@@ -12,6 +12,7 @@ class Divergence:
 
     kl: KL(steered || other). reverse_kl: KL(other || steered). entropy, other_entropy: of the two distributions.
     surprise: -log p(chosen token) under the other. rank: how many tokens the other finds likelier than the chosen one.
+    end, other_end: probability that the text ends here, under either.
     """
 
     kl: torch.Tensor
@@ -21,6 +22,8 @@ class Divergence:
     top1_agree: torch.Tensor
     surprise: torch.Tensor
     rank: torch.Tensor
+    end: torch.Tensor
+    other_end: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.kl)
@@ -30,8 +33,12 @@ class Divergence:
         return cls(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)})
 
 
-def divergence(steered: torch.Tensor, other: torch.Tensor, chosen: torch.Tensor) -> Divergence:
-    """Compare logits `[G, vocab_size]` of a steered and another run that predict the tokens `chosen [G]`."""
+def divergence(steered: torch.Tensor, other: torch.Tensor, chosen: torch.Tensor, ends: Sequence[int] = ()
+               ) -> Divergence:
+    """Compare logits `[G, vocab_size]` of a steered and another run that predict the tokens `chosen [G]`.
+
+    ends: tokens that end a text; without them none ever ends.
+    """
     p, q = steered.float().log_softmax(-1), other.float().log_softmax(-1)
     chosen_q = q.gather(1, chosen.unsqueeze(1))
     return Divergence(
@@ -42,6 +49,8 @@ def divergence(steered: torch.Tensor, other: torch.Tensor, chosen: torch.Tensor)
         top1_agree=(p.argmax(-1) == q.argmax(-1)).float(),
         surprise=-chosen_q.squeeze(1),
         rank=(q > chosen_q).sum(-1).float(),
+        end=p[:, list(ends)].exp().sum(-1),
+        other_end=q[:, list(ends)].exp().sum(-1),
     )
 
 

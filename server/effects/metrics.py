@@ -26,6 +26,20 @@ class EffectMetrics:
                                   buckets=(-3.0, -1.0, -0.3, -0.1, 0.0, 0.1, 0.3, 1.0, 3.0), registry=registry)
         self._repetition = Histogram("trimtab_effect_repetition", "Share of repeated 3-grams of a steered completion.",
                                      ["model", "preset"], buckets=SHARES, registry=registry)
+        self._compression = Histogram("trimtab_effect_compression", "Bytes of a steered completion over its compressed "
+                                      "bytes.", ["model", "preset"], buckets=(0.8, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0),
+                                      registry=registry)
+        self._base_ended = Histogram("trimtab_effect_base_ended", "Chance that the untouched model would have ended a "
+                                     "steered completion within its length.", ["model", "preset"], buckets=SHARES,
+                                     registry=registry)
+        self._residual = Histogram("trimtab_effect_residual_shift", "Mean relative shift of the last layer's residual "
+                                   "stream.", ["model", "preset"], buckets=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
+                                   registry=registry)
+        # Of interventions whose artifact has a calibration for their setting. The ratio of the two is the drift.
+        self._drift_measured = Counter("trimtab_effect_card_measured_nats", "Summed mean KL of measured completions, "
+                                       "where the artifact's card tells what to expect.", labels, registry=registry)
+        self._drift_expected = Counter("trimtab_effect_card_expected_nats", "Summed mean KL that the cards tell for "
+                                       "the same completions.", labels, registry=registry)
         self._shadow = Counter("trimtab_shadow_tokens", "Tokens of shadow passes run.", registry=registry)
         self._dropped = Counter("trimtab_shadow_dropped", "Completions that were to be measured and were not.",
                                 ["reason"], registry=registry)
@@ -40,7 +54,15 @@ class EffectMetrics:
             self._kl.labels(*labels).observe(shift.kl.mean)
             self._top1.labels(*labels).observe(shift.top1_changed)
             self._entropy.labels(*labels).observe(shift.entropy_change)
+        for item in effect.interventions:
+            if item.card_kl is not None:
+                labels = (self._model, shown, self._bounded(item.artifact), str(item.op))
+                self._drift_measured.labels(*labels).inc(item.shift.kl.mean)
+                self._drift_expected.labels(*labels).inc(item.card_kl)
         self._repetition.labels(self._model, shown).observe(effect.text.repetition)
+        self._compression.labels(self._model, shown).observe(effect.text.compression)
+        self._base_ended.labels(self._model, shown).observe(effect.text.base_ended)
+        self._residual.labels(self._model, shown).observe(effect.residual_relative)
 
     def ran(self, tokens: int) -> None:
         self._shadow.inc(tokens)

@@ -39,6 +39,8 @@ class InterventionEffect(BaseModel):
     artifact: str = Field(description='Reference with version, or "inline".')
     op: Op
     shift: Shift
+    card_kl: float | None = Field(default=None, description="Mean KL that the artifact's calibration measured at this "
+                                  "strength, in nats.")
 
 
 class PerToken(BaseModel):
@@ -61,6 +63,10 @@ class TextSigns(BaseModel):
     compression: float = Field(description="Bytes of the text over its zlib-compressed bytes.")
     length: int = Field(description="Tokens generated.")
     ended: bool = Field(description="The model ended the text itself.")
+    end_probability: float = Field(description="Mean probability that the text ends at a token.")
+    base_end_probability: float = Field(description="The same under the untouched model, on the same tokens.")
+    base_ended: float = Field(description="Chance that the untouched model would have ended this text within its "
+                              "length: near 0 of a text that was cut short, near 1 of one that ran on.")
 
 
 class ChoiceEffect(BaseModel):
@@ -89,12 +95,19 @@ def choice_effect(index: int, comparison: Comparison, program: Program, signs: D
                   ) -> ChoiceEffect:
     return ChoiceEffect(
         index=index, tokens=len(comparison.total), exact=comparison.exact, total=_shift(comparison.total),
-        interventions=[InterventionEffect(artifact=item.applied.artifact or "inline", op=item.op, shift=_shift(part))
+        interventions=[InterventionEffect(artifact=item.applied.artifact or "inline", op=item.op, shift=_shift(part),
+                                          card_kl=item.applied.card_kl)
                        for item, part in zip(program.compiled, comparison.without, strict=True)],
         residual_relative=float(comparison.residual.relative.mean()),
         residual_cosine=float(comparison.residual.cosine.mean()),
-        text=TextSigns(**vars(signs)),
+        text=_text_signs(signs, comparison.total),
         per_token=_per_token(comparison.total, comparison.without) if per_token else None)
+
+
+def _text_signs(signs: Degeneration, total: Divergence) -> TextSigns:
+    goes_on = (1 - total.other_end.double()).clamp_min(0).prod()
+    return TextSigns(**vars(signs), end_probability=float(total.end.mean()),
+                     base_end_probability=float(total.other_end.mean()), base_ended=1 - float(goes_on))
 
 
 def _shift(found: Divergence) -> Shift:

@@ -8,12 +8,12 @@ reaches the request.
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import anyio
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
 from server.effects.budget import Budget
 from server.effects.degeneration import degeneration
@@ -21,7 +21,6 @@ from server.effects.metrics import ALL, EffectMetrics
 from server.effects.report import ChoiceEffect, Effects, Shift, choice_effect
 from server.effects.store import MINUTE_S, EffectStore, Sample
 from server.engines.base import CompareRequest, Engine
-from steering.errors import TrimtabError
 from steering.program import Program
 
 log = structlog.get_logger("trimtab.effects")
@@ -29,6 +28,7 @@ QUEUE_LENGTH = 256
 FLUSH_S = 5.0
 BUSY_WAIT_S = 0.05
 MOST_BUSY_WAITS = 100
+MOST_UNWRITTEN = 10_000
 
 
 @dataclass(frozen=True)
@@ -58,17 +58,21 @@ class Shadow:
     """`start` and `stop` belong to the server's life. `measure` is for requests that wait, `offer` for the rest."""
 
     def __init__(self, engine: Engine, metrics: EffectMetrics, store: EffectStore | None, *, sample: float,
-                 budget: float, decode: Callable[[Sequence[int]], str], seed: int | None = None) -> None:
-        """`store` None: nothing is kept but metrics. `sample`: share of steered completions, 0 to 1."""
+                 budget: float, decode: Callable[[Sequence[int]], str], end_ids: tuple[int, ...] = (),
+                 seed: int | None = None) -> None:
+        """`store` None: nothing is kept but metrics. `sample`: share of steered completions, 0 to 1. `end_ids`: tokens
+        that end a text."""
         self._engine = engine
         self._metrics = metrics
         self._store = store
         self._sample = sample
         self._budget = Budget(budget)
         self._decode = decode
+        self._end_ids = end_ids
         self._random = random.Random(seed)
         self._queue: asyncio.Queue[Finished] = asyncio.Queue(QUEUE_LENGTH)
         self._unwritten: list[Sample] = []
+        self._left_out: Counter[str] = Counter()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -104,12 +108,12 @@ class Shadow:
             if not finished.generated_ids or self._random.random() >= self._sample:
                 continue
             if not self._budget.take(finished.cost):
-                self._metrics.dropped("budget")
+                self._drop("budget")
                 continue
             try:
                 self._queue.put_nowait(finished)
             except asyncio.QueueFull:
-                self._metrics.dropped("queue")
+                self._drop("queue")
 
     async def flush(self) -> None:
         """Write what was measured so far. What cannot be written is lost and counted."""
@@ -118,9 +122,8 @@ class Shadow:
             return
         try:
             await anyio.to_thread.run_sync(self._store.write, samples)
-        except SQLAlchemyError as error:
-            self._metrics.lost(len(samples))
-            log.warning("effects_not_stored", records=len(samples), error=str(error)[:300])
+        except Exception as error:  # locked, full, gone: whatever a database may come up with costs records only
+            self._lose(len(samples), error)
 
     async def _work(self) -> None:
         while True:
@@ -128,7 +131,7 @@ class Shadow:
             if await self._idle():
                 await self._measured(finished, per_token=False)
             else:
-                self._metrics.dropped("busy")
+                self._drop("busy")
 
     async def _idle(self) -> bool:
         """Wait for a moment in which no request waits; give up after a few seconds."""
@@ -142,21 +145,31 @@ class Shadow:
         while True:
             await asyncio.sleep(FLUSH_S)
             await self.flush()
+            if self._left_out:
+                log.info("effects_not_measured", **self._left_out)
+                self._left_out.clear()
+
+    def _drop(self, reason: str) -> None:
+        self._metrics.dropped(reason)
+        self._left_out[reason] += 1
+
+    def _lose(self, records: int, error: Exception) -> None:
+        self._metrics.lost(records)
+        log.warning("effects_not_stored", records=records, error=f"{type(error).__name__}: {error}"[:300])
 
     async def _measured(self, finished: Finished, per_token: bool) -> ChoiceEffect | None:
         ids = [*finished.prompt_ids, *finished.generated_ids]
         try:
             comparison = await self._engine.compare(
-                CompareRequest(ids, len(finished.prompt_ids), finished.program, finished.roles))
+                CompareRequest(ids, len(finished.prompt_ids), finished.program, finished.roles, self._end_ids))
             signs = degeneration(finished.generated_ids, self._decode(finished.generated_ids), finished.ended)
             effect = choice_effect(finished.index, comparison, finished.program, signs, per_token=per_token)
-        except (TrimtabError, RuntimeError, ValueError, OSError) as error:
-            # RuntimeError: what torch raises, out of memory included.
-            self._metrics.dropped("failed")
+            self._metrics.ran(finished.cost)
+            self._metrics.measured(finished.preset, effect)
+        except Exception as error:  # no fault of a measurement may reach a request or end the worker
+            self._drop("failed")
             log.warning("shadow_failed", error=f"{type(error).__name__}: {error}"[:300])
             return None
-        self._metrics.ran(finished.cost)
-        self._metrics.measured(finished.preset, effect)
         self._keep(finished, effect)
         log.info("effect", preset=finished.preset, kl=round(effect.total.kl.mean, 4), tokens=effect.tokens,
                  top1_changed=round(effect.total.top1_changed, 3), repetition=round(effect.text.repetition, 3),
@@ -168,7 +181,10 @@ class Shadow:
 
         def sample(artifact: str, op: str, shift: Shift) -> Sample:
             return Sample(minute, artifact, op, finished.preset, effect.tokens, shift.kl.mean, shift.entropy_change,
-                          shift.top1_changed, effect.text.repetition)
+                          shift.top1_changed, effect.text.repetition, effect.text.length, effect.text.base_ended)
 
+        if len(self._unwritten) >= MOST_UNWRITTEN:
+            self._lose(1 + len(effect.interventions), RuntimeError("the database does not keep up"))
+            return
         self._unwritten.append(sample(ALL, ALL, effect.total))
         self._unwritten += [sample(item.artifact, item.op, item.shift) for item in effect.interventions]

@@ -4,19 +4,40 @@ The rows lie in a database of their own: it is written in the background, may be
 must not touch the library.
 """
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Float, Integer, String, create_engine, func, select
+from sqlalchemy import Float, Integer, MetaData, String, create_engine, func, inspect, select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from steering.errors import TrimtabError
+from vectors.database import migrate
+from vectors.errors import LibraryUnavailable
 
 MINUTE_S = 60
 
 
+MIGRATIONS = Path(__file__).parent / "migrations"
+# Of a database from before there were migrations, which holds the tables of the first one.
+FIRST_REVISION = "0001"
+# A lock costs the writer, which runs in the background, at most this.
+LOCK_WAIT_S = 1
+
+
+class EffectsUnavailable(TrimtabError):
+    """The database of measured effects cannot be used. Requests do not need it."""
+
+    status, code = 503, "effects_unavailable"
+
+
 class Base(DeclarativeBase):
-    pass
+    metadata = MetaData(naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"})
 
 
 class EffectMinute(Base):
@@ -37,6 +58,8 @@ class EffectMinute(Base):
     entropy_change: Mapped[float] = mapped_column(Float)
     top1_changed: Mapped[float] = mapped_column(Float)
     repetition: Mapped[float] = mapped_column(Float)
+    length: Mapped[float | None] = mapped_column(Float)
+    base_ended: Mapped[float | None] = mapped_column(Float)
 
 
 @dataclass(frozen=True)
@@ -52,11 +75,16 @@ class Sample:
     entropy_change: float
     top1_changed: float
     repetition: float
+    length: int
+    base_ended: float
 
 
 @dataclass(frozen=True)
 class Total:
-    """Rows of a group taken together, weighted by completions. p50, p95: of the minutes' own, weighted likewise."""
+    """Rows of a group taken together, weighted by completions. p50, p95: of the minutes' own, weighted likewise.
+
+    length, base_ended: None where rows of a former version, which did not record them, are among these.
+    """
 
     artifact: str | None
     op: str | None
@@ -70,27 +98,53 @@ class Total:
     entropy_change: float
     top1_changed: float
     repetition: float
+    length: float | None
+    base_ended: float | None
 
 
-MEANS = ("kl_mean", "kl_p50", "kl_p95", "entropy_change", "top1_changed", "repetition")
+MEANS = ("kl_mean", "kl_p50", "kl_p95", "entropy_change", "top1_changed", "repetition", "length",
+         "base_ended")
 GROUPS = {"artifact": ("artifact", "op"), "preset": ("preset",), "minute": ("minute",),
           "all": ("artifact", "op", "preset")}
 
 
 class EffectStore:
+    """Opened, and migrated, when it is first used: a database out of reach must not keep the server from starting."""
+
     def __init__(self, url: str) -> None:
-        self._engine = create_engine(url, connect_args={"timeout": 1} if url.startswith("sqlite") else {})
-        Base.metadata.create_all(self._engine)
+        sqlite = url.startswith("sqlite")
+        self._engine = create_engine(url, connect_args={"timeout": LOCK_WAIT_S} if sqlite else {})
+        self._ready = False
+        self._opening = threading.Lock()
 
     def close(self) -> None:
         self._engine.dispose()
 
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
+        """Raises EffectsUnavailable for whatever the database complains about."""
+        try:
+            with self._opening:
+                if not self._ready:
+                    self._migrate()
+                    self._ready = True
+            with Session(self._engine) as session, session.begin():
+                yield session
+        except (SQLAlchemyError, OSError, LibraryUnavailable) as error:
+            raise EffectsUnavailable(f"the database of effects cannot be used: {error}"[:400]) from error
+
+    def _migrate(self) -> None:
+        with self._engine.begin() as connection:
+            tables = inspect(connection).get_table_names()
+            unrecorded = EffectMinute.__tablename__ in tables and "alembic_version" not in tables
+            migrate(connection, MIGRATIONS, found=FIRST_REVISION if unrecorded else None)
+
     def write(self, samples: Sequence[Sample]) -> None:
-        """Add the samples as minute rows. Raises SQLAlchemyError and writes nothing if that cannot be done."""
+        """Add the samples as minute rows. Raises EffectsUnavailable, and writes nothing, if that cannot be done."""
         groups: dict[tuple[int, str, str, str], list[Sample]] = {}
         for sample in samples:
             groups.setdefault((sample.minute, sample.artifact, sample.op, sample.preset), []).append(sample)
-        with Session(self._engine) as session, session.begin():
+        with self._session() as session:
             session.add_all(_row(key, found) for key, found in groups.items())
 
     def totals(self, *, group: str, since: int | None = None, until: int | None = None, artifact: str | None = None,
@@ -100,6 +154,9 @@ class EffectStore:
         Args:
             group: a key of `GROUPS`.
             since, until: seconds since 1970; minutes that begin in [since, until).
+
+        Raises:
+            EffectsUnavailable.
         """
         names = GROUPS[group]
         columns: list[Any] = [getattr(EffectMinute, name) for name in names]
@@ -115,7 +172,7 @@ class EffectStore:
         if preset is not None:
             query = query.where(EffectMinute.preset == preset)
         order: Any = EffectMinute.minute.desc() if group == "minute" else means[0].desc()
-        with Session(self._engine) as session:
+        with self._session() as session:
             rows = session.execute(query.group_by(*columns).order_by(order).limit(limit)).all()
         return [_total(names, tuple(row)) for row in rows]
 
@@ -128,7 +185,8 @@ def _row(key: tuple[int, str, str, str], found: Sequence[Sample]) -> EffectMinut
         tokens=sum(sample.tokens for sample in found), kl_mean=float(kl.mean()), kl_p50=float(np.quantile(kl, 0.5)),
         kl_p95=float(np.quantile(kl, 0.95)), entropy_change=float(np.mean([s.entropy_change for s in found])),
         top1_changed=float(np.mean([s.top1_changed for s in found])),
-        repetition=float(np.mean([s.repetition for s in found])))
+        repetition=float(np.mean([s.repetition for s in found])), length=float(np.mean([s.length for s in found])),
+        base_ended=float(np.mean([s.base_ended for s in found])))
 
 
 def _total(names: tuple[str, ...], row: tuple[Any, ...]) -> Total:

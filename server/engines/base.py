@@ -111,12 +111,16 @@ class Scores:
 
 @dataclass(frozen=True)
 class CompareRequest:
-    """A finished completion to run again, teacher-forced: tokens from `prompt_length` on were generated."""
+    """A finished completion to run again, teacher-forced: tokens from `prompt_length` on were generated.
+
+    end_ids: tokens that end a text, whose probability is to be told.
+    """
 
     token_ids: Sequence[int]
     prompt_length: int
     program: Program
     roles: Sequence[str] | None = None
+    end_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

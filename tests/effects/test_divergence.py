@@ -17,12 +17,13 @@ def test_equals_scipy(seed: int, count: int, scale: float) -> None:
     rng = np.random.default_rng(seed)
     a, b = rng.normal(size=(2, count, 11)) * scale
     chosen = rng.integers(0, 11, count)
-    found = divergence(torch.tensor(a), torch.tensor(b), torch.tensor(chosen))
+    found = divergence(torch.tensor(a), torch.tensor(b), torch.tensor(chosen), ends=(2, 7))
     p, q = softmax(a, axis=-1), softmax(b, axis=-1)
     for name, expected in {
         "kl": entropy(p, q, axis=-1), "reverse_kl": entropy(q, p, axis=-1), "entropy": entropy(p, axis=-1),
         "other_entropy": entropy(q, axis=-1), "surprise": -np.log(q[np.arange(count), chosen]),
         "top1_agree": (a.argmax(-1) == b.argmax(-1)).astype(float),
+        "end": p[:, [2, 7]].sum(-1), "other_end": q[:, [2, 7]].sum(-1),
         "rank": [(b[i] > b[i, chosen[i]]).sum() for i in range(count)],
     }.items():
         assert getattr(found, name).numpy() == pytest.approx(expected, rel=1e-3, abs=1e-4), name
@@ -33,6 +34,11 @@ def test_equal_runs_diverge_by_nothing_and_impossible_tokens_do_not_make_nan() -
     found = divergence(logits, logits, torch.tensor([1, 0]))
     assert found.kl.tolist() == found.reverse_kl.tolist() == [0.0, 0.0]
     assert torch.isfinite(found.entropy).all() and found.top1_agree.tolist() == [1.0, 1.0]
+
+
+def test_without_ends_no_text_ever_ends() -> None:
+    found = divergence(torch.zeros(3, 4), torch.zeros(3, 4), torch.tensor([0, 1, 2]))
+    assert found.end.tolist() == found.other_end.tolist() == [0.0] * 3
 
 
 def test_parts_join_to_the_whole() -> None:

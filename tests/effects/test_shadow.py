@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,7 +51,7 @@ class FakeEngine:
 
         def one(kl: float) -> Divergence:
             row = {name: torch.ones(count) for name in ("reverse_kl", "entropy", "other_entropy", "top1_agree",
-                                                        "surprise", "rank")}
+                                                        "surprise", "rank", "end", "other_end")}
             return Divergence(kl=torch.full((count,), kl), **row)
 
         parts = tuple(one(0.1 * (i + 1)) for i in range(len(request.program.compiled)))
@@ -167,7 +168,7 @@ def test_totals_group_filter_and_weigh(tmp_path: Path) -> None:
     store = EffectStore(f"sqlite:///{tmp_path}/effects.db")
 
     def sample(minute: int, artifact: str, kl: float) -> Sample:
-        return Sample(minute, artifact, "add", "p@1", 4, kl, 0.0, 0.5, 0.0)
+        return Sample(minute, artifact, "add", "p@1", 4, kl, 0.0, 0.5, 0.0, 4, 0.5)
 
     store.write([sample(10, "a@1", 0.1), sample(10, "a@1", 0.3), sample(11, "a@1", 0.8), sample(10, "b@1", 0.2)])
     by_artifact = {row.artifact: row for row in store.totals(group="artifact")}
@@ -177,3 +178,43 @@ def test_totals_group_filter_and_weigh(tmp_path: Path) -> None:
     assert [row.artifact for row in store.totals(group="artifact", since=660)] == ["a@1"]
     assert [row.artifact for row in store.totals(group="artifact", until=660, artifact="b@1")] == ["b@1"]
     store.close()
+
+
+async def test_lengths_are_weighed_against_the_untouched_models_own_ends() -> None:
+    """By hand: the untouched model ends with 0.5 at each of four tokens, so it would have ended with 1 - 0.5^4."""
+    class Ending(FakeEngine):
+        async def compare(self, request: CompareRequest) -> Comparison:
+            found = await super().compare(request)
+            total = replace(found.total, end=torch.full((4,), 0.1), other_end=torch.full((4,), 0.5))
+            return replace(found, total=total)
+
+    engine = Ending()
+    shadow, registry = make(engine)
+    text = (await shadow.measure([finished("a@1")], per_token=False)).choices[0].text
+    assert (text.end_probability, text.base_end_probability) == (pytest.approx(0.1), 0.5)
+    assert text.base_ended == pytest.approx(1 - 0.5**4)
+    assert value(registry, "trimtab_effect_base_ended_sum", model="lab-dense", preset="calm@1") == pytest.approx(0.9375)
+
+
+async def test_drift_sets_what_was_measured_beside_what_the_card_tells() -> None:
+    carded = finished("a@1", "b@2")
+    first = carded.program.compiled[0]
+    known = replace(first, applied=replace(first.applied, card_kl=0.05))
+    shadow, registry = make(FakeEngine())
+    for _ in range(3):
+        effects = await shadow.measure([replace(carded, program=Program((known, carded.program.compiled[1])))],
+                                       per_token=False)
+    assert [item.card_kl for item in effects.choices[0].interventions] == [0.05, None]
+    labels = {"model": "lab-dense", "preset": "calm@1", "artifact": "a@1", "op": "add"}
+    assert value(registry, "trimtab_effect_card_measured_nats_total", **labels) == pytest.approx(0.3)
+    assert value(registry, "trimtab_effect_card_expected_nats_total", **labels) == pytest.approx(0.15)
+    assert value(registry, "trimtab_effect_card_expected_nats_total", **{**labels, "artifact": "b@2"}) == 0
+
+
+async def test_a_database_that_hangs_costs_records_and_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.effects.shadow.MOST_UNWRITTEN", 10)
+    shadow, registry = make(FakeEngine(), SimpleNamespace(write=lambda samples: None))
+    for _ in range(20):
+        await shadow.measure([finished("a@1")], per_token=False)
+    assert len(shadow._unwritten) == 10
+    assert value(registry, "trimtab_effect_records_lost_total") == 30

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from steering.facts import ModelFacts
-from steering.payload import INDEX_NAMES, Kind, Payload
+from steering.payload import Kind, Payload
 from steering.spec import Site
 from vectors.calibrate.errors import CalibrationFailed
 
@@ -33,7 +33,8 @@ def random_like(payload: Payload, facts: ModelFacts, site: Site, seed: int) -> P
 def _direction(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """`like` `[..., d]` with every row turned to a random direction."""
     drawn = torch.randn(like.shape, generator=generator)
-    return drawn * (like.norm(dim=-1, keepdim=True) / drawn.norm(dim=-1, keepdim=True))
+    factor: torch.Tensor = like.norm(dim=-1, keepdim=True) / drawn.norm(dim=-1, keepdim=True)
+    return drawn * factor
 
 
 def _directions(name: str) -> Draw:
@@ -52,9 +53,7 @@ def _affine(tensors: Tensors, size: int, generator: torch.Generator) -> dict[str
     return {**tensors, "up": _direction(tensors["up"], generator), "down": _direction(tensors["down"], generator)}
 
 
-def _index(kind: Kind) -> Draw:
-    name = INDEX_NAMES[kind]
-
+def _index(name: str) -> Draw:
     def draw(tensors: Tensors, size: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         count = len(tensors[name])
         order = torch.randperm(count, generator=generator)
@@ -67,5 +66,6 @@ def _index(kind: Kind) -> Draw:
 _DRAWS: dict[Kind, Draw] = {
     "vector": _directions("vector"), "probe": _directions("weight"), "subspace": _basis, "manifold": _basis,
     "affine": _affine,
-    **{kind: _index(kind) for kind in INDEX_NAMES},
+    "sign_pattern": _index("dims"), "dim_mask": _index("dims"), "neuron_set": _index("neurons"),
+    "head_set": _index("heads"), "expert_set": _index("experts"),
 }

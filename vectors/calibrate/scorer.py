@@ -65,9 +65,13 @@ def make_score(scorer: WordsScorer | ReadoutScorer, bench: Bench, prompts: Seque
     asked = neutral if prompts is None else prompts
 
     def by_readout(program: Program | None, trials: Sequence[Trial]) -> float:
-        return float(readout.log_odds(asked, lambda share: step(), program).mean())
+        return float(readout.log_odds(asked, _every(step), program).mean())
 
     return by_readout
+
+
+def _every(step: Callable[[], None]) -> Callable[[float], None]:
+    return lambda share: step()
 
 
 def _pattern(words: Sequence[str]) -> re.Pattern[str]:

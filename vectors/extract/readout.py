@@ -1,6 +1,6 @@
 """What a model would say next, as one number: the log-odds of a group of first tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -10,7 +10,6 @@ from pydantic import Field
 from steering.program import Program
 from steering.spec import Model
 from vectors.extract.errors import NoContrast
-from vectors.extract.recipe import Span
 from vectors.extract.subject import Subject, answer_logprobs, first_token
 
 Answers = Annotated[list[Annotated[str, Field(min_length=1, max_length=1024)]], Field(min_length=1, max_length=256)]
@@ -32,7 +31,8 @@ class Readout:
     target: tuple[int, ...]
     others: tuple[int, ...]
 
-    def log_odds(self, texts: Sequence[Sequence[int]], span: Span, program: Program | None = None) -> torch.Tensor:
+    def log_odds(self, texts: Sequence[Sequence[int]], span: Callable[[float], None], program: Program | None = None
+                 ) -> torch.Tensor:
         """log p(target) - log p(others) after each text, `[num_texts]` float64."""
         logprobs = answer_logprobs(self.subject, texts, span, program,
                                    tokens=[*self.target, *self.others] if self.others else self.target)

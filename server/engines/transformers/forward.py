@@ -149,7 +149,7 @@ def compared(steered: GeneratedPass, other: GeneratedPass, request: CompareReque
     """Divergence of two passes, a block of rows at a time, on the CPU."""
     chosen = torch.tensor(request.token_ids[request.prompt_length:], device=steered.logits.device)
     parts = [divergence(steered.logits[i:i + ROWS_AT_ONCE], other.logits[i:i + ROWS_AT_ONCE],
-                        chosen[i:i + ROWS_AT_ONCE]) for i in range(0, len(chosen), ROWS_AT_ONCE)]
+                        chosen[i:i + ROWS_AT_ONCE], request.end_ids) for i in range(0, len(chosen), ROWS_AT_ONCE)]
     whole = Divergence.join(parts)
     return Divergence(**{name: value.cpu() for name, value in vars(whole).items()})
 

@@ -114,12 +114,14 @@ class VllmEngine(Engine):
             steered = await self._compared_pass(request, request.program, layer)
             try:
                 base = await self._compared_pass(request, None, layer)
-                total, shift = await self._first_answer("trimtab_compare", steered.tag, base.tag, generated, layer)
+                total, shift = await self._first_answer("trimtab_compare", steered.tag, base.tag, generated, layer,
+                                                         list(request.end_ids))
                 without = []
                 count = len(request.program.compiled)
                 for i in range(count if count > 1 else 0):
                     other = await self._compared_pass(request, request.program.without(i), None)
-                    answer, _ = await self._first_answer("trimtab_compare", steered.tag, other.tag, generated, None)
+                    answer, _ = await self._first_answer("trimtab_compare", steered.tag, other.tag, generated, None,
+                                                         list(request.end_ids))
                     without.append(divergence_of(answer))
             finally:
                 await self.rpc("trimtab_forget", [steered.tag])

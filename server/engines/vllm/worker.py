@@ -162,7 +162,8 @@ def trimtab_scores(self: Any, tag: str, token_ids: Sequence[int], full: bool) ->
     return [_bytes(torch.cat(chosen)), _bytes(torch.cat(everything)) if full else b""]
 
 
-def trimtab_compare(self: Any, tag: str, other: str, token_ids: Sequence[int], residual: int | None) -> Any:
+def trimtab_compare(self: Any, tag: str, other: str, token_ids: Sequence[int], residual: int | None,
+                    ends: Sequence[int]) -> Any:
     """Divergence of two kept passes that predict `token_ids`, and if `residual` names a layer the shift of its stream.
 
     Keeps `tag` for further comparisons and drops `other`.
@@ -175,7 +176,7 @@ def trimtab_compare(self: Any, tag: str, other: str, token_ids: Sequence[int], r
         block = slice(i, i + ROWS_AT_ONCE)
         ours, theirs = _logits(self, steered[block]), _logits(self, base[block])
         if ours is not None and theirs is not None:
-            parts.append(divergence(ours, theirs, chosen[block]))
+            parts.append(divergence(ours, theirs, chosen[block], ends))
     shift = None
     if residual is not None:
         key: Key = ("resid_post", residual)
