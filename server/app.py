@@ -16,6 +16,7 @@ from server.handlers import add_handlers
 from server.jobs import Jobs
 from server.metrics import Metrics
 from server.middleware import RequestFrame
+from server.monitor import MonitorMetrics
 from server.openai import chat, completions, models
 from server.openai.prompts import ChatPrompts
 from server.openai.vocabulary import Vocabulary
@@ -53,7 +54,8 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
         app.state.server = state = ServerState(
             settings=settings, engine=engine, engine_name=engine_name, library=library, vocabulary=vocabulary,
             chat_prompts=ChatPrompts(vocabulary), planner=Planner(settings, library, engine.facts), metrics=metrics,
-            jobs=Jobs(settings.data_dir / "jobs", settings.max_jobs), shadow=shadow, effect_store=store)
+            jobs=Jobs(settings.data_dir / "jobs", settings.max_jobs), shadow=shadow,
+            monitor_metrics=MonitorMetrics(metrics.registry), effect_store=store)
         try:
             await anyio.to_thread.run_sync(state.jobs.load)
             await shadow.start()

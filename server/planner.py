@@ -9,12 +9,14 @@ from typing import Any, Literal
 from cachetools import LRUCache
 
 from server.errors import DefaultSpecUnusable
+from server.monitor import Monitor
 from server.settings import Settings
 from steering.compiler import compile_program
 from steering.errors import InvalidSpec, PayloadTooLarge, TrimtabError
 from steering.facts import ModelFacts
 from steering.gate import gates_of
 from steering.program import Program
+from steering.reading import compile_reader
 from steering.scope import touch_map
 from steering.source import Resolved, Source
 from steering.spec import Gates, Intervention, PromptSelection, Scope, Spec, Steering
@@ -43,6 +45,7 @@ class Plan:
         planned: one entry per intervention of the program.
         disabled: why the kill switch held the steering back, else None.
         presets: resolved presets by what named them ("model", "preset").
+        monitors: what to read of the finished completion.
     """
 
     program: Program | None
@@ -50,6 +53,7 @@ class Plan:
     disabled: str | None = None
     presets: Mapping[str, str] | None = None
     report: Literal["none", "summary", "tokens"] = "none"
+    monitors: tuple[Monitor, ...] = ()
 
     @property
     def names_roles(self) -> bool:
@@ -80,16 +84,19 @@ class Planner:
         Raises:
             TrimtabError: `param` is the path in the request, `steering.interventions[1].layers` say.
         """
+        monitors = tuple(self._monitor(ref, i) for i, ref in enumerate(steering.monitor))
         disabled = self.kill_reason()
         if disabled is not None:
-            return Plan(None, disabled=disabled, report=steering.report)
+            # Reading changes nothing, so it goes on.
+            return Plan(None, disabled=disabled, report=steering.report, monitors=monitors)
         if steering.default == "none" and model_preset is not None:
             raise InvalidSpec('default "none" means no steering at all, and the model name asks for a preset',
                               param="steering.default", fix="Use the base model's name.")
         planned, presets = self._collect(steering, model_preset)
         if not planned:
-            return Plan(None, presets=presets, report=steering.report)
-        return Plan(self._compiled(planned), tuple(planned), presets=presets, report=steering.report)
+            return Plan(None, presets=presets, report=steering.report, monitors=monitors)
+        return Plan(self._compiled(planned), tuple(planned), presets=presets, report=steering.report,
+                    monitors=monitors)
 
     def kill_reason(self) -> str | None:
         """Why all steering is off, None where it is on."""
@@ -144,6 +151,17 @@ class Planner:
             with self._lock:
                 self._programs[key] = program
         return program
+
+    def _monitor(self, ref: str, index: int) -> Monitor:
+        where = f"steering.monitor[{index}]"
+        try:
+            source = self._library.source(ref)
+            reader = compile_reader(source, self._facts)
+        except TrimtabError as error:
+            error.param = where
+            raise
+        own = source.reading
+        return Monitor(reader, None if own is None else own.threshold, "above" if own is None else own.direction)
 
     def _source(self, item: Planned) -> Source | None:
         if item.intervention.artifact is None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from server.effects.report import Effects
 from server.gates import Decided
+from server.monitor import MonitorReport
 from server.planner import Plan
 from steering.gate import CompiledGate, Decision
 from steering.scope import bits_at, touch_map
@@ -81,6 +82,7 @@ class Receipt(BaseModel):
     engine: str
     report: Literal["none", "summary", "tokens"]
     effects: Effects | None = Field(default=None, description="What it did, measured; only if a report is asked for.")
+    monitor: list[MonitorReport] = Field(default=[], description="What the monitors read, in the order asked for.")
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ class Outcome:
     decided: Decided
 
 
-def receipt(plan: Plan, outcomes: Sequence[Outcome], engine: str, effects: Effects | None = None) -> Receipt:
+def receipt(plan: Plan, outcomes: Sequence[Outcome], engine: str, effects: Effects | None = None,
+            monitor: Sequence[MonitorReport] = ()) -> Receipt:
     ordered = sorted(outcomes, key=lambda outcome: outcome.index)
     applied = []
     for j, (planned, compiled) in enumerate(zip(plan.planned, plan.program.compiled if plan.program else (),
@@ -112,7 +115,8 @@ def receipt(plan: Plan, outcomes: Sequence[Outcome], engine: str, effects: Effec
             tokens=TokenCounts(prompt=sum(c.prompt for c in choices), generation=sum(c.generation for c in choices)),
             choices=choices))
     return Receipt(applied=applied, disabled=plan.disabled is not None, reason=plan.disabled,
-                   presets=dict(plan.presets or {}), engine=engine, report=plan.report, effects=effects)
+                   presets=dict(plan.presets or {}), engine=engine, report=plan.report, effects=effects,
+                   monitor=list(monitor))
 
 
 def _gate(gate: CompiledGate | None) -> GateReceipt | None:

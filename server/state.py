@@ -11,6 +11,7 @@ from server.effects.store import EffectStore
 from server.engines.base import Engine
 from server.jobs import Jobs
 from server.metrics import Metrics
+from server.monitor import MonitorMetrics
 from server.openai.prompts import ChatPrompts
 from server.openai.vocabulary import Vocabulary
 from server.planner import Planner
@@ -30,6 +31,7 @@ class ServerState:
     metrics: Metrics
     jobs: Jobs
     shadow: Shadow
+    monitor_metrics: MonitorMetrics
     effect_store: EffectStore
 
 

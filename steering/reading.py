@@ -8,6 +8,7 @@ import torch
 from steering.errors import ArtifactMismatch, InvalidSpec
 from steering.facts import ModelFacts
 from steering.layers import layers_with_numbers
+from steering.manifold import Manifold
 from steering.payload import Kind
 from steering.source import Source
 from steering.spec import Form, Layers, Pool, Site
@@ -15,7 +16,8 @@ from steering.spec import Form, Layers, Pool, Site
 Tensors = Mapping[str, torch.Tensor]
 # The form that a kind is read in where nothing else is said comes first.
 FORMS: Mapping[Kind, tuple[Form, ...]] = {
-    "probe": ("linear",), "vector": ("linear", "cosine", "cast"), "sign_pattern": ("agreement",)}
+    "probe": ("linear",), "vector": ("linear", "cosine", "cast"), "sign_pattern": ("agreement",),
+    "manifold": ("distance",)}
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Reader:
         rest = h[1:] if len(h) > 1 else h
         if pool == "max":
             return float(self.scores(layer, rest).max())
-        if self.form == "agreement":
-            # The signs of a mean are no token's.
+        if self.form in ("agreement", "distance"):
+            # The signs of a mean are no token's, and the mean of points on a ring lies off it.
             return float(self.scores(layer, rest).mean())
         return float(self.scores(layer, rest.float().mean(dim=0, keepdim=True)))
 
@@ -81,7 +83,7 @@ def compile_reader(source: Source, facts: ModelFacts, *, form: Form | None = Non
 
 
 def _check_width(source: Source, tensors: Tensors, width: int, param: str) -> None:
-    for name in ("weight", "vector"):
+    for name in ("weight", "vector", "basis"):
         if name in tensors and tensors[name].shape[-1] != width:
             raise ArtifactMismatch(f"{source.ref} has width {tensors[name].shape[-1]}, {source.site} of the loaded "
                                    f"model has width {width}", param=param)
@@ -114,5 +116,12 @@ def _agreement(h: torch.Tensor, tensors: Tensors) -> torch.Tensor:
     return (signs == tensors["polarity"]).float().mean(dim=-1)
 
 
+def _distance(h: torch.Tensor, tensors: Tensors) -> torch.Tensor:
+    shape = Manifold.build(tensors["knots"], tensors["points"], tensors["period"])
+    within = (h - tensors["mean"]) @ tensors["basis"].T
+    return torch.cdist(within.double(), shape.at(shape.sample())).min(dim=1).values.float()
+
+
 _SCORES: Mapping[Form, Callable[[torch.Tensor, Tensors], torch.Tensor]] = {
-    "linear": _linear, "cosine": _cosine, "cast": _cast, "agreement": _agreement}
+    "linear": _linear, "cosine": _cosine, "cast": _cast, "agreement": _agreement,
+    "distance": _distance}

@@ -24,7 +24,7 @@ Op = Literal["add", "ablate", "clamp", "rotate", "affine", "sign_flip", "mask", 
              "expert_mask", "manifold", "patch"]
 Site = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "head_out", "mlp_act", "router"]
 Unit = Literal["raw", "unit", "rel", "sigma", "kl"]
-Form = Literal["linear", "cosine", "cast", "agreement"]
+Form = Literal["linear", "cosine", "cast", "agreement", "distance"]
 Pool = Literal["mean", "max", "last"]
 Direction = Literal["above", "below"]
 OPS: tuple[Op, ...] = get_args(Op)
@@ -32,6 +32,7 @@ SITES: tuple[Site, ...] = get_args(Site)
 
 MAX_INTERVENTIONS = 32
 MAX_GATES = 8
+MAX_MONITORS = 16
 MAX_LIST = 4096
 MAX_FLOAT = 3.4e38  # of float32, in which everything is computed
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
@@ -326,13 +327,14 @@ class Reading(Model):
 
     linear: weight . h + bias of a probe, h . v of a vector. cosine: of h and the vector. cast: cos(h, tanh(P h)) with
     P the projection on the vector, which says how much of h lies along it and nothing of the side. agreement: share of
-    a sign pattern's dims that have its sign.
+    a sign pattern's dims that have its sign. distance: from the nearest sampled point of a manifold, in its subspace.
 
-    mean: of the prompt's activations, read once (agreement: of the tokens' scores); max: of the tokens' scores; both
-    leave out the first token, which many models use as a sink, where there are others. last: the last prompt token's.
+    mean: of the prompt's activations, read once (agreement, distance: of the tokens' scores); max: of the tokens'
+    scores; both leave out the first token, which many models use as a sink, where there are others. last: the last
+    prompt token's.
     """
 
-    form: Form = Field(default="linear", description="linear, cosine, cast or agreement.")
+    form: Form = Field(default="linear", description="linear, cosine, cast, agreement or distance.")
     pool: Pool = Field(default="mean", description="How a prompt's tokens become one number.")
     threshold: Finite | None = Field(default=None, description="The score that parts the two classes.")
     direction: Direction = Field(default="above", description="The side of the threshold on which the concept lies.")
@@ -344,10 +346,10 @@ class Gate(Model):
     What is not given comes from the artifact's own reading. Of several layers one on the right side is enough.
     """
 
-    probe: ArtifactRef = Field(description="A probe, vector or sign pattern of the library.")
+    probe: ArtifactRef = Field(description="A probe, vector, sign pattern or manifold of the library.")
     threshold: Finite | None = Field(default=None, description="Score to compare with.")
     direction: Direction | None = Field(default=None, description="Open when the score is above or below it.")
-    form: Form | None = Field(default=None, description="linear, cosine, cast or agreement; see Reading.")
+    form: Form | None = Field(default=None, description="linear, cosine, cast, agreement or distance; see Reading.")
     pool: Pool | None = Field(default=None, description="mean, max or last token of the prompt; see Reading.")
     layers: Layers | None = Field(default=None, description="Layers to read.")
     when: Literal["prompt", "token"] = Field(
@@ -457,6 +459,10 @@ class Steering(Model):
         "in its place; none: no steering at all.")
     report: Literal["none", "summary", "tokens"] = Field(
         default="none", description="summary: measured effect totals with the receipt; tokens: per generated token.")
+
+    monitor: list[ArtifactRef] = Field(
+        default=[], max_length=MAX_MONITORS, description="Probes, vectors, sign patterns or manifolds to read at every "
+        "token, without changing anything; see Reading.")
 
     @model_validator(mode="after")
     def _tri_state(self) -> Self:

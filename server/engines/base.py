@@ -139,11 +139,16 @@ class Comparison:
 
 @dataclass(frozen=True)
 class CaptureRequest:
-    """Activations to read. `positions` are token positions (negative from the end), or None for all of them."""
+    """Activations to read. `positions` are token positions (negative from the end), or None for all of them.
+
+    Tokens from `prompt_length` on count as generated for scopes (default: none do); `roles` are of the prompt part.
+    """
 
     token_ids: Sequence[int]
     sites: Mapping[Site, Sequence[int]]
     positions: Sequence[int] | None = None
+    prompt_length: int | None = None
+    roles: Sequence[str] | None = None
 
 
 # site -> layer -> [num_positions, width] float32 on the CPU.

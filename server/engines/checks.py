@@ -51,3 +51,8 @@ def positions_of(request: CaptureRequest) -> list[int]:
         if not -length <= position < length:
             raise InvalidRequest(f"position {position} lies outside of {length} tokens", param="positions")
     return [position % length for position in request.positions]
+
+
+def length_of(request: CaptureRequest) -> int:
+    """Tokens of a capture that count as the prompt."""
+    return len(request.token_ids) if request.prompt_length is None else request.prompt_length

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import anyio
 
-from server.effects.shadow import Finished, Shadow
+from server.effects.shadow import Finished
 from server.engines.base import Sampling
 from server.errors import ContextLengthExceeded
 from server.gates import decide
+from server.monitor import Watched, watch
 from server.openai.fields import CompletionFields
 from server.openai.generate import Run, choice_seed
 from server.openai.models import ModelName, parse_model
@@ -29,25 +30,29 @@ class Started:
     model: str
     run: Run
     plan: Plan
-    engine_name: str
-    shadow: Shadow
-    end_ids: tuple[int, ...]
+    state: ServerState
 
     async def receipt(self) -> Receipt:
-        """Once all pieces were read. With the measured effects, if the request asked for a report."""
-        self.shadow.served(self.run.prompt_tokens + self.run.completion_tokens)
+        """Once all pieces were read. With the measured effects and the monitors' scores, if the request asked for
+        them."""
+        shadow = self.state.shadow
+        shadow.served(self.run.prompt_tokens + self.run.completion_tokens)
         effects = None
         if self.plan.report != "none":
-            effects = await self.shadow.measure(self._finished(), per_token=self.plan.report == "tokens")
+            effects = await shadow.measure(self._finished(), per_token=self.plan.report == "tokens")
         else:
-            self.shadow.offer(self._finished())
-        return receipt(self.plan, [choice.outcome() for choice in self.run.choices], self.engine_name, effects)
+            shadow.offer(self._finished())
+        watched = [Watched(choice.index, choice.decided.program, choice.prompt.token_ids, choice.token_ids,
+                           choice.prompt.roles) for choice in self.run.choices]
+        monitor = await watch(self.plan.monitors, watched, self.state.engine, self.state.monitor_metrics)
+        return receipt(self.plan, [choice.outcome() for choice in self.run.choices], self.state.engine_name, effects,
+                       monitor)
 
     def _finished(self) -> list[Finished]:
         """The choices that something was applied to."""
         preset = next(iter((self.plan.presets or {}).values()), "")
         return [Finished(choice.index, program, choice.prompt.token_ids, choice.token_ids, choice.prompt.roles,
-                         bool(choice.token_ids) and choice.token_ids[-1] in self.end_ids, preset)
+                         bool(choice.token_ids) and choice.token_ids[-1] in self.state.vocabulary.end_ids, preset)
                 for choice in self.run.choices if (program := choice.decided.program) is not None and program.acting]
 
 
@@ -79,7 +84,7 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
     used = [item.applied for j, item in enumerate(plan.program.compiled if plan.program else ())
             if any(j not in one.gates or one.gates[j].open for one in decided)]
     state.metrics.admitted(run.prompt_tokens, used, plan.disabled is not None)
-    return Started(body.model, run, plan, state.engine_name, state.shadow, state.vocabulary.end_ids)
+    return Started(body.model, run, plan, state)
 
 
 def _room(state: ServerState, prompt_tokens: int, wanted: int | None, max_tokens_field: str, prompt_field: str) -> int:

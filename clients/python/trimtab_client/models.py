@@ -39,6 +39,7 @@ class Receipt(Model):
     """What was done to the model for a response.
 
     disabled: the kill switch held all steering back. effects: what it did, measured, if `report` asked for it.
+    monitor: per probe of `monitor` its scores per token.
     """
 
     applied: list[Applied]
@@ -46,6 +47,7 @@ class Receipt(Model):
     reason: str | None = None
     engine: str
     effects: dict[str, Any] | None = None
+    monitor: list[dict[str, Any]] = []
 
 
 class Usage(Model):

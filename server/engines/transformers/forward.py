@@ -14,7 +14,7 @@ from torch import Tensor
 
 from server.effects.divergence import Divergence, divergence
 from server.engines.base import Captured, CaptureRequest, CompareRequest, Scores
-from server.engines.checks import positions_of
+from server.engines.checks import length_of, positions_of
 from steering.bank import Bank
 from steering.program import Program
 from steering.scope import bits_at, touch_map
@@ -100,7 +100,7 @@ class ForwardPass:
         """Activations of a batch, after what the program does at the same site."""
         keys = sorted({(site, layer) for request in requests for site, layers in request.sites.items()
                        for layer in layers})
-        runs = [TokenRun(r.token_ids, len(r.token_ids), program) for r in requests]
+        runs = [TokenRun(r.token_ids, length_of(r), program, r.roles) for r in requests]
         longest = max(len(r.token_ids) for r in requests)
         found: dict[tuple[Site, int], Tensor] = {}
         self._forward(runs, capture=keys, found=found, logits_to_keep=1)

@@ -21,7 +21,7 @@ from server.engines.base import (
     Sampling,
     Scores,
 )
-from server.engines.checks import check_capture, check_compare, check_room, check_tokens, positions_of
+from server.engines.checks import check_capture, check_compare, check_room, check_tokens, length_of, positions_of
 from server.engines.vllm.completion import VllmCompletion
 from server.engines.vllm.options import VllmOptions
 from server.engines.vllm.passes import Pass, divergence_of, tensor_of
@@ -98,7 +98,7 @@ class VllmEngine(Engine):
         for request in requests:
             check_capture(request, self.facts)
         wanted = [positions_of(request) for request in requests]
-        passes = [Pass(request.token_ids, len(request.token_ids), program, None,
+        passes = [Pass(request.token_ids, length_of(request), program, request.roles,
                        capture=tuple((site, layer) for site, layers in request.sites.items() for layer in layers),
                        positions=tuple(sorted(set(positions))))
                   for request, positions in zip(requests, wanted, strict=True)]

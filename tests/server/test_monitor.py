@@ -1,0 +1,154 @@
+"""Monitors: scores of probes per token, beside a completion that does not change."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from prometheus_client import CollectorRegistry
+
+from server.engines.base import Captured, CaptureRequest
+from server.monitor import MAX_NAMES, Monitor, MonitorChoice, MonitorMetrics
+from steering.payload import Payload
+from steering.reading import Reader
+from steering.spec import Reading
+from tests.server.conftest import MODEL, chat
+from tests.server.scripted import WIDTH, ScriptedEngine
+from tests.server.test_steering import ask, store
+from vectors.artifact import Metadata
+from vectors.library import Library
+
+DIMS = torch.tensor([0, 1, 4])
+SIGNS = torch.tensor([1, -1, 1])
+
+
+@pytest.fixture(autouse=True)
+def _probes(library: Library) -> None:
+    metadata = Metadata(name="mood", kind="probe", op="add", site="resid_post", reading=Reading(threshold=0.25))
+    library.create(metadata, Payload.build("probe", {
+        1: {"weight": torch.eye(WIDTH)[0], "bias": torch.tensor(0.125)}, 3: {"weight": torch.eye(WIDTH)[2],
+                                                                          "bias": torch.tensor(0.0)}}))
+    library.create(Metadata(name="signs", kind="sign_pattern", op="sign_flip", site="resid_pre"),
+                   Payload.build("sign_pattern", {2: {"dims": DIMS, "polarity": SIGNS}}))
+    store(library, "one")
+
+
+def activations(ids: Sequence[int], layer: int) -> torch.Tensor:
+    """What the scripted engine captures, written down once more."""
+    return torch.stack([torch.sin(torch.tensor(ids, dtype=torch.float32) * (k + 1) + layer) for k in range(WIDTH)],
+                       dim=1)
+
+
+async def test_scores_of_every_token(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    steering = {"interventions": [{"artifact": "one"}], "monitor": ["mood", "signs@1"]}
+    answer = await ask(client, steering, n=2)
+    mood, signs = answer["steering"]["monitor"]
+    assert (mood["probe"], mood["status"], mood["layers"], mood["threshold"]) == ("mood@1", "read", [1, 3], 0.25)
+    assert (signs["form"], signs["site"], signs["threshold"]) == ("agreement", "resid_pre", None)
+    for n, completion in enumerate(engine.completions):
+        prompt, said = completion.generation.prompt_ids, completion.given
+        for layer, dim, bias in ((1, 0, 0.125), (3, 2, 0.0)):
+            expected = (activations([*prompt, *said], layer)[:, dim] + bias).tolist()
+            choice = mood["choices"][n]
+            assert choice["prompt"][str(layer)] == pytest.approx(expected[:len(prompt)], abs=1e-6)
+            assert choice["generation"][str(layer)] == pytest.approx(expected[len(prompt):], abs=1e-6)
+        agree = ((activations(said, 2)[:, DIMS] > 0) == (SIGNS > 0)).float().mean(dim=1).tolist()
+        assert signs["choices"][n]["generation"]["2"] == pytest.approx(agree)
+
+
+async def test_with_and_without_say_the_same(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    spec = {"interventions": [{"artifact": "one"}]}
+    plain = await ask(client, spec, logprobs=True)
+    watched = await ask(client, {**spec, "monitor": ["mood"]}, logprobs=True)
+    assert plain["choices"] == watched["choices"] and plain["steering"]["monitor"] == []
+    first, second = (c.generation for c in engine.completions)
+    assert first.program is second.program and first.sampling == second.sampling
+
+
+async def test_the_pass_is_under_the_program_and_knows_what_was_generated(
+        client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    seen: list[tuple[CaptureRequest, Any]] = []
+    capture = engine.capture
+
+    async def recording(requests: Any, program: Any = None) -> list[Captured]:
+        seen.extend((request, program) for request in requests)
+        return await capture(requests, program)
+
+    engine.capture = recording  # type: ignore[method-assign]
+    scope = {"prompt": {"roles": ["user"]}, "generation": "all"}
+    await ask(client, {"interventions": [{"artifact": "one", "scope": scope}], "monitor": ["mood"]})
+    (request, program), generation = seen[0], engine.completions[0].generation
+    assert program is generation.program and request.prompt_length == len(generation.prompt_ids)
+    assert request.roles == generation.roles and request.roles is not None
+
+
+async def test_streams_and_plain_completions(client: httpx.AsyncClient) -> None:
+    body = {"model": MODEL, "prompt": ["hello", "good day"], "max_tokens": 4, "steering": {"monitor": ["mood"]}}
+    answer = (await client.post("/v1/completions", json=body)).json()
+    assert [c["index"] for c in answer["steering"]["monitor"][0]["choices"]] == [0, 1]
+    text = (await client.post("/v1/chat/completions", json=chat(stream=True, steering={"monitor": ["mood"]}))).text
+    assert text.count('"monitor":[{') == 1
+
+
+async def test_a_pass_that_fails_leaves_the_completion(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    async def broken(requests: Any, program: Any = None) -> Any:
+        raise RuntimeError("out of memory")
+
+    engine.capture = broken  # type: ignore[method-assign]
+    answer = await ask(client, {"monitor": ["mood"]})
+    assert answer["choices"][0]["message"]["content"] == " good day"
+    report = answer["steering"]["monitor"][0]
+    assert report["status"] == "failed" and report["choices"] == [] and "memory" not in report["reason"]
+    assert "trimtab_monitor_failed_total 1.0" in (await client.get("/metrics")).text
+
+
+async def test_reading_goes_on_under_the_kill_switch(client: httpx.AsyncClient) -> None:
+    await client.put("/v1/admin/kill-switch", json={"on": True})
+    answer = await ask(client, {"interventions": [{"artifact": "one"}], "monitor": ["mood"]})
+    assert answer["steering"]["disabled"] and answer["steering"]["monitor"][0]["status"] == "read"
+
+
+@pytest.mark.parametrize(("monitor", "status", "code"), [
+    (["mood", "nobody"], 404, "not_found"), (["mood", "heads"], 409, "artifact_mismatch"),
+    (["mood", "foreign"], 409, "artifact_mismatch")])
+async def test_refusals(client: httpx.AsyncClient, library: Library, monitor: list[str], status: int, code: str
+                        ) -> None:
+    library.create(Metadata(name="heads", kind="head_set", op="head_mask", site="head_out"),
+                   Payload.build("head_set", {1: {"heads": torch.tensor([0])}}))
+    store(library, "foreign", fingerprint="another")
+    answer = await client.post("/v1/chat/completions", json=chat(steering={"monitor": monitor}))
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (status, code, "steering.monitor[1]")
+
+
+async def test_too_many(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/v1/chat/completions", json=chat(steering={"monitor": ["mood"] * 17}))
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "steering.monitor")
+
+
+def test_metrics_are_running_means_with_bounded_names() -> None:
+    registry = CollectorRegistry()
+    metrics = MonitorMetrics(registry)
+
+    def read(name: str, prompt: list[float], said: list[float], direction: Any = "above") -> None:
+        reader = Reader(f"{name}@1", "resid_post", "linear", {2: {}})
+        metrics.read(Monitor(reader, 0.0, direction), MonitorChoice(index=0, prompt={"2": prompt},
+                                                                     generation={"2": said}))
+
+    def value(kind: str, name: str, part: str = "generation") -> float:
+        return registry.get_sample_value(f"trimtab_monitor_{kind}", {"probe": name, "part": part}) or 0.0
+
+    read("a", [1.0, -1.0, 1.0], [2.0] * 500)
+    read("a", [], [-2.0] * 500)
+    assert value("score", "a", "prompt") == pytest.approx(1 / 3)
+    kept = 0.5 ** 0.5
+    assert value("score", "a") == pytest.approx(kept * 2.0 - (1 - kept) * 2.0)
+    assert value("tokens_total", "a") == 1000 and value("tokens_met_total", "a") == 500
+    assert value("tokens_met_total", "a", "prompt") == 2
+    read("b", [], [-1.0], "below")
+    assert value("tokens_met_total", "b") == 1
+    for n in range(1000):
+        read(f"name-{n}", [], [1.0])
+    names = {s.labels["probe"] for metric in registry.collect() for s in metric.samples if "probe" in s.labels}
+    assert len(names) <= MAX_NAMES + 1 and "other" in names
