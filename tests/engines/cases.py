@@ -19,7 +19,8 @@ def basis_of(seed: int, rank: int, width: int) -> torch.Tensor:
 Case = tuple[list[dict[str, Any]], list[ref.Edit]]
 
 
-def dense_cases(d: int, d_ff: int, num_heads: int, head_dim: int, num_layers: int = 3, scale: float = 1.0) -> list[Case]:
+def dense_cases(d: int, d_ff: int, num_heads: int, head_dim: int, num_layers: int = 3, scale: float = 1.0
+                ) -> list[Case]:
     """Spec and the same thing as hooks. Together: every op but expert_mask, every residual site, stacks, scopes."""
     v, u, w = vector(1, d, 3 * scale), vector(2, d), vector(3, d, 2 * scale)
     basis, plane = basis_of(4, 3, d), basis_of(5, 2, d)
