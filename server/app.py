@@ -21,13 +21,25 @@ from server.openai import chat, completions, models
 from server.openai.prompts import ChatPrompts
 from server.openai.vocabulary import Vocabulary
 from server.planner import Planner
-from server.routes import admin, artifacts, calibration, capabilities, effects, extract, health, jobs, presets, recipes
+from server.routes import (
+    admin,
+    artifacts,
+    calibration,
+    capabilities,
+    effects,
+    extract,
+    health,
+    jobs,
+    lens,
+    presets,
+    recipes,
+)
 from server.settings import Settings
 from server.state import ServerState, require_key
 from vectors.library import Library
 
 ROUTERS = (chat.router, completions.router, models.router, artifacts.router, calibration.router, presets.router,
-           capabilities.router, extract.router, recipes.router, jobs.router, effects.router, admin.router)
+           capabilities.router, extract.router, recipes.router, jobs.router, effects.router, lens.router, admin.router)
 DESCRIPTION = "Inference-time steering behind OpenAI's API: each request may carry a `steering` field."
 
 

@@ -17,7 +17,7 @@ from steering.manifold import Manifold
 
 Kind = Literal[
     "vector", "subspace", "sign_pattern", "dim_mask", "neuron_set", "head_set", "expert_set", "affine", "probe",
-    "manifold",
+    "manifold", "diagonal",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -43,6 +43,7 @@ RULES: dict[Kind, dict[str, TensorRule]] = {
     "expert_set": {"experts": TensorRule(("m",), integer=True)},
     "affine": {"up": TensorRule(("r", "d")), "down": TensorRule(("r", "d")), "bias": TensorRule(("r",))},
     "probe": {"weight": TensorRule(("d",)), "bias": TensorRule(())},
+    "diagonal": {"scale": TensorRule(("d",)), "shift": TensorRule(("d",))},
     "manifold": {"basis": TensorRule(("r", "d")), "mean": TensorRule(("d",)), "knots": TensorRule(("w", "a")),
                  "points": TensorRule(("w", "r")), "period": TensorRule(("a",))},
 }

@@ -28,7 +28,7 @@ from vectors.errors import InvalidMetadata
 
 # The tensor whose last axis is as wide as the site; other kinds are sets of indices.
 WIDTH_TENSOR: dict[Kind, str] = {"vector": "vector", "subspace": "basis", "affine": "up", "probe": "weight",
-                                 "manifold": "basis"}
+                                 "manifold": "basis", "diagonal": "scale"}
 
 
 @dataclass(frozen=True)

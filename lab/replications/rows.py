@@ -130,6 +130,12 @@ def _conditions(subject: LocalSubject) -> Iterator[tuple[str, Fields]]:
             yield f"gate-harmful-{form}-{pool}", {"examples": chat, "target": "harmful", "form": form, "pool": pool}
 
 
+def _own_text(subject: LocalSubject) -> Iterator[tuple[str, Fields]]:
+    texts = [r["text"] for name in ("neutral", "harmful_harmless", "languages", "task_prompts", "relations")
+             for r in load(name)[:80]]
+    yield "tuned-lens", {"prompts": list(dict.fromkeys(texts))}
+
+
 ROWS = (
     Row("function-vectors", "function_vector", "lab-dense",
         "a vector from few-shot prompts makes the model do the task on bare queries", _tasks("mean_difference"),
@@ -162,4 +168,6 @@ ROWS = (
     Row("conditional-gates", "condition", "lab-dense", "a probe of the prompt tells when to steer", _conditions,
         _controls("test", "controls.shuffled_labels", "controls.random_directions",
                   "controls.random_from_covariance", "controls.bag_of_tokens")),
+    Row("tuned-lens", "tuned_lens", "lab-dense", "a scale and shift per dim make earlier layers readable", _own_text,
+        _controls("mean_kl_gain", "controls.dealt_dims")),
 )

@@ -9,6 +9,7 @@ from server.cli.chat import chat
 from server.cli.console import Commands
 from server.cli.doctor import doctor, version
 from server.cli.extract import extract
+from server.cli.lens import lens
 from server.cli.serve import serve
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -19,6 +20,7 @@ app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(presets.app, name="presets")
 app.command()(extract)
 app.command()(calibrate)
+app.command()(lens)
 app.command()(capabilities)
 app.command()(doctor)
 app.command()(version)

@@ -219,3 +219,13 @@ def test_a_whole_spec_from_a_file(run: Run, client: Client, tmp_path: Path) -> N
     path.write_text(json.dumps(spec))
     assert "0 prompt and" in run("chat", "Hi there", "--spec", str(path), "--max-tokens", "4").output
     assert run("chat", "Hi", "--spec", str(path), "-s", "cli-spec").exit_code == 1
+
+
+def test_lens_lists_what_each_layer_would_say(run: Run) -> None:
+    done = run("lens", "dog -> dogs , cat ->", "--group", "answer= cats,cats", "--layer", "5", "--top-k", "2")
+    assert done.exit_code == 0, done.output
+    assert "logit lens" in done.output and "answer" in done.output and "rank" in done.output
+    whole = run("lens", "How do I bake a cake?", "--chat", "--json")
+    assert whole.exit_code == 0 and len(json.loads(whole.output)["layers"]) == 6
+    wrong = run("lens", "dog", "--group", "answer")
+    assert wrong.exit_code == 1 and "NAME=SPELLING" in wrong.output

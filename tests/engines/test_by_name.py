@@ -133,4 +133,4 @@ async def test_three_stored_kinds_in_one_request_equal_hooks(family: str, model_
 
 def test_every_kind_is_in_a_stack() -> None:
     kinds = {stored[name][0]["kind"] for _, stored, names in STACKS for name in names}
-    assert set(KINDS) - kinds <= {"manifold"}
+    assert set(KINDS) - kinds <= {"manifold", "diagonal"}

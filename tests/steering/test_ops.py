@@ -124,6 +124,10 @@ def low_rank(x: Array, n: dict[str, Array], s: float) -> Array:
     return x + s * sum(n["up"][k] * (n["down"][k] @ x + n["bias"][k]) for k in range(len(n["bias"])))
 
 
+def each_dim(x: Array, n: dict[str, Array], s: float) -> Array:
+    return np.array([xi + s * (a * xi + b - xi) for xi, a, b in zip(x, n["scale"], n["shift"], strict=True)])
+
+
 def signs(mode: str, fraction: str = "1", exclude: tuple[int, ...] = ()) -> Formula:
     def formula(x: Array, n: dict[str, Array], s: float) -> Array:
         pattern = [(int(j), int(p)) for j, p in zip(n["dims"], n["polarity"], strict=True) if j not in exclude]
@@ -265,6 +269,10 @@ def _indices(name: str, width: int, value: bool = False) -> Callable[[np.random.
     return make
 
 
+def _diagonal(g: np.random.Generator) -> dict[str, Array]:
+    return {"scale": g.normal(size=D), "shift": g.normal(size=D)}
+
+
 def _affine(g: np.random.Generator) -> dict[str, Array]:
     return {"up": g.normal(size=(3, D)), "down": g.normal(size=(3, D)), "bias": g.normal(size=3)}
 
@@ -318,6 +326,7 @@ CASES: list[Case] = [
     ("rotate", {"angle": 75, "mode": "by"}, _space(2), rotate_by(75), "resid_post"),
     ("rotate", {"angle": -400, "mode": "by", "adaptive": True}, _space(2), rotate_by(-400, True), "resid_post"),
     ("affine", {}, _affine, low_rank, "resid_post"),
+    ("affine", {}, _diagonal, each_dim, "mlp_out"),
     *[("sign_flip", {"mode": mode}, _pattern, signs(mode), "resid_post") for mode in ("away", "toward", "flip")],
     *[("sign_flip", {"mode": mode, "fraction": 0.3}, _pattern, signs(mode, "3/10"), "resid_post")
       for mode in ("away", "toward", "flip")],

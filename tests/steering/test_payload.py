@@ -22,6 +22,7 @@ VALID: dict[Kind, dict[str, torch.Tensor]] = {
     "expert_set": {"experts": torch.tensor([5])},
     "affine": {"up": EYE[:2], "down": EYE[2:], "bias": torch.zeros(2)},
     "probe": {"weight": torch.tensor([1.0, 0, 0, 0]), "bias": torch.tensor(-0.5)},
+    "diagonal": {"scale": torch.ones(D), "shift": torch.tensor([0.0, 1, 2, 3])},
     "manifold": {"basis": EYE[1:3], "mean": torch.ones(D), "knots": torch.tensor([[0.0], [1.0], [2.5]]),
                  "points": torch.tensor([[1.0, 0], [0, 1], [-1, -1]]), "period": torch.tensor([4.0])},
 }

@@ -44,6 +44,7 @@ def every_kind() -> dict[str, tuple[Metadata, Payload]]:
         "expert_set": ("expert_mask", "router", lambda: {"experts": index(3, 8)}),
         "affine": ("affine", "resid_post", lambda: {"up": torch.randn(2, 16), "down": torch.randn(2, 16),
                                                     "bias": torch.randn(2)}),
+        "diagonal": ("affine", "mlp_out", lambda: {"scale": torch.randn(16), "shift": torch.randn(16)}),
         "manifold": ("manifold", "resid_post", lambda: {
             "basis": torch.linalg.qr(torch.randn(16, 3))[0].T.contiguous(), "mean": torch.randn(16),
             "knots": torch.arange(5.0).unsqueeze(1), "points": torch.randn(5, 3), "period": torch.tensor([5.0])}),

@@ -53,6 +53,11 @@ def _affine(tensors: Tensors, size: int, generator: torch.Generator) -> dict[str
     return {**tensors, "up": _direction(tensors["up"], generator), "down": _direction(tensors["down"], generator)}
 
 
+def _dealt_dims(tensors: Tensors, size: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    order = torch.randperm(size, generator=generator)
+    return {name: values[order] for name, values in tensors.items()}
+
+
 def _index(name: str) -> Draw:
     def draw(tensors: Tensors, size: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         count = len(tensors[name])
@@ -65,7 +70,7 @@ def _index(name: str) -> Draw:
 
 _DRAWS: dict[Kind, Draw] = {
     "vector": _directions("vector"), "probe": _directions("weight"), "subspace": _basis, "manifold": _basis,
-    "affine": _affine,
+    "affine": _affine, "diagonal": _dealt_dims,
     "sign_pattern": _index("dims"), "dim_mask": _index("dims"), "neuron_set": _index("neurons"),
     "head_set": _index("heads"), "expert_set": _index("experts"),
 }

@@ -19,6 +19,7 @@ from vectors.extract import (
     relation_neurons,
     sign_pattern,
     tunable_experts,
+    tuned_lens,
 )
 from vectors.extract.contract import (
     Cancelled,
@@ -38,5 +39,5 @@ __all__ = ["Cancelled", "Capture", "ExtractOptions", "ExtractRequest", "Extracti
            "RecipeOptions", "Subject", "aligned_concept", "check_options", "condition", "entropic_steering",
            "function_vector", "get_recipe", "head_ablation", "head_shift", "logistic_probe", "mean_difference",
            "methods", "native_skills", "parse_fields", "parse_request", "pca_pairwise", "pca_repe", "recipes",
-           "refusal_direction",
-           "relation_neurons", "run", "run_recipe", "sign_pattern", "tunable_experts"]
+           "refusal_direction", "relation_neurons", "run", "run_recipe", "sign_pattern", "tunable_experts",
+           "tuned_lens"]

@@ -20,6 +20,7 @@ from trimtab_client.models import (
     Delta,
     Extracted,
     Job,
+    LensReading,
     Method,
     Page,
     Preset,
@@ -28,7 +29,6 @@ from trimtab_client.models import (
 
 __all__ = [
     "Artifact", "AsyncClient", "BadRequest", "Calibrated", "Client", "Completion", "Conflict", "ConnectionFailed",
-    "Delta", "Extracted", "Job", "JobFailed", "Method", "NotFound", "Overloaded", "Page", "Preset", "Receipt",
-    "ServerFailed",
-    "ServerRefused", "TrimtabError", "Unauthorized",
+    "Delta", "Extracted", "Job", "JobFailed", "LensReading", "Method", "NotFound", "Overloaded", "Page", "Preset",
+    "Receipt", "ServerFailed", "ServerRefused", "TrimtabError", "Unauthorized",
 ]

@@ -1,6 +1,6 @@
 """All methods that both clients have. See `endpoint` for how one description serves both."""
 
-from trimtab_client import completions, library, work
+from trimtab_client import completions, lenses, library, work
 from trimtab_client.endpoint import Endpoint, StreamEndpoint
 
 
@@ -10,6 +10,7 @@ class Endpoints:
     complete = Endpoint(completions.complete)
     stream_chat = StreamEndpoint(completions.stream_chat)
     stream_complete = StreamEndpoint(completions.stream_complete)
+    lens = Endpoint(lenses.lens)
 
     list_artifacts = Endpoint(library.list_artifacts)
     get_artifact = Endpoint(library.get_artifact)

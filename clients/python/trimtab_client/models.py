@@ -88,6 +88,17 @@ class Delta(Model):
     steering: Receipt | None = None
 
 
+class LensReading(Model):
+    """What each layer would say next. layers: per layer its number and per position the top tokens and groups."""
+
+    model: str
+    lens: str
+    tokens: int
+    layers: list[dict[str, Any]]
+    first_tokens: dict[str, dict[str, str]] = {}
+    steering: Receipt
+
+
 class Artifact(Model):
     """One version in the library, without its numbers."""
 

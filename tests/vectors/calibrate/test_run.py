@@ -155,13 +155,13 @@ def test_words_are_whole_and_any_case() -> None:
 
 
 @pytest.mark.parametrize("kind", ["vector", "subspace", "sign_pattern", "dim_mask", "neuron_set", "affine", "probe",
-                                  "manifold"])
+                                  "manifold", "diagonal"])
 def test_placebos_keep_shape_norm_and_count_and_nothing_else(kind: str) -> None:
     from tests.vectors.making import every_kind
 
     given, payload = every_kind()[kind]
     facts = ModelFacts("toy", "f" * 64, "qwen3", 8, 32, 4, 8, 64, 50, 128)
-    if kind not in ("vector", "subspace", "affine", "probe", "manifold"):
+    if kind not in ("vector", "subspace", "affine", "probe", "manifold", "diagonal"):
         drawn = random_like(payload, facts, given.site, 1)
     else:
         drawn = random_like(payload, ModelFacts("toy", "f" * 64, "qwen3", 8, 16, 4, 4, 64, 50, 128), given.site, 1)

@@ -1,0 +1,119 @@
+"""Gates, monitors and lenses through the client, on the bundled model."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from trimtab_client import BadRequest, Client, NotFound
+
+from lab.datasets import load
+from tests.clients.test_client import WIDTH, numbers, vector
+
+LAYERS = 6
+
+
+@pytest.fixture(scope="module")
+def client(lab_url: str) -> Iterator[Client]:
+    with Client(lab_url) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def harmful(client: Client) -> str:
+    """A condition made from the committed prompts."""
+    examples = [{"text": record["messages"], **{key: record[key] for key in ("label", "item", "split")}}
+                for record in load("harmful_harmless")]
+    found = client.extract(name="client-harmful", method="condition", examples=examples, target="harmful", pool="last")
+    assert found.report["test"]["f1"] > found.report["controls"]["shuffled_labels"]["max"]
+    assert found.report["test"]["f1"] > found.report["controls"]["bag_of_tokens"]["f1"]
+    return found.artifact
+
+
+def prompts(label: str) -> list[Any]:
+    return [record["messages"] for record in load("harmful_harmless", "test") if record["label"] == label]
+
+
+def test_a_gate_opens_for_the_prompts_of_its_kind(client: Client, harmful: str) -> None:
+    client.create_artifact(vector("client-gated", strength={"value": 3.0, "unit": "raw"}), numbers(-9))
+    gated = {"interventions": [{"artifact": "client-gated", "gate": {"probe": "client-harmful"}}]}
+    right = 0
+    for label in ("harmful", "harmless"):
+        for messages in prompts(label)[:8]:
+            plain = client.chat(messages, max_tokens=6, temperature=0)
+            steered = client.chat(messages, steering="client-gated", max_tokens=6, temperature=0)
+            answer = client.chat(messages, steering=gated, max_tokens=6, temperature=0)
+            applied = answer.steering.applied[0]
+            opened = applied.choices[0]["gate"]["open"]
+            right += opened == (label == "harmful")
+            assert answer.text == (steered.text if opened else plain.text)
+            assert applied.tokens.prompt == (answer.usage.prompt_tokens if opened else 0)
+            assert applied.gate is not None and applied.gate["conditions"][0]["probe"] == harmful
+    assert right >= 14
+
+
+def test_a_shut_gate_leaves_no_effect_and_an_open_one_is_measured(client: Client, harmful: str) -> None:
+    client.create_artifact(vector("client-gated", strength={"value": 3.0, "unit": "raw"}), numbers(-9))
+    messages = prompts("harmless")[0]
+
+    def effects(direction: str) -> dict[str, Any]:
+        gate = {"probe": harmful, "direction": direction}
+        spec = {"interventions": [{"artifact": "client-gated", "gate": gate}], "report": "summary"}
+        found = client.chat(messages, steering=spec, max_tokens=6, temperature=0).steering.effects
+        assert found is not None
+        return found
+
+    assert effects("above")["status"] == "unsteered"
+    opened = effects("below")
+    assert opened["status"] == "measured" and opened["choices"][0]["total"]["kl"]["mean"] > 0.01
+
+
+def test_monitors(client: Client, harmful: str) -> None:
+    means = {}
+    for label in ("harmful", "harmless"):
+        messages = prompts(label)[1]
+        plain = client.chat(messages, max_tokens=8, seed=3, logprobs=True)
+        watched = client.chat(messages, max_tokens=8, seed=3, logprobs=True, steering={"monitor": [harmful]})
+        assert plain.text == watched.text and plain.choices == watched.choices
+        (report,) = watched.steering.monitor
+        layer = str(report["layers"][0])
+        choice = report["choices"][0]
+        assert len(choice["prompt"][layer]) == watched.usage.prompt_tokens
+        assert len(choice["generation"][layer]) == watched.usage.completion_tokens
+        means[label] = choice["prompt"][layer][-1]
+    assert means["harmful"] > 0 > means["harmless"]
+
+
+def test_lens(client: Client) -> None:
+    found = client.lens("cat -> cats , box -> boxes , dog ->", positions=[-1, 0], top_k=3,
+                        groups={"answer": [" dogs", "dogs"]})
+    assert [layer["layer"] for layer in found.layers] == list(range(LAYERS))
+    last = found.layers[-1]["positions"][0]
+    said = client.complete("cat -> cats , box -> boxes , dog ->", max_tokens=1, temperature=0, logprobs=3)
+    assert last["top"][0]["text"] == said.text
+    logprobs = said.choices[0].logprobs
+    assert logprobs is not None
+    assert last["top"][0]["logprob"] == pytest.approx(logprobs["token_logprobs"][0], abs=1e-3)
+    assert last["groups"]["answer"]["rank"] <= found.layers[0]["positions"][0]["groups"]["answer"]["rank"]
+    steered = client.lens("dog ->", layers=[1, 3], steering="client-lens-push") if client.create_artifact(
+        vector("client-lens-push"), numbers(-9)) else None
+    plain = client.lens("dog ->", layers=[1, 3])
+    assert steered is not None and steered.layers[0] == plain.layers[0] and steered.layers[1] != plain.layers[1]
+    assert steered.steering.applied[0].tokens.prompt == steered.tokens
+    with pytest.raises(NotFound):
+        client.lens("dog", lens="nobody")
+    with pytest.raises(BadRequest):
+        client.lens("dog", positions=[99])
+
+
+def test_a_tuned_lens_foresees_more(client: Client) -> None:
+    texts = [record["text"] for record in load("languages")][:60]
+    found = client.extract(name="client-lens", method="tuned_lens", prompts=texts, max_tokens=4, max_eval=8)
+    for layer in found.report["layers"].values():
+        assert layer["explained"] > max(layer["explained_untuned"], layer["explained_other_tokens"])
+    assert client.get_artifact("client-lens").kind == "diagonal"
+    read = client.lens(texts[0], lens="client-lens", layers=[2])
+    assert read.lens == "client-lens@1" and read.layers[0]["positions"][0]["top"]
+    stored = {n: {"scale": [1.0] * WIDTH, "shift": [0.0] * WIDTH} for n in range(LAYERS)}
+    identity = {"name": "client-identity", "kind": "diagonal", "op": "affine", "site": "resid_post"}
+    client.create_artifact(identity, stored)
+    assert client.lens(texts[0], lens="client-identity").layers == client.lens(texts[0]).layers
