@@ -21,6 +21,7 @@ class Sampling:
 
     logprobs: None for no log-probabilities, else how many alternatives to report beside the chosen token (0 to 20).
     Log-probabilities are those of the model before temperature, truncation and penalties.
+    json_schema: the text must be JSON of this schema; only where the engine's features have "structured_outputs".
     """
 
     max_tokens: int
@@ -36,6 +37,7 @@ class Sampling:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    json_schema: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -159,10 +161,12 @@ class Engine(ABC):
     """A loaded model that generates, scores and captures under programs.
 
     end_ids: end-of-text tokens of the model's generation config.
+    features: what the engine can do beyond the contract, by name.
     """
 
     facts: ModelFacts
     end_ids: tuple[int, ...] = ()
+    features: frozenset[str] = frozenset()
 
     @abstractmethod
     async def start(self) -> None: ...

@@ -31,6 +31,40 @@ OnlyFalse = Annotated[Literal[False] | None, only(False)]
 Note = Annotated[str, Field(max_length=4096)]
 
 
+class JsonSchema(BaseModel):
+    """A schema and what OpenAI's clients send along with it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=True)
+
+    name: str = Field(max_length=64, description="Not used.")
+    description: Note | None = Field(default=None, description="Not used.")
+    content: dict[str, Any] | None = Field(default=None, alias="schema", description="JSON schema of the answer.")
+    strict: bool | None = Field(default=None, description="Every schema is held to strictly.")
+
+
+class ResponseFormat(BaseModel):
+    """What form the answer must have. Other than text needs an engine with structured outputs (vLLM)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _schema_where_needed(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None and self.json_schema.content is not None):
+            raise PydanticCustomError("needs_schema", "json_schema with a schema belongs to type json_schema, and only "
+                                      "to it")
+        return self
+
+    @property
+    def schema_of_answer(self) -> dict[str, Any] | None:
+        """None for plain text."""
+        if self.type == "json_object":
+            return {"type": "object"}
+        return self.json_schema.content if self.json_schema is not None else None
+
+
 class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 

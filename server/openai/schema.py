@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.openai.fields import CompletionFields, Note, OnlyFalse, Unsupported, only
+from server.openai.fields import CompletionFields, Note, OnlyFalse, ResponseFormat, Unsupported, only
 
 
 class TextPart(BaseModel):
@@ -40,7 +40,7 @@ class ChatRequest(CompletionFields):
     logprobs: bool = Field(default=False, description="Report the log-probability of each token.")
     top_logprobs: int | None = Field(default=None, ge=0, le=20, description="Alternatives per token; with logprobs.")
 
-    response_format: Annotated[dict[str, Any] | None, only({"type": "text"})] = None
+    response_format: ResponseFormat | None = Field(default=None, description="text, or JSON where the engine can.")
     modalities: Annotated[list[str] | None, only(["text"])] = None
     tool_choice: Annotated[str | None, only("none")] = None
     service_tier: Annotated[str | None, only("auto", "default")] = None

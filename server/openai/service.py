@@ -5,18 +5,20 @@ model name -> plan (what steering applies) -> prompt tokens and roles -> checks 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import anyio
 
 from server.effects.shadow import Finished
 from server.engines.base import Sampling
-from server.errors import ContextLengthExceeded
+from server.errors import ContextLengthExceeded, UnsupportedParameter
 from server.gates import decide
 from server.monitor import Watched, watch
 from server.openai.fields import CompletionFields
 from server.openai.generate import Run, choice_seed
 from server.openai.models import ModelName, parse_model
 from server.openai.prompts import Prompt
+from server.openai.schema import ChatRequest
 from server.planner import Plan
 from server.receipt import Receipt, receipt
 from server.state import ServerState
@@ -121,7 +123,16 @@ def _sampling(body: CompletionFields, state: ServerState, max_tokens: int, logpr
         stop_token_ids=state.vocabulary.end_ids,
         ignore_eos=body.ignore_eos,
         logprobs=logprobs,
+        json_schema=_json_schema(body, state),
     )
+
+
+def _json_schema(body: CompletionFields, state: ServerState) -> dict[str, Any] | None:
+    wanted = body.response_format.schema_of_answer if isinstance(body, ChatRequest) and body.response_format else None
+    if wanted is not None and "structured_outputs" not in state.engine.features:
+        raise UnsupportedParameter(f"the {state.engine_name} engine writes free text only", param="response_format",
+                                   fix="Leave response_format out, or start the server with --engine vllm.")
+    return wanted
 
 
 def _logit_bias(body: CompletionFields, state: ServerState) -> dict[int, float]:

@@ -91,7 +91,7 @@ FIELDS: list[tuple[str, dict[str, Any], str, str]] = [
     ("tools", {"tools": []}, "tools", "not offer"),
     ("tool_choice", {"tool_choice": "auto"}, "tool_choice", "only"),
     ("functions", {"functions": []}, "functions", "not offer"),
-    ("json mode", {"response_format": {"type": "json_object"}}, "response_format", "only"),
+    ("json mode", {"response_format": {"type": "json_object"}}, "response_format", "free text only"),
     ("audio", {"audio": {"voice": "x"}}, "audio", "not offer"),
     ("modalities", {"modalities": ["audio"]}, "modalities", "only"),
     ("store", {"store": True}, "store", "only"),

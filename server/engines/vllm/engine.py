@@ -45,6 +45,8 @@ BACK_OFF_S = (1.0, 2.0, 5.0, 15.0, 30.0, 60.0)
 class VllmEngine(Engine):
     """vLLM in processes of its own. See `base.Engine` for the contract."""
 
+    features = frozenset({"structured_outputs"})
+
     def __init__(self, options: VllmOptions) -> None:
         self.options = options
         self.reading: ModelReading = read_model(options)

@@ -9,7 +9,9 @@ from server.engines.base import Sampling, Token
 def sampling_params(sampling: Sampling, extra: Mapping[str, Any]) -> Any:
     """`extra` goes to the workers. End-of-text tokens are named one by one, as the embedded engine has them."""
     from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+    schema = sampling.json_schema
 
     return SamplingParams(
         max_tokens=sampling.max_tokens, temperature=sampling.temperature, top_p=sampling.top_p,
@@ -17,7 +19,8 @@ def sampling_params(sampling: Sampling, extra: Mapping[str, Any]) -> Any:
         frequency_penalty=sampling.frequency_penalty, repetition_penalty=sampling.repetition_penalty,
         logit_bias=dict(sampling.logit_bias) or None, seed=sampling.seed, ignore_eos=True,
         stop_token_ids=[] if sampling.ignore_eos else list(sampling.stop_token_ids), logprobs=sampling.logprobs,
-        detokenize=False, output_kind=RequestOutputKind.DELTA, extra_args={"trimtab": dict(extra)} if extra else None)
+        structured_outputs=None if schema is None else StructuredOutputsParams(json=dict(schema)), detokenize=False,
+        output_kind=RequestOutputKind.DELTA, extra_args={"trimtab": dict(extra)} if extra else None)
 
 
 def tokens_of(output: Any, sampling: Sampling) -> list[Token]:
