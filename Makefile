@@ -17,13 +17,14 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.t
 # vLLM ships its CPU build for Linux only; elsewhere the tests that run it are not collected.
 ON_LINUX := $(filter Linux,$(shell uname -s))
 
-.PHONY: help serve serve-vllm install test lint fmt types bench docs library clean
+.PHONY: help serve serve-vllm install test lint fmt types bench docs replications library clean
 
 help:
 	@echo "serve  run $(MODEL) on http://$(HOST):$(PORT)      (PORT=, HOST=, MODEL=lab-moe)"
 	@echo "serve-vllm  the same on vLLM instead of the embedded engine"
 	@echo "test   all tests        lint   ruff       types  mypy        fmt   ruff, fixing"
 	@echo "bench  the benchmarks   docs   regenerate reference docs      clean  remove what make made"
+	@echo "replications  every extraction method on the bundled models (ROWS=function-vectors for one)"
 	@echo "library  rebuild the bundled artifacts from the bundled model"
 
 $(VENV)/.venv:
@@ -83,6 +84,10 @@ bench: $(VENV)/.install
 
 docs: $(VENV)/.install
 	$(PY) -m scripts.docs
+
+# Ten to twenty minutes on one idle core: every method on the bundled models, beside its controls.
+replications: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(PY) -m lab.replications $(ROWS)
 
 library: $(VENV)/.install
 	$(PY) -m scripts.bundled_library

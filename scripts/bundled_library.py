@@ -1,9 +1,10 @@
-"""Makes the example artifacts of the bundled model: `python -m scripts.bundled_library [NAME...]`.
+"""Makes the example artifacts of the bundled models: `python -m scripts.bundled_library [NAME...]`.
 
-Everything goes through the HTTP API of a server on lab-dense, as a user would do it: POST /v1/extract takes each
-direction from contrastive pairs; layer and strength are chosen by their effect on dev prompts; the card holds the
-effect on test prompts, the unsteered figure, and that of 20 random vectors of the same norm. The files go to
-lab/artifacts/lab-dense.
+The directions of scripts.examples first. Everything goes through the HTTP API of a server on lab-dense, as a user would
+do it: POST /v1/extract takes each direction from contrastive pairs; layer and strength are chosen by their effect on
+dev prompts; the card holds the effect on test prompts, the unsteered figure, and that of 20 random vectors of the same
+norm. Then the artifacts of scripts.bundled_recipes, whose recipes choose and measure for themselves. The files go to
+lab/artifacts/MODEL.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from typing import Any
 from trimtab_client import AsyncClient, Completion
 
 from lab.paths import LAB_DIR
+from scripts import bundled_recipes
 from scripts.examples import EXAMPLES, PRESETS, Example
 from scripts.running import running_server
 from server.logs import configure_logging
@@ -195,11 +197,13 @@ def write_presets() -> None:
 
 async def main(names: list[str]) -> None:
     configure_logging("console")
-    async with running_server(MODEL, slots=64, slot_wait_s=600) as url, AsyncClient(url) as client:
-        for example in EXAMPLES:
-            if not names or example.name in names:
+    wanted = [example for example in EXAMPLES if not names or example.name in names]
+    if wanted:
+        async with running_server(MODEL, slots=64, slot_wait_s=600) as url, AsyncClient(url) as client:
+            for example in wanted:
                 await make(client, example)
-    write_presets()
+        write_presets()
+    bundled_recipes.make(names)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from lab.replications import page
 from scripts import clidoc, settingsdoc
 from server import openapi, specdoc
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES: dict[str, Callable[[], str]] = {
     "spec.md": specdoc.document, "openapi.json": openapi.document, "cli.md": clidoc.document,
-    "settings.md": settingsdoc.document,
+    "settings.md": settingsdoc.document, "replications.md": page.document,
 }
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from steering.facts import ModelFacts
 from steering.program import Program
 from steering.spec import Site
 from vectors.calibrate.bench import Trial
-from vectors.extract.subject import Prompt, Tokens, Turn
+from vectors.extract.subject import Prompt, Tokens, Turn, continuation_ids
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ class EngineSubject:
         return tuple(part for part in prompt if isinstance(part, int))
 
     def encode_continuation(self, text: str) -> Tokens:
-        return tuple(self.state.vocabulary.encode(text, special_tokens=False))
+        return continuation_ids(lambda said: self.state.vocabulary.encode(said, special_tokens=False), text)
 
     def capture(self, texts: Sequence[Sequence[int]], site: Site, layers: Sequence[int],
                 positions: Sequence[int] | None, program: Program | None = None) -> list[Mapping[int, torch.Tensor]]:
@@ -49,13 +49,7 @@ class EngineSubject:
         return [found[site] for found in self._wait(self.state.engine.capture(requests, program))]
 
     def next_logprobs(self, texts: Sequence[Sequence[int]], program: Program | None = None) -> torch.Tensor:
-        rows = []
-        for text in texts:
-            full = self._wait(self.state.engine.score(text, program, full=True)).full
-            if full is None:
-                raise RuntimeError("the engine gave no log-probabilities though they were asked for")
-            rows.append(full[-1].float())
-        return torch.stack(rows)
+        return self._wait(self.state.engine.next_logprobs(texts, program))
 
     def generate(self, texts: Sequence[Sequence[int]], max_tokens: int, program: Program | None = None) -> list[str]:
         return self._wait(self._generate_all(texts, max_tokens, program))

@@ -1,4 +1,5 @@
 """What the extraction methods find in the bundled models, beside their controls: `python -m lab.replications [NAME]`.
 
-Each row is a recipe run as a user would run it, on a committed data set; its report is written as JSON.
+One row a file. Each runs recipes as a user would run them, on committed data sets, measures what their own reports do
+not hold, and is written as JSON, a picture and a section of docs/replications.md.
 """

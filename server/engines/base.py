@@ -188,6 +188,17 @@ class Engine(ABC):
                     roles: Sequence[str] | None = None, full: bool = False) -> Scores:
         """Teacher-forced scores. Tokens from `prompt_length` on count as generated for scopes (default: none do)."""
 
+    async def next_logprobs(self, texts: Sequence[Sequence[int]], program: Program | None = None) -> torch.Tensor:
+        """Log-probabilities of the token after each text, `[len(texts), vocab_size]` float32 on the CPU. Engines that
+        can run several in one pass do."""
+        rows = []
+        for text in texts:
+            full = (await self.score(text, program, full=True)).full
+            if full is None:
+                raise RuntimeError("the engine gave no log-probabilities though they were asked for")
+            rows.append(full[-1].float().cpu())
+        return torch.stack(rows)
+
     @abstractmethod
     async def capture(self, requests: Sequence[CaptureRequest], program: Program | None = None) -> list[Captured]:
         """Activations of every request, in order. With a program: what is read is after its interventions."""

@@ -1,6 +1,7 @@
 """The example artifacts that come with lab-dense fit its committed weights and do what their cards say."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from trimtab_client import Client
 from lab import model_path
 from lab.models import load_model
 from lab.paths import LAB_DIR
+from scripts.bundled_recipes import FROM_RECIPES
 from scripts.examples import EXAMPLES, PRESETS
 from steering.compiler import compile_program
 from steering.facts import ModelFacts
@@ -20,13 +22,15 @@ from vectors.artifact import Limits, Metadata
 from vectors.formats import get_format
 
 FOLDER = LAB_DIR / "artifacts" / "lab-dense"
-FILES = sorted(FOLDER.glob("*.safetensors"))
+FILES = sorted((LAB_DIR / "artifacts").glob("*/*.safetensors"))
+BY_EFFECT = [FOLDER / f"{example.name}.safetensors" for example in EXAMPLES]
+BY_RECIPE = {LAB_DIR / "artifacts" / one.model / f"{one.name}.safetensors": one for one in FROM_RECIPES}
 
 
-@pytest.fixture(scope="module")
-def facts() -> ModelFacts:
-    model = load_model(model_path("lab-dense"))
-    return model_facts(model, model_id="lab-dense", fingerprint=fingerprint(model))
+@cache
+def facts_of(name: str) -> ModelFacts:
+    model = load_model(model_path(name))
+    return model_facts(model, model_id=name, fingerprint=fingerprint(model))
 
 
 def source_of(path: Path) -> tuple[Metadata, Source]:
@@ -36,20 +40,33 @@ def source_of(path: Path) -> tuple[Metadata, Source]:
                      residual_norm=m.residual_norm, sigma=m.sigma)
 
 
-def test_every_example_has_a_file() -> None:
-    assert {path.stem for path in FILES} == {example.name for example in EXAMPLES}
+def label(path: Path) -> str:
+    return f"{path.parent.name}-{path.stem}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_an_example_fits_the_committed_model_and_compiles_by_name(path: Path, facts: ModelFacts) -> None:
+def test_every_artifact_has_a_file_and_every_file_a_maker() -> None:
+    made = {path for path in FILES if path in BY_EFFECT or path in BY_RECIPE}
+    assert {*BY_EFFECT, *BY_RECIPE} <= made, "run make library"
+
+
+def test_there_is_one_of_every_kind_that_a_recipe_makes() -> None:
+    kinds = {(path.parent.name, source_of(path)[0].kind) for path in FILES}
+    assert {("lab-dense", kind) for kind in ("vector", "subspace", "sign_pattern", "neuron_set", "head_set")} <= kinds
+    assert ("lab-moe", "expert_set") in kinds
+
+
+@pytest.mark.parametrize("path", FILES, ids=label)
+def test_an_artifact_fits_the_committed_model_and_compiles_by_name(path: Path) -> None:
     metadata, source = source_of(path)
+    facts = facts_of(path.parent.name)
     assert "bundled" in metadata.tags
-    assert (metadata.model_id, metadata.fingerprint) == ("lab-dense", facts.fingerprint), "run make library"
+    assert metadata.name == path.stem
+    assert (metadata.model_id, metadata.fingerprint) == (path.parent.name, facts.fingerprint), "run make library"
     program = compile_program([Resolved(Intervention(artifact=metadata.name), source)], facts)
     assert program.compiled[0].rows
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", BY_EFFECT, ids=label)
 def test_a_card_stands_beside_its_controls(path: Path) -> None:
     card: dict[str, Any] = source_of(path)[0].card or {}
     assert card["random"]["draws"] == 20
@@ -57,6 +74,17 @@ def test_a_card_stands_beside_its_controls(path: Path) -> None:
     assert card["steered"] > card["random"]["max"]
     if "spared" in card:
         assert card["spared"]["steered"] >= card["spared"]["unsteered"] - 0.1
+
+
+@pytest.mark.parametrize("path", BY_RECIPE, ids=label)
+def test_the_card_of_a_recipe_says_what_it_is_for_and_what_the_controls_reach(path: Path) -> None:
+    metadata = source_of(path)[0]
+    card: dict[str, Any] = metadata.card or {}
+    assert card["for"] == metadata.description == BY_RECIPE[path].description
+    assert card["controls"], "no control"
+    for standing in card["controls"].values():
+        assert standing["draws"] >= 20
+        assert {"found", "mean", "max", "percentile"} <= standing.keys()
 
 
 def test_the_presets_are_those_of_the_script() -> None:

@@ -38,6 +38,7 @@ SHIFT = _vector(9, 2 * HEAD_DIM).reshape(2, HEAD_DIM)
 WIDE_SHIFT = torch.zeros(HEADS, HEAD_DIM)
 WIDE_SHIFT[[1, 3]] = SHIFT
 VALUES = _vector(10, 3)
+SCALE = 1 + 0.3 * _vector(11)
 
 # name -> metadata, tensors by layer, and the same as hooks. A bare name in a request then means all of it.
 Stored = tuple[dict[str, Any], dict[int, dict[str, torch.Tensor]], list[ref.Edit]]
@@ -59,6 +60,8 @@ DENSE: dict[str, Stored] = {
     "an-affine": ({"kind": "affine", "op": "affine", "site": "resid_post"},
                   {0: {"up": UP, "down": DOWN, "bias": BIAS}},
                   [ref.Edit("resid_post", 0, ref.low_rank(UP, DOWN, BIAS), ref.everywhere)]),
+    "a-diagonal": ({"kind": "diagonal", "op": "affine", "site": "resid_post"}, {2: {"scale": SCALE, "shift": W}},
+                   [ref.Edit("resid_post", 2, lambda h: SCALE * h + W, ref.everywhere)]),
     "a-dim-mask": ({"kind": "dim_mask", "op": "mask", "site": "resid_post"}, {1: {"dims": torch.tensor([4, 9])}},
                    [ref.Edit("resid_post", 1, ref.set_columns([4, 9], torch.zeros(2)), ref.everywhere)]),
     "a-probe": ({"kind": "probe", "op": "ablate", "site": "resid_post"},
@@ -78,6 +81,7 @@ STACKS = [
     ("qwen3", DENSE, ["a-subspace", "a-vector", "a-neuron-set"]),
     ("qwen3", DENSE, ["a-head-set", "an-affine", "a-dim-mask"]),
     ("qwen3", DENSE, ["a-probe", "a-neuron-set", "a-head-set"]),
+    ("qwen3", DENSE, ["a-sign-pattern", "a-diagonal", "a-vector"]),
     ("qwen3_moe", MIXTURE, ["an-expert-set", "a-vector", "a-subspace"]),
 ]
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from server.engines.base import Engine
 from tests.engines import reference as ref
 from tests.engines.cases import Case, dense_cases, moe_cases, vector
 from tests.engines.conftest import compiled, generate, ids
@@ -75,3 +76,17 @@ async def test_strength_zero_is_bit_identical(start_engine: Any, spec: dict[str,
     again, touched = await generate(engine, [3, 4, 5, 6], compiled(engine, spec))
     assert [(t.token_id, t.logprob) for t in tokens] == [(t.token_id, t.logprob) for t in again]
     assert touched[0].prompt == touched[0].generation == 0
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe"])
+async def test_next_tokens_of_many_texts_are_those_of_each_alone(start_engine: Any, family: str) -> None:
+    """Texts of ten lengths in few passes, against the contract's own way: one text at a time."""
+    engine = await start_engine(family)
+    texts = [[5 + (3 * t + 7 * n) % 80 for t in range(3 + n % 10)] for n in range(21)]
+    last = compiled(engine, {"op": "add", "layers": [1], "inline": {"vector": vector(1, D, 3.0).tolist()},
+                             "scope": {"prompt": {"positions": [-1]}}})
+    for program in (None, last):
+        together = await engine.next_logprobs(texts, program)
+        alone = await Engine.next_logprobs(engine, texts, program)
+        assert torch.allclose(together, alone, atol=TOLERANCE)
+    assert float((alone - await engine.next_logprobs(texts)).abs().max()) > 100 * TOLERANCE

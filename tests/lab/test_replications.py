@@ -1,20 +1,38 @@
-"""The replications' requests are what the recipes take, and their data keeps items in one split."""
+"""The replications' requests are what the recipes take, their data keeps items in one split, and what is stored is what
+the code would show."""
+
+import json
 
 import pytest
+from matplotlib.figure import Figure
 
+from lab.replications import page
 from lab.replications.common import subject
 from lab.replications.rows import ROWS
 from vectors.extract import parse_request, recipes
 
+STORED = [row for row in ROWS if (page.RESULTS / f"{row.name}.json").exists()]
+
 
 def test_every_recipe_is_replicated() -> None:
-    assert {row.recipe for row in ROWS} == {recipe.name for recipe in recipes()}
+    used = {case.recipe for row in ROWS for case in row.cases(subject("lab-dense"))}
+    assert used == {recipe.name for recipe in recipes()}
     assert len({row.name for row in ROWS}) == len(ROWS)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_the_requests_parse_and_every_case_has_a_name_of_its_own(row) -> None:
     cases = list(row.cases(subject("lab-dense")))
-    for case, fields in cases:
-        assert parse_request(row.recipe, {"name": case, **fields}).draws == 20
-    assert len({case for case, _ in cases}) == len(cases) > 0
+    for case in cases:
+        assert parse_request(case.recipe, {"name": case.name, **case.fields}).draws == 20
+    assert len({case.name for case in cases}) == len(cases) > 0
+
+
+@pytest.mark.parametrize("row", STORED, ids=lambda row: row.name)
+def test_results_are_of_the_committed_model_and_can_be_shown(row) -> None:
+    document = json.loads((page.RESULTS / f"{row.name}.json").read_text(encoding="utf-8"))
+    assert document["fingerprint"] == subject(row.model).facts.fingerprint, "run make replications"
+    assert all(finding.ours and finding.verdict for finding in row.findings(document))
+    figure = Figure()
+    row.draw(document, figure)
+    assert figure.axes

@@ -14,7 +14,9 @@ from steering.scope import bits_at, touch_map
 from steering.sites import attach
 from steering.spec import Site
 from steering.steerer import Steerer
-from vectors.extract.subject import Prompt, Tokens, Turn
+from vectors.extract.subject import Prompt, Tokens, Turn, continuation_ids
+
+MOST_PADDING = 8
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,84 +49,106 @@ class LocalSubject:
         return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def encode_continuation(self, text: str) -> Tokens:
-        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return continuation_ids(lambda said: self._tokenizer(said, add_special_tokens=False)["input_ids"], text)
 
     def capture(self, texts: Sequence[Sequence[int]], site: Site, layers: Sequence[int],
                 positions: Sequence[int] | None, program: Program | None = None) -> list[Mapping[int, torch.Tensor]]:
         found: list[Mapping[int, torch.Tensor]] = [{} for _ in texts]
-        for group in _same_length(texts):
+        for group in near_lengths(texts):
             held: dict[int, torch.Tensor] = {}
             with self._steered([texts[n] for n in group], program) as ids, ExitStack() as stack:
                 for layer in layers:
                     stack.callback(attach(self._model, site, layer, _keeper(held, layer)).remove)
                 self._model(input_ids=ids, use_cache=False, logits_to_keep=1)
-            length = ids.shape[1]
-            rows = list(range(length)) if positions is None else [position % length for position in positions]
             for i, n in enumerate(group):
-                found[n] = {layer: h.view(len(group), length, -1)[i, rows].float().cpu() for layer, h in held.items()}
+                length = len(texts[n])
+                rows = list(range(length)) if positions is None else [position % length for position in positions]
+                found[n] = {layer: h.view(*ids.shape, -1)[i, rows].float().cpu() for layer, h in held.items()}
         return found
 
     def next_logprobs(self, texts: Sequence[Sequence[int]], program: Program | None = None) -> torch.Tensor:
-        found = torch.empty(len(texts), self._facts.vocab_size)
-        for group in _same_length(texts):
-            with self._steered([texts[n] for n in group], program) as ids:
-                logits = self._model(input_ids=ids, use_cache=False, logits_to_keep=1).logits
-            found[group] = logits[:, -1].float().log_softmax(dim=-1).cpu()
-        return found
+        return self._next(texts, list(map(len, texts)), program)
 
     def token_logprobs(self, texts: Sequence[Sequence[int]], program: Program | None = None) -> list[torch.Tensor]:
         """Log-probability of each token given those before it, `[len(text) - 1]` float32 a text."""
         found: list[torch.Tensor] = [torch.empty(0)] * len(texts)
-        for group in _same_length(texts):
+        for group in near_lengths(texts):
             with self._steered([texts[n] for n in group], program) as ids:
-                logprobs = self._model(input_ids=ids, use_cache=False).logits[:, :-1].float().log_softmax(dim=-1)
-            chosen = logprobs.gather(2, ids[:, 1:].unsqueeze(2)).squeeze(2).cpu()
+                logits = self._model(input_ids=ids, use_cache=False).logits
             for i, n in enumerate(group):
-                found[n] = chosen[i]
+                logprobs = logits[i, :len(texts[n]) - 1].float().log_softmax(dim=-1)
+                found[n] = logprobs.gather(1, ids[i, 1:len(texts[n])].unsqueeze(1)).squeeze(1).cpu()
         return found
 
     def generate(self, texts: Sequence[Sequence[int]], max_tokens: int, program: Program | None = None) -> list[str]:
         """Without a cache, so that what is steered goes by position alone."""
         ends = {self._tokenizer.eos_token_id}
-        said = []
-        for text in texts:
-            ids = list(text)
-            while len(ids) < len(text) + max_tokens:
-                with self._steered([ids], program, prompt_length=len(text)) as batch:
-                    logits = self._model(input_ids=batch, use_cache=False, logits_to_keep=1).logits
-                token = int(logits[0, -1].argmax())
-                if token in ends:
-                    break
-                ids.append(token)
-            said.append(str(self._tokenizer.decode(ids[len(text):], skip_special_tokens=True)))
-        return said
+        ids = [list(text) for text in texts]
+        going = list(range(len(texts)))
+        for _ in range(max_tokens):
+            if not going:
+                break
+            found = self._next([ids[n] for n in going], [len(texts[n]) for n in going], program).argmax(dim=-1)
+            chosen = dict(zip(going, found.tolist(), strict=True))
+            going = [n for n, token in chosen.items() if token not in ends]
+            for n in going:
+                ids[n].append(chosen[n])
+        return [str(self._tokenizer.decode(said[len(text):], skip_special_tokens=True))
+                for text, said in zip(texts, ids, strict=True)]
+
+    def _next(self, texts: Sequence[Sequence[int]], prompt_lengths: Sequence[int], program: Program | None
+              ) -> torch.Tensor:
+        found = torch.empty(len(texts), self._facts.vocab_size)
+        for group in near_lengths(texts):
+            ends = sorted({len(texts[n]) - 1 for n in group})
+            with self._steered([texts[n] for n in group], program, [prompt_lengths[n] for n in group]) as ids:
+                logits = self._model(input_ids=ids, use_cache=False,
+                                     logits_to_keep=torch.tensor(ends, device=ids.device)).logits
+            for i, n in enumerate(group):
+                found[n] = logits[i, ends.index(len(texts[n]) - 1)].float().log_softmax(dim=-1).cpu()
+        return found
 
     @contextmanager
-    def _steered(self, texts: Sequence[Sequence[int]], program: Program | None, prompt_length: int | None = None
-                 ) -> Iterator[torch.Tensor]:
-        """Token ids `[len(texts), length]` of texts of one length; inside, the program acts on their pass."""
+    def _steered(self, texts: Sequence[Sequence[int]], program: Program | None,
+                 prompt_lengths: Sequence[int] | None = None) -> Iterator[torch.Tensor]:
+        """Token ids `[len(texts), longest]`, padded; inside, the program acts on their pass. Tokens behind a text's
+        prompt length (default: none) count as generated."""
         device = self._model.device
-        ids = torch.tensor([list(text) for text in texts], device=device)
+        ids = padded(texts).to(device)
         with torch.no_grad(), ExitStack() as stack:
             if program is not None and program.acting:
                 bank = Bank(1, device)
                 steerer = Steerer(self._model, bank)
                 stack.callback(steerer.detach)
+                slots = np.zeros(tuple(ids.shape), np.int32)
+                bits = np.zeros(tuple(ids.shape), np.uint32)
                 slot = bank.acquire(program)
-                prompt = ids.shape[1] if prompt_length is None else prompt_length
-                bits = [bits_at(touch_map(program.scopes, text[:prompt], len(text) - prompt), program.rules,
-                                np.arange(len(text)), np.asarray(text, dtype=np.int64)) for text in texts]
-                plan = steerer.plan(np.full(ids.numel(), slot, np.int32), np.concatenate(bits))
-                stack.enter_context(steerer.acting(plan))
+                for i, text in enumerate(texts):
+                    prompt = len(text) if prompt_lengths is None else prompt_lengths[i]
+                    touch = touch_map(program.scopes, text[:prompt], len(text) - prompt)
+                    slots[i, :len(text)] = slot
+                    bits[i, :len(text)] = bits_at(touch, program.rules, np.arange(len(text)),
+                                                  np.asarray(text, dtype=np.int64))
+                stack.enter_context(steerer.acting(steerer.plan(slots.ravel(), bits.ravel())))
             yield ids
 
 
-def _same_length(texts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Indices in groups of equal length: no padding, and only the last position's logits are needed."""
-    groups: dict[int, list[int]] = {}
-    for n, text in enumerate(texts):
-        groups.setdefault(len(text), []).append(n)
-    return list(groups.values())
+def near_lengths(texts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Indices in groups of nearly equal length: little padding, and few positions whose logits are wanted."""
+    groups: list[list[int]] = []
+    for n in sorted(range(len(texts)), key=lambda n: len(texts[n])):
+        if not groups or len(texts[n]) - len(texts[groups[-1][0]]) > MOST_PADDING:
+            groups.append([])
+        groups[-1].append(n)
+    return groups
+
+
+def padded(texts: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Token ids `[len(texts), longest]`, padded on the right with token 0: no token sees what comes after it."""
+    ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.int64)
+    for i, text in enumerate(texts):
+        ids[i, :len(text)] = torch.tensor(text)
+    return ids
 
 
 def _keeper(held: dict[int, torch.Tensor], layer: int) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -81,6 +81,16 @@ def encoded(subject: Subject, prompt: Prompt, where: str) -> Tokens:
     return ids
 
 
+def continuation_ids(encode: Callable[[str], Sequence[int]], text: str) -> Tokens:
+    """Token ids of text as it follows other text, `encode` being without special tokens.
+
+    Tokenizers of the SentencePiece kind put a space before whatever begins a text, so that " Paris" alone would begin
+    with an empty word; behind a line break it does not.
+    """
+    lead, whole = tuple(encode("\n")), tuple(encode(f"\n{text}"))
+    return whole[len(lead):] if whole[:len(lead)] == lead else tuple(encode(text))
+
+
 def first_token(subject: Subject, answer: str, where: str) -> int:
     """The first token of an answer as it follows a prompt.
 

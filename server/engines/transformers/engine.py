@@ -35,6 +35,8 @@ from steering.steerer import Steerer
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
+# Each text of a pass may end elsewhere, and logits are made for every text at every end.
+TEXTS_PER_PASS = 16
 
 
 class _Manager(ContinuousBatchingManager):
@@ -105,6 +107,19 @@ class TransformersEngine(Engine):
         check_tokens(token_ids, self.facts)
         run = TokenRun(token_ids, len(token_ids) if prompt_length is None else prompt_length, program, roles)
         return await self._aside(lambda: self.forward.score(run, full))
+
+    async def next_logprobs(self, texts: Sequence[Sequence[int]], program: Program | None = None) -> torch.Tensor:
+        for text in texts:
+            check_tokens(text, self.facts)
+        found = torch.empty(len(texts), self.facts.vocab_size)
+        # Of near lengths together: little padding, and few positions whose logits are made.
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        for chosen in batches([len(texts[i]) for i in order]):
+            for start in range(0, len(chosen), TEXTS_PER_PASS):
+                part = [order[i] for i in chosen[start:start + TEXTS_PER_PASS]]
+                runs = [TokenRun(texts[i], len(texts[i]), program) for i in part]
+                found[part] = await self._aside(partial(self.forward.next_logprobs, runs))
+        return found
 
     async def capture(self, requests: Sequence[CaptureRequest], program: Program | None = None) -> list[Captured]:
         for request in requests:

@@ -77,6 +77,14 @@ class ForwardPass:
         chosen[1:] = logprobs[:-1].gather(1, ids[1:].unsqueeze(1)).squeeze(1).cpu()
         return Scores(chosen, logprobs.cpu() if full else None)
 
+    def next_logprobs(self, runs: Sequence[TokenRun]) -> Tensor:
+        """After each sequence, `[len(runs), vocab_size]` float32 on the CPU; logits are made at their ends alone."""
+        ends = sorted({len(run.token_ids) - 1 for run in runs})
+        logits = self._forward(runs, logits_to_keep=torch.tensor(ends, device=self.model.device)).logits
+        columns = torch.tensor([ends.index(len(run.token_ids) - 1) for run in runs], device=logits.device)
+        rows = logits[torch.arange(len(runs), device=logits.device), columns]
+        return rows.float().log_softmax(dim=-1).cpu()
+
     def generated(self, request: CompareRequest, program: Program | None) -> GeneratedPass:
         """A pass over a completion under `program`, which may be another than the one it was generated under."""
         return self.generated_all([request], program)[0]
