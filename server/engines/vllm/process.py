@@ -48,8 +48,12 @@ def start_llm(options: VllmOptions, reading: ModelReading) -> Any:
         "scheduling_policy": "priority", "num_gpu_blocks_override": blocks,
         "additional_config": {EXTRA: build_manifest(options, reading).to_json()},
         "enable_log_requests": False,
+        # Without this a model may fill its answer with white space, which every schema allows.
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
     }
-    if not torch.cuda.is_available():
+    if torch.cuda.is_available():
+        arguments["compilation_config"] = _split_graphs()
+    else:
         arguments["kv_cache_memory_bytes"] = (blocks + 1) * options.block_size * reading.kv_bytes_per_token
     # Processes of this engine inherit the marker; those of any other engine started from here must not.
     os.environ[MARKER] = "1"
@@ -62,3 +66,15 @@ def start_llm(options: VllmOptions, reading: ModelReading) -> Any:
         raise UnsupportedModel(f"vLLM does not start: {error}", param="model") from error
     finally:
         os.environ.pop(MARKER, None)
+
+
+def _split_graphs() -> dict[str, Any]:
+    """CUDA graphs in pieces: the opaque ops are Python and must run between them, not be recorded once.
+
+    The router's op runs inside vLLM's own op of a mixture, which is therefore left out of the pieces too.
+    """
+    from vllm.config import CompilationConfig
+
+    stock = list(CompilationConfig._attention_ops)
+    return {"cudagraph_mode": "PIECEWISE",
+            "splitting_ops": [*stock, "trimtab::act", "vllm::moe_forward", "vllm::moe_forward_shared"]}

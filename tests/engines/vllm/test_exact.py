@@ -1,11 +1,14 @@
 """vLLM's log-probabilities against plain Hugging Face hooks: every op, mixed batch, compiled and eager."""
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
+from lab import model_path
 from server.engines.base import CaptureRequest, CompareRequest
 from tests.engines import reference as ref
 from tests.engines.cases import Case, dense_cases, moe_cases, vector
@@ -126,3 +129,18 @@ async def test_comparison_equals_two_plain_passes(group: Group) -> None:
     if len(program.compiled) == 2:
         assert torch.allclose(found.without[0].kl, kl(steered, rows(edits[-1])), atol=TOLERANCE)
         assert torch.allclose(found.without[1].kl, kl(steered, rows(edits[0])), atol=TOLERANCE)
+
+
+async def test_answers_of_a_json_schema(group: Group) -> None:
+    """vLLM's structured outputs are reached, steered or not."""
+    schema = {"type": "object", "properties": {"day": {"enum": ["Monday", "Friday"]}}, "required": ["day"],
+              "additionalProperties": False}
+    tokenizer = AutoTokenizer.from_pretrained(model_path(group.name))
+    push = compiled(group.engine, {"op": "add", "layers": [2], "strength": 30.0,
+                                   "inline": {"vector": vector(1, group.engine.facts.d_model).tolist()}})
+    for program in (None, push):
+        tokens, _ = await generate(group.engine, tokenizer.encode("One day after Sunday is"), program, max_tokens=60,
+                                   json_schema=schema, stop_token_ids=group.engine.end_ids)
+        assert tokens[-1].finish_reason == "stop"
+        answer = json.loads(tokenizer.decode(ids(tokens), skip_special_tokens=True))
+        assert answer["day"] in ("Monday", "Friday")
