@@ -31,6 +31,7 @@ class VllmCompletion(Completion):
         self._token_ids: list[int] = []
         self._over = False
         self._holds_slot = False
+        self._epoch = 0
 
     async def admit(self) -> None:
         if self._admitting is None:
@@ -41,6 +42,7 @@ class VllmCompletion(Completion):
         slot = 0
         if self._program is not None:
             slot = await self._engine.pin(self._program)
+            self._epoch = self._engine.slots.epoch
             self._holds_slot = True
         return slot
 
@@ -70,7 +72,7 @@ class VllmCompletion(Completion):
             await outputs.aclose()
         if self._holds_slot and self._program is not None:
             self._holds_slot = False
-            self._engine.unpin(self._program)
+            self._engine.unpin(self._program, self._epoch)
 
     def touched(self) -> list[Touched]:
         # The newest token has been sampled and not yet read.

@@ -96,6 +96,15 @@ class VllmEngine(Engine):
         vocab = len(everything) // 4 // len(token_ids) if full else 0
         return Scores(logprobs, tensor_of(everything).reshape(-1, vocab) if full else None)
 
+    async def next_logprobs(self, texts: Sequence[Sequence[int]], program: Program | None = None) -> torch.Tensor:
+        for token_ids in texts:
+            check_tokens(token_ids, self.facts)
+        passes = [Pass(ids, len(ids), program, None, keep_from=len(ids) - 1) for ids in texts]
+        async with self._measure_lock:
+            await asyncio.gather(*(self.run_pass(given, self._measure) for given in passes))
+            found = tensor_of(await self._first_answer("trimtab_next", [given.tag for given in passes]))
+        return found.reshape(len(texts), -1)
+
     async def capture(self, requests: Sequence[CaptureRequest], program: Program | None = None) -> list[Captured]:
         for request in requests:
             check_capture(request, self.facts)
@@ -176,8 +185,8 @@ class VllmEngine(Engine):
         finally:
             self._waiting -= 1
 
-    def unpin(self, program: Program) -> None:
-        self.slots.release(program)
+    def unpin(self, program: Program, epoch: int) -> None:
+        self.slots.release(program, epoch)
         asyncio.ensure_future(self._wake())
 
     async def run(self, generation: Generation, program: Program | None, touch: TouchMap | None, slot: int,
@@ -192,7 +201,7 @@ class VllmEngine(Engine):
     async def run_pass(self, given: Pass, table: SlotTable) -> None:
         """One teacher-forced pass, its program in a slot of `table`; results stay in the workers under its tag."""
         program = given.program if given.program is not None and given.program.acting else None
-        touch, slot = None, 0
+        touch, slot, epoch = None, 0, table.epoch
         if program is not None:
             touch = given.touch(program)
             found = await table.acquire(program)
@@ -206,7 +215,7 @@ class VllmEngine(Engine):
                 pass
         finally:
             if program is not None:
-                table.release(program)
+                table.release(program, epoch)
 
     async def rpc(self, method: str, *args: Any) -> list[Any]:
         """Call a method of ours on every worker."""

@@ -27,6 +27,7 @@ class SlotTable:
     def __init__(self, num_slots: int, place: Callable[[int, Program], Awaitable[bool]], first: int = 1) -> None:
         self.num_slots = num_slots
         self._first = first
+        self.epoch = 0
         self._place = place
         self._residents: OrderedDict[str, _Resident] = OrderedDict()
         self._free = list(range(first + num_slots - 1, first - 1, -1))
@@ -53,18 +54,18 @@ class SlotTable:
             raise
         return resident.slot
 
-    def release(self, program: Program) -> None:
-        """Take one pin back. Nothing to do for a program that `clear` has dropped."""
-        resident = self._residents.get(program.digest)
-        if resident is not None and resident.pins > 0:
-            resident.pins -= 1
+    def release(self, program: Program, epoch: int) -> None:
+        """Take back one pin of the given epoch; nothing is left of those before the last `clear`."""
+        if epoch == self.epoch:
+            self._residents[program.digest].pins -= 1
 
     def in_graph(self, program: Program) -> bool:
         """Whether the compiled graph carries a resident program out."""
         return self._residents[program.digest].placed.result()
 
     def clear(self) -> None:
-        """The workers are new: nothing is resident."""
+        """The workers are new: nothing is resident, and a new epoch begins."""
+        self.epoch += 1
         self._residents.clear()
         self._free = list(range(self._first + self.num_slots - 1, self._first - 1, -1))
 

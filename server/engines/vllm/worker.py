@@ -162,6 +162,15 @@ def trimtab_scores(self: Any, tag: str, token_ids: Sequence[int], full: bool) ->
     return [_bytes(torch.cat(chosen)), _bytes(torch.cat(everything)) if full else b""]
 
 
+def trimtab_next(self: Any, tags: Sequence[str]) -> bytes | None:
+    """Log-probabilities of what follows each of some kept passes, `[len(tags), vocab_size]`; drops them."""
+    state: WorkerState = self.trimtab
+    rows = torch.cat([_taken(state.steps.kept, tag)[1][-1:] for tag in tags])
+    parts = [logits.float().log_softmax(-1) for i in range(0, len(rows), ROWS_AT_ONCE)
+             if (logits := _logits(self, rows[i:i + ROWS_AT_ONCE])) is not None]
+    return _bytes(torch.cat(parts).cpu()) if parts else None
+
+
 def trimtab_compare(self: Any, tag: str, other: str, token_ids: Sequence[int], residual: int | None,
                     ends: Sequence[int]) -> Any:
     """Divergence of two kept passes that predict `token_ids`, and if `residual` names a layer the shift of its stream.
@@ -215,4 +224,4 @@ def _bytes(tensor: torch.Tensor) -> bytes:
     return tensor.contiguous().float().numpy().tobytes()
 
 
-RPC = (trimtab_describe, trimtab_place, trimtab_forget, trimtab_scores, trimtab_compare, trimtab_captured)
+RPC = (trimtab_describe, trimtab_place, trimtab_forget, trimtab_scores, trimtab_next, trimtab_compare, trimtab_captured)

@@ -65,6 +65,14 @@ async def test_scores_equal_hooks(group: Group) -> None:
         assert torch.allclose(scores.logprobs[1:], chosen, atol=TOLERANCE)
 
 
+async def test_next_logprobs_equal_hooks(group: Group) -> None:
+    spec, edits = _cases(group)[0]
+    texts = [_prompt(i) for i in range(5)]
+    found = await group.engine.next_logprobs(texts, compiled(group.engine, *spec))
+    expected = torch.stack([ref.logprobs(group.model, text, len(text), edits)[-1] for text in texts])
+    assert torch.allclose(found, expected, atol=TOLERANCE)
+
+
 async def test_many_programs_through_few_slots(group: Group) -> None:
     """200 distinct programs cycle through 32 slots; a sample is checked against hooks, memory stays as it is."""
     facts = group.engine.facts
