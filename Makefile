@@ -81,6 +81,7 @@ types: $(VENV)/.dev
 
 bench: $(VENV)/.install
 	$(PY) -m benchmarks.embedded
+	$(PY) -m benchmarks.effects
 
 docs: $(VENV)/.install
 	$(PY) -m scripts.docs
@@ -91,6 +92,7 @@ replications: $(VENV)/.dev
 
 library: $(VENV)/.install
 	$(PY) -m scripts.bundled_library
+	$(PY) -m scripts.calibrate_bundled
 	$(PY) -m scripts.readme
 
 clean:

@@ -115,6 +115,10 @@ class Shadow:
             except asyncio.QueueFull:
                 self._drop("queue")
 
+    async def drained(self) -> None:
+        """Return when nothing that was offered waits to be measured."""
+        await self._queue.join()
+
     async def flush(self) -> None:
         """Write what was measured so far. What cannot be written is lost and counted."""
         samples, self._unwritten = self._unwritten, []
@@ -128,10 +132,13 @@ class Shadow:
     async def _work(self) -> None:
         while True:
             finished = await self._queue.get()
-            if await self._idle():
-                await self._measured(finished, per_token=False)
-            else:
-                self._drop("busy")
+            try:
+                if await self._idle():
+                    await self._measured(finished, per_token=False)
+                else:
+                    self._drop("busy")
+            finally:
+                self._queue.task_done()
 
     async def _idle(self) -> bool:
         """Wait for a moment in which no request waits; give up after a few seconds."""

@@ -54,7 +54,7 @@ def _affine(tensors: Tensors, size: int, generator: torch.Generator) -> dict[str
 
 
 def _dealt_dims(tensors: Tensors, size: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    order = torch.randperm(size, generator=generator)
+    order = torch.randperm(len(next(iter(tensors.values()))), generator=generator)
     return {name: values[order] for name, values in tensors.items()}
 
 

@@ -47,7 +47,11 @@ def _dose(axes: Any, setting: Setting) -> None:
         axes.errorbar([p.strength for p in side], [p.kl for p in side], [p.kl_error for p in side], color=color,
                       marker=marker, markersize=4, linewidth=1.4, label=name)
     _band(axes, setting.floor, [f.strength for f in setting.floor], lambda f: f.kl)
-    axes.set(xscale="log", yscale="log", xlabel="strength (raw)", ylabel="KL per token (nats)", title="Dose")
+    axes.set_xscale("log")
+    shown = [p.strength for p in setting.up][::2]
+    axes.set_xticks(shown, [f"{strength:.3g}" for strength in shown])
+    axes.set_xticks([], minor=True)
+    axes.set(yscale="log", xlabel="strength (raw)", ylabel="KL per token (nats)", title="Dose")
 
 
 def _target(axes: Any, setting: Setting) -> None:

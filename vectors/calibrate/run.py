@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,12 +23,15 @@ from vectors.extract.subject import Tokens, encoded
 # Prompts of the search for the range of strengths, which needs no exact figures.
 PILOT_PROMPTS = 8
 MOST_DOUBLINGS = 10
+HALVINGS = 2
 # Shares of a change: ops that add no direction carry out between none and all of it.
 LEAST_SHARE = 0.05
 # The floor is a band over many draws: each needs fewer prompts and strengths than the curve itself.
 FLOOR_PROMPTS = 16
 FLOOR_POINTS = 5
 DIGITS = 6
+# Completions that run at once, and programs: each takes one of the engine's slots.
+BATCH, MOST_AT_ONCE = 128, 8
 
 
 def calibrate(source: Source, options: CalibrateOptions, bench: Bench, progress: Progress, cancelled: Cancelled
@@ -72,16 +76,14 @@ class _Sweep:
         place = self._place(layers)
         adds = self._adds_direction(place)
         self._step(0.0, "range")
-        base = self._outcome(0.0, None)
+        base = self._outcome(0.0, None, self._prompts, self._score)
         strengths = self._options.strengths or (self._range(place) if adds else self._shares())
         sides: list[list[Outcome]] = []
         signs = (1, -1) if adds else (1,)
         for side, sign in enumerate(signs):
-            found = []
-            for i, strength in enumerate(strengths):
-                self._step(0.05 + 0.35 * (side + i / len(strengths)) / len(signs), "sweep")
-                found.append(self._outcome(strength, self._program(self._source, place.layers, sign * strength)))
-            sides.append(found)
+            self._step(0.05 + 0.35 * side / len(signs), "sweep")
+            sides.append(self._outcomes([(strength, self._program(self._source, place.layers, sign * strength))
+                                         for strength in strengths], self._prompts, self._score))
         if max(point.kl for point in sides[0]) <= 0:
             raise CalibrationFailed("no strength moves the output at all", param="name",
                                     fix="Check the scope, and that the artifact acts at these layers.")
@@ -135,11 +137,14 @@ class _Sweep:
                 break
             last *= 2
             end = kl(last)
-        # A curve that starts far below the range would spend its points where nothing is asked for.
-        while first < last and begin < low / 4:
-            if (begin_next := kl(2 * first)) > low:
-                break
-            first, begin = 2 * first, begin_next
+        # Points beyond the reach would be spent where nothing is asked for: halve what the last doubling overshot.
+        for _ in range(HALVINGS):
+            middle = math.sqrt(last * max(last / 2, first))
+            if end >= high and kl(middle) >= high:
+                last = middle
+            middle = math.sqrt(first * min(first * 2, last))
+            if begin <= low and kl(middle) <= low:
+                first = middle
         if first >= last:
             raise CalibrationFailed(f"doses of {low:g} to {high:g} nats lie between no two strengths", param="reach",
                                     fix="Give the strengths.")
@@ -156,10 +161,9 @@ class _Sweep:
         chosen = [strengths[i] for i in _picked(len(strengths), FLOOR_POINTS)]
         found = []
         for i, strength in enumerate(chosen):
-            outcomes = []
-            for n, draw in enumerate(draws):
-                self._step(0.4 + 0.6 * (i + n / len(draws)) / len(chosen), "placebo")
-                outcomes.append(self._outcome(strength, self._program(draw, place.layers, strength), some))
+            self._step(0.4 + 0.6 * i / len(chosen), "placebo")
+            outcomes = self._outcomes([(strength, self._program(draw, place.layers, strength)) for draw in draws], some,
+                                      self._floor_score)
             found.append(Floor(
                 strength=strength, kl=_spread([o.kl for o in outcomes]),
                 perplexity=_spread([o.perplexity for o in outcomes]),
@@ -168,10 +172,16 @@ class _Sweep:
                                                                        if o.target is not None])))
         return found
 
-    def _outcome(self, strength: float, program: Program | None, floor: Sequence[Tokens] | None = None) -> Outcome:
-        """floor: the prompts, for a draw of the placebo floor."""
-        trials = self._trials(self._prompts if floor is None else floor, program)
-        score = self._score if floor is None else self._floor_score
+    def _outcomes(self, programs: Sequence[tuple[float, Program]], prompts: Sequence[Tokens], score: Score | None
+                  ) -> list[Outcome]:
+        """In the order of `programs`, each with its strength; some run at once, to fill the engine's batches."""
+        with ThreadPoolExecutor(min(max(BATCH // len(prompts), 1), MOST_AT_ONCE)) as pool:
+            return list(pool.map(lambda item: self._outcome(*item, prompts, score), programs))
+
+    def _outcome(self, strength: float, program: Program | None, prompts: Sequence[Tokens], score: Score | None
+                 ) -> Outcome:
+        self._check()
+        trials = self._trials(prompts, program)
         kl = [trial.kl for trial in trials]
         mean = _mean(kl)
         spread = math.sqrt(sum((x - mean) ** 2 for x in kl) / max(len(kl) - 1, 1) / len(kl))

@@ -40,6 +40,7 @@ class Endpoints:
     calibrate = Endpoint(work.calibrate)
     calibration = Endpoint(work.calibration)
     calibration_plot = Endpoint(work.calibration_plot)
+    effects = Endpoint(work.effects)
     jobs = Endpoint(work.jobs)
     get_job = Endpoint(work.get_job)
     cancel_job = Endpoint(work.cancel_job)

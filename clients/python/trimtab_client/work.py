@@ -78,6 +78,17 @@ def calibration_plot(ref: str, *, format: Literal["png", "svg"] = "png", setting
                 params={"setting": setting})
 
 
+def effects(*, group: Literal["artifact", "preset", "minute", "all"] = "all", artifact: str | None = None,
+            preset: str | None = None, since: int | None = None, until: int | None = None, limit: int = 100
+            ) -> Call[dict[str, Any]]:
+    """What interventions did, measured in production: `{"data": [...]}`, largest KL first.
+
+    artifact: reference with version, "inline", or "all" for whole specs. since, until: seconds since 1970.
+    """
+    return Call("GET", "/v1/effects", plain, params={"group": group, "artifact": artifact, "preset": preset,
+                                                     "since": since, "until": until, "limit": limit})
+
+
 def jobs() -> Call[Page[Job]]:
     """Newest first."""
     return Call("GET", "/v1/jobs", reader(Page[Job]))

@@ -1,0 +1,131 @@
+"""Alert rules and board: read by the real program where it is installed, and naming metrics and labels that exist."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry
+
+from server.effects.metrics import EffectMetrics
+from server.metrics import Metrics
+
+DEPLOY = Path(__file__).parents[1] / "deploy"
+ALERTS = DEPLOY / "prometheus" / "alerts.yml"
+BOARD = json.loads((DEPLOY / "grafana" / "trimtab-effects.json").read_text())
+PROMTOOL = shutil.which("promtool")
+METRIC = re.compile(r"\b(trimtab_[a-z0-9_]+)(?:\{([^}]*)\})?")
+GROUPING = re.compile(r"\bby \(([a-z_, ]+)\)")
+
+
+def known() -> dict[str, set[str]]:
+    """Every series name that the server may expose, with its labels."""
+    metrics = Metrics()
+    EffectMetrics(metrics.registry, "m")
+    found: dict[str, set[str]] = {}
+    for collector in metrics.registry._collector_to_names:
+        for family in collector.describe():  # type: ignore[attr-defined]
+            labels = set(collector._labelnames)  # type: ignore[attr-defined]
+            endings = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))
+            found |= {family.name + end: labels | ({"le"} if end == "_bucket" else set()) for end in endings}
+    return found
+
+
+def expressions() -> list[str]:
+    rules = [rule["expr"] for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
+    return rules + [target["expr"] for panel in BOARD["panels"] for target in panel["targets"]] + [
+        variable["query"]["query"] for variable in BOARD["templating"]["list"] if isinstance(variable["query"], dict)]
+
+
+@pytest.mark.parametrize("expression", expressions())
+def test_every_query_names_metrics_and_labels_that_exist(expression: str) -> None:
+    series = known()
+    used = METRIC.findall(expression)
+    assert used
+    labels = set()
+    for name, selector in used:
+        assert name in series, name
+        labels |= series[name]
+        assert set(re.findall(r"([a-z_]+)\s*(?:=~|!~|!=|=)", selector)) <= series[name]
+    added = set(re.findall(r'label_replace\(.*?, "([a-z_]+)",', expression))
+    for group in GROUPING.findall(expression):
+        assert set(group.replace(" ", "").split(",")) <= labels | added
+    if asked := re.fullmatch(r"label_values\((\w+), (\w+)\)", expression):
+        assert asked[2] in series[asked[1]]
+
+
+def test_the_check_above_finds_what_is_not_there() -> None:
+    with pytest.raises(AssertionError):
+        test_every_query_names_metrics_and_labels_that_exist("rate(trimtab_effect_kl_sum[5m])")
+    with pytest.raises(AssertionError):
+        test_every_query_names_metrics_and_labels_that_exist("sum by (shape) (trimtab_effect_kl_nats_sum)")
+    with pytest.raises(AssertionError):
+        test_every_query_names_metrics_and_labels_that_exist('trimtab_effect_kl_nats_sum{shape="round"}')
+
+
+def test_the_board_shows_every_metric_of_effects() -> None:
+    registry = CollectorRegistry()
+    EffectMetrics(registry, "m")
+    names = {family.name for collector in registry._collector_to_names
+             for family in collector.describe()}  # type: ignore[attr-defined]
+    shown = " ".join(target["expr"] for panel in BOARD["panels"] for target in panel["targets"])
+    wanted = {name for name in names if name.startswith(("trimtab_effect", "trimtab_shadow"))}
+    assert {name for name in wanted if name not in shown} == set()
+
+
+def test_panels_do_not_overlap_and_have_ids_of_their_own() -> None:
+    cells: set[tuple[int, int]] = set()
+    for panel in BOARD["panels"]:
+        at = panel["gridPos"]
+        own = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert not own & cells and at["x"] + at["w"] <= 24
+        cells |= own
+    assert len({panel["id"] for panel in BOARD["panels"]}) == len(BOARD["panels"])
+
+
+def promtool(*words: Any) -> str:
+    done = subprocess.run([str(PROMTOOL), *map(str, words)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian: apt-get install prometheus)")
+def test_prometheus_takes_rules_and_configuration_and_the_rules_fire(tmp_path: Path) -> None:
+    count = sum(len(group["rules"]) for group in yaml.safe_load(ALERTS.read_text())["groups"])
+    assert f"{count} rules found" in promtool("check", "rules", ALERTS)
+    promtool("check", "config", DEPLOY / "prometheus" / "prometheus.yml")
+    assert "SUCCESS" in promtool("test", "rules", DEPLOY / "prometheus" / "alerts_test.yml")
+
+    # Against rules that never fire, and against rules that always do, the same tests fail.
+    for number in ("1e9", "-1"):
+        folder = tmp_path / number
+        folder.mkdir()
+        (folder / "alerts.yml").write_text(re.sub(r"> [0-9.]+", f"> {number}", ALERTS.read_text()))
+        shutil.copy(DEPLOY / "prometheus" / "alerts_test.yml", folder)
+        done = subprocess.run([str(PROMTOOL), "test", "rules", str(folder / "alerts_test.yml")], capture_output=True,
+                              timeout=120)
+        assert done.returncode != 0
+
+
+def test_every_alert_has_a_test() -> None:
+    tested = {case["alertname"] for test in yaml.safe_load(
+        (DEPLOY / "prometheus" / "alerts_test.yml").read_text())["tests"] for case in test["alert_rule_test"]
+        if case["exp_alerts"]}
+    rules = {rule["alert"] for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]}
+    assert tested == rules
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian: apt-get install prometheus)")
+def test_prometheus_reads_what_the_server_exposes() -> None:
+    from prometheus_client import generate_latest
+
+    metrics = Metrics()
+    EffectMetrics(metrics.registry, "m")
+    metrics.answered("/v1/completions", "POST", 200, 0.1)
+    done = subprocess.run([str(PROMTOOL), "check", "metrics"], input=generate_latest(metrics.registry),
+                          capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
