@@ -15,7 +15,7 @@ from steering.facts import ModelFacts
 from steering.program import Program
 from steering.spec import Site
 from vectors.calibrate.bench import Trial
-from vectors.extract.subject import Prompt, Tokens, Turn, continuation_ids
+from vectors.extract.subject import Programs, Prompt, Tokens, Turn, continuation_ids
 
 T = TypeVar("T")
 
@@ -48,8 +48,16 @@ class EngineSubject:
         requests = [CaptureRequest(text, {site: layers}, positions) for text in texts]
         return [found[site] for found in self._wait(self.state.engine.capture(requests, program))]
 
-    def next_logprobs(self, texts: Sequence[Sequence[int]], program: Program | None = None) -> torch.Tensor:
-        return self._wait(self.state.engine.next_logprobs(texts, program))
+    def next_logprobs(self, texts: Sequence[Sequence[int]], program: Programs = None) -> torch.Tensor:
+        if not isinstance(program, Sequence):
+            return self._wait(self.state.engine.next_logprobs(texts, program))
+        found = torch.empty(len(texts), self.facts.vocab_size)
+        members: dict[str | None, list[int]] = {}
+        for n, own in enumerate(program):
+            members.setdefault(None if own is None else own.digest, []).append(n)
+        for chosen in members.values():
+            found[chosen] = self._wait(self.state.engine.next_logprobs([texts[n] for n in chosen], program[chosen[0]]))
+        return found
 
     def generate(self, texts: Sequence[Sequence[int]], max_tokens: int, program: Program | None = None) -> list[str]:
         return self._wait(self._generate_all(texts, max_tokens, program))

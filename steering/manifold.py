@@ -75,9 +75,9 @@ class Manifold:
         shorter = change - wrapped * torch.ceil(change / wrapped - 0.5)
         return self.inside(source + fraction * torch.where(self.period > 0, shorter, change))
 
-    def sample(self) -> torch.Tensor:
-        """Coordinates `[k, a]` all over the manifold, in a grid that is regular along every axis."""
-        count = SAMPLES[self.axes]
+    def sample(self, count: int | None = None) -> torch.Tensor:
+        """Coordinates `[k, a]` all over the manifold, in a grid of `count` (see SAMPLES) along every axis."""
+        count = count or SAMPLES[self.axes]
         along = [torch.arange(count, dtype=torch.float64) * (float(period) / count) if period > 0
                  else torch.linspace(float(self.knots[:, n].min()), float(self.knots[:, n].max()), count,
                                      dtype=torch.float64)

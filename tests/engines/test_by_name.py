@@ -1,6 +1,7 @@
 """Stored artifacts, three of different kinds named in one HTTP request, against plain Hugging Face hooks."""
 
 import asyncio
+import math
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,11 @@ WIDE_SHIFT = torch.zeros(HEADS, HEAD_DIM)
 WIDE_SHIFT[[1, 3]] = SHIFT
 VALUES = _vector(10, 3)
 SCALE = 1 + 0.3 * _vector(11)
+PLANE = torch.linalg.qr(_vector(13, D * 2).reshape(D, 2)).Q.T.contiguous()
+ANGLES = torch.arange(5) * 2 * math.pi / 5
+RING = torch.cat([torch.stack([ANGLES.cos(), ANGLES.sin()], dim=1) * 4, _vector(12, 5).reshape(5, 1)], dim=1)
+RING_TENSORS = {"basis": BASIS, "mean": W, "knots": torch.arange(5.0).unsqueeze(1), "points": RING,
+                "period": torch.tensor([5.0])}
 
 # name -> metadata, tensors by layer, and the same as hooks. A bare name in a request then means all of it.
 Stored = tuple[dict[str, Any], dict[int, dict[str, torch.Tensor]], list[ref.Edit]]
@@ -67,6 +73,19 @@ DENSE: dict[str, Stored] = {
     "a-probe": ({"kind": "probe", "op": "ablate", "site": "resid_post"},
                 {0: {"weight": U, "bias": torch.tensor(0.0)}},
                 [ref.Edit("resid_post", 0, ref.project_out((U / U.norm())[None]), ref.everywhere)]),
+    "a-ring": ({"kind": "manifold", "op": "manifold", "site": "resid_post",
+                "options": {"labels": list("abcde"), "target": "d"}}, {1: RING_TENSORS},
+               [ref.Edit("resid_post", 1, ref.swap_part(BASIS, W, RING[3]), ref.everywhere)]),
+    "a-shift": ({"kind": "manifold", "op": "manifold", "site": "resid_post", "options": {"shift": 1.5}},
+                {2: RING_TENSORS}, [ref.Edit("resid_post", 2, ref.shift_part(BASIS, W, RING, 1.5), ref.everywhere)]),
+    "a-plane": ({"kind": "subspace", "op": "rotate", "site": "resid_post", "options": {"angle": 140}}, {2: {
+        "basis": PLANE}}, [ref.Edit("resid_post", 2, ref.turn_to(PLANE, 140), ref.everywhere)]),
+    "a-clamp": ({"kind": "vector", "op": "clamp", "site": "mlp_out", "options": {"min": -0.1, "max": 0.4}},
+                {2: {"vector": U}}, [ref.Edit("mlp_out", 2, ref.clip_along(U, -0.1, 0.4), ref.everywhere)]),
+    "an-ablation": ({"kind": "vector", "op": "ablate", "site": "resid_pre", "options": {"multi_site": True,
+                                                                                       "source_layer": 1}},
+                    {1: {"vector": U}}, [ref.Edit(site, n, ref.project_out((U / U.norm())[None]), ref.everywhere)
+                                         for n in range(3) for site in ("resid_pre", "attn_out", "mlp_out")]),
 }
 MIXTURE: dict[str, Stored] = {
     "a-vector": DENSE["a-vector"],
@@ -82,6 +101,9 @@ STACKS = [
     ("qwen3", DENSE, ["a-head-set", "an-affine", "a-dim-mask"]),
     ("qwen3", DENSE, ["a-probe", "a-neuron-set", "a-head-set"]),
     ("qwen3", DENSE, ["a-sign-pattern", "a-diagonal", "a-vector"]),
+    ("qwen3", DENSE, ["a-ring", "a-vector", "a-plane"]),
+    ("qwen3", DENSE, ["a-clamp", "a-shift", "a-head-set"]),
+    ("qwen3", DENSE, ["an-ablation", "a-shift", "a-ring"]),
     ("qwen3_moe", MIXTURE, ["an-expert-set", "a-vector", "a-subspace"]),
 ]
 
@@ -137,4 +159,4 @@ async def test_three_stored_kinds_in_one_request_equal_hooks(family: str, model_
 
 def test_every_kind_is_in_a_stack() -> None:
     kinds = {stored[name][0]["kind"] for _, stored, names in STACKS for name in names}
-    assert set(KINDS) - kinds <= {"manifold", "diagonal"}
+    assert kinds == set(KINDS)

@@ -137,6 +137,21 @@ def test_padded_ranks_do_the_same(rank: int, padded: int) -> None:
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.parametrize("rank", [2, 3, 5])
+def test_padded_tables_do_the_same(rank: int) -> None:
+    g = torch.Generator().manual_seed(rank)
+    row = Row("nearest", {"basis": torch.linalg.qr(torch.randn(D, rank, generator=g)).Q.T,
+                          "origin": torch.randn(rank, generator=g), "points": torch.randn(7, rank, generator=g),
+                          "goals": torch.randn(7, rank, generator=g), "keep": torch.tensor(0.0),
+                          "amount": torch.tensor(0.8)})
+    wide = pad_rank(row)
+    assert wide.tensors["points"].shape == (7, 1 << (rank - 1).bit_length())
+    h = torch.randn(1, D, generator=g)
+    results = [get_kernel("nearest")(h, {n: t[None] for n, t in r.tensors.items()}) for r in (row, wide)]
+    torch.testing.assert_close(*results)
+    assert not torch.allclose(results[0], h)
+
+
 def _random_row(g: np.random.Generator) -> Row:
     def draw(*shape: int) -> torch.Tensor:
         return torch.tensor(g.normal(size=shape), dtype=torch.float32)

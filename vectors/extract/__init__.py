@@ -11,6 +11,7 @@ from vectors.extract import (
     head_ablation,
     head_shift,
     logistic_probe,
+    manifold,
     mean_difference,
     native_skills,
     pca_pairwise,
@@ -37,7 +38,7 @@ from vectors.extract.subject import Subject
 
 __all__ = ["Cancelled", "Capture", "ExtractOptions", "ExtractRequest", "Extraction", "Pair", "Progress",
            "RecipeOptions", "Subject", "aligned_concept", "check_options", "condition", "entropic_steering",
-           "function_vector", "get_recipe", "head_ablation", "head_shift", "logistic_probe", "mean_difference",
-           "methods", "native_skills", "parse_fields", "parse_request", "pca_pairwise", "pca_repe", "recipes",
-           "refusal_direction", "relation_neurons", "run", "run_recipe", "sign_pattern", "tunable_experts",
+           "function_vector", "get_recipe", "head_ablation", "head_shift", "logistic_probe", "manifold",
+           "mean_difference", "methods", "native_skills", "parse_fields", "parse_request", "pca_pairwise", "pca_repe",
+           "recipes", "refusal_direction", "relation_neurons", "run", "run_recipe", "sign_pattern", "tunable_experts",
            "tuned_lens"]

@@ -14,7 +14,7 @@ from steering.scope import bits_at, touch_map
 from steering.sites import attach
 from steering.spec import Site
 from steering.steerer import Steerer
-from vectors.extract.subject import Prompt, Tokens, Turn, continuation_ids
+from vectors.extract.subject import Programs, Prompt, Tokens, Turn, continuation_ids, one_each
 
 MOST_PADDING = 8
 
@@ -66,7 +66,7 @@ class LocalSubject:
                 found[n] = {layer: h.view(*ids.shape, -1)[i, rows].float().cpu() for layer, h in held.items()}
         return found
 
-    def next_logprobs(self, texts: Sequence[Sequence[int]], program: Program | None = None) -> torch.Tensor:
+    def next_logprobs(self, texts: Sequence[Sequence[int]], program: Programs = None) -> torch.Tensor:
         return self._next(texts, list(map(len, texts)), program)
 
     def token_logprobs(self, texts: Sequence[Sequence[int]], program: Program | None = None) -> list[torch.Tensor]:
@@ -96,12 +96,14 @@ class LocalSubject:
         return [str(self._tokenizer.decode(said[len(text):], skip_special_tokens=True))
                 for text, said in zip(texts, ids, strict=True)]
 
-    def _next(self, texts: Sequence[Sequence[int]], prompt_lengths: Sequence[int], program: Program | None
+    def _next(self, texts: Sequence[Sequence[int]], prompt_lengths: Sequence[int], program: Programs
               ) -> torch.Tensor:
         found = torch.empty(len(texts), self._facts.vocab_size)
+        programs = one_each(program, len(texts))
         for group in near_lengths(texts):
             ends = sorted({len(texts[n]) - 1 for n in group})
-            with self._steered([texts[n] for n in group], program, [prompt_lengths[n] for n in group]) as ids:
+            with self._steered([texts[n] for n in group], [programs[n] for n in group],
+                               [prompt_lengths[n] for n in group]) as ids:
                 logits = self._model(input_ids=ids, use_cache=False,
                                      logits_to_keep=torch.tensor(ends, device=ids.device)).logits
             for i, n in enumerate(group):
@@ -109,25 +111,27 @@ class LocalSubject:
         return found
 
     @contextmanager
-    def _steered(self, texts: Sequence[Sequence[int]], program: Program | None,
+    def _steered(self, texts: Sequence[Sequence[int]], program: Programs,
                  prompt_lengths: Sequence[int] | None = None) -> Iterator[torch.Tensor]:
-        """Token ids `[len(texts), longest]`, padded; inside, the program acts on their pass. Tokens behind a text's
+        """Token ids `[len(texts), longest]`, padded; inside, the programs act on their pass. Tokens behind a text's
         prompt length (default: none) count as generated."""
         device = self._model.device
         ids = padded(texts).to(device)
+        programs = one_each(program, len(texts))
         with torch.no_grad(), ExitStack() as stack:
-            if program is not None and program.acting:
-                bank = Bank(1, device)
+            if any(item is not None and item.acting for item in programs):
+                bank = Bank(len(texts), device)
                 steerer = Steerer(self._model, bank)
                 stack.callback(steerer.detach)
                 slots = np.zeros(tuple(ids.shape), np.int32)
                 bits = np.zeros(tuple(ids.shape), np.uint32)
-                slot = bank.acquire(program)
-                for i, text in enumerate(texts):
+                for i, (text, own) in enumerate(zip(texts, programs, strict=True)):
+                    if own is None:
+                        continue
                     prompt = len(text) if prompt_lengths is None else prompt_lengths[i]
-                    touch = touch_map(program.scopes, text[:prompt], len(text) - prompt)
-                    slots[i, :len(text)] = slot
-                    bits[i, :len(text)] = bits_at(touch, program.rules, np.arange(len(text)),
+                    touch = touch_map(own.scopes, text[:prompt], len(text) - prompt)
+                    slots[i, :len(text)] = bank.acquire(own)
+                    bits[i, :len(text)] = bits_at(touch, own.rules, np.arange(len(text)),
                                                   np.asarray(text, dtype=np.int64))
                 stack.enter_context(steerer.acting(steerer.plan(slots.ravel(), bits.ravel())))
             yield ids

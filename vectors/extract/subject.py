@@ -27,6 +27,8 @@ class Turn(Model):
 TokenIds = Annotated[list[Annotated[int, Field(strict=True, ge=0)]], Field(min_length=1, max_length=2**20)]
 Conversation = Annotated[list[Turn], Field(min_length=1, max_length=1024)]
 Prompt = str | Conversation | TokenIds
+# One for all texts of a call, or one for each.
+Programs = Program | None | Sequence[Program | None]
 
 
 class Subject(Protocol):
@@ -50,7 +52,7 @@ class Subject(Protocol):
         """As `contract.Capture`; with a program: what is read is after its interventions."""
         ...
 
-    def next_logprobs(self, texts: Sequence[Sequence[int]], program: Program | None = None) -> torch.Tensor:
+    def next_logprobs(self, texts: Sequence[Sequence[int]], program: Programs = None) -> torch.Tensor:
         """Log-probabilities of the token after each text, `[num_texts, vocab_size]` float32."""
         ...
 
@@ -136,11 +138,17 @@ def stream(subject: Subject, texts: Sequence[Sequence[int]], site: Site, layers:
 
 
 def answer_logprobs(subject: Subject, texts: Sequence[Sequence[int]], step: Callable[[float], None],
-                    program: Program | None = None, *, tokens: Sequence[int] | None = None) -> torch.Tensor:
+                    program: Programs = None, *, tokens: Sequence[int] | None = None) -> torch.Tensor:
     """`next_logprobs` of any number of texts, float64; only those of `tokens`, in their order, where given."""
     parts = []
     for batch in batches(texts):
         step(batch.start / len(texts))
-        found = subject.next_logprobs([texts[n] for n in batch], program).double()
+        own = program[batch.start:batch.stop] if isinstance(program, Sequence) else program
+        found = subject.next_logprobs([texts[n] for n in batch], own).double()
         parts.append(found if tokens is None else found[:, list(tokens)])
     return torch.cat(parts)
+
+
+def one_each(program: Programs, count: int) -> list[Program | None]:
+    """The program of each of `count` texts."""
+    return list(program) if isinstance(program, Sequence) else [program] * count

@@ -16,7 +16,7 @@ from steering.ops.kernel import get_kernel
 from steering.program import Program
 from steering.scope import bits_at, touch_map
 from steering.spec import Site
-from vectors.extract.subject import Prompt, Tokens, Turn
+from vectors.extract.subject import Programs, Prompt, Tokens, Turn, one_each
 
 D_MODEL, NUM_HEADS, HEAD_DIM, D_FF, NUM_LAYERS, VOCAB = 32, 4, 8, 32, 3, 400
 
@@ -109,8 +109,9 @@ class Toy:
             found.append({layer: seen[site, layer][rows].float() for layer in layers})
         return found
 
-    def next_logprobs(self, texts: Sequence[Sequence[int]], program: Program | None = None) -> torch.Tensor:
-        return torch.stack([self.forward(ids, program, len(ids), {}).log_softmax(dim=-1).float() for ids in texts])
+    def next_logprobs(self, texts: Sequence[Sequence[int]], program: Programs = None) -> torch.Tensor:
+        return torch.stack([self.forward(ids, own, len(ids), {}).log_softmax(dim=-1).float()
+                            for ids, own in zip(texts, one_each(program, len(texts)), strict=True)])
 
     def generate(self, texts: Sequence[Sequence[int]], max_tokens: int, program: Program | None = None) -> list[str]:
         said = []

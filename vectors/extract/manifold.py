@@ -1,0 +1,306 @@
+"""Manifold steering: the curve or surface on which a concept's values lie, and that of their answers (methods/04).
+
+Texts are labelled with the true answer and read at the last token. Per layer, on train: principal subspace, a centroid
+per label, a spline through them. A layer whose centroids do not come in the order of the labels (cyclic), or are no
+nearer to their neighbours than in random orders (sequential, graph), holds no such manifold and is passed over. Of the
+others, the one whose swaps move the answer on dev (within 0.05 of the best), and of those the one with the least
+energy. On test: swaps onto labels beside centroids of dealt labels and beside random subspaces of the same rank; walks
+along the manifold beside the chord, the chord at the manifold's distance from the mean, and splines with dealt knots.
+
+Decided where the card infers: only the subspace is replaced in all walks, chords too; a swap counts when the answer's
+distribution is nearest to the value's natural one, which serves values with several right answers; sequential knots
+are arc lengths; surfaces are thin-plate splines. Left out: finding activations by gradient for outputs on the
+behaviour manifold.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+
+from steering.errors import InvalidPayload, InvalidRequest
+from steering.manifold import MAX_KNOTS, MAX_RANK, Manifold
+from steering.spec import Label, Site
+from vectors.extract.behaviour import Answers, Behaviour
+from vectors.extract.errors import FitFailed, NoContrast, OneClass
+from vectors.extract.items import Examples, Labelled, labelled
+from vectors.extract.manifold_fit import Fit, Layout, chosen_pairs, fit, means_by_label, shuffled
+from vectors.extract.manifold_trial import (
+    READ_OUT,
+    Trial,
+    along_chord,
+    along_manifold,
+    as_long_as,
+    by_distance,
+    sign_flip_p,
+)
+from vectors.extract.recipe import Made, Recipe, RecipeOptions, Span, Work, register, site_layers
+from vectors.extract.scratch import Scratch
+from vectors.extract.standing import rounded, standing
+from vectors.extract.subject import answer_logprobs, first_token, stream
+
+SITE: Site = "resid_post"
+ORDER_P = 0.05
+SWAP_MARGIN = 0.05
+Coordinates = Annotated[list[float], Field(min_length=1, max_length=3)]
+
+
+class ManifoldRequest(RecipeOptions):
+    """Prompts whose answers range over the values of a concept."""
+
+    examples: Examples
+    layout: Literal["cyclic", "sequential", "graph"] = Field(
+        default="cyclic", description="How the values lie to one another.")
+    order: Annotated[list[Label], Field(max_length=MAX_KNOTS)] = Field(
+        default=[], description="The values in their order (cyclic, sequential).")
+    coordinates: dict[Label, Coordinates] = Field(
+        default={}, description="Where each value lies (graph): two or three coordinates, neighbours one apart.")
+    period: Annotated[list[Annotated[float, Field(ge=0)]], Field(max_length=3)] = Field(
+        default=[], description="Length of each axis of a graph that wraps, 0 for those that do not; empty: none does.")
+    answers: dict[Label, Annotated[list[str], Field(min_length=1, max_length=32)]] = Field(
+        default={}, description="Spellings of each value as an answer, by their first tokens; empty: those of the "
+        "label, with and without a space, that are one token.")
+    rank: int = Field(default=64, ge=2, le=MAX_RANK, description="Dimensions of the subspace, at most.")
+    check_order: bool = Field(default=True, description="Pass over layers where the values do not lie in their order.")
+    steps: int = Field(default=10, ge=3, le=200, description="Points of a walk.")
+    max_eval: int = Field(default=4, ge=1, le=200, description="Most base prompts of dev and of test.")
+    max_pairs: int = Field(default=24, ge=4, le=2000, description="Most pairs of values to walk between.")
+
+    @model_validator(mode="after")
+    def _laid_out(self) -> Self:
+        if self.layout == "graph":
+            if self.order or not self.coordinates:
+                raise ValueError("a graph is laid out by coordinates")
+            axes = {len(values) for values in self.coordinates.values()}
+            if len(axes) != 1 or axes == {1}:
+                raise ValueError("every value of a graph has as many coordinates, two or three; use sequential for one")
+            if self.period and len(self.period) != axes.pop():
+                raise ValueError("period has a number for every axis")
+        elif self.coordinates or self.period or not self.order:
+            raise ValueError("cyclic and sequential values are laid out by order")
+        if len(set(self.order)) < len(self.order):
+            raise ValueError("a value occurs twice in order")
+        return self
+
+    @property
+    def labels(self) -> list[str]:
+        return list(self.coordinates) if self.layout == "graph" else self.order
+
+    def placed(self) -> Layout:
+        count = len(self.labels)
+        if self.layout == "graph":
+            places = torch.tensor(list(self.coordinates.values()), dtype=torch.float64)
+            return Layout("graph", places, torch.tensor(self.period or [0.0] * places.shape[1], dtype=torch.float64))
+        period = torch.tensor([float(count) if self.layout == "cyclic" else 0.0], dtype=torch.float64)
+        return Layout(self.layout, torch.arange(count, dtype=torch.float64).unsqueeze(1), period)
+
+
+@register
+class ManifoldSteering(Recipe):
+    name = "manifold"
+    summary = "the curve or surface on which a concept's values lie, to move answers along"
+    request = ManifoldRequest
+
+    def make(self, request: ManifoldRequest, work: Work) -> Made:
+        labels, layout = request.labels, request.placed()
+        _check_layout(layout)
+        layers = site_layers(request, SITE, work.facts)
+        data = labelled(request.examples, work.subject, request.seed)
+        values = _values(data, labels)
+        answers = _answers(request, work)
+        train, test = (list(data.splits[split]) for split in ("train", "test"))
+        natural = answers.distribution(answer_logprobs(work.subject, data.texts, work.within(0.0, 0.1, "capture"),
+                                                       tokens=answers.tokens))
+        behaviour = Behaviour.fit(natural[train], values[train], layout)
+        norms = dict.fromkeys(layers, 0.0)
+        fits: dict[int, Fit] = {}
+        reading: dict[int, float] = {}
+        with Scratch(layers, len(data.texts), work.facts.d_model) as store:
+            for n, found in stream(work.subject, data.texts, SITE, layers, [-1], work.within(0.1, 0.3, "capture")):
+                for layer in layers:
+                    store.put(layer, n, found[layer][0])
+                    norms[layer] += float(found[layer][0].norm()) / len(data.texts)
+            for layer in layers:
+                made = _fitted(store.rows(layer, train), values[train], layout, request, layer)
+                if made is not None:
+                    fits[layer] = made
+                    reading[layer] = _read(made, made.centroids, store.rows(layer, test), values[test])
+            usable = [n for n, made in fits.items() if not request.check_order or _in_order(made, layout)]
+            if not usable:
+                raise FitFailed("at no layer do the values lie in their order", param="layers", fix="Give more "
+                                "examples, or other layers; check_order false makes a manifold all the same.")
+
+            def tried(layer: int, split: Literal["dev", "test"]) -> Trial:
+                base = _spread(data.splits[split], values, request.max_eval)
+                return Trial(work, SITE, layer, fits[layer], answers, behaviour, [data.texts[n] for n in base],
+                             [int(values[n]) for n in base])
+
+            dev = {layer: _dev(tried(layer, "dev"), request, layout, work.within(0.3, 0.5, "fit").part(n, len(usable)))
+                   for n, layer in enumerate(usable)}
+            most = max(score["swap"] for score in dev.values())
+            layer = min((n for n in usable if dev[n]["swap"] >= most - SWAP_MARGIN), key=lambda n: dev[n]["energy"])
+            rows = store.rows(layer, train)
+        trial, best = tried(layer, "test"), fits[layer]
+        swaps, controls = _swaps(trial, request, rows, values[train], work.within(0.5, 0.6, "control"))
+        energy, walk, controls["shuffled_knots"] = _walks(trial, request, layout, work.within(0.6, 1.0, "control"))
+        report: dict[str, Any] = {
+            "method": self.name, "site": SITE, "layout": request.layout, "labels": labels, "best_layer": layer,
+            "rank": len(best.basis), "examples": data.counts(),
+            "layers": {str(n): {"order": made.natural, "order_p": rounded(made.order_p), "dev": dev.get(n),
+                                "test_reading": rounded(reading[n])} for n, made in fits.items()},
+            "natural_energy": rounded(float(trial.energies(natural[test].view(1, len(test), 1, -1)))),
+            "test": swaps | {"answered": rounded(float((behaviour.nearest_value(natural[test]) == values[test])
+                                                       .double().mean()))},
+            "energy": energy, "walk": walk, "controls": controls}
+        return Made(
+            kind="manifold", op="manifold", site=SITE, numbers={n: _numbers(fits[n]) for n in usable},
+            options={"labels": labels}, default_layers=[layer], scope=READ_OUT, residual_norm=norms, report=report,
+            sign_convention="target names a label or a place in their order; shift goes on from where the token is",
+            card={"layer": layer, "rank": len(best.basis), "layout": request.layout, "swap": report["test"]["swap"],
+                  "mean_instead": report["test"]["mean_instead"], "energy": report["energy"]["far"],
+                  "shuffled_labels_percentile": report["controls"]["shuffled_labels"]["percentile"],
+                  "shuffled_knots_percentile": report["controls"]["shuffled_knots"]["percentile"]},
+            data={"data_hash": data.digest, "num_examples": len(data.texts)})
+
+
+def _values(data: Labelled, labels: Sequence[str]) -> torch.Tensor:
+    """Number of each text's label.
+
+    Raises:
+        OneClass: labels and layout differ.
+    """
+    if set(data.labels) != set(labels):
+        odd = sorted(set(data.labels) ^ set(labels))[0]
+        raise OneClass(f"the value {odd[:80]!r} is in the layout or among the examples, and not in both",
+                       param="examples", fix="Lay out every label, and give examples of each.")
+    return torch.tensor([labels.index(label) for label in data.labels])
+
+
+def _answers(request: ManifoldRequest, work: Work) -> Answers:
+    """Raises NoContrast: two values share a first token, or a value has no spelling of one token."""
+    groups: list[list[int]] = []
+    owner: dict[int, str] = {}
+    for label in request.labels:
+        if label in request.answers:
+            tokens = [first_token(work.subject, text, f"answers[{label}]") for text in request.answers[label]]
+        else:
+            spelled = [work.subject.encode_continuation(text) for text in (f" {label}", label)]
+            tokens = [ids[0] for ids in spelled if len(ids) == 1]
+        if not tokens:
+            raise NoContrast(f"the value {label!r} is no single token", param="answers",
+                             fix="Give its spellings; their first tokens count.")
+        for token in tokens:
+            if owner.setdefault(token, label) != label:
+                raise NoContrast(f"{label!r} and {owner[token]!r} begin with the same token", param="answers",
+                                 fix="Give spellings whose first tokens differ.")
+        groups.append(list(dict.fromkeys(tokens)))
+    return Answers.make(groups)
+
+
+def _check_layout(layout: Layout) -> None:
+    """Raises InvalidRequest: coordinates through which no curve or surface can be laid."""
+    try:
+        Manifold.build(layout.coordinates, torch.zeros(len(layout.coordinates), 1), layout.period)
+    except InvalidPayload as error:
+        raise InvalidRequest(f"the values' layout makes no manifold: {error.message}",
+                             param="coordinates" if layout.kind == "graph" else "order", fix=error.fix) from error
+
+
+def _fitted(rows: torch.Tensor, values: torch.Tensor, layout: Layout, request: ManifoldRequest, layer: int
+            ) -> Fit | None:
+    """None where the activations make no manifold, as where two values have the same centroid."""
+    try:
+        return fit(rows, values, layout, request.rank, request.generator(layer))
+    except InvalidPayload:
+        return None
+
+
+def _in_order(made: Fit, layout: Layout) -> bool:
+    return made.natural if layout.kind == "cyclic" else made.order_p <= ORDER_P
+
+
+def _read(made: Fit, centroids: torch.Tensor, rows: torch.Tensor, values: torch.Tensor) -> float:
+    """Share of activations whose nearest centroid is that of their value."""
+    return float((torch.cdist(made.inside(rows), centroids).argmin(dim=1) == values).double().mean())
+
+
+def _spread(members: Sequence[int], values: torch.Tensor, most: int) -> list[int]:
+    """At most `most` texts, of as many values as there are."""
+    seen: dict[int, int] = {}
+    turn = {}
+    for n in members:
+        value = int(values[n])
+        turn[n] = seen[value] = seen.get(value, 0) + 1
+    return sorted(members, key=lambda n: (turn[n], n))[:most]
+
+
+def _numbers(made: Fit) -> dict[str, torch.Tensor]:
+    return {"basis": made.basis, "mean": made.mean, "knots": made.manifold.knots, "points": made.manifold.points,
+            "period": made.manifold.period}
+
+
+def _dev(trial: Trial, request: ManifoldRequest, layout: Layout, span: Span) -> dict[str, float]:
+    """Swaps and the energy of a few walks."""
+    swap, mass = trial.swaps(trial.fit.centroids, span.part(0, 2))
+    own = torch.arange(len(trial.fit.centroids))
+    path = along_manifold(trial.fit.manifold, own, min(request.steps, 6))
+    pairs = chosen_pairs(layout, min(request.max_pairs, 8), request.generator(1000))
+    energy = trial.energies(trial.walks([path(a, b) for a, b in pairs], span.part(1, 2))).mean()
+    return {"swap": rounded(swap), "target_mass": rounded(mass), "energy": rounded(float(energy))}
+
+
+def _swaps(trial: Trial, request: ManifoldRequest, rows: torch.Tensor, values: torch.Tensor, span: Span
+           ) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Swaps on test, and what centroids of dealt labels and other subspaces do."""
+    generator, count = request.generator(1001), 2 * request.draws + 2
+    centroids = trial.fit.centroids
+    swap, mass = trial.swaps(centroids, span.part(0, count))
+    nothing = trial.swaps(torch.zeros_like(centroids), span.part(1, count))[0]
+    raw = means_by_label(rows - trial.fit.mean, values, len(centroids))
+    inside = trial.fit.inside(rows)
+    dealt, elsewhere = [], []
+    for n in range(request.draws):
+        order = torch.randperm(len(values), generator=generator)
+        dealt.append(trial.swaps(means_by_label(inside, values[order], len(centroids)), span.part(2 * n + 2, count))[0])
+        draw = torch.randn(raw.shape[1], len(trial.fit.basis), generator=generator, dtype=torch.float64)
+        basis = torch.linalg.qr(draw).Q.T.contiguous()
+        elsewhere.append(trial.swaps(raw @ basis.T, span.part(2 * n + 3, count), basis)[0])
+    return ({"swap": rounded(swap), "target_mass": rounded(mass), "mean_instead": rounded(nothing),
+             "swaps": len(trial.prompts) * (len(centroids) - 1)},
+            {"shuffled_labels": standing(swap, dealt), "random_subspaces": standing(swap, elsewhere)})
+
+
+def _walks(trial: Trial, request: ManifoldRequest, layout: Layout, span: Span
+           ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Energies of walks on test by distance; the longest walk written out; where the energy (less is better: with its
+    sign turned) stands among those of splines with dealt knots."""
+    made, steps = trial.fit, request.steps
+    pairs = chosen_pairs(layout, request.max_pairs, request.generator(1002))
+    far = torch.tensor([max(1, round(float(layout.distances()[a, b]))) for a, b in pairs])
+    manifold = along_manifold(made.manifold, torch.arange(len(made.centroids)), steps)
+    chord = along_chord(made, steps)
+    kinds = {"manifold": manifold, "chord": chord, "norm_matched_chord": as_long_as(chord, manifold)}
+    count = len(kinds) + request.draws
+    walked = {name: trial.walks([path(a, b) for a, b in pairs], span.part(n, count))
+              for n, (name, path) in enumerate(kinds.items())}
+    energies = {name: trial.energies(found) for name, found in walked.items()}
+    generator = request.generator(1003)
+    drawn = []
+    for n in range(request.draws):
+        path = along_manifold(*shuffled(made, generator), steps)
+        drawn.append(trial.energies(trial.walks([path(a, b) for a, b in pairs], span.part(len(kinds) + n, count))))
+    energies["shuffled_knots"] = torch.stack(drawn).mean(dim=0)
+    away = far > 1 if bool((far > 1).any()) else far > 0
+    means = {name: rounded(float(values[away].mean())) for name, values in energies.items()}
+    ends = max(range(len(pairs)), key=lambda n: int(far[n]))
+    return (
+        {"pairs": len(pairs), "steps": steps, "prompts": len(trial.prompts), "by_distance": by_distance(energies, far),
+         "far": means,
+         "p_below": {name: rounded(sign_flip_p((energies["manifold"] - values)[away], generator))
+                     for name, values in energies.items() if name != "manifold"},
+         "peak_other": {name: rounded(float(found[..., -1].amax(dim=2).mean())) for name, found in walked.items()}},
+        {"source": request.labels[pairs[ends][0]], "target": request.labels[pairs[ends][1]],
+         **{name: [[round(float(p), 4) for p in step] for step in walked[name][ends].mean(dim=0)]
+            for name in ("manifold", "chord")}},
+        standing(-means["manifold"], [-float(values[away].mean()) for values in drawn]))
