@@ -8,6 +8,7 @@ from lab.replications import (
     conditional_gates,
     entropic_steering,
     function_vectors,
+    manifold_steering,
     native_skills,
     refusal_direction,
     relation_neurons,
@@ -18,7 +19,7 @@ from lab.replications import (
 from lab.replications.common import Row
 
 ROWS: tuple[Row, ...] = (
-    function_vectors.ROW, tunable_experts.ROW, sign_patterns.ROW, entropic_steering.ROW, native_skills.ROW,
+    function_vectors.ROW, tunable_experts.ROW, sign_patterns.ROW, manifold_steering.ROW, entropic_steering.ROW, native_skills.ROW,
     relation_neurons.ROW, attention_heads.ROW, aligned_concepts.ROW, refusal_direction.ROW,
     conditional_gates.ROW, tuned_lens.ROW,
 )

@@ -47,8 +47,9 @@ class Labelled:
 
 
 def labelled(examples: Sequence[Example], subject: Subject, seed: int, *, param: str = "examples",
-             target: str | None = None) -> Labelled:
-    """Check examples and split them. With a `target` there are two classes, the target and the rest.
+             target: str | None = None, complete: Sequence[Split] = SPLITS) -> Labelled:
+    """Check examples and split them. With a `target` there are two classes, the target and the rest. `complete`: the
+    splits that must have examples of every class.
 
     Raises:
         InvalidData: one of its kinds, naming the example as `examples[i]`.
@@ -74,7 +75,7 @@ def labelled(examples: Sequence[Example], subject: Subject, seed: int, *, param:
                          strata=[label == target if target is not None else label for label in labels])
     for split, members in splits.items():
         kinds = {labels[n] == target if target is not None else labels[n] for n in members}
-        if len(kinds) < len(classes):
+        if split in complete and len(kinds) < len(classes):
             raise OneClass(f"the {split} split does not have examples of every class", param=param,
                            fix="Give more examples about other items, or splits of your own.")
     return Labelled(texts, labels, splits, digest_of([texts, labels, items, splits]))

@@ -106,7 +106,7 @@ class ManifoldSteering(Recipe):
         labels, layout = request.labels, request.placed()
         _check_layout(layout)
         layers = site_layers(request, SITE, work.facts)
-        data = labelled(request.examples, work.subject, request.seed)
+        data = labelled(request.examples, work.subject, request.seed, complete=["train"])
         values = _values(data, labels)
         answers = _answers(request, work)
         train, test = (list(data.splits[split]) for split in ("train", "test"))

@@ -8,7 +8,7 @@ import torch
 from steering.facts import ModelFacts
 from steering.program import Program
 from steering.spec import Site
-from vectors.extract.subject import Prompt, Subject, Tokens, Turn
+from vectors.extract.subject import Programs, Prompt, Subject, Tokens, Turn
 
 # Words of any language take three or more bytes a token; texts that fall back to bytes take one.
 FEW_BYTES = 2.0
@@ -45,7 +45,7 @@ class SpellingSubject:
                 ) -> Sequence[Mapping[int, torch.Tensor]]:
         return self._subject.capture(texts, site, layers, positions, program)
 
-    def next_logprobs(self, texts: Sequence[Sequence[int]], program: Program | None = None) -> torch.Tensor:
+    def next_logprobs(self, texts: Sequence[Sequence[int]], program: Programs = None) -> torch.Tensor:
         return self._subject.next_logprobs(texts, program)
 
     def generate(self, texts: Sequence[Sequence[int]], max_tokens: int, program: Program | None = None) -> list[str]:
