@@ -94,8 +94,8 @@ def findings(document: Document) -> list[Finding]:
         lower = energy["p_below"]
         found.append(Finding(
             f"{concept}: energy of paths between values that are no neighbours",
-            f"{far['manifold']:.2f}", f"chord {far['chord']:.2f} (p {lower['chord']:.4f}), chord of the manifold's norm "
-            f"{far['norm_matched_chord']:.2f} (p {lower['norm_matched_chord']:.4f}), shuffled knots "
+            f"{far['manifold']:.2f}", f"chord {far['chord']:.2f} (p {lower['chord']:.4f}), chord at the manifold's "
+            f"norm {far['norm_matched_chord']:.2f} (p {lower['norm_matched_chord']:.4f}), shuffled knots "
             f"{far['shuffled_knots']:.2f}",
             _verdict(lower, knots["percentile"])))
         near = energy["by_distance"].get("1")
@@ -148,7 +148,7 @@ def _answers(axes: Axes, report: Document) -> None:
                          (OURS, SECOND, THIRD, PLAIN, CONTROL), strict=False):
         axes.plot(shares, ours[:, n].tolist(), color=colour, label=report["labels"][n])
         axes.plot(shares, straight[:, n].tolist(), "--", color=colour, linewidth=0.9)
-    tidy(axes, title=f"{steps['source']} to {steps['target']} (dashed: chord)", x="share of the path", y="probability")
+    tidy(axes, title=f"{steps['source']} to {steps['target']}", x="share of the path (dashed: chord)", y="probability")
 
 
 def _columns(points: list[list[float]]) -> tuple[list[float], list[float]]:
@@ -160,5 +160,5 @@ ROW = Row(
     "Values of a concept lie on a curve; moved along it the state gives natural answers, moved straight it does not: "
     "weekdays .34 against .93 nats, and the other way round between neighbours (arXiv 2605.05115).",
     cases, measure, findings, draw,
-    notes="The subspace has 32 of 128 dimensions, and only it is replaced, on chords too; 8 points a path are scaled to "
-          "the paper's 50. The grid is given in context only. Left out: activations found by gradient.")
+    notes="The subspace has 32 of 128 dimensions, and only it is replaced, on chords too; 8 points a path are scaled "
+          "to the paper's 50. The grid is given in context only. Left out: activations found by gradient.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lab.replications import (
     aligned_concepts,
+    angular_steering,
     attention_heads,
     conditional_gates,
     entropic_steering,
@@ -19,7 +20,7 @@ from lab.replications import (
 from lab.replications.common import Row
 
 ROWS: tuple[Row, ...] = (
-    function_vectors.ROW, tunable_experts.ROW, sign_patterns.ROW, manifold_steering.ROW, entropic_steering.ROW, native_skills.ROW,
-    relation_neurons.ROW, attention_heads.ROW, aligned_concepts.ROW, refusal_direction.ROW,
-    conditional_gates.ROW, tuned_lens.ROW,
+    function_vectors.ROW, tunable_experts.ROW, sign_patterns.ROW, manifold_steering.ROW, entropic_steering.ROW,
+    native_skills.ROW, relation_neurons.ROW, attention_heads.ROW, aligned_concepts.ROW, refusal_direction.ROW,
+    angular_steering.ROW, conditional_gates.ROW, tuned_lens.ROW,
 )

@@ -130,7 +130,9 @@ class LocalSubject:
                         continue
                     prompt = len(text) if prompt_lengths is None else prompt_lengths[i]
                     touch = touch_map(own.scopes, text[:prompt], len(text) - prompt)
-                    slots[i, :len(text)] = bank.acquire(own)
+                    slot = bank.acquire(own)
+                    assert slot is not None, "the bank has a slot for every text"
+                    slots[i, :len(text)] = slot
                     bits[i, :len(text)] = bits_at(touch, own.rules, np.arange(len(text)),
                                                   np.asarray(text, dtype=np.int64))
                 stack.enter_context(steerer.acting(steerer.plan(slots.ravel(), bits.ravel())))

@@ -1,0 +1,60 @@
+"""Angular steering: refusals turned up and down in a plane, beside random planes (methods/20b)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from matplotlib.figure import Figure
+
+from lab.replications.chart import OURS, SECOND, spread, tidy
+from lab.replications.common import REFUSES, Case, Document, Finding, Row, beats, figures, nothing, pairs_of
+from vectors.extract.local import LocalSubject
+
+CASE = "angular-refusal"
+
+
+def cases(model: LocalSubject) -> Iterator[Case]:
+    yield Case(CASE, "angular_steering", {"pairs": pairs_of("refusal"), "readout": {"target": REFUSES}, "max_eval": 8})
+
+
+def findings(document: Document) -> list[Finding]:
+    report = document["cases"][CASE]
+    if "failed" in report:
+        return [Finding("a plane", "none", "-", report["failed"])]
+    test, controls = report["test"], report["controls"]
+    random, dealt = controls["random_planes"], controls["shuffled_labels"]
+    return [
+        Finding(f"log-odds of refusing, unturned, turned to {report['angle_up']:g} and to {report['angle_down']:g} "
+                "degrees", f"{test['log_odds']:+.2f}, {test['up']:+.2f}, {test['down']:+.2f}",
+                f"gap between the best angles of random planes {figures(random)}; of planes from shuffled labels "
+                f"{figures(dealt)}",
+                f"{beats(random).capitalize()} of random planes, {beats(dealt)} of shuffled labels."),
+        Finding("KL on harmless requests at these angles", ", ".join(f"{value:.2f}" for value in test["kl"].values()),
+                "-", "What it costs where nothing should change, in nats.")]
+
+
+def draw(document: Document, figure: Figure) -> None:
+    left, right = figure.subplots(1, 2)
+    report = document["cases"][CASE]
+    if "failed" in report:
+        left.set_title(report["failed"], fontsize=8)
+        return
+    for layer, odds in report["dev"].items():
+        chosen = int(layer) == report["best_layer"]
+        left.plot([float(angle) for angle in odds], list(odds.values()), "o-", markersize=3, alpha=1 if chosen else 0.35,
+                  color=OURS if chosen else SECOND, label=f"source layer {layer}" if chosen else None)
+    tidy(left, title="log-odds of refusing, on dev", x="angle in the plane, degrees")
+    names = {"random_planes": "random planes", "shuffled_labels": "shuffled labels"}
+    spread(right, range(len(names)), [report["controls"][key] for key in names], "control")
+    right.plot(range(len(names)), [report["controls"][key]["found"] for key in names], "o", color=OURS, label="plane")
+    right.set_xticks(range(len(names)), list(names.values()))
+    tidy(right, title="gap between the best angles, on test")
+
+
+ROW = Row(
+    "angular-steering", "Angular steering", "lab-dense",
+    "Turning activations within the plane of a behaviour and a second direction brings it about or takes it away, "
+    "keeping their norm (arXiv 2510.26243).",
+    cases, nothing, findings, draw,
+    notes="The plane acts on the residual stream from its source layer on, at all tokens; the paper turns the inputs of "
+          "norm modules. Fluency at matched effect is not compared with addition.")
