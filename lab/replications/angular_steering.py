@@ -41,8 +41,9 @@ def draw(document: Document, figure: Figure) -> None:
         return
     for layer, odds in report["dev"].items():
         chosen = int(layer) == report["best_layer"]
-        left.plot([float(angle) for angle in odds], list(odds.values()), "o-", markersize=3, alpha=1 if chosen else 0.35,
-                  color=OURS if chosen else SECOND, label=f"source layer {layer}" if chosen else None)
+        left.plot([float(angle) for angle in odds], list(odds.values()), "o-", markersize=3,
+                  alpha=1 if chosen else 0.35, color=OURS if chosen else SECOND,
+                  label=f"source layer {layer}" if chosen else None)
     tidy(left, title="log-odds of refusing, on dev", x="angle in the plane, degrees")
     names = {"random_planes": "random planes", "shuffled_labels": "shuffled labels"}
     spread(right, range(len(names)), [report["controls"][key] for key in names], "control")
@@ -56,5 +57,7 @@ ROW = Row(
     "Turning activations within the plane of a behaviour and a second direction brings it about or takes it away, "
     "keeping their norm (arXiv 2510.26243).",
     cases, nothing, findings, draw,
-    notes="The plane acts on the residual stream from its source layer on, at all tokens; the paper turns the inputs of "
-          "norm modules. Fluency at matched effect is not compared with addition.")
+    notes="The plane acts on the residual stream from its source layer on, at all tokens; the paper turns the inputs "
+          "of norm modules. Fluency at matched effect is not compared with addition. Differences of dealt "
+          "labels still point along what varies most between these prompts, which is refusal, and a plane has no "
+          "length: that control is no null here, random planes are.")
