@@ -1,4 +1,7 @@
-"""Both models in vLLM on the CPU write the same greedy text as plain transformers, fp32 both."""
+"""Both models in vLLM on the CPU write the same greedy text as plain transformers, fp32 both.
+
+Trimtab's plugin is loaded and must leave an engine alone that Trimtab did not start.
+"""
 
 import json
 import os
@@ -26,6 +29,15 @@ ENGINE = textwrap.dedent("""
               enforce_eager=True)
     out = llm.generate([{"prompt_token_ids": p} for p in prompts],
                        SamplingParams(temperature=0, max_tokens=new_tokens), use_tqdm=False)
+    from vllm.v1.core import block_pool, kv_cache_utils
+    from vllm.v1.worker.gpu_worker import Worker
+
+    # Trimtab's plugin is installed here, and this engine was not started by Trimtab.
+    assert "server.engines.vllm.plugin" in sys.modules, "vLLM did not load the plugin"
+    wrapped = [Worker.load_model, *(m.generate_block_hash_extra_keys for m in (kv_cache_utils, block_pool))]
+    assert all(f.__module__.startswith("vllm.") and not hasattr(f, "trimtab") for f in wrapped)
+    assert not [name for name in dir(Worker) if name.startswith("trimtab")]
+    assert "server.engines.vllm.worker" not in sys.modules
     print("RESULT" + json.dumps([list(o.outputs[0].token_ids) for o in out]))
 """)
 
@@ -37,7 +49,7 @@ def prompts_of(tok) -> list[list[int]]:
 
 def in_vllm(folder, prompts: list[list[int]]) -> list[list[int]]:
     env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-           "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_PLUGINS": ""}
+           "VLLM_LOGGING_LEVEL": "ERROR"}
     done = subprocess.run([sys.executable, "-c", ENGINE, str(folder), str(NEW_TOKENS)], env=env,
                           input=json.dumps(prompts), capture_output=True, text=True, check=False)
     results = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]

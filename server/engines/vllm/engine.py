@@ -2,8 +2,9 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, TypeVar
 
 import numpy as np
 import structlog
@@ -22,16 +23,17 @@ from server.engines.base import (
     Scores,
 )
 from server.engines.checks import check_capture, check_compare, check_room, check_tokens, length_of, positions_of
+from server.engines.vllm.arguments import check_arguments
 from server.engines.vllm.completion import VllmCompletion
 from server.engines.vllm.options import VllmOptions
 from server.engines.vllm.passes import Pass, divergence_of, tensor_of
-from server.engines.vllm.process import MEASURE_SLOTS, start_llm
+from server.engines.vllm.process import MEASURE_SLOTS, context_of, start_llm
 from server.engines.vllm.reading import ModelReading, engine_dtype, read_model
 from server.engines.vllm.sampling import sampling_params
 from server.engines.vllm.selftest import run_selftest
 from server.engines.vllm.slots import SlotTable
 from server.engines.vllm.wire import encode_program, encode_touch
-from steering.errors import EngineUnavailable, InvalidRequest, SlotsExhausted
+from steering.errors import EngineUnavailable, InvalidRequest, SlotsExhausted, TrimtabError, UnsupportedSite
 from steering.facts import ModelFacts
 from steering.ops import operations
 from steering.program import Program
@@ -39,7 +41,8 @@ from steering.scope import TouchMap
 
 log = structlog.get_logger(__name__)
 WATCH_S = 0.2
-BACK_OFF_S = (1.0, 2.0, 5.0, 15.0, 30.0, 60.0)
+RESTARTING = "It is being restarted; try again in a while."
+T = TypeVar("T")
 
 
 class VllmEngine(Engine):
@@ -48,6 +51,7 @@ class VllmEngine(Engine):
     features = frozenset({"structured_outputs"})
 
     def __init__(self, options: VllmOptions) -> None:
+        check_arguments(options.extra)
         self.options = options
         self.reading: ModelReading = read_model(options)
         self.facts: ModelFacts = self.reading.facts
@@ -61,25 +65,34 @@ class VllmEngine(Engine):
         self._waiting = 0
         self._freed = asyncio.Condition()
         self._watcher: asyncio.Task[None] | None = None
-        self._described: dict[str, Any] = {}
+        # What each rank has hooked.
+        self.described: list[dict[str, Any]] = []
         self._restarts = 0
 
     async def start(self) -> None:
         await self._launch()
         if self.options.self_test:
-            self.facts = await run_selftest(self)
+            try:
+                self.facts = await run_selftest(self)
+            except BaseException:
+                await self._shut_down()
+                raise
         self._watcher = asyncio.ensure_future(self._watch())
 
     async def stop(self) -> None:
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
+        if self._llm is not None and self._llm.output_handler is not None:
+            # Left alone it would report the end of its process as a failure.
+            self._llm.output_handler.cancel()
+            self._llm.output_processor.propagate_error(EngineUnavailable("the server stops"))
         await self._shut_down()
 
     def generate(self, generation: Generation) -> VllmCompletion:
         self._check_alive()
         check_tokens(generation.prompt_ids, self.facts)
-        check_room(generation, min(self.facts.context_length, self.options.kv_cache_tokens))
+        check_room(generation, context_of(self.options, self.reading))
         if generation.request_id in self._running:
             raise InvalidRequest(f"request id {generation.request_id} is in use", param="request_id")
         return VllmCompletion(self, generation)
@@ -88,7 +101,7 @@ class VllmEngine(Engine):
                     roles: Sequence[str] | None = None, full: bool = False) -> Scores:
         check_tokens(token_ids, self.facts)
         given = Pass(token_ids, len(token_ids) if prompt_length is None else prompt_length, program, roles, keep_from=0)
-        async with self._measure_lock:
+        async with self._measure_lock, self._forgotten([given]):
             await self.run_pass(given, self._measure)
             chosen, everything = await self._first_answer("trimtab_scores", given.tag, list(token_ids), full)
         logprobs = torch.full((len(token_ids),), torch.nan)
@@ -100,7 +113,7 @@ class VllmEngine(Engine):
         for token_ids in texts:
             check_tokens(token_ids, self.facts)
         passes = [Pass(ids, len(ids), program, None, keep_from=len(ids) - 1) for ids in texts]
-        async with self._measure_lock:
+        async with self._measure_lock, self._forgotten(passes):
             await asyncio.gather(*(self.run_pass(given, self._measure) for given in passes))
             found = tensor_of(await self._first_answer("trimtab_next", [given.tag for given in passes]))
         return found.reshape(len(texts), -1)
@@ -113,35 +126,36 @@ class VllmEngine(Engine):
                        capture=tuple((site, layer) for site, layers in request.sites.items() for layer in layers),
                        positions=tuple(sorted(set(positions))))
                   for request, positions in zip(requests, wanted, strict=True)]
-        async with self._measure_lock:
+        async with self._measure_lock, self._forgotten(passes):
             await asyncio.gather(*(self.run_pass(given, self._measure) for given in passes))
-            return [await self._captured(given, positions) for given, positions in zip(passes, wanted, strict=True)]
+            return [await self._captured(given, positions)
+                    for given, positions in zip(passes, wanted, strict=True)]
 
     async def compare(self, request: CompareRequest) -> Comparison:
         check_compare(request, self.facts)
         layer = self.facts.num_layers - 1
         generated = list(request.token_ids[request.prompt_length:])
         async with self._measure_lock:
-            steered = await self._compared_pass(request, request.program, layer)
-            try:
-                base = await self._compared_pass(request, None, layer)
+            passes: list[Pass] = []
+            async with self._forgotten(passes):
+                steered = await self._compared_pass(request, request.program, layer, passes)
+                base = await self._compared_pass(request, None, layer, passes)
                 total, shift = await self._first_answer("trimtab_compare", steered.tag, base.tag, generated, layer,
                                                          list(request.end_ids))
                 without = []
                 count = len(request.program.compiled)
                 for i in range(count if count > 1 else 0):
-                    other = await self._compared_pass(request, request.program.without(i), None)
+                    other = await self._compared_pass(request, request.program.without(i), None, passes)
                     answer, _ = await self._first_answer("trimtab_compare", steered.tag, other.tag, generated, None,
                                                          list(request.end_ids))
                     without.append(divergence_of(answer))
-            finally:
-                await self.rpc("trimtab_forget", [steered.tag])
+            await self.rpc("trimtab_forget", [steered.tag])
         whole: Divergence = divergence_of(total)
         return Comparison(whole, tuple(without) or (whole,) * count,
                           ResidualShift(tensor_of(shift[0]), tensor_of(shift[1])), exact=True)
 
     def capabilities(self) -> dict[str, Any]:
-        in_graph = {site for site, _ in self._described.get("graph", ())}
+        in_graph = {site for described in self.described for site, _ in described["graph"]}
         sites = {site: {"layers": list(layers), "width": self.facts.width(site), "in_graph": site in in_graph,
                         "ops": [op.name for op in operations() if site in op.sites]}
                  for site, layers in self.facts.sites.items()}
@@ -154,7 +168,8 @@ class VllmEngine(Engine):
     def stats(self) -> dict[str, float]:
         return {"running": len(self._running), "waiting": self._waiting, "slots_total": self.slots.num_slots,
                 "slots_used": self.slots.num_pinned, "slots_resident": self.slots.num_resident,
-                "bank_bytes": float(self._described.get("bytes", 0)), "restarts": self._restarts,
+                "bank_bytes": float(sum(described["bytes"] for described in self.described)),
+                "restarts": self._restarts,
                 "kv_blocks_total": max(2, -(-self.options.kv_cache_tokens // self.options.block_size))}
 
     def metrics(self) -> bytes:
@@ -190,11 +205,14 @@ class VllmEngine(Engine):
         asyncio.ensure_future(self._wake())
 
     async def run(self, generation: Generation, program: Program | None, touch: TouchMap | None, slot: int,
-                  ) -> AsyncIterator[Any]:
+                  ) -> AsyncGenerator[Any]:
         """Outputs of vLLM for one completion."""
         extra = _extra(program, touch, slot)
-        async for output in self._outputs(generation.request_id, generation.prompt_ids, generation.sampling, extra, 0):
-            yield output
+        outputs = self._outputs(generation.request_id, generation.prompt_ids, generation.sampling, extra, 0)
+        # Closed here and now: the abort must be on its way before the slot is another's.
+        async with aclosing(outputs):
+            async for output in outputs:
+                yield output
 
     # Used by the self-test.
 
@@ -211,8 +229,9 @@ class VllmEngine(Engine):
         try:
             extra = _extra(program, touch, slot) | given.extra
             sampling = Sampling(max_tokens=1, temperature=0.0, ignore_eos=True)
-            async for _ in self._outputs(given.tag, given.token_ids, sampling, extra, 1, fresh=True):
-                pass
+            async with aclosing(self._outputs(given.tag, given.token_ids, sampling, extra, 1, fresh=True)) as outputs:
+                async for _ in outputs:
+                    pass
         finally:
             if program is not None:
                 table.release(program, epoch)
@@ -221,21 +240,33 @@ class VllmEngine(Engine):
         """Call a method of ours on every worker."""
         self._check_alive()
         try:
-            answers: list[Any] = await self._llm.collective_rpc(method, args=args)
+            answers: list[Any] = await self._while_alive(self._llm.collective_rpc(method, args=args))
         except Exception as error:
             raise self._failure(error) from error
         return answers
 
     # Parts.
 
+    @asynccontextmanager
+    async def _forgotten(self, passes: Sequence[Pass]) -> AsyncGenerator[None]:
+        """If what is done with the passes fails, what they left in the workers is dropped."""
+        try:
+            yield
+        except BaseException:
+            if self.alive:
+                await self.rpc("trimtab_forget", [given.tag for given in passes])
+            raise
+
     async def _outputs(self, request_id: str, token_ids: Sequence[int], sampling: Sampling, extra: Mapping[str, Any],
-                       priority: int, fresh: bool = False) -> AsyncIterator[Any]:
+                       priority: int, fresh: bool = False) -> AsyncGenerator[Any]:
         params = sampling_params(sampling, extra)
         if fresh:
+            # Of several replicas the first measures: it is the one that answers calls.
             params.skip_reading_prefix_cache = True
         self._check_alive()
         self._running.add(request_id)
-        outputs = self._llm.generate({"prompt_token_ids": list(token_ids)}, params, request_id, priority=priority)
+        outputs = self._llm.generate({"prompt_token_ids": list(token_ids)}, params, request_id, priority=priority,
+                                     data_parallel_rank=0 if fresh else None)
         try:
             async for output in outputs:
                 yield output
@@ -247,29 +278,51 @@ class VllmEngine(Engine):
             await outputs.aclose()
             self._running.discard(request_id)
 
-    async def _compared_pass(self, request: CompareRequest, program: Program | None, layer: int | None) -> Pass:
+    async def _compared_pass(self, request: CompareRequest, program: Program | None, layer: int | None,
+                             passes: list[Pass]) -> Pass:
         first = request.prompt_length - 1
         given = Pass(request.token_ids[:-1], request.prompt_length, program, request.roles, keep_from=first,
                      capture=() if layer is None else (("resid_post", layer),),
                      positions=tuple(range(first, len(request.token_ids) - 1)))
+        passes.append(given)
         await self.run_pass(given, self._measure)
         return given
 
     async def _captured(self, given: Pass, positions: Sequence[int]) -> Captured:
-        # All ranks of a tensor-parallel group hold the same activations.
         answers = await self.rpc("trimtab_captured", given.tag)
         order = np.searchsorted(np.asarray(given.positions), np.asarray(positions))
         found: dict[Any, dict[int, torch.Tensor]] = {}
-        for site, layer, count, content in answers[0]:
+        # Ranks that share a layer hold the same activations; in a pipeline each has those of its own layers.
+        for site, layer, count, content in itertools.chain.from_iterable(answers):
             found.setdefault(site, {})[layer] = tensor_of(content).reshape(count, -1)[torch.from_numpy(order)]
         return found
 
     async def _first_answer(self, method: str, *args: Any) -> Any:
         """The answer of the rank that holds the logits."""
-        return next(answer for answer in await self.rpc(method, *args) if answer is not None)
+        answers = [answer for answer in await self.rpc(method, *args) if answer is not None]
+        if not answers:
+            raise EngineUnavailable(f"no rank answered {method}")
+        return answers[0]
+
+    async def _while_alive(self, call: Awaitable[T]) -> T:
+        """The result of a call to vLLM's process, which would never come if the process died meanwhile."""
+        task = asyncio.ensure_future(call)
+        llm = self._llm
+        try:
+            while not (await asyncio.wait({task}, timeout=WATCH_S))[0]:
+                if self._llm is not llm or llm.errored:
+                    raise EngineUnavailable("the engine stopped", fix=RESTARTING)
+            return task.result()
+        finally:
+            task.cancel()
 
     async def _place(self, slot: int, program: Program) -> bool:
-        return bool((await self.rpc("trimtab_place", slot, encode_program(program)))[0])
+        hooked = {(site, layer) for described in self.described for site, layer in described["places"]}
+        missing = sorted({key for item in program.compiled for key in item.rows} - hooked)
+        if missing:
+            raise UnsupportedSite(f"{missing[0][0]} of layer {missing[0][1]} is not hooked in this engine",
+                                  param="steering", fix="See GET /v1/capabilities.")
+        return all(await self.rpc("trimtab_place", slot, encode_program(program)))
 
     async def _wake(self) -> None:
         async with self._freed:
@@ -278,8 +331,15 @@ class VllmEngine(Engine):
     async def _launch(self) -> None:
         self.slots.clear()
         self._measure.clear()
-        self._llm = await asyncio.to_thread(start_llm, self.options, self.reading)
-        self._described = (await self.rpc("trimtab_describe"))[0]
+        starting = asyncio.ensure_future(asyncio.to_thread(start_llm, self.options, self.reading))
+        try:
+            self._llm = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # A thread cannot be stopped: what it starts is waited for, so that it can be shut down.
+            await asyncio.wait({starting})
+            self._llm = None if starting.exception() else starting.result()
+            raise
+        self.described = await self.rpc("trimtab_describe")
 
     async def _shut_down(self) -> None:
         llm, self._llm = self._llm, None
@@ -295,9 +355,12 @@ class VllmEngine(Engine):
             if self._llm is not None and not self._llm.errored:
                 continue
             log.error("engine_died", restarts=self._restarts)
+            # Those that wait for a slot hear of it now.
+            await self._wake()
             await self._shut_down()
+            back_off = self.options.back_off_s
             for attempt in itertools.count():
-                await asyncio.sleep(BACK_OFF_S[min(attempt, len(BACK_OFF_S) - 1)])
+                await asyncio.sleep(back_off[min(attempt, len(back_off) - 1)])
                 try:
                     await self._launch()
                 except Exception:
@@ -311,14 +374,14 @@ class VllmEngine(Engine):
 
     def _check_alive(self) -> None:
         if not self.alive:
-            raise EngineUnavailable("the engine does not run", fix="It is being restarted; try again in a while.")
+            raise EngineUnavailable("the engine does not run", fix=RESTARTING)
 
     def _failure(self, error: Exception) -> Exception:
         """What a failure of vLLM is to the caller."""
-        if isinstance(error, EngineUnavailable | SlotsExhausted | InvalidRequest):
+        if isinstance(error, TrimtabError):
             return error
         if not self.alive or type(error).__name__ == "EngineDeadError":
-            return EngineUnavailable("the engine stopped", fix="It is being restarted; try again in a while.")
+            return EngineUnavailable("the engine stopped", fix=RESTARTING)
         if isinstance(error, ValueError):
             return InvalidRequest(str(error))
         return EngineUnavailable(f"the engine failed: {error}")

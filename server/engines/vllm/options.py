@@ -23,6 +23,7 @@ class VllmOptions:
         sites: hooked places. graph_sites: those whose simple programs the compiled graph carries out by itself.
         rows: vectors of one width that the graph's pool holds. depth, rank: stages at a place, directions in a stage.
         self_test: prove at start that every hooked place is reached.
+        back_off_s: seconds before each attempt to start vLLM again after its process has died; the last one repeats.
         extra: further arguments of vLLM's AsyncEngineArgs.
     """
 
@@ -45,4 +46,5 @@ class VllmOptions:
     depth: int = 1
     rank: int = 2
     self_test: bool = True
+    back_off_s: tuple[float, ...] = (1.0, 2.0, 5.0, 15.0, 30.0, 60.0)
     extra: Mapping[str, Any] = field(default_factory=dict)

@@ -43,6 +43,7 @@ def _wrap_worker(worker_class: Any) -> None:
         attach(self)
         return result
 
+    load_model.trimtab = True  # type: ignore[attr-defined]
     worker_class.load_model = load_model
 
 
@@ -59,16 +60,21 @@ def check() -> None:
 
     if not vllm.__version__.startswith(VLLM_VERSION):
         raise RuntimeError(f"Trimtab steers vLLM {VLLM_VERSION}x, this is {vllm.__version__}")
-    expected: tuple[tuple[Any, list[str]], ...] = (
-        (Worker.load_model, ["self", "load_dummy_weights"]),
-        (GPUModelRunner._update_states, ["self", "scheduler_output"]),
-        (GPUModelRunner._prepare_inputs, ["self", "scheduler_output", "num_scheduled_tokens"]),
-        (kv_cache_utils.generate_block_hash_extra_keys,
-         ["request", "start_token_idx", "end_token_idx", "start_mm_idx"]),
-    )
-    for function, names in expected:
-        if getattr(function, "trimtab", False):
-            continue
-        found = list(inspect.signature(function).parameters)
-        if function.__name__ != "load_model" and found != names:
-            raise RuntimeError(f"{function.__qualname__} of vLLM {vllm.__version__} takes {found}, not {names}")
+    expect(Worker.load_model, "self", "load_dummy_weights")
+    expect(GPUModelRunner._update_states, "self", "scheduler_output")
+    expect(GPUModelRunner._prepare_inputs, "self", "scheduler_output", "num_scheduled_tokens")
+    expect(GPUModelRunner._model_forward, "self", "input_ids", "positions", "intermediate_tensors", "inputs_embeds",
+           "model_kwargs")
+    expect(kv_cache_utils.generate_block_hash_extra_keys, "request", "start_token_idx", "end_token_idx",
+           "start_mm_idx")
+
+
+def expect(function: Any, *names: str) -> None:
+    """
+    Raises:
+        RuntimeError: `function` has other parameters than `names`. What Trimtab has wrapped already was checked then.
+    """
+    found = tuple(inspect.signature(function).parameters)
+    if found != names and not getattr(function, "trimtab", False):
+        raise RuntimeError(f"{function.__qualname__} of vLLM takes ({', '.join(found)}), "
+                           f"not ({', '.join(names)}), which Trimtab was tested with")

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from server.engines.vllm.arguments import check_arguments, check_resolved
 from server.engines.vllm.manifest import Manifest
 from server.engines.vllm.options import VllmOptions
 from server.engines.vllm.plugin import MARKER
@@ -23,26 +24,34 @@ def build_manifest(options: VllmOptions, reading: ModelReading) -> Manifest:
                           rank=options.rank)
 
 
+def context_of(options: VllmOptions, reading: ModelReading) -> int:
+    """Tokens that prompt and completion of one request may have."""
+    asked = options.extra.get("max_model_len", options.max_model_len)
+    return min(reading.facts.context_length, options.kv_cache_tokens, asked or reading.facts.context_length)
+
+
 def start_llm(options: VllmOptions, reading: ModelReading) -> Any:
     """An AsyncLLM in a process of its own, hooks attached.
 
     Raises:
+        InvalidSettings: an argument of vLLM under which steering is not right.
         UnsupportedModel: vLLM does not start; with its reason.
     """
+    check_arguments(options.extra)
     # One position more than the context: a pass that only scores still asks vLLM for a token.
     os.environ.setdefault("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
     from server.engines.vllm.plugin import check
 
-    check()
-    context = min(options.max_model_len or reading.facts.context_length, reading.facts.context_length)
-    blocks = max(2, -(-options.kv_cache_tokens // options.block_size))
+    # Beside those of the setting: the block that vLLM holds back, and that of the position above.
+    blocks = -(-options.kv_cache_tokens // options.block_size) + 2
     arguments: dict[str, Any] = {
         "model": options.model, "served_model_name": options.model_id, "dtype": engine_dtype(options),
-        "max_model_len": context + 1, "max_num_seqs": options.max_requests,
-        "max_num_batched_tokens": options.max_batch_tokens, "block_size": options.block_size,
+        "max_num_seqs": options.max_requests, "max_num_batched_tokens": options.max_batch_tokens,
+        "block_size": options.block_size,
         "enforce_eager": options.eager, "tensor_parallel_size": options.tensor_parallel,
         "enable_prefix_caching": options.share_prefixes, "enable_chunked_prefill": True,
         "scheduling_policy": "priority", "num_gpu_blocks_override": blocks,
@@ -54,11 +63,17 @@ def start_llm(options: VllmOptions, reading: ModelReading) -> Any:
     if torch.cuda.is_available():
         arguments["compilation_config"] = _split_graphs()
     else:
-        arguments["kv_cache_memory_bytes"] = (blocks + 1) * options.block_size * reading.kv_bytes_per_token
+        arguments["kv_cache_memory_bytes"] = blocks * options.block_size * reading.kv_bytes_per_token
+    arguments |= {**options.extra, "max_model_len": context_of(options, reading) + 1}
     # Processes of this engine inherit the marker; those of any other engine started from here must not.
     os.environ[MARKER] = "1"
     try:
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments | dict(options.extra)))
+        check()
+        given = AsyncEngineArgs(**arguments)
+        config = given.create_engine_config(UsageContext.ENGINE_CONTEXT)
+        check_resolved(config)
+        return AsyncLLM.from_vllm_config(config, usage_context=UsageContext.ENGINE_CONTEXT,
+                                         disable_log_stats=given.disable_log_stats)
     except TrimtabError:
         raise
     except Exception as error:

@@ -33,7 +33,9 @@ async def run_selftest(engine: "VllmEngine") -> ModelFacts:
     Raises:
         UnsupportedModel: a hooked place is not reached, or an untouched request moves.
     """
-    places = [(site, int(layer)) for site, layer in (await engine.rpc("trimtab_describe"))[0]["places"]]
+    # In a pipeline each rank has hooked its own layers.
+    places = list(dict.fromkeys((site, int(layer)) for described in engine.described
+                                for site, layer in described["places"]))
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(engine.facts.vocab_size, (PROMPT_LENGTH,), generator=generator).tolist()
     floor = FLOOR.get(engine.capabilities()["dtype"], COARSE_FLOOR)

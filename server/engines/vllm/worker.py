@@ -6,6 +6,7 @@ Both model runners are bound. V1: `_update_states` brings and ends requests, `_p
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from server.engines.vllm.attach import Hooks
 from server.engines.vllm.graph import GraphTables
 from server.engines.vllm.manifest import Manifest
 from server.engines.vllm.ops import Split
+from server.engines.vllm.plugin import expect
 from server.engines.vllm.steps import Kept, Steps
 from server.engines.vllm.wire import EXTRA, Key, decode_program
 
@@ -92,6 +94,9 @@ def _bind_v2(runner: Any, steps: Steps) -> None:
     model_state = runner.model_state
     add, remove, prepare = model_state.add_request, model_state.remove_request, model_state.prepare_inputs
     execute = runner.execute_model
+    expect(add, "req_index", "new_req_data")
+    expect(remove, "req_id")
+    expect(prepare, "input_batch", "req_states")
 
     def add_request(index: int, request: Any) -> Any:
         steps.add(request.req_id, request.sampling_params)
@@ -132,7 +137,11 @@ def trimtab_describe(self: Any) -> dict[str, Any]:
 def trimtab_place(self: Any, slot: int, program: bytes) -> bool:
     """Put a program into a slot. True if the compiled graph carries it out."""
     state: WorkerState = self.trimtab
-    return state.steps.place(slot, decode_program(program))
+    rows = decode_program(program)
+    # In a pipeline the rest of the program is for other ranks.
+    here = set(state.hooks.found)
+    own = tuple({key: row for key, row in by_key.items() if key in here} for by_key in rows.rows)
+    return state.steps.place(slot, replace(rows, rows=own))
 
 
 def trimtab_forget(self: Any, tags: Sequence[str]) -> None:
@@ -143,8 +152,13 @@ def trimtab_forget(self: Any, tags: Sequence[str]) -> None:
 
 
 def trimtab_scores(self: Any, tag: str, token_ids: Sequence[int], full: bool) -> list[Any] | None:
-    """Log-probabilities of a kept pass: that of each token after the first, and all of them if `full`."""
+    """Log-probabilities of a kept pass: that of each token after the first, and all of them if `full`.
+
+    None on ranks of a pipeline that do not have its end.
+    """
     state: WorkerState = self.trimtab
+    if tag not in state.steps.kept:
+        return None
     _, hidden = _taken(state.steps.kept, tag)
     chosen: list[torch.Tensor] = []
     everything: list[torch.Tensor] = []
@@ -165,6 +179,8 @@ def trimtab_scores(self: Any, tag: str, token_ids: Sequence[int], full: bool) ->
 def trimtab_next(self: Any, tags: Sequence[str]) -> bytes | None:
     """Log-probabilities of what follows each of some kept passes, `[len(tags), vocab_size]`; drops them."""
     state: WorkerState = self.trimtab
+    if not set(tags) <= state.steps.kept.keys():
+        return None
     rows = torch.cat([_taken(state.steps.kept, tag)[1][-1:] for tag in tags])
     parts = [logits.float().log_softmax(-1) for i in range(0, len(rows), ROWS_AT_ONCE)
              if (logits := _logits(self, rows[i:i + ROWS_AT_ONCE])) is not None]
@@ -178,6 +194,8 @@ def trimtab_compare(self: Any, tag: str, other: str, token_ids: Sequence[int], r
     Keeps `tag` for further comparisons and drops `other`.
     """
     state: WorkerState = self.trimtab
+    if tag not in state.steps.kept:
+        return None
     steered, base = state.steps.kept[tag].joined()[1], _taken(state.steps.kept, other)[1]
     chosen = torch.tensor(token_ids, device=steered.device)
     parts: list[Divergence] = []

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,12 +44,28 @@ GROUPS = {
 }
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def group(request: pytest.FixtureRequest) -> AsyncIterator[Group]:
-    name, changes = GROUPS[request.param]
+# A cache of 12 blocks for requests of up to 256 tokens: a dozen completions at once are too many for it.
+TIGHT: dict[str, Any] = {"kv_cache_tokens": 384, "max_model_len": 256}
+# The worker in the process of vLLM's scheduler: one process less to start, where processes are not what is tested.
+ONE_PROCESS: dict[str, Any] = {"extra": {"distributed_executor_backend": "uni"}}
+
+
+@asynccontextmanager
+async def running(name: str, **changes: Any) -> AsyncIterator[Group]:
+    """A started engine on a lab model."""
     engine = VllmEngine(options(name, **changes))
-    await engine.start()
+    with pytest.MonkeyPatch.context() as patch:
+        if changes.get("extra") == ONE_PROCESS["extra"]:
+            patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        await engine.start()
     try:
         yield Group(name, engine, AutoModelForCausalLM.from_pretrained(model_path(name), dtype=torch.float32).eval())
     finally:
         await engine.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def group(request: pytest.FixtureRequest) -> AsyncIterator[Group]:
+    name, changes = GROUPS[request.param]
+    async with running(name, **changes) as started:
+        yield started

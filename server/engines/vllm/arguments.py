@@ -1,0 +1,53 @@
+"""Arguments of vLLM with which steering is not right, or not known to be: refused before anything is loaded."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from server.settings import InvalidSettings
+
+# Largest value of each argument that is served, and why no more.
+ONE_ONLY = {
+    "prefill_context_parallel_size": "a prompt's tokens would be split among ranks, and positions with them",
+    "decode_context_parallel_size": "it has not been tested with steering",
+    "ubatch_size": "micro-batches run a step in parts, and a step's tokens are marked as a whole",
+}
+OFF_ONLY = {
+    "enable_dbo": ONE_ONLY["ubatch_size"],
+    "speculative_config": "drafts are made by a model that is not steered, and a scope may end within one",
+    "enable_elastic_ep": "ranks would come and go without the programs",
+}
+# What Trimtab sets itself, or what would keep its hooks out.
+OWN = ("model", "served_model_name", "dtype", "enforce_eager", "additional_config", "worker_cls", "scheduler_cls",
+       "scheduling_policy", "skip_tokenizer_init", "enable_prompt_embeds")
+
+
+def check_arguments(extra: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        InvalidSettings: naming the first argument that is refused.
+    """
+    for name, value in extra.items():
+        if name in OWN:
+            raise InvalidSettings(f"{name} is Trimtab's own to set", param=f"vllm_args.{name}",
+                                  fix="Use the setting of Trimtab for it, if there is one.")
+        if name in ONE_ONLY and isinstance(value, int) and value > 1:
+            raise InvalidSettings(f"{name} over 1 is not supported: {ONE_ONLY[name]}", param=f"vllm_args.{name}",
+                                  fix="Leave it out; tensor_parallel_size spreads a model over devices.")
+        if name in OFF_ONLY and value:
+            raise InvalidSettings(f"{name} is not supported: {OFF_ONLY[name]}", param=f"vllm_args.{name}",
+                                  fix="Leave it out.")
+
+
+def check_resolved(config: Any) -> None:
+    """The same for what vLLM has made of its arguments, defaults and environment.
+
+    Raises:
+        InvalidSettings: naming it.
+    """
+    parallel = config.parallel_config
+    found: dict[str, Any] = {name: getattr(parallel, name) for name in ONE_ONLY}
+    found |= {"enable_dbo": parallel.enable_dbo, "speculative_config": config.speculative_config}
+    check_arguments(found)
+    if parallel.use_sequence_parallel_moe:
+        raise InvalidSettings("sequence-parallel mixture layers are not supported: a router would see a part of "
+                              "the tokens", param="vllm_args.enable_expert_parallel", fix="Leave it out.")

@@ -1,0 +1,163 @@
+"""What must hold on every group of engines: vLLM's log-probabilities are those of plain Hugging Face hooks."""
+
+import asyncio
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from server.engines.base import CaptureRequest, CompareRequest, Token, Touched
+from server.engines.vllm.engine import VllmEngine
+from tests.engines import reference as ref
+from tests.engines.cases import Case, dense_cases, moe_cases, vector
+from tests.engines.conftest import compiled, generate, ids
+from tests.engines.vllm.conftest import Group
+
+TOLERANCE = 1e-4
+
+
+def cases_of(group: Group) -> list[Case]:
+    facts = group.engine.facts
+    if facts.num_experts:
+        return moe_cases(facts.d_model, scale=2.0)
+    return dense_cases(facts.d_model, facts.d_ff, facts.num_heads, facts.head_dim, facts.num_layers, 2.0)
+
+
+def prompt_of(i: int, length: int | None = None) -> list[int]:
+    """Prompts of 6 to 34 tokens, or of `length`."""
+    return [30 + (i * 71 + 53 * t + t * t) % 900 for t in range(length or 6 + 7 * (i % 5))]
+
+
+def check_tokens(group: Group, prompt: Sequence[int], tokens: Sequence[Token], edits: Sequence[ref.Edit], *,
+                 steered: bool, greedy: bool = True) -> None:
+    """Tokens and log-probabilities of one completion are those of hooks; if `steered`, far from those without."""
+    rows = rows_of(group, prompt, ids(list(tokens)), edits)
+    for token, row in zip(tokens, rows, strict=True):
+        assert not greedy or token.token_id == int(row.argmax())
+        assert token.logprob == pytest.approx(float(row[token.token_id]), abs=TOLERANCE)
+        for other, value in token.top_logprobs:
+            assert value == pytest.approx(float(row[other]), abs=TOLERANCE)
+    if steered:
+        moved = (rows_of(group, prompt, ids(list(tokens)), []) - rows).abs().max()
+        assert float(moved) > 100 * TOLERANCE, "the spec does not show in this test"
+
+
+def rows_of(group: Group, prompt: Sequence[int], generated: Sequence[int], edits: Sequence[ref.Edit]) -> torch.Tensor:
+    """Log-probabilities `[G, vocab]` that predict the generated tokens."""
+    return ref.logprobs(group.model, [*prompt, *generated], len(prompt), edits)[len(prompt) - 1:-1]
+
+
+def metric(engine: VllmEngine, name: str) -> float:
+    """Sum of one of vLLM's counters over its labels."""
+    found = re.findall(rf"^vllm:{name}_total{{[^}}]*}} (\S+)$", engine.metrics().decode(), re.MULTILINE)
+    assert found, f"vLLM has no counter {name}"
+    return sum(map(float, found))
+
+
+async def mixed_batch_equals_hooks(group: Group, rounds: int = 2) -> None:
+    """All specs and an unsteered request at once; from the second round on prompts come from the cache."""
+    cases = cases_of(group)
+    programs = [None, *(compiled(group.engine, *spec) for spec, _ in cases)]
+    edits: list[Any] = [[], *(edits for _, edits in cases)]
+    for _ in range(rounds):
+        mixed = await asyncio.gather(*(generate(group.engine, prompt_of(i), p) for i, p in enumerate(programs)))
+        for i, (tokens, _) in enumerate(mixed):
+            check_tokens(group, prompt_of(i), tokens, edits[i], steered=i > 0)
+
+
+async def scores_equal_hooks(group: Group, cases: Sequence[Case]) -> None:
+    prompt = prompt_of(4)
+    for spec, edits in cases:
+        scores = await group.engine.score(prompt, compiled(group.engine, *spec), prompt_length=8, full=True)
+        expected = ref.logprobs(group.model, prompt, 8, edits)
+        assert scores.full is not None
+        assert float((scores.full - expected).abs().max()) < TOLERANCE
+        chosen = expected[:-1].gather(1, torch.tensor(prompt[1:]).unsqueeze(1)).squeeze(1)
+        assert torch.allclose(scores.logprobs[1:], chosen, atol=TOLERANCE)
+
+
+async def capture_is_what_hooks_see(group: Group) -> None:
+    spec, edits = cases_of(group)[0]
+    token_ids = prompt_of(3)
+    requests = [CaptureRequest(token_ids, {"resid_post": [0, 5], "mlp_out": [2], "head_out": [4]}, [-1, 2, 2]),
+                CaptureRequest(token_ids[:9], {"resid_pre": [3], "attn_out": [1]})]
+    for program, given in ((None, []), (compiled(group.engine, *spec), edits)):
+        found = await group.engine.capture(requests, program)
+        for request, one in zip(requests, found, strict=True):
+            rows = list(range(len(request.token_ids))) if request.positions is None else [-1, 2, 2]
+            for site, layers in request.sites.items():
+                for layer in layers:
+                    expected = seen(group.model, request.token_ids, given, site, layer)[rows]
+                    assert one[site][layer].shape == expected.shape
+                    assert torch.allclose(one[site][layer], expected, atol=1e-3)
+
+
+def seen(model: Any, token_ids: Sequence[int], edits: Sequence[ref.Edit], site: str, layer: int) -> torch.Tensor:
+    """The activation `[T, width]` at a place, after `edits`."""
+    found: list[torch.Tensor] = []
+
+    def look(h: torch.Tensor) -> torch.Tensor:
+        found.append(h.clone())
+        return h
+
+    ref.logprobs(model, token_ids, len(token_ids), [*edits, ref.Edit(site, layer, look, ref.everywhere)])
+    return found[0]
+
+
+async def comparison_equals_two_plain_passes(group: Group) -> None:
+    specs = [spec for spec, _ in cases_of(group)]
+    edits = [edits for _, edits in cases_of(group)]
+    program = compiled(group.engine, *specs[0], *specs[-1])
+    token_ids, length = prompt_of(4), 9
+    found = await group.engine.compare(CompareRequest(token_ids, length, program))
+
+    def rows(given: Sequence[ref.Edit]) -> torch.Tensor:
+        return rows_of(group, token_ids[:length], token_ids[length:], given)
+
+    def kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+        return (p.exp() * (p - q)).sum(-1)
+
+    steered = rows([*edits[0], *edits[-1]])
+    assert torch.allclose(found.total.kl, kl(steered, rows([])), atol=TOLERANCE)
+    assert torch.allclose(found.total.entropy, -(steered.exp() * steered).sum(-1), atol=TOLERANCE)
+    if len(program.compiled) == 2:
+        assert torch.allclose(found.without[0].kl, kl(steered, rows(edits[-1])), atol=TOLERANCE)
+        assert torch.allclose(found.without[1].kl, kl(steered, rows(edits[0])), atol=TOLERANCE)
+
+
+SCOPES: tuple[tuple[dict[str, Any], Any], ...] = (
+    ({"prompt": "none"}, ref.generated_only),
+    ({"generation": "none"}, lambda prompt, total: [t < prompt for t in range(total)]),
+    ({"prompt": {"positions": [-1]}}, ref.last_prompt_and_generated),
+    ({"generation": {"windows": [[3, 20]]}}, lambda prompt, total: [t < prompt or 3 <= t - prompt < 20
+                                                                    for t in range(total)]),
+    ({}, ref.everywhere),
+    ({"prompt": {"windows": [[5, 9]]}, "generation": {"positions": [0, 12]}},
+     lambda prompt, total: [5 <= t < 9 or t - prompt in (0, 12) for t in range(total)]),
+)
+
+
+async def preempted_requests_stay_right(group: Group, count: int = 18, new_tokens: int = 44) -> None:
+    """More completions than the cache holds: some are thrown out, and prefilled again with the tokens they had."""
+    engine = group.engine
+    before = metric(engine, "num_preemptions")
+    jobs: list[tuple[list[int], Any, list[ref.Edit], Any]] = []
+    for i in range(count):
+        scope, touched = SCOPES[i % len(SCOPES)]
+        push = vector(300 + i, engine.facts.d_model, 5.0)
+        program = compiled(engine, {"op": "add", "layers": [i % 6], "inline": {"vector": push.tolist()},
+                                    "scope": scope}) if i % 7 else None
+        jobs.append((prompt_of(i, 24), program, [ref.Edit("resid_post", i % 6, ref.add(push), touched)], touched))
+    done: list[tuple[list[Token], list[Touched]]] = await asyncio.gather(
+        *(generate(engine, prompt, program, max_tokens=new_tokens, logprobs=1) for prompt, program, _, _ in jobs))
+    assert metric(engine, "num_preemptions") > before, "the cache was large enough; the test shows nothing"
+    for (prompt, program, edits, touched), (tokens, counted) in zip(jobs, done, strict=True):
+        assert len(tokens) == new_tokens
+        check_tokens(group, prompt, tokens, edits if program else [], steered=program is not None)
+        if program is not None:
+            # The last token was sampled and never read.
+            marks = touched(len(prompt), len(prompt) + new_tokens - 1)
+            assert counted == [Touched(sum(marks[:len(prompt)]), sum(marks[len(prompt):]))]
+    assert engine.slots.num_pinned == 0

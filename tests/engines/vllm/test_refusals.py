@@ -1,0 +1,105 @@
+"""What stops a start: arguments of vLLM under which steering is not right, another vLLM, another signature."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from server.engines.vllm import plugin, process
+from server.engines.vllm.arguments import ONE_ONLY, check_arguments, check_resolved
+from server.engines.vllm.engine import VllmEngine
+from server.settings import InvalidSettings
+from steering.errors import UnsupportedModel
+from tests.engines.vllm.conftest import options
+
+REFUSED: list[dict[str, Any]] = [
+    *({name: 2} for name in ONE_ONLY), {"enable_dbo": True}, {"speculative_config": {"method": "ngram"}},
+    {"enable_elastic_ep": True}, {"additional_config": {}}, {"worker_cls": "some.Worker"},
+]
+
+
+@pytest.mark.parametrize("extra", REFUSED, ids=lambda extra: next(iter(extra)))
+def test_arguments_refused_before_anything_is_loaded(extra: dict[str, Any]) -> None:
+    with pytest.raises(InvalidSettings, match=next(iter(extra))) as refused:
+        VllmEngine(replace(options("lab-dense"), model="/nowhere", extra=extra))
+    assert refused.value.param == f"vllm_args.{next(iter(extra))}"
+
+
+def test_what_is_served_passes() -> None:
+    check_arguments({"tensor_parallel_size": 2, "pipeline_parallel_size": 2, "speculative_config": None,
+                     "distributed_executor_backend": "ray", "max_num_seqs": 4})
+
+
+@pytest.mark.parametrize(("change", "match"), [
+    ({}, None), ({"use_sequence_parallel_moe": True}, "mixture"),
+    ({"enable_dbo": True}, "enable_dbo"), ({"ubatch_size": 4}, "ubatch_size"), ({"speculative_config": object()},
+                                                                               "speculative_config"),
+    ({"decode_context_parallel_size": 2}, "decode_context_parallel_size"),
+])
+def test_what_vllm_made_of_its_arguments_is_checked_too(change: dict[str, Any], match: str | None) -> None:
+    """Defaults, the environment and vLLM's own wisdom may turn on what no argument asked for."""
+    from vllm.config import ParallelConfig
+
+    fields = {name: getattr(ParallelConfig(), name) for name in (*ONE_ONLY, "enable_dbo", "use_sequence_parallel_moe")}
+    config = SimpleNamespace(
+        parallel_config=SimpleNamespace(**{name: change.get(name, value) for name, value in fields.items()}),
+        speculative_config=change.get("speculative_config"))
+    if match is None:
+        check_resolved(config)
+        return
+    with pytest.raises(InvalidSettings, match=match):
+        check_resolved(config)
+
+
+def test_the_installed_vllm_is_the_one_that_was_tested() -> None:
+    plugin.check()
+
+
+def test_another_version_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    import vllm
+
+    monkeypatch.setattr(vllm, "__version__", "0.33.0")
+    with pytest.raises(RuntimeError, match="0.33.0"):
+        plugin.check()
+    with pytest.raises(UnsupportedModel, match="0.33.0"):
+        process.start_llm(options("lab-dense"), _reading())
+
+
+def _changed_names() -> list[tuple[str, str, str]]:
+    runner = "vllm.v1.worker.gpu_model_runner"
+    return [(runner, "GPUModelRunner", "_update_states"), (runner, "GPUModelRunner", "_prepare_inputs"),
+            (runner, "GPUModelRunner", "_model_forward"), ("vllm.v1.worker.gpu_worker", "Worker", "load_model"),
+            ("vllm.v1.core.kv_cache_utils", "", "generate_block_hash_extra_keys")]
+
+
+@pytest.mark.parametrize(("module", "owner", "name"), _changed_names(), ids=lambda part: part.split(".")[-1])
+def test_a_changed_signature_does_not_start(module: str, owner: str, name: str, monkeypatch: pytest.MonkeyPatch
+                                            ) -> None:
+    import importlib
+
+    def changed(self: Any, anything: Any, else_: Any = None) -> None:
+        raise AssertionError("never called")
+
+    holder = importlib.import_module(module)
+    monkeypatch.setattr(getattr(holder, owner) if owner else holder, name, changed)
+    with pytest.raises(RuntimeError, match="not \\("):
+        plugin.check()
+    with pytest.raises(UnsupportedModel, match="vLLM does not start"):
+        process.start_llm(options("lab-dense"), _reading())
+
+
+def test_the_marker_does_not_outlive_a_start_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another engine started later in this process must not be wrapped."""
+    import os
+
+    import vllm
+
+    monkeypatch.setattr(vllm, "__version__", "0.1")
+    with pytest.raises(UnsupportedModel):
+        process.start_llm(options("lab-dense"), _reading())
+    assert plugin.MARKER not in os.environ
+
+
+def _reading() -> Any:
+    return SimpleNamespace(facts=SimpleNamespace(context_length=512, sites={}), kv_bytes_per_token=1)

@@ -1,0 +1,48 @@
+"""vLLM's second model runner, the one that GPUs get, with its Triton kernels interpreted on the CPU."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.engines.vllm import checks
+from tests.engines.vllm.conftest import ONE_PROCESS, TIGHT, Group, running
+
+SHIM = Path(__file__).parent / "interpreted"
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytest.importorskip("triton", reason="the second runner's kernels are written in Triton")
+
+
+@pytest.fixture(scope="module")
+def interpreter() -> Iterator[None]:
+    """Processes that start from here find the shim; in this one vLLM only has to believe that they will."""
+    import vllm.config.vllm as config
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(SHIM), prepend=":")
+        patch.setenv("TRITON_INTERPRET", "1")
+        patch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+        patch.setattr(config, "HAS_TRITON", True)
+        yield
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["lab-dense", "lab-moe"])
+async def group(request: pytest.FixtureRequest, interpreter: None) -> AsyncIterator[Group]:
+    async with running(request.param, eager=True, **TIGHT, **ONE_PROCESS) as started:
+        yield started
+
+
+async def test_it_is_the_second_runner_and_exact(group: Group) -> None:
+    assert (await group.engine.rpc("trimtab_describe"))[0]["v2"]
+    await checks.mixed_batch_equals_hooks(group)
+
+
+async def test_measurements(group: Group) -> None:
+    await checks.scores_equal_hooks(group, checks.cases_of(group)[:2])
+    await checks.capture_is_what_hooks_see(group)
+    await checks.comparison_equals_two_plain_passes(group)
+
+
+async def test_preemption(group: Group) -> None:
+    await checks.preempted_requests_stay_right(group)
