@@ -12,6 +12,7 @@ from server.effects.metrics import EffectMetrics
 from server.effects.shadow import Shadow
 from server.effects.store import EffectStore
 from server.engines.base import Engine
+from server.guard import GuardMetrics
 from server.handlers import add_handlers
 from server.jobs import Jobs
 from server.metrics import Metrics
@@ -67,7 +68,8 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
             settings=settings, engine=engine, engine_name=engine_name, library=library, vocabulary=vocabulary,
             chat_prompts=ChatPrompts(vocabulary), planner=Planner(settings, library, engine.facts), metrics=metrics,
             jobs=Jobs(settings.data_dir / "jobs", settings.max_jobs), shadow=shadow,
-            monitor_metrics=MonitorMetrics(metrics.registry), effect_store=store)
+            monitor_metrics=MonitorMetrics(metrics.registry), guard_metrics=GuardMetrics(metrics.registry),
+            effect_store=store)
         try:
             await anyio.to_thread.run_sync(state.jobs.load)
             await shadow.start()

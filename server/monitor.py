@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import structlog
+import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from pydantic import BaseModel, Field
 
 from server.engines.base import Captured, CaptureRequest, Engine
+from server.guard import Part, spans
 from steering.errors import TrimtabError
 from steering.program import Program
 from steering.reading import Reader
@@ -37,13 +39,14 @@ class Monitor:
 
 @dataclass(frozen=True)
 class Watched:
-    """One finished choice."""
+    """One finished choice. parts: of a guarded one, the programs it was made under."""
 
     index: int
     program: Program | None
     prompt_ids: Sequence[int]
     generated_ids: Sequence[int]
     roles: Sequence[str] | None
+    parts: Sequence[Part] = ()
 
 
 class MonitorChoice(BaseModel):
@@ -134,15 +137,30 @@ async def _captured(monitors: Sequence[Monitor], choices: Sequence[Watched], eng
         sites.setdefault(monitor.reader.site, set()).update(monitor.reader.layers)
     wanted = {site: sorted(layers) for site, layers in sites.items()}
     groups: dict[int, list[Watched]] = {}
-    for choice in choices:
-        groups.setdefault(id(choice.program), []).append(choice)
     found: dict[int, Captured] = {}
+    for choice in choices:
+        if len(choice.parts) > 1:
+            found[choice.index] = await _in_parts(choice, wanted, engine)
+        else:
+            groups.setdefault(id(choice.program), []).append(choice)
     for group in groups.values():
         requests = [CaptureRequest([*c.prompt_ids, *c.generated_ids], wanted, prompt_length=len(c.prompt_ids),
                                    roles=c.roles) for c in group]
         for choice, captured in zip(group, await engine.capture(requests, group[0].program), strict=True):
             found[choice.index] = captured
     return found
+
+
+async def _in_parts(choice: Watched, sites: dict[Site, list[int]], engine: Engine) -> Captured:
+    """Each part read under its own program, the prompt under the first."""
+    length, ids = len(choice.prompt_ids), [*choice.prompt_ids, *choice.generated_ids]
+    pieces = []
+    for part, stop in spans(choice.parts, len(choice.generated_ids)):
+        positions = range(length + part.start if part.start else 0, length + stop)
+        request = CaptureRequest(ids[:length + stop], sites, positions, prompt_length=length, roles=choice.roles)
+        pieces += await engine.capture([request], part.program)
+    return {site: {layer: torch.cat([piece[site][layer] for piece in pieces]) for layer in layers}
+            for site, layers in sites.items()}
 
 
 def _scores(monitor: Monitor, choice: Watched, captured: Captured) -> MonitorChoice:

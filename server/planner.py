@@ -1,8 +1,8 @@
 """From what a request says about steering to a compiled program: default spec, presets, interventions, kill switch."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from steering.program import Program
 from steering.reading import compile_reader
 from steering.scope import touch_map
 from steering.source import Resolved, Source
-from steering.spec import Gates, Intervention, PromptSelection, Scope, Spec, Steering
+from steering.spec import Gates, Guard, Intervention, PromptSelection, Scope, Spec, Steering
 from vectors.library import Library
 
 Origin = Literal["default", "model", "preset", "request"]
@@ -46,6 +46,7 @@ class Plan:
         disabled: why the kill switch held the steering back, else None.
         presets: resolved presets by what named them ("model", "preset").
         monitors: what to read of the finished completion.
+        guards: limits, all of which hold. resolved: what the program was compiled from.
     """
 
     program: Program | None
@@ -54,6 +55,8 @@ class Plan:
     presets: Mapping[str, str] | None = None
     report: Literal["none", "summary", "tokens"] = "none"
     monitors: tuple[Monitor, ...] = ()
+    guards: tuple[Guard, ...] = ()
+    resolved: tuple[Resolved, ...] = ()
 
     @property
     def names_roles(self) -> bool:
@@ -92,11 +95,18 @@ class Planner:
         if steering.default == "none" and model_preset is not None:
             raise InvalidSpec('default "none" means no steering at all, and the model name asks for a preset',
                               param="steering.default", fix="Use the base model's name.")
-        planned, presets = self._collect(steering, model_preset)
+        planned, presets, guards = self._collect(steering, model_preset)
         if not planned:
             return Plan(None, presets=presets, report=steering.report, monitors=monitors)
-        return Plan(self._compiled(planned), tuple(planned), presets=presets, report=steering.report,
-                    monitors=monitors)
+        program, resolved = self._compiled(planned)
+        return Plan(program, tuple(planned), presets=presets, report=steering.report, monitors=monitors,
+                    guards=guards, resolved=resolved)
+
+    def weakened(self, plan: Plan, closed: Collection[int], factors: Sequence[float]) -> Program:
+        """The plan's program for a prompt whose gates closed the interventions `closed`, each at a factor of its
+        strength."""
+        resolved = [replace(item, factor=factor) for item, factor in zip(plan.resolved, factors, strict=True)]
+        return compile_program(resolved, self._facts).decided(closed)
 
     def kill_reason(self) -> str | None:
         """Why all steering is off, None where it is on."""
@@ -111,11 +121,14 @@ class Planner:
         """Refuse a spec that cannot be applied. Errors name its fields as `interventions[i].layers`."""
         self._compiled([Planned(item, "request", f"interventions[{i}]") for i, item in enumerate(spec.interventions)])
 
-    def _collect(self, steering: Steering, model_preset: str | None) -> tuple[list[Planned], dict[str, str]]:
+    def _collect(self, steering: Steering, model_preset: str | None) -> tuple[
+            list[Planned], dict[str, str], tuple[Guard, ...]]:
         planned: list[Planned] = []
+        guards: list[Guard | None] = []
         presets: dict[str, str] = {}
         default = self.default_spec() if steering.default == "inherit" else None
         if default is not None:
+            guards.append(default.guard)
             planned += [Planned(item, "default", f"default_spec.interventions[{i}]")
                         for i, item in enumerate(default.interventions)]
         named: tuple[tuple[Origin, str | None, str], ...] = (
@@ -129,12 +142,14 @@ class Planner:
                 error.param = param
                 raise
             presets[origin] = preset.ref
+            guards.append(preset.spec.guard)
             planned += [Planned(item, origin, param, preset.ref) for item in preset.spec.interventions]
         planned += [Planned(item, "request", f"steering.interventions[{i}]")
                     for i, item in enumerate(steering.interventions)]
-        return planned, presets
+        guards.append(steering.guard)
+        return planned, presets, tuple(guard for guard in guards if guard is not None)
 
-    def _compiled(self, planned: Sequence[Planned]) -> Program:
+    def _compiled(self, planned: Sequence[Planned]) -> tuple[Program, tuple[Resolved, ...]]:
         for item in planned:
             self._check_inline(item)
         resolved = [Resolved(item.intervention, self._source(item), self._probes(item)) for item in planned]
@@ -150,7 +165,7 @@ class Planner:
                 raise localised(error, planned) from None
             with self._lock:
                 self._programs[key] = program
-        return program
+        return program, tuple(resolved)
 
     def _monitor(self, ref: str, index: int) -> Monitor:
         where = f"steering.monitor[{index}]"

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from server.effects.report import Effects
 from server.gates import Decided
+from server.guard import Event
 from server.monitor import MonitorReport
 from server.planner import Plan
 from steering.gate import CompiledGate, Decision
@@ -50,12 +51,24 @@ class GateDecision(BaseModel):
     scores: list[dict[str, float]] = Field(description="Per condition, layer to score.")
 
 
+class GuardEvent(BaseModel):
+    """A guard weakened an intervention."""
+
+    token: int = Field(description="From this generated token on (0 is the first).")
+    factor: float = Field(description="What is left of its strength; 0: stopped.")
+    reason: Literal["kl", "repetition", "unmeasured"] = Field(description="What was over its limit; unmeasured: the "
+                                                              "check failed, which stops everything.")
+    kl: float | None = Field(description="Mean KL(steered || untouched) of the checked tokens, in nats.")
+    repetition: float = Field(description="Share of their 3-grams that occurred before.")
+
+
 class ChoiceCounts(TokenCounts):
     """The same for one choice; the positions only with `"report": "tokens"`, counted from the prompt's start."""
 
     index: int = Field(description="Index of the choice.")
     positions: list[int] | None = Field(default=None, description="Positions of the touched tokens in prompt + "
                                         "completion.")
+    guard: list[GuardEvent] = Field(default=[], description="What guards did to the intervention in this choice.")
     gate: GateDecision | None = Field(default=None, description="Of interventions with a gate decided per prompt.")
 
 
@@ -83,6 +96,8 @@ class Receipt(BaseModel):
     report: Literal["none", "summary", "tokens"]
     effects: Effects | None = Field(default=None, description="What it did, measured; only if a report is asked for.")
     monitor: list[MonitorReport] = Field(default=[], description="What the monitors read, in the order asked for.")
+    guard_checks: list[int | None] = Field(default=[], description="Per choice, how often its guards were checked; "
+                                           "null where nothing was guarded.")
 
 
 @dataclass(frozen=True)
@@ -95,6 +110,8 @@ class Outcome:
     roles: Sequence[str] | None
     touched: Sequence[tuple[int, int]]
     decided: Decided
+    events: Sequence[Event] = ()
+    checks: int | None = None
 
 
 def receipt(plan: Plan, outcomes: Sequence[Outcome], engine: str, effects: Effects | None = None,
@@ -106,7 +123,7 @@ def receipt(plan: Plan, outcomes: Sequence[Outcome], engine: str, effects: Effec
         facts = compiled.applied
         choices = [ChoiceCounts(index=o.index, prompt=o.touched[j][0], generation=o.touched[j][1],
                                 positions=_positions(o, j) if plan.report == "tokens" else None,
-                                gate=_decision(o.decided.gates.get(j)))
+                                guard=_guarded(o, j), gate=_decision(o.decided.gates.get(j)))
                    for o in ordered]
         applied.append(AppliedIntervention(
             artifact=facts.artifact or "inline", source=planned.origin, op=facts.op, sites=list(facts.sites),
@@ -116,7 +133,7 @@ def receipt(plan: Plan, outcomes: Sequence[Outcome], engine: str, effects: Effec
             choices=choices))
     return Receipt(applied=applied, disabled=plan.disabled is not None, reason=plan.disabled,
                    presets=dict(plan.presets or {}), engine=engine, report=plan.report, effects=effects,
-                   monitor=list(monitor))
+                   monitor=list(monitor), guard_checks=[o.checks for o in ordered])
 
 
 def _gate(gate: CompiledGate | None) -> GateReceipt | None:
@@ -131,6 +148,11 @@ def _decision(decision: Decision | None) -> GateDecision | None:
         return None
     return GateDecision(open=decision.open, scores=[{str(layer): score for layer, score in scores.items()}
                                                     for scores in decision.scores])
+
+
+def _guarded(outcome: Outcome, j: int) -> list[GuardEvent]:
+    return [GuardEvent(token=e.token, factor=e.factor, reason=e.reason, kl=e.kl, repetition=e.repetition)
+            for e in outcome.events if e.intervention == j]
 
 
 def _positions(outcome: Outcome, j: int) -> list[int]:

@@ -12,7 +12,8 @@ from steering.payload import RULES
 
 PATH = Path("docs/spec.md")
 ORDER = ("Steering", "Intervention", "Strength", "Dose", "Scope", "PromptSelection", "PromptPick",
-         "GenerationSelection", "GenerationPick", "LayerRange", "LayerDepth", "Gate", "Gates", "Reading", "Encoded")
+         "GenerationSelection", "GenerationPick", "LayerRange", "LayerDepth", "Gate", "Gates", "Reading", "Guard",
+         "Encoded")
 HEAD = """# Spec reference
 
 Written by `python -m server.specdoc` from the models in `steering/spec.py`; do not edit. The same as JSON schema:

@@ -9,6 +9,7 @@ from server.auth import check_key
 from server.effects.shadow import Shadow
 from server.effects.store import EffectStore
 from server.engines.base import Engine
+from server.guard import GuardMetrics
 from server.jobs import Jobs
 from server.metrics import Metrics
 from server.monitor import MonitorMetrics
@@ -32,6 +33,7 @@ class ServerState:
     jobs: Jobs
     shadow: Shadow
     monitor_metrics: MonitorMetrics
+    guard_metrics: GuardMetrics
     effect_store: EffectStore
 
 

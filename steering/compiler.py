@@ -97,7 +97,7 @@ def _compile_one(item: Resolved, facts: ModelFacts) -> Compiled:
     scales: dict[int, float] = {}
     for layer in layers:
         tensors = payload.layers[layer if origin is None else origin]
-        scales[layer] = _scale(acting, operation, tensors, layer, source, options)
+        scales[layer] = item.factor * _scale(acting, operation, tensors, layer, source, options)
         for site in sites:
             facts.check_site(site, layer, "layers" if not multi_site else "options.multi_site")
             _check_width(payload, tensors, facts.width(site), site)

@@ -44,9 +44,11 @@ class Source:
 class Resolved:
     """An intervention with its artifacts looked up.
 
-    source: None for inline numbers. probes: those of its gates, in order (`gate.gates_of`).
+    source: None for inline numbers. probes: those of its gates, in order (`gate.gates_of`). factor: what a guard left
+    of its strength.
     """
 
     intervention: Intervention
     source: Source | None = None
     probes: tuple[Source, ...] = ()
+    factor: float = 1.0

@@ -69,6 +69,10 @@ class ResidualShift:
     relative: torch.Tensor
     cosine: torch.Tensor
 
+    @classmethod
+    def join(cls, parts: Sequence["ResidualShift"]) -> "ResidualShift":
+        return cls(torch.cat([part.relative for part in parts]), torch.cat([part.cosine for part in parts]))
+
 
 def residual_shift(steered: torch.Tensor, base: torch.Tensor) -> ResidualShift:
     """From hidden states `[G, d_model]`."""

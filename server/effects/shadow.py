@@ -18,9 +18,11 @@ import structlog
 from server.effects.budget import Budget
 from server.effects.degeneration import degeneration
 from server.effects.metrics import ALL, EffectMetrics
+from server.effects.parts import compare_parts
 from server.effects.report import ChoiceEffect, Effects, Shift, choice_effect
 from server.effects.store import MINUTE_S, EffectStore, Sample
 from server.engines.base import CompareRequest, Engine
+from server.guard import Part
 from steering.program import Program
 
 log = structlog.get_logger("trimtab.effects")
@@ -33,7 +35,8 @@ MOST_UNWRITTEN = 10_000
 
 @dataclass(frozen=True)
 class Finished:
-    """One steered completion that has been generated. `preset` names it in metrics, "" for none."""
+    """One steered completion that has been generated. `preset` names it in metrics, "" for none. `parts`: of a guarded
+    one, the programs it was made under."""
 
     index: int
     program: Program
@@ -42,6 +45,7 @@ class Finished:
     roles: Sequence[str] | None
     ended: bool
     preset: str
+    parts: Sequence[Part] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -51,7 +55,7 @@ class Finished:
     def cost(self) -> int:
         """Tokens of all passes that measuring takes: steered, untouched, and one less each for stacks."""
         count = len(self.program.compiled)
-        return self.num_tokens * (2 + (count if count > 1 else 0))
+        return self.num_tokens * (2 + (count if count > 1 else 0)) * max(len(self.parts), 1)
 
 
 class Shadow:
@@ -167,8 +171,8 @@ class Shadow:
     async def _measured(self, finished: Finished, per_token: bool) -> ChoiceEffect | None:
         ids = [*finished.prompt_ids, *finished.generated_ids]
         try:
-            comparison = await self._engine.compare(
-                CompareRequest(ids, len(finished.prompt_ids), finished.program, finished.roles, self._end_ids))
+            request = CompareRequest(ids, len(finished.prompt_ids), finished.program, finished.roles, self._end_ids)
+            comparison = await compare_parts(self._engine, request, list(finished.parts))
             signs = degeneration(finished.generated_ids, self._decode(finished.generated_ids), finished.ended)
             effect = choice_effect(finished.index, comparison, finished.program, signs, per_token=per_token)
             self._metrics.ran(finished.cost)

@@ -42,13 +42,18 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Generation:
-    """One completion to generate. `roles` holds one role per prompt token for chat prompts, else None."""
+    """One completion to generate. `roles` holds one role per prompt token for chat prompts, else None.
+
+    generated_ids: tokens that were generated before, to go on from under another program, say. They count as generated
+    for scopes, sampling (seed, penalties) and max_tokens, and are not delivered again. Only for engines with the feature "resume".
+    """
 
     request_id: str
     prompt_ids: Sequence[int]
     sampling: Sampling
     program: Program | None = None
     roles: Sequence[str] | None = None
+    generated_ids: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -161,7 +166,7 @@ class Engine(ABC):
     """A loaded model that generates, scores and captures under programs.
 
     end_ids: end-of-text tokens of the model's generation config.
-    features: what the engine can do beyond the contract, by name.
+    features: what the engine can do beyond the contract, by name; "resume": to go on from `Generation.generated_ids`.
     """
 
     facts: ModelFacts

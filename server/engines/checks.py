@@ -25,6 +25,8 @@ def check_room(generation: Generation, limit: int) -> None:
                              f"{generation.sampling.max_tokens} exceed the {limit} that fit", param="max_tokens")
     if generation.sampling.max_tokens < 1:
         raise InvalidRequest("max_tokens must be at least 1", param="max_tokens")
+    if generation.sampling.max_tokens <= len(generation.generated_ids):
+        raise InvalidRequest("max_tokens were generated already", param="max_tokens")
 
 
 def check_compare(request: CompareRequest, facts: ModelFacts) -> None:

@@ -2,14 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import anyio
 
-from server.engines.base import Engine, Generation, Sampling, Token
+from server.engines.base import Completion, Generation, Sampling, Token
 from server.gates import Decided
+from server.guard import Event, GuardedCompletion, Part
 from server.metrics import Metrics
 from server.openai.detokenize import Detokenizer
 from server.openai.prompts import Prompt
@@ -40,21 +41,23 @@ class Choice:
     decided: Decided
     token_ids: list[int] = field(default_factory=list)
     touched: list[tuple[int, int]] = field(default_factory=list)
+    parts: Sequence[Part] = ()
+    events: Sequence[Event] = ()
+    checks: int | None = None
 
     def outcome(self) -> Outcome:
         return Outcome(self.index, self.prompt.token_ids, self.token_ids, self.prompt.roles, self.touched,
-                       self.decided)
+                       self.decided, self.events, self.checks)
 
 
 class Run:
     """The choices of one request. Iterate `pieces()` once; leaving it early cancels them in the engine."""
 
-    def __init__(self, engine: Engine, vocabulary: Vocabulary, metrics: Metrics, *, request_id: str,
+    def __init__(self, vocabulary: Vocabulary, metrics: Metrics, *, request_id: str,
                  prompts: Sequence[Prompt], decided: Sequence[Decided], n: int, sampling: Sequence[Sampling],
-                 stops: Sequence[str]) -> None:
+                 stops: Sequence[str], begin: Callable[[Generation, Decided], Completion]) -> None:
         """`decided`: one per prompt. `sampling`: one per choice of a prompt. Choice p * n + i is completion i of
-        prompt p."""
-        self._engine = engine
+        prompt p. `begin`: starts a choice in the engine."""
         self._vocabulary = vocabulary
         self._metrics = metrics
         self._stops = stops
@@ -62,8 +65,8 @@ class Run:
         self.choices = [Choice(p * n + i, prompt, decided[p]) for p, prompt in enumerate(prompts) for i in range(n)]
         # Made here and not when first iterated, so that what the engine refuses becomes the answer's status.
         self._completions = [
-            engine.generate(Generation(f"{request_id}-{c.index}", c.prompt.token_ids, sampling[c.index % n],
-                                       c.decided.program, c.prompt.roles))
+            begin(Generation(f"{request_id}-{c.index}", c.prompt.token_ids, sampling[c.index % n],
+                             c.decided.program, c.prompt.roles), c.decided)
             for c in self.choices]
 
     @property
@@ -129,6 +132,8 @@ class Run:
             reason = "stop"
             await completion.cancel()
         choice.touched = [(t.prompt, t.generation) for t in completion.touched()]
+        if isinstance(completion, GuardedCompletion):
+            choice.parts, choice.events, choice.checks = completion.parts, completion.events, completion.checks
         self._metrics.completed(len(choice.token_ids), time.perf_counter() - first_at)
         yield Piece(choice.index, "", None, reason)
 

@@ -5,14 +5,16 @@ model name -> plan (what steering applies) -> prompt tokens and roles -> checks 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import anyio
 
 from server.effects.shadow import Finished
-from server.engines.base import Sampling
+from server.engines.base import Completion, Generation, Sampling
 from server.errors import ContextLengthExceeded, UnsupportedParameter
-from server.gates import decide
+from server.gates import Decided, decide
+from server.guard import GuardedCompletion
 from server.monitor import Watched, watch
 from server.openai.fields import CompletionFields
 from server.openai.generate import Run, choice_seed
@@ -22,7 +24,8 @@ from server.openai.schema import ChatRequest
 from server.planner import Plan
 from server.receipt import Receipt, receipt
 from server.state import ServerState
-from steering.errors import InvalidRequest
+from steering.errors import InvalidRequest, InvalidSpec
+from steering.program import Program
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Started:
         else:
             shadow.offer(self._finished())
         watched = [Watched(choice.index, choice.decided.program, choice.prompt.token_ids, choice.token_ids,
-                           choice.prompt.roles) for choice in self.run.choices]
+                           choice.prompt.roles, choice.parts) for choice in self.run.choices]
         monitor = await watch(self.plan.monitors, watched, self.state.engine, self.state.monitor_metrics)
         return receipt(self.plan, [choice.outcome() for choice in self.run.choices], self.state.engine_name, effects,
                        monitor)
@@ -54,7 +57,8 @@ class Started:
         """The choices that something was applied to."""
         preset = next(iter((self.plan.presets or {}).values()), "")
         return [Finished(choice.index, program, choice.prompt.token_ids, choice.token_ids, choice.prompt.roles,
-                         bool(choice.token_ids) and choice.token_ids[-1] in self.state.vocabulary.end_ids, preset)
+                         bool(choice.token_ids) and choice.token_ids[-1] in self.state.vocabulary.end_ids, preset,
+                         choice.parts)
                 for choice in self.run.choices if (program := choice.decided.program) is not None and program.acting]
 
 
@@ -74,19 +78,35 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
         max_tokens_field, prompt_field: names of these fields in the request.
         logprobs: alternatives to report per token; None for no log-probabilities.
     """
+    if plan.guards and "resume" not in state.engine.features:
+        raise InvalidSpec("this engine cannot weaken the steering of a running completion, so specs with a guard are "
+                          "refused", param="steering.guard", fix="Use the engine transformers, or leave guards out.")
     longest = max(len(prompt.token_ids) for prompt in prompts)
     limit = _room(state, longest, max_tokens, max_tokens_field, prompt_field)
     for prompt in prompts:
         plan.check_prompt(prompt.token_ids, prompt.roles)
     sampling = [_sampling(body, state, limit, logprobs, i) for i in range(body.n)]
     decided = await decide(plan, prompts, state.engine)
-    run = Run(state.engine, state.vocabulary, state.metrics, request_id=request_id, prompts=prompts, decided=decided,
-              n=body.n, sampling=sampling, stops=body.stops)
+    run = Run(state.vocabulary, state.metrics, request_id=request_id, prompts=prompts, decided=decided, n=body.n,
+              sampling=sampling, stops=body.stops, begin=partial(_begin, state, plan))
     # A gate that stayed shut for every prompt leaves its intervention unused.
     used = [item.applied for j, item in enumerate(plan.program.compiled if plan.program else ())
             if any(j not in one.gates or one.gates[j].open for one in decided)]
     state.metrics.admitted(run.prompt_tokens, used, plan.disabled is not None)
     return Started(body.model, run, plan, state)
+
+
+def _begin(state: ServerState, plan: Plan, generation: Generation, decided: Decided) -> Completion:
+    """A choice in the engine, guarded where the plan says so and something acts."""
+    program = decided.program
+    if not plan.guards or program is None or not program.acting:
+        return state.engine.generate(generation)
+    closed = [j for j, decision in decided.gates.items() if not decision.open]
+
+    async def weaken(factors: Sequence[float]) -> Program:
+        return await anyio.to_thread.run_sync(state.planner.weakened, plan, closed, list(factors))
+
+    return GuardedCompletion(state.engine, generation, plan.guards, weaken, state.guard_metrics)
 
 
 def _room(state: ServerState, prompt_tokens: int, wanted: int | None, max_tokens_field: str, prompt_field: str) -> int:

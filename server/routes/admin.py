@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from server.route import StrictRoute
 from server.state import State
 from steering.errors import Conflict
-from steering.spec import MAX_INTERVENTIONS, ArtifactRef, Intervention, Spec
+from steering.spec import MAX_INTERVENTIONS, ArtifactRef, Guard, Intervention, Spec
 
 router = APIRouter(prefix="/v1/admin", tags=["admin"], route_class=StrictRoute)
 
@@ -20,11 +20,14 @@ class DefaultSpecBody(BaseModel):
 
     interventions: list[Intervention] | None = Field(default=None, min_length=1, max_length=MAX_INTERVENTIONS)
     preset: ArtifactRef | None = None
+    guard: Guard | None = Field(default=None, description="With interventions; a preset brings its own.")
 
     @model_validator(mode="after")
     def _one_of(self) -> Self:
         if (self.interventions is None) == (self.preset is None):
             raise ValueError("give either interventions or preset")
+        if self.guard is not None and self.preset is not None:
+            raise ValueError("a preset brings its own guard")
         return self
 
 
@@ -51,8 +54,9 @@ def show_default_spec(state: State) -> DefaultSpecView:
 @router.put("/default-spec")
 def set_default_spec(body: DefaultSpecBody, state: State) -> DefaultSpecView:
     """Let a spec act first in every request that does not say otherwise. It must be applicable to the loaded model."""
+    given = {} if body.guard is None else {"guard": body.guard}
     spec = state.library.presets.resolve(body.preset).spec if body.preset else Spec(
-        interventions=body.interventions or [])
+        interventions=body.interventions or [], **given)
     state.planner.check_spec(spec)
     state.library.switches.set_default_spec(spec)
     return DefaultSpecView(spec=spec)

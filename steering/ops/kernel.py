@@ -38,13 +38,15 @@ def kernel(name: str) -> Callable[[Kernel], Kernel]:
 def get_kernel(name: str) -> Kernel:
     """The kernel, or for "gated:NAME" the kernel NAME on the tokens whose condition holds."""
     if name.startswith(GATED):
-        return _gated(_KERNELS[name.removeprefix(GATED)])
+        return _gated(name.removeprefix(GATED))
     return _KERNELS[name]
 
 
 @cache
-def _gated(inner: Kernel) -> Kernel:
+def _gated(name: str) -> Kernel:
     """gate_weight `[n, width]`, gate_bias `[n]`: a token keeps its value, bit for bit, unless weight . h + bias > 0."""
+
+    inner = _KERNELS[name]
 
     def kernel(h: torch.Tensor, rows: Rows) -> torch.Tensor:
         holds = (h * rows["gate_weight"]).sum(-1) + rows["gate_bias"] > 0

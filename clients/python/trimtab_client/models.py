@@ -39,7 +39,8 @@ class Receipt(Model):
     """What was done to the model for a response.
 
     disabled: the kill switch held all steering back. effects: what it did, measured, if `report` asked for it.
-    monitor: per probe of `monitor` its scores per token.
+    monitor: per probe of `monitor` its scores per token. guard_checks: per choice, how often its guards were checked;
+    applied[j].choices[i]["guard"] says what they did.
     """
 
     applied: list[Applied]
@@ -48,6 +49,7 @@ class Receipt(Model):
     engine: str
     effects: dict[str, Any] | None = None
     monitor: list[dict[str, Any]] = []
+    guard_checks: list[int | None] = []
 
 
 class Usage(Model):

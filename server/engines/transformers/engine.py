@@ -60,6 +60,8 @@ class _Manager(ContinuousBatchingManager):
 class TransformersEngine(Engine):
     """A model in this process. See `base.Engine` for the contract."""
 
+    features = frozenset({"resume"})
+
     def __init__(self, options: EngineOptions) -> None:
         self.options = options
         self.model: Any = load_model(options)
@@ -201,7 +203,8 @@ class TransformersEngine(Engine):
         sampling = running.generation.sampling
         stops = [-1] if sampling.ignore_eos or not sampling.stop_token_ids else list(sampling.stop_token_ids)
         accepted = None if self._manager is None else self._manager.add_request(
-            list(running.generation.prompt_ids), request_id=running.request_id, max_new_tokens=sampling.max_tokens,
+            list(running.token_ids), request_id=running.request_id,
+            max_new_tokens=sampling.max_tokens - len(running.generation.generated_ids),
             streaming=True, eos_token_id=stops)
         if accepted is None:
             self.steps.retire(running.request_id)

@@ -45,9 +45,9 @@ class TokenRouter(OutputRouter):
         start = self._delivered.get(output.request_id, 0)
         ids = output.generated_tokens
         self._delivered[output.request_id] = len(ids)
-        tokens = []
+        tokens, resumed = [], len(completion.running.generation.generated_ids)
         for i in range(start, len(ids)):
-            choice = completion.running.choices[i]
+            choice = completion.running.choices[resumed + i]
             reason: FinishReason | None = None
             if output.status == RequestStatus.FINISHED and i == len(ids) - 1:
                 reason = "stop" if ids[i] in sampling.stop_token_ids and not sampling.ignore_eos else "length"

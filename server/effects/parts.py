@@ -1,0 +1,30 @@
+"""Effects of a completion that was made under more than one program, as guarded ones are."""
+
+from dataclasses import fields
+
+from server.effects.divergence import Divergence, ResidualShift
+from server.engines.base import CompareRequest, Comparison, Engine
+from server.guard import Part, spans
+
+
+async def compare_parts(engine: Engine, request: CompareRequest, parts: list[Part]) -> Comparison:
+    """Every part against the untouched model under its own program, joined. One part: as `Engine.compare`."""
+    if len(parts) < 2:
+        return await engine.compare(request)
+    count = len(request.token_ids) - request.prompt_length
+    found: list[tuple[slice, Comparison]] = []
+    for part, stop in spans(parts, count):
+        over = CompareRequest(request.token_ids[:request.prompt_length + stop], request.prompt_length, part.program,
+                              request.roles, request.end_ids)
+        found.append((slice(part.start, stop), await engine.compare(over)))
+    return Comparison(
+        total=Divergence.join([_cut(c.total, rows) for rows, c in found]),
+        without=tuple(Divergence.join([_cut(c.without[i], rows) for rows, c in found])
+                      for i in range(len(request.program.compiled))),
+        residual=ResidualShift.join([ResidualShift(c.residual.relative[rows], c.residual.cosine[rows])
+                                     for rows, c in found]),
+        exact=all(c.exact for _, c in found))
+
+
+def _cut(found: Divergence, rows: slice) -> Divergence:
+    return Divergence(**{f.name: getattr(found, f.name)[rows] for f in fields(Divergence)})
