@@ -45,7 +45,8 @@ class Generation:
     """One completion to generate. `roles` holds one role per prompt token for chat prompts, else None.
 
     generated_ids: tokens that were generated before, to go on from under another program, say. They count as generated
-    for scopes, sampling (seed, penalties) and max_tokens, and are not delivered again. Only for engines with the feature "resume".
+    for scopes, sampling (seed, penalties) and max_tokens, and are not delivered again. Only for engines with the
+    feature "resume".
     """
 
     request_id: str
