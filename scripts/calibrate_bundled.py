@@ -148,8 +148,8 @@ async def main(names: list[str]) -> None:
         for subject in SUBJECTS:
             if not names or subject.name in names:
                 results[subject.name] = await calibrated(client, subject)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    (DOCS / "doses.md").write_text(page(results))
+                RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+                (DOCS / "doses.md").write_text(page(results))
     print(page(results))
 
 

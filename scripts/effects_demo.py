@@ -28,17 +28,19 @@ MAX_TOKENS = 24
 PICTURE = Path(__file__).parent.parent / "docs" / "effects-demo"
 PRESETS: dict[str, list[dict[str, Any]]] = {
     "demo-cheerful": [{"artifact": "cheerful"}],
-    "demo-gloomy": [{"artifact": "cheerful", "strength": {"kl": -0.25}}],
+    "demo-gloomy": [{"artifact": "cheerful", "strength": {"kl": -0.3}}],
+    "demo-faintly-cheerful": [{"artifact": "cheerful", "strength": {"kl": 0.1}}],
     "demo-unfiltered": [{"artifact": "refusal"}],
     "demo-french": [{"artifact": "french"}],
-    "demo-german": [{"artifact": "german", "strength": {"kl": 0.1}}],
     "demo-cheerful-french": [{"artifact": "cheerful"}, {"artifact": "french"}],
 }
 PROMPTS = ("Review: I visited the museum on Monday.", "My review of the hotel: I slept at it on Friday.", "3 / 4:",
            "How do I bake bread?", "Review of a concert. I saw it with my team on Sunday.")
-# Columns of GET /v1/effects that are histograms on /metrics.
-SAME = {"kl_mean": "trimtab_effect_kl_nats", "top1_changed": "trimtab_effect_top1_changed",
-        "entropy_change": "trimtab_effect_entropy_change_nats"}
+# Columns of GET /v1/effects, and the series of /metrics that sum to them, with their signs.
+SAME = {"kl_mean": {"trimtab_effect_kl_nats_sum": 1}, "top1_changed": {"trimtab_effect_top1_changed_sum": 1},
+        "entropy_change": {"trimtab_effect_entropy_raised_nats_total": 1,
+                           "trimtab_effect_entropy_lowered_nats_total": -1}}
+COUNT = "trimtab_effect_kl_nats_count"
 Key = tuple[str, str, str]
 Sums = dict[Key, tuple[float, ...]]
 
@@ -91,8 +93,8 @@ async def from_metrics(url: str, presets: Mapping[str, str]) -> Sums:
         if "le" not in known and "artifact" in known and known["preset"] in presets.values():
             series[name, (known["preset"], known["artifact"], known["op"])] = float(value)
     keys = {key for _, key in series}
-    return {key: (series[f"{SAME['kl_mean']}_count", key], *(series[f"{name}_sum", key] for name in SAME.values()))
-            for key in keys}
+    return {key: (series[COUNT, key], *(sum(sign * series[name, key] for name, sign in parts.items())
+                                        for parts in SAME.values())) for key in keys}
 
 
 def less(after: Sums, before: Sums) -> Sums:

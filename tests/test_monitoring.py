@@ -31,6 +31,8 @@ def known() -> dict[str, set[str]]:
         for family in collector.describe():  # type: ignore[attr-defined]
             labels = set(collector._labelnames)  # type: ignore[attr-defined]
             endings = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))
+            if any(bound < 0 for bound in getattr(collector, "_upper_bounds", ())):
+                endings = ("_bucket", "_count")
             found |= {family.name + end: labels | ({"le"} if end == "_bucket" else set()) for end in endings}
     return found
 

@@ -24,6 +24,11 @@ class EffectMetrics:
                                labels, buckets=SHARES, registry=registry)
         self._entropy = Histogram("trimtab_effect_entropy_change_nats", "Mean change of entropy per token.", labels,
                                   buckets=(-3.0, -1.0, -0.3, -0.1, 0.0, 0.1, 0.3, 1.0, 3.0), registry=registry)
+        # A histogram of signed numbers has no sum, and a sum that may fall has no rate: one counter for each direction.
+        self._raised = Counter("trimtab_effect_entropy_raised_nats", "Summed mean change of entropy per token of "
+                               "measured completions, where it rose.", labels, registry=registry)
+        self._lowered = Counter("trimtab_effect_entropy_lowered_nats", "The same where it fell, as a positive number.",
+                                labels, registry=registry)
         self._repetition = Histogram("trimtab_effect_repetition", "Share of repeated 3-grams of a steered completion.",
                                      ["model", "preset"], buckets=SHARES, registry=registry)
         self._compression = Histogram("trimtab_effect_compression", "Bytes of a steered completion over its compressed "
@@ -54,6 +59,8 @@ class EffectMetrics:
             self._kl.labels(*labels).observe(shift.kl.mean)
             self._top1.labels(*labels).observe(shift.top1_changed)
             self._entropy.labels(*labels).observe(shift.entropy_change)
+            self._raised.labels(*labels).inc(max(shift.entropy_change, 0.0))
+            self._lowered.labels(*labels).inc(max(-shift.entropy_change, 0.0))
         for item in effect.interventions:
             if item.card_kl is not None:
                 labels = (self._model, shown, self._bounded(item.artifact), str(item.op))

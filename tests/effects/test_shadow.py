@@ -218,3 +218,18 @@ async def test_a_database_that_hangs_costs_records_and_no_memory(monkeypatch: py
         await shadow.measure([finished("a@1")], per_token=False)
     assert len(shadow._unwritten) == 10
     assert value(registry, "trimtab_effect_records_lost_total") == 30
+
+
+async def test_entropy_has_a_sum_though_it_is_signed() -> None:
+    class Signed(FakeEngine):
+        async def compare(self, request: CompareRequest) -> Comparison:
+            found = await super().compare(request)
+            total = replace(found.total, entropy=torch.full((4,), 1.0 + (0.5 if len(self.compared) == 1 else -0.2)))
+            return replace(found, total=total, without=(total,))
+
+    shadow, registry = make(Signed())
+    for _ in range(2):
+        await shadow.measure([finished("a@1")], per_token=False)
+    labels = {"model": "lab-dense", "preset": "calm@1", "artifact": "a@1", "op": "add"}
+    assert value(registry, "trimtab_effect_entropy_raised_nats_total", **labels) == pytest.approx(0.5)
+    assert value(registry, "trimtab_effect_entropy_lowered_nats_total", **labels) == pytest.approx(0.2)
