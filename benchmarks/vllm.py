@@ -19,13 +19,14 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, LlamaConfig
 
+from benchmarks.random_model import make_model
 from server.engines.base import Generation, Sampling
 from server.engines.vllm.engine import VllmEngine
 from server.engines.vllm.options import VllmOptions
@@ -35,7 +36,7 @@ from steering.program import Program
 from steering.source import Resolved
 from steering.spec import Intervention
 
-VOCAB_SIZE = 8192
+VOCAB_SIZE = 3000
 MAX_LENGTH = 1100
 BLOCKS = 1024
 KV_BYTES = (BLOCKS + 1) * 32 * 2 * 12 * 768 * 2
@@ -49,15 +50,6 @@ def lengths(shape: str, number: int) -> tuple[int, int]:
     if shape == "decode":
         return PROMPT_OF_DECODE, max(8, DECODE_TOKENS // number)
     return max(16, PREFILL_TOKENS // number), OUTPUT_OF_PREFILL
-
-
-def make_model(folder: str, hidden: int, layers: int) -> None:
-    """A random Llama in bfloat16, about 100 M parameters at the default size, with a tokenizer that vLLM never uses."""
-    config = LlamaConfig(hidden_size=hidden, intermediate_size=hidden * 4, num_hidden_layers=layers,
-                         num_attention_heads=hidden // 64, num_key_value_heads=hidden // 64, vocab_size=VOCAB_SIZE,
-                         max_position_embeddings=MAX_LENGTH, initializer_range=0.03)
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
 
 
 def prompt(i: int, length: int, salt: int) -> list[int]:
@@ -85,7 +77,7 @@ class Stock:
 
         self.llm = AsyncLLM.from_engine_args(AsyncEngineArgs(
             model=folder, dtype="bfloat16", max_model_len=MAX_LENGTH, max_num_seqs=requests,
-            max_num_batched_tokens=2048, block_size=32, skip_tokenizer_init=True, num_gpu_blocks_override=BLOCKS,
+            max_num_batched_tokens=2048, block_size=32, num_gpu_blocks_override=BLOCKS,
             kv_cache_memory_bytes=KV_BYTES, enable_log_requests=False))
         self.count = 0
 
@@ -108,7 +100,7 @@ class Trimtab:
         self.engine = VllmEngine(VllmOptions(
             model=folder, model_id="bench", dtype="bfloat16", slots=2 * requests, max_requests=requests,
             max_batch_tokens=2048, kv_cache_tokens=BLOCKS * 32,
-            extra={"skip_tokenizer_init": True, "kv_cache_memory_bytes": KV_BYTES}, **changes))
+            extra={"kv_cache_memory_bytes": KV_BYTES}, **changes))
         self.count = 0
 
     async def run(self, number: int, shape: str, salt: int, programs: list[Program] | None = None) -> None:
@@ -145,7 +137,7 @@ async def main(arguments: argparse.Namespace) -> dict[str, Any]:
     results: dict[str, Any] = {"hidden": arguments.hidden, "layers": arguments.layers, "rounds": arguments.rounds,
                                "sites": arguments.sites, "arms": {}}
     with tempfile.TemporaryDirectory() as folder:
-        make_model(folder, arguments.hidden, arguments.layers)
+        make_model(Path(folder), arguments.hidden, arguments.layers)
         stock = Stock(folder, most)
         changes = {"sites": tuple(arguments.sites.split(","))} if arguments.sites else {}
         trimtab = Trimtab(folder, most, **changes)

@@ -11,7 +11,6 @@ answers differ from the unsteered ones.
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -26,28 +25,14 @@ import httpx
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, LlamaConfig
 
-from lab import model_path
+from benchmarks.random_model import make_model
 
 PORTS = {"stock": 8160, "trimtab": 8161}
 STEERING = {"steering": {"interventions": [{"artifact": "push"}]}}
 LOAD = "import argparse; from vllm.benchmarks.serve import add_cli_args, main; p = argparse.ArgumentParser(); " \
        "add_cli_args(p); main(p.parse_args())"
 METRICS = ("median_ttft_ms", "median_itl_ms", "output_throughput")
-
-
-def make_model(folder: Path, hidden: int, layers: int) -> None:
-    """Random weights with the tokenizer of a lab model: the load generator needs words."""
-    lab = model_path("lab-dense")
-    vocab_size = json.loads((lab / "config.json").read_text())["vocab_size"]
-    config = LlamaConfig(hidden_size=hidden, intermediate_size=hidden * 4, num_hidden_layers=layers,
-                         num_attention_heads=hidden // 64, num_key_value_heads=hidden // 64, vocab_size=vocab_size,
-                         max_position_embeddings=512, initializer_range=0.03, bos_token_id=None, eos_token_id=None)
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(lab / name, folder)
 
 
 @contextmanager
@@ -121,7 +106,8 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
              "--kv-cache-memory-bytes", str(2**31)], PORTS["stock"]))
         trimtab = stack.enter_context(serving(
             [str(Path(sys.executable).with_name("trimtab")), "serve", model, "--engine", "vllm", "--name", "bench",
-             "--port", str(PORTS["trimtab"]), "--dtype", "bfloat16", "--data-dir", str(folder / "data")], PORTS["trimtab"],
+             "--port", str(PORTS["trimtab"]), "--dtype", "bfloat16", "--data-dir", str(folder / "data")],
+            PORTS["trimtab"],
             TRIMTAB_MAX_REQUESTS="32", TRIMTAB_MAX_BATCH_TOKENS="2048", TRIMTAB_KV_CACHE_TOKENS="32768",
             TRIMTAB_SHADOW_SAMPLE=str(arguments.shadow)))
         upload(trimtab, arguments.hidden, arguments.layers)
