@@ -1,7 +1,8 @@
 """The bundled artifacts that recipes make: which case of which replication, for which model, and what it is for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from lab.paths import LAB_DIR
 from lab.replications.common import extracted, subject
@@ -11,7 +12,7 @@ from vectors.formats import get_format
 
 @dataclass(frozen=True)
 class FromRecipe:
-    """One artifact: a case of a replication, run on `model`."""
+    """One artifact: a case of a replication, run on `model`. options: defaults beside those of the recipe."""
 
     name: str
     row: str
@@ -19,6 +20,7 @@ class FromRecipe:
     description: str
     tags: tuple[str, ...]
     model: str = "lab-dense"
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 FROM_RECIPES = (
@@ -43,6 +45,11 @@ FROM_RECIPES = (
                "A vector per layer towards the past tense, aligned across layers.", ("tense",)),
     FromRecipe("refusal-by-effect", "refusal-direction", "refusal-direction",
                "The refusal direction chosen by effect; ablated, harmful requests are answered.", ("refusal",)),
+    FromRecipe("weekdays", "manifold", "manifold-weekdays",
+               "The ring of weekdays at the last prompt token: target puts the answer on a day (Thursday by default), "
+               "shift moves it on by days.", ("calendar",), options={"target": "Thursday"}),
+    FromRecipe("refusal-plane", "angular-steering", "angular-refusal",
+               "The plane of refusal: angle turns refusals up or down.", ("refusal",)),
     FromRecipe("refusal-experts", "tunable-experts", "experts-last-4",
                "Experts that harmful requests use more where the answer begins.", ("refusal",), "lab-moe"),
     FromRecipe("plural", "function-vectors", "fv-plural", "Answers 'WORD ->' with the plural, as after five examples.",
@@ -66,6 +73,7 @@ def make(wanted: Sequence[str] = ()) -> None:
         found = extracted(model, case, "python -m scripts.bundled_library")
         card = {"for": one.description, **(found.metadata.card or {})}
         metadata = found.metadata.model_copy(update={"name": one.name, "description": one.description, "card": card,
+                                                     "options": {**found.metadata.options, **one.options},
                                                      "tags": ("bundled", *one.tags)})
         folder = LAB_DIR / "artifacts" / one.model
         folder.mkdir(parents=True, exist_ok=True)

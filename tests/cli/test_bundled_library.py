@@ -51,7 +51,8 @@ def test_every_artifact_has_a_file_and_every_file_a_maker() -> None:
 
 def test_there_is_one_of_every_kind_that_a_recipe_makes() -> None:
     kinds = {(path.parent.name, source_of(path)[0].kind) for path in FILES}
-    assert {("lab-dense", kind) for kind in ("vector", "subspace", "sign_pattern", "neuron_set", "head_set")} <= kinds
+    assert {("lab-dense", kind) for kind in ("vector", "subspace", "sign_pattern", "neuron_set", "head_set",
+                                                "manifold")} <= kinds
     assert ("lab-moe", "expert_set") in kinds
 
 

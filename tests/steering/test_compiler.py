@@ -226,6 +226,18 @@ def test_options_of_the_request_win_over_those_of_the_artifact() -> None:
     assert one({**NAMED, "options": {"max": 5}}, source).applied.options == {"value": None, "min": 1.0, "max": 5}
 
 
+def test_any_direction_can_be_ablated_and_clamped_by_name() -> None:
+    added = artifact(strength=Strength(value=1.0))
+    everywhere = {"multi_site": True, "source_layer": 2}
+    taken = one({**NAMED, "op": "ablate", "override": ["op"], "options": everywhere}, added)
+    assert taken.applied.sites == ("resid_pre", "attn_out", "mlp_out") and len(taken.rows) == 3 * L
+    unit = torch.tensor(V) / 5
+    assert torch.allclose(taken.rows["mlp_out", 5].tensors["down"][0], unit)
+    held = one({**NAMED, "op": "clamp", "override": ["op"], "options": {"min": -1, "max": 2}}, added)
+    assert torch.allclose(held.rows["resid_post", 4].tensors["direction"], unit)
+    refused({**NAMED, "op": "clamp", "options": {"max": 1}}, "op", source=added)
+
+
 def test_a_choice_of_the_request_puts_the_alternatives_of_the_artifact_aside() -> None:
     source = artifact(op="clamp", options={"value": 1.0}, strength=Strength(value=1))
     assert one({**NAMED, "options": {"max": 5}}, source).applied.options == {"value": None, "min": None, "max": 5}

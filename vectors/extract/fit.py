@@ -1,5 +1,6 @@
 """The direction of one layer: fitted and oriented on train, scored on dev and test."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,8 @@ ROUNDING = 1e-6
 @dataclass(frozen=True)
 class LayerFit:
     """vector: `[d]` float64, positive class larger, as long as the class means are apart along it.
-    sigma: standard deviation of all train texts' projections on the unit direction.
+    sigma: standard deviation of all train texts' projections on the unit direction. coordinates: where those of each
+    side lie, as bounds to clamp to: "positive" and "negative", each with mean and 5th and 95th percentile.
     """
 
     layer: int
@@ -25,6 +27,7 @@ class LayerFit:
     sigma: float
     dev: Score
     test: Score
+    coordinates: Mapping[str, Mapping[str, float]]
 
 
 def fit_layer(method: Method, layer: int, store: ActivationStore, data: Dataset, generator: torch.Generator
@@ -50,4 +53,14 @@ def fit_layer(method: Method, layer: int, store: ActivationStore, data: Dataset,
                         fix="Use more pairs, or the method mean_difference.")
     return LayerFit(layer, unit * length, float(projections.std(correction=0)),
                     score(unit, *store.layer(layer, data.splits["dev"])),
-                    score(unit, *store.layer(layer, data.splits["test"])))
+                    score(unit, *store.layer(layer, data.splits["test"])),
+                    {side: _range(rows @ unit) for side, rows in zip(("positive", "negative"), train, strict=True)})
+
+
+def _range(coordinates: torch.Tensor) -> dict[str, float]:
+    low, high = torch.quantile(coordinates, torch.tensor([0.05, 0.95], dtype=coordinates.dtype)).tolist()
+    return {"mean": _rounded(float(coordinates.mean())), "p5": _rounded(low), "p95": _rounded(high)}
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")

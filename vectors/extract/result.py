@@ -37,6 +37,9 @@ def make_metadata(request: ExtractRequest, data: Dataset, fits: Sequence[LayerFi
     op_options = dict(options.options)
     if options.op == "ablate" and not op_options and options.site in RESIDUAL_SITES:
         op_options = {"multi_site": True}
+    if options.op == "clamp" and not op_options:
+        # What the positive texts have on average; the card names the range of both sides.
+        op_options = {"value": best.coordinates["positive"]["mean"]}
     everywhere = bool(op_options.get("multi_site"))
     if everywhere:
         # One direction at every site and layer is what makes this the refusal-direction method.
@@ -53,6 +56,7 @@ def make_metadata(request: ExtractRequest, data: Dataset, fits: Sequence[LayerFi
                        "token": options.token, "seed": options.seed, "created_by": request.created_by,
                        "report": report},
         "card": {"layer": best.layer, "pairs": report["pairs"]["test"], **best.test.as_dict(),
+                 "coordinates": best.coordinates,
                  "random_percentile": report["layers"][str(best.layer)]["control"]["covariance"]["percentile"],
                  "shuffled_percentile": report["shuffled_labels"]["percentile"]},
     })

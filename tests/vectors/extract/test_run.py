@@ -115,6 +115,20 @@ def test_options_that_do_not_fit_are_refused(options: dict[str, Any], error: typ
     assert caught.value.param == param
 
 
+def test_a_clamp_is_set_to_what_the_positive_texts_have_and_bounds_are_in_the_card() -> None:
+    planted = Planted()
+    found = run(request(pairs(60), op="clamp"), planted, silent, never).metadata
+    assert found.card is not None
+    sides, best = found.card["coordinates"], found.card["layer"]
+    assert found.options == {"value": sides["positive"]["mean"]}
+    # The label's shift of 8 along the direction, half of it to either side of where the items are.
+    assert sides["positive"]["mean"] - sides["negative"]["mean"] == pytest.approx(8.0, rel=0.05)
+    assert sides["negative"]["p5"] < sides["negative"]["mean"] < sides["positive"]["mean"] < sides["positive"]["p95"]
+    assert best == 2
+    bounded = run(request(pairs(60), op="clamp", options={"max": 0.5}), planted, silent, never).metadata
+    assert bounded.options == {"max": 0.5}
+
+
 def test_options_are_checked_before_anything_is_read() -> None:
     planted = Planted()
     with pytest.raises(TrimtabError):
