@@ -8,6 +8,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from lab import datasets
+from lab.corpus import calendar
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -63,3 +64,37 @@ async def test_bad_requests_name_the_field(server_url: str, method: str, body: d
         assert answer.status_code == 400
         assert answer.json()["error"]["param"].startswith(param)
         assert answer.json()["error"]["code"] == "invalid_request"
+
+
+async def test_a_ring_of_weekdays_from_prompts_to_moved_answers(client: AsyncOpenAI, server_url: str) -> None:
+    days = calendar.WEEKDAYS
+    known = [r for r in datasets.load("calendar") if r["series"] == "weekdays"]
+    async with httpx.AsyncClient(base_url=server_url, timeout=300) as http:
+        job = await done(http, (await http.post("/v1/extract/manifold", json={
+            "name": "ring", "layout": "cyclic", "order": days, "layers": [4, 5], "rank": 32, "steps": 3, "max_eval": 1,
+            "max_pairs": 4, "examples": [{"text": r["text"], "label": r["answer"].strip(), "item": r["item"],
+                                          "split": r["split"]} for r in known]})).json())
+        assert job["status"] == "succeeded", job
+        report = job["result"]["report"]
+        assert report["test"]["swap"] > report["controls"]["shuffled_labels"]["max"]
+
+        async def said(prompt: str, **options: Any) -> str:
+            steering = {"interventions": [{"artifact": "ring", "options": options, "scope": {
+                "prompt": {"positions": [-1]}, "generation": "none"}}]} if options else {}
+            answer = await client.completions.create(model="lab-dense", prompt=prompt, max_tokens=1, temperature=0,
+                                                     extra_body={"steering": steering})
+            return answer.choices[0].text.strip()
+
+        asked = [r for r in known if r["split"] == "test"][:6]
+        for record in asked:
+            own = record["answer"].strip()
+            moved = days[(days.index(own) + 3) % 7]
+            assert await said(record["text"]) == own
+            assert await said(record["text"], target=moved) == moved
+            assert await said(record["text"], shift=3) == moved
+        refused = await http.post("/v1/completions", json={
+            "model": "lab-dense", "prompt": "It is", "max_tokens": 1,
+            "steering": {"interventions": [{"artifact": "ring", "options": {"target": "Someday"}}]}})
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == "steering.interventions[0].options.target"
+        assert "Thursday" in refused.json()["error"]["message"]
