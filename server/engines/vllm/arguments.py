@@ -14,6 +14,7 @@ ONE_ONLY = {
 OFF_ONLY = {
     "enable_dbo": ONE_ONLY["ubatch_size"],
     "speculative_config": "drafts are made by a model that is not steered, and a scope may end within one",
+    "enable_expert_parallel": "edits of routers have not been tested with experts on different ranks",
     "enable_elastic_ep": "ranks would come and go without the programs",
 }
 # What Trimtab sets itself, or what would keep its hooks out.
@@ -38,16 +39,19 @@ def check_arguments(extra: Mapping[str, Any]) -> None:
                                   fix="Leave it out.")
 
 
-def check_resolved(config: Any) -> None:
+def check_resolved(config: Any, *, mixture: bool) -> None:
     """The same for what vLLM has made of its arguments, defaults and environment.
+
+    Args:
+        mixture: the model has experts.
 
     Raises:
         InvalidSettings: naming it.
     """
     parallel = config.parallel_config
-    found: dict[str, Any] = {name: getattr(parallel, name) for name in ONE_ONLY}
-    found |= {"enable_dbo": parallel.enable_dbo, "speculative_config": config.speculative_config}
-    check_arguments(found)
-    if parallel.use_sequence_parallel_moe:
-        raise InvalidSettings("sequence-parallel mixture layers are not supported: a router would see a part of "
-                              "the tokens", param="vllm_args.enable_expert_parallel", fix="Leave it out.")
+    found: dict[str, Any] = {name: getattr(parallel, name) for name in (*ONE_ONLY, "enable_dbo",
+                                                                        "enable_expert_parallel")}
+    check_arguments(found | {"speculative_config": config.speculative_config})
+    if mixture and parallel.data_parallel_size > 1:
+        raise InvalidSettings("replicas of a mixture model are not supported: a router would see the tokens of all "
+                              "replicas", param="vllm_args.data_parallel_size", fix="Run several servers instead.")

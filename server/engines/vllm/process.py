@@ -71,7 +71,7 @@ def start_llm(options: VllmOptions, reading: ModelReading) -> Any:
         check()
         given = AsyncEngineArgs(**arguments)
         config = given.create_engine_config(UsageContext.ENGINE_CONTEXT)
-        check_resolved(config)
+        check_resolved(config, mixture=bool(reading.facts.num_experts))
         return AsyncLLM.from_vllm_config(config, usage_context=UsageContext.ENGINE_CONTEXT,
                                          disable_log_stats=given.disable_log_stats)
     except TrimtabError:

@@ -241,6 +241,12 @@ class Steps:
     def wants(self, key: Key) -> bool:
         return any(key in stretch.passenger.keys for stretch in self.stretches)
 
+    def done(self) -> None:
+        """The forward pass is over. Passes that vLLM makes on its own (a replica that keeps step with others) do
+        nothing and leave nothing."""
+        self.plan = {}
+        self.stretches = []
+
     def end(self, hidden: torch.Tensor) -> None:
         """Keep final hidden states `[T, d_model]` of the requests that asked for them."""
         for stretch in self.stretches:

@@ -85,6 +85,7 @@ def _bind_v1(runner: Any, steps: Steps) -> None:
         output = forward(*args, **kwargs)
         if steps.stretches and isinstance(output, torch.Tensor):
             steps.end(output)
+        steps.done()
         return output
 
     runner._update_states, runner._prepare_inputs, runner._model_forward = update_states, prepare_inputs, model_forward
@@ -118,6 +119,7 @@ def _bind_v2(runner: Any, steps: Steps) -> None:
         state = runner.execute_model_state
         if steps.stretches and state is not None and isinstance(state.hidden_states, torch.Tensor):
             steps.end(state.hidden_states)
+        steps.done()
         return output
 
     model_state.add_request, model_state.remove_request = add_request, remove_request

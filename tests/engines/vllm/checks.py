@@ -161,3 +161,37 @@ async def preempted_requests_stay_right(group: Group, count: int = 18, new_token
             marks = touched(len(prompt), len(prompt) + new_tokens - 1)
             assert counted == [Touched(sum(marks[:len(prompt)]), sum(marks[len(prompt):]))]
     assert engine.slots.num_pinned == 0
+
+
+async def rules_by_generated_token_id(group: Group) -> None:
+    """A token that turns a vector on, or off, when the model itself writes it."""
+    prompt, d = prompt_of(9), group.engine.facts.d_model
+    plain, _ = await generate(group.engine, prompt, max_tokens=24)
+    trigger = ids(plain)[2]
+    only = {"prompt": "none", "generation": {"token_ids": [trigger]}}
+    others = {"prompt": "none", "generation": {"exclude": {"token_ids": [trigger]}}}
+    seen: list[int] = []
+
+    def on_trigger(length: int, total: int) -> list[bool]:
+        return [t >= length and seen[t] == trigger for t in range(total)]
+
+    def off_trigger(length: int, total: int) -> list[bool]:
+        return [t >= length and seen[t] != trigger for t in range(total)]
+
+    # In the graph (resid_post), in the opaque op (resid_pre), and one without rules beside them.
+    jobs: list[tuple[Any, Any, Any, Any]] = [
+        ("resid_post", 70, only, on_trigger), ("resid_post", 71, others, off_trigger),
+        ("resid_pre", 72, only, on_trigger), ("resid_post", 73, {}, ref.everywhere)]
+    pushes = [vector(seed, d, 5.0) for _, seed, _, _ in jobs]
+    programs = [compiled(group.engine, {"op": "add", "site": site, "layers": [1], "scope": scope,
+                                        "inline": {"vector": push.tolist()}})
+                for (site, _, scope, _), push in zip(jobs, pushes, strict=True)]
+    done = await asyncio.gather(*(generate(group.engine, prompt, program, max_tokens=24) for program in programs))
+    for (site, _, _, touched), push, (tokens, counted) in zip(jobs, pushes, done, strict=True):
+        seen[:] = [*prompt, *ids(tokens)]
+        check_tokens(group, prompt, tokens, [ref.Edit(site, 1, ref.add(push), touched)], steered=True)
+        marks = touched(len(prompt), len(seen) - 1)
+        assert counted == [Touched(sum(marks[:len(prompt)]), sum(marks[len(prompt):]))]
+        assert any(marks)
+        # Until the trigger is written nothing acts.
+        assert touched is not on_trigger or ids(tokens)[:3] == ids(plain)[:3]

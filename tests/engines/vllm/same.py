@@ -12,6 +12,7 @@ from lab import model_path
 from server.engines.transformers.engine import TransformersEngine
 from server.engines.transformers.options import EngineOptions
 from steering.payload import Payload
+from steering.spec import Reading
 from tests.engines.cases import vector
 from tests.engines.vllm.apps import Running, client_of, make_app
 from tests.engines.vllm.conftest import Group
@@ -40,6 +41,11 @@ def requests_of(d: int, num_experts: int) -> list[dict[str, Any]]:
             {**inline, "scope": {"prompt": "none", "generation": {"exclude": {"positions": [2]}}}}],
             "report": "tokens"}, "messages": MIXED},
         {"steering": {"interventions": [{**inline, "strength": 0}]}},
+        # One of the two is open for any prompt; the third looks at every token.
+        *({"steering": {"interventions": [{**inline, "gate": {"probe": "probe", "direction": direction}}]}}
+          for direction in ("above", "below")),
+        {"steering": {"interventions": [{**inline, "layers": [2], "gate": {"probe": "probe", "when": "token"}}],
+                      "report": "tokens"}},
     ]
     if num_experts:
         bodies.append({"steering": {"interventions": [{"op": "expert_mask", "inline": {
@@ -59,9 +65,7 @@ async def same_answers_over_http(group: Group, folder: Path) -> None:
     for body, one, other in zip(bodies, ours, theirs, strict=True):
         assert one["steering"].pop("engine") == "vllm"
         assert other["steering"].pop("engine") == "transformers"
-        mine, reference = one["steering"].pop("effects", None), other["steering"].pop("effects", None)
-        assert one["steering"] == other["steering"]
-        _same_numbers(mine, reference)
+        same_numbers(one["steering"], other["steering"])
         assert one["usage"] == other["usage"]
         for a, b in zip(one["choices"], other["choices"], strict=True):
             assert a["message"] == b["message"] and a["finish_reason"] == b["finish_reason"]
@@ -72,16 +76,16 @@ async def same_answers_over_http(group: Group, folder: Path) -> None:
     assert len(texts) > 2, "the specs do not show in the text"
 
 
-def _same_numbers(mine: Any, reference: Any) -> None:
-    """Measured effects agree: names and words exactly, numbers nearly, times not at all."""
+def same_numbers(mine: Any, reference: Any) -> None:
+    """Receipts and effects agree: names, words and counts exactly, measured numbers nearly, times not at all."""
     if isinstance(reference, dict):
         assert mine.keys() == reference.keys()
         for key in reference:
             if not key.endswith(("_s", "_ms", "seconds")):
-                _same_numbers(mine[key], reference[key])
+                same_numbers(mine[key], reference[key])
     elif isinstance(reference, list):
         for a, b in zip(mine, reference, strict=True):
-            _same_numbers(a, b)
+            same_numbers(a, b)
     elif isinstance(reference, float):
         assert mine == pytest.approx(reference, abs=1e-3, rel=1e-3)
     else:
@@ -97,7 +101,11 @@ async def _answers(app: FastAPI, bodies: list[dict[str, Any]]) -> list[dict[str,
 
 
 def store(library: Any, facts: Any) -> str:
-    """An artifact "stored" with a direction at two layers."""
+    """An artifact "stored" with a direction at two layers, and a probe of one layer."""
+    reads = Metadata(name="probe", kind="probe", op="add", site="resid_post", fingerprint=facts.fingerprint,
+                     reading=Reading(pool="last", threshold=0.0))
+    library.create(reads, Payload.build("probe", {2: {"weight": vector(3, facts.d_model),
+                                                      "bias": torch.tensor(0.0)}}))
     metadata = Metadata(name="stored", kind="vector", op="add", site="resid_post", fingerprint=facts.fingerprint)
     found: str = library.create(metadata, Payload.build("vector", {
         layer: {"vector": vector(10 + layer, facts.d_model, 4.0)} for layer in (1, 2)})).ref

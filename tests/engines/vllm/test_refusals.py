@@ -15,7 +15,8 @@ from tests.engines.vllm.conftest import options
 
 REFUSED: list[dict[str, Any]] = [
     *({name: 2} for name in ONE_ONLY), {"enable_dbo": True}, {"speculative_config": {"method": "ngram"}},
-    {"enable_elastic_ep": True}, {"additional_config": {}}, {"worker_cls": "some.Worker"},
+    {"enable_elastic_ep": True}, {"enable_expert_parallel": True},
+    {"additional_config": {}}, {"worker_cls": "some.Worker"},
 ]
 
 
@@ -32,7 +33,7 @@ def test_what_is_served_passes() -> None:
 
 
 @pytest.mark.parametrize(("change", "match"), [
-    ({}, None), ({"use_sequence_parallel_moe": True}, "mixture"),
+    ({}, None), ({"data_parallel_size": 2}, "mixture"), ({"enable_expert_parallel": True}, "enable_expert_parallel"),
     ({"enable_dbo": True}, "enable_dbo"), ({"ubatch_size": 4}, "ubatch_size"), ({"speculative_config": object()},
                                                                                "speculative_config"),
     ({"decode_context_parallel_size": 2}, "decode_context_parallel_size"),
@@ -41,15 +42,16 @@ def test_what_vllm_made_of_its_arguments_is_checked_too(change: dict[str, Any], 
     """Defaults, the environment and vLLM's own wisdom may turn on what no argument asked for."""
     from vllm.config import ParallelConfig
 
-    fields = {name: getattr(ParallelConfig(), name) for name in (*ONE_ONLY, "enable_dbo", "use_sequence_parallel_moe")}
+    fields = {name: getattr(ParallelConfig(), name) for name in (
+        *ONE_ONLY, "enable_dbo", "enable_expert_parallel", "data_parallel_size")}
     config = SimpleNamespace(
         parallel_config=SimpleNamespace(**{name: change.get(name, value) for name, value in fields.items()}),
         speculative_config=change.get("speculative_config"))
     if match is None:
-        check_resolved(config)
+        check_resolved(config, mixture=True)
         return
     with pytest.raises(InvalidSettings, match=match):
-        check_resolved(config)
+        check_resolved(config, mixture=True)
 
 
 def test_the_installed_vllm_is_the_one_that_was_tested() -> None:
@@ -87,6 +89,19 @@ def test_a_changed_signature_does_not_start(module: str, owner: str, name: str, 
         plugin.check()
     with pytest.raises(UnsupportedModel, match="vLLM does not start"):
         process.start_llm(options("lab-dense"), _reading())
+
+
+def test_a_changed_signature_of_the_second_runner_does_not_start() -> None:
+    from server.engines.vllm.worker import _bind_v2
+
+    class Changed:
+        def add_request(self, req_index: int, new_req_data: Any) -> None: ...
+        def remove_request(self, req_id: str, reason: str) -> None: ...
+        def prepare_inputs(self, input_batch: Any, req_states: Any) -> None: ...
+
+    runner: Any = SimpleNamespace(model_state=Changed(), execute_model=None)
+    with pytest.raises(RuntimeError, match="remove_request.*reason"):
+        _bind_v2(runner, None)  # type: ignore[arg-type]
 
 
 def test_the_marker_does_not_outlive_a_start_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,34 +95,7 @@ async def test_choices_are_steered_each_by_itself(group: Group) -> None:
 
 
 async def test_rules_by_generated_token_id(group: Group) -> None:
-    prompt = checks.prompt_of(9)
-    plain, _ = await generate(group.engine, prompt, max_tokens=24)
-    trigger = ids(plain)[2]
-    scope = {"prompt": "none", "generation": {"token_ids": [trigger]}}
-    inverse = {"prompt": "none", "generation": {"exclude": {"token_ids": [trigger]}}}
-    seen: list[int] = []
-
-    def on_trigger(length: int, total: int) -> list[bool]:
-        return [t >= length and seen[t] == trigger for t in range(total)]
-
-    def off_trigger(length: int, total: int) -> list[bool]:
-        return [t >= length and seen[t] != trigger for t in range(total)]
-
-    # Rules carried out by the graph, by the opaque op (resid_pre is not in the graph), and an unruled one beside them.
-    ruled = [(add(group, 70, scope), edit(group, 70, on_trigger)),
-             (add(group, 71, inverse), edit(group, 71, off_trigger)),
-             (compiled(group.engine, {"op": "add", "site": "resid_pre", "layers": [2], "scope": scope,
-                                      "inline": {"vector": push(group, 72).tolist()}}),
-              ref.Edit("resid_pre", 2, ref.add(push(group, 72)), on_trigger))]
-    done = await asyncio.gather(*(generate(group.engine, prompt, program, max_tokens=24) for program, _ in ruled),
-                                generate(group.engine, prompt, add(group, 73), max_tokens=24))
-    for (_, expected), (tokens, touched) in zip(ruled, done, strict=False):
-        seen[:] = [*prompt, *ids(tokens)]
-        checks.check_tokens(group, prompt, tokens, [expected], steered=True)
-        marks = expected.touched(len(prompt), len(prompt) + len(tokens) - 1)
-        assert (touched[0].prompt, touched[0].generation) == (0, sum(marks)) and any(marks)
-    checks.check_tokens(group, prompt, done[-1][0], [edit(group, 73)], steered=True)
-    assert ids(done[0][0])[:3] == ids(plain)[:3]
+    await checks.rules_by_generated_token_id(group)
 
 
 async def test_roles_pick_the_tokens_of_a_turn(group: Group) -> None:

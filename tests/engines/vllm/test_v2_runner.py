@@ -46,3 +46,7 @@ async def test_measurements(group: Group) -> None:
 
 async def test_preemption(group: Group) -> None:
     await checks.preempted_requests_stay_right(group)
+
+
+async def test_rules_by_generated_token_id(group: Group) -> None:
+    await checks.rules_by_generated_token_id(group)
