@@ -97,3 +97,14 @@ def test_a_program_leaves_no_hook_behind() -> None:
     program = program_of(local.facts, "head_set", "head_mask", "head_out", numbers, options={"mode": "scale"})
     assert not torch.equal(local.next_logprobs(TEXTS, program), before)
     assert torch.equal(local.next_logprobs(TEXTS), before)
+
+
+def test_texts_of_one_batch_may_have_programs_of_their_own() -> None:
+    local = subject("llama")
+    vectors = [torch.randn(32, generator=torch.Generator().manual_seed(n)) for n in (2, 3)]
+    one, two = (adding(local.facts, "resid_post", 0, vector, LAST) for vector in vectors)
+    given = [one, None, two]
+    together = local.next_logprobs(TEXTS, given)
+    for text, program, row in zip(TEXTS, given, together, strict=True):
+        assert torch.allclose(row, local.next_logprobs([text], program)[0], atol=1e-4)
+    assert not torch.allclose(together[2], local.next_logprobs([TEXTS[2]], one)[0], atol=1e-3)
