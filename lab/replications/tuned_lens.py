@@ -30,7 +30,8 @@ def findings(document: Document) -> list[Finding]:
                 f"logit lens {logit:.2f}", f"Nearer at {better} of {len(layers)} layers."),
         Finding(f"share of the last layer's variance foreseen at layer {report['controls']['layer']}",
                 f"{dealt['found']:.2f}",
-                f"fitted to other tokens {layers[str(report['controls']['layer'])]['explained_other_tokens']:.2f}; dims "
+                f"fitted to other tokens "
+                f"{layers[str(report['controls']['layer'])]['explained_other_tokens']:.2f}; dims "
                 f"dealt anew {figures(dealt)}",
                 "More than both controls." if dealt["found"] > dealt["max"] else "No more than its controls."),
     ]
