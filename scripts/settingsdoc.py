@@ -1,5 +1,6 @@
 """docs/settings.md, from the settings themselves."""
 
+import json
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import SecretStr
@@ -18,16 +19,22 @@ Each is an environment variable; `trimtab serve` has options for the common ones
 
 
 def document() -> str:
-    rows = [f"| `TRIMTAB_{name.upper()}` | {_default(field.default)} | {_values(field.annotation)} | "
+    rows = [f"| `TRIMTAB_{name.upper()}` | {_default(field.get_default(call_default_factory=True))} | {_values(field.annotation)} | "
             f"{_cell(field.description or '')} |" for name, field in Settings.model_fields.items()]
     return HEAD + "\n".join(rows) + "\n"
 
 
 def _default(value: Any) -> str:
+    if isinstance(value, tuple | dict):
+        return f"`{json.dumps(value)}`"
     return "" if value is None else f"`{value}`"
 
 
 def _values(annotation: Any) -> str:
+    if get_origin(annotation) is tuple:
+        return f"JSON list of {_values(get_args(annotation)[0])}"
+    if get_origin(annotation) is dict:
+        return "JSON object"
     parts = [part for part in (get_args(annotation) or (annotation,)) if part is not type(None)]
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{part}`" for part in parts)
