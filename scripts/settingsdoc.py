@@ -19,8 +19,11 @@ Each is an environment variable; `trimtab serve` has options for the common ones
 
 
 def document() -> str:
-    rows = [f"| `TRIMTAB_{name.upper()}` | {_default(field.get_default(call_default_factory=True))} | {_values(field.annotation)} | "
-            f"{_cell(field.description or '')} |" for name, field in Settings.model_fields.items()]
+    rows = []
+    for name, field in Settings.model_fields.items():
+        default = _default(field.get_default(call_default_factory=True))
+        rows.append(f"| `TRIMTAB_{name.upper()}` | {default} | {_values(field.annotation)} | "
+                    f"{_cell(field.description or '')} |")
     return HEAD + "\n".join(rows) + "\n"
 
 
