@@ -25,7 +25,7 @@ PILOT_PROMPTS = 8
 MOST_DOUBLINGS = 10
 HALVINGS = 2
 # Shares of a change: ops that add no direction carry out between none and all of it.
-LEAST_SHARE = 0.05
+LEAST_SHARE = 0.2
 # The floor is a band over many draws: each needs fewer prompts and strengths than the curve itself.
 FLOOR_PROMPTS = 16
 FLOOR_POINTS = 5

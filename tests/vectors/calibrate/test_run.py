@@ -106,7 +106,7 @@ def test_each_layer_set_is_a_setting_and_only_the_first_has_a_floor() -> None:
 
 def test_ops_without_a_direction_have_shares_and_one_sign() -> None:
     [setting] = run(source(op="ablate", site="resid_pre"), options())
-    assert setting.down == () and setting.up[0].strength == 0.05 and setting.up[-1].strength == 1.0
+    assert setting.down == () and setting.up[0].strength == 0.2 and setting.up[-1].strength == 1.0
     assert setting.calibrated().down is None
 
 
