@@ -1,6 +1,7 @@
 """The example artifacts that come with lab-dense fit its committed weights and do what their cards say."""
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,13 @@ from steering.sites import fingerprint, model_facts
 from steering.source import Resolved, Source
 from steering.spec import Intervention
 from vectors.artifact import Limits, Metadata
+from vectors.calibrate.card import calibration_of
 from vectors.formats import get_format
 
 FOLDER = LAB_DIR / "artifacts" / "lab-dense"
 FILES = sorted((LAB_DIR / "artifacts").glob("*/*.safetensors"))
+DOSES = LAB_DIR.parent / "docs" / "calibration"
+CALIBRATED = json.loads((DOSES / "doses.json").read_text())
 BY_EFFECT = [FOLDER / f"{example.name}.safetensors" for example in EXAMPLES]
 BY_RECIPE = {LAB_DIR / "artifacts" / one.model / f"{one.name}.safetensors": one for one in FROM_RECIPES}
 
@@ -86,6 +90,32 @@ def test_the_card_of_a_recipe_says_what_it_is_for_and_what_the_controls_reach(pa
     for standing in card["controls"].values():
         assert standing["draws"] >= 20
         assert {"found", "mean", "max", "percentile"} <= standing.keys()
+
+
+def test_sentiment_refusal_and_language_are_calibrated() -> None:
+    assert {"cheerful", "refusal", "french"} <= set(CALIBRATED)
+
+
+@pytest.mark.parametrize("path", [FOLDER / f"{name}.safetensors" for name in CALIBRATED], ids=label)
+def test_a_card_is_calibrated_on_the_committed_model(path: Path) -> None:
+    """Doses compile, the placebo floor stands beside the curve, and held-out completions had the dose asked for."""
+    metadata, source = source_of(path)
+    facts = facts_of(path.parent.name)
+    calibration = calibration_of(metadata.card)
+    assert calibration is not None, "run make library"
+    setting = calibration.settings[0]
+    assert setting.fingerprint == facts.fingerprint and setting.draws == 20 and len(setting.floor) >= 3
+    assert setting.target_prompts >= 8 and all(row.target is not None for row in setting.floor)
+    results = CALIBRATED[metadata.name]
+    assert results["fingerprint"] == facts.fingerprint and results["doses"]
+    known = replace(source, calibrated=(setting.calibrated(),))
+    for row in results["doses"]:
+        # The bar is 25 %; a figure may lie beyond it by no more than its own standard error.
+        assert abs(row["kl"] - abs(row["dose"])) <= 0.25 * abs(row["dose"]) + row["kl_error"]
+        wanted = Intervention.model_validate({"artifact": metadata.name, "strength": {"kl": row["dose"]}})
+        scale = compile_program([Resolved(wanted, known)], facts).compiled[0].applied.strength["scale"]
+        assert next(iter(scale.values())) == pytest.approx(row["strength"], rel=1e-6)
+    assert {file.suffix for file in DOSES.glob(f"{metadata.name}.*")} == {".json", ".png", ".svg"}
 
 
 def test_the_presets_are_those_of_the_script() -> None:
