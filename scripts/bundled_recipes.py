@@ -7,6 +7,7 @@ from typing import Any
 from lab.paths import LAB_DIR
 from lab.replications.common import extracted, subject
 from lab.replications.rows import ROWS
+from vectors.extract import Extraction
 from vectors.formats import get_format
 
 
@@ -50,8 +51,9 @@ FROM_RECIPES = (
                "shift moves it on by days.", ("calendar",), options={"target": "Thursday"}),
     FromRecipe("refusal-plane", "angular-steering", "angular-refusal",
                "The plane of refusal: angle turns refusals up or down.", ("refusal",)),
-    FromRecipe("refusal-experts", "tunable-experts", "experts-last-4",
-               "Experts that harmful requests use more where the answer begins.", ("refusal",), "lab-moe"),
+    FromRecipe("refusal-experts", "tunable-experts", "experts-all-8",
+               "Eight experts that harmful requests use more than others; off, most of those are answered.",
+               ("refusal",), "lab-moe"),
     FromRecipe("plural", "function-vectors", "fv-plural", "Answers 'WORD ->' with the plural, as after five examples.",
                ("task",), "lab-moe"),
     FromRecipe("explore", "entropic-steering", "explore",
@@ -70,12 +72,16 @@ def make(wanted: Sequence[str] = ()) -> None:
             continue
         model = subject(one.model)
         (case,) = [case for case in rows[one.row].cases(model) if case.name == one.case]
-        found = extracted(model, case, "python -m scripts.bundled_library")
-        card = {"for": one.description, **(found.metadata.card or {})}
-        metadata = found.metadata.model_copy(update={"name": one.name, "description": one.description, "card": card,
-                                                     "options": {**found.metadata.options, **one.options},
-                                                     "tags": ("bundled", *one.tags)})
-        folder = LAB_DIR / "artifacts" / one.model
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{one.name}.safetensors").write_bytes(get_format("safetensors").write(metadata, found.payload))
-        print(f"{one.model}/{one.name}: {metadata.kind}", flush=True)
+        write(one, extracted(model, case, "python -m scripts.bundled_library"))
+
+
+def write(one: FromRecipe, found: Extraction) -> None:
+    """The file, under the bundled name and with what it is for on its card."""
+    card = {"for": one.description, **(found.metadata.card or {})}
+    metadata = found.metadata.model_copy(update={"name": one.name, "description": one.description, "card": card,
+                                                 "options": {**found.metadata.options, **one.options},
+                                                 "tags": ("bundled", *one.tags)})
+    folder = LAB_DIR / "artifacts" / one.model
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{one.name}.safetensors").write_bytes(get_format("safetensors").write(metadata, found.payload))
+    print(f"{one.model}/{one.name}: {metadata.kind}", flush=True)

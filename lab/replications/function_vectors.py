@@ -229,6 +229,7 @@ def draw(document: Document, figure: Figure) -> None:
         [PLAIN, THIRD, OURS, "#7fb2d9", CONTROL, SECOND])
     left.set_ylim(0, 1.35)
     tidy(left, title="accuracy on bare queries (test)")
+    left.legend(fontsize=7, frameon=False, ncols=3, loc="upper center")
     read = document["measured"]["lens"]
     right.scatter([entry["logit_better"]["test"] for entry in read.values()],
                   [entry.get("steered", 0.0) for entry in read.values()], color=OURS, label="logit lens")

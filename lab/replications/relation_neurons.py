@@ -12,7 +12,7 @@ from lab.replications.common import Case, Document, Finding, Row, figures, mean,
 from vectors.extract.local import LocalSubject
 
 RELATIONS = ("capital", "currency", "job", "pet")
-SHARES = (0.02, 0.05, 0.1, 0.2, 0.4)
+SHARES = (0.05, 0.2, 0.4)
 
 
 def cases(model: LocalSubject) -> Iterator[Case]:
@@ -27,9 +27,14 @@ def name(relation: str, share: float) -> str:
     return f"neurons-{relation}-{round(100 * share)}"
 
 
+def measured(document: Document) -> list[float]:
+    """The shares that the document holds for every relation."""
+    return [share for share in SHARES if all(name(relation, share) in document["cases"] for relation in RELATIONS)]
+
+
 def findings(document: Document) -> list[Finding]:
     lines = []
-    for share in SHARES:
+    for share in measured(document):
         effects = [document["cases"][name(relation, share)]["effect"] for relation in RELATIONS]
         drop = [e["target_logprob_drop"] for e in effects]
         others = mean([e["others_logprob_drop"]["found"] for e in effects])
@@ -43,10 +48,11 @@ def findings(document: Document) -> list[Finding]:
             f"matched random units: {mean([d['mean'] for d in drop]):.2f} nats, at most "
             f"{max(d['max'] for d in drop):.2f}; accuracy {mean([a['mean'] for a in accuracy]):.2f}",
             f"{above} of {len(drop)} relations fall further than every draw; {specific} fall further than the others."))
-    read = [document["cases"][name(relation, SHARES[0])] for relation in RELATIONS]
+    smallest = measured(document)[0]
+    read = [document["cases"][name(relation, smallest)] for relation in RELATIONS]
     matched = [r["controls"]["matched_random"] for r in read]
     lines.append(Finding(
-        f"held-out average precision of the best {SHARES[0]:.0%} of units",
+        f"held-out average precision of the best {smallest:.0%} of units",
         ", ".join(f"{relation} {r['test']['average_precision']:.2f}" for relation, r in
                   zip(RELATIONS, read, strict=True)),
         f"matched random units: {figures(matched[0], '.2f')} (for {RELATIONS[0]}); base rate "
@@ -57,8 +63,8 @@ def findings(document: Document) -> list[Finding]:
 
 def draw(document: Document, figure: Figure) -> None:
     for axes, relation in zip(figure.subplots(1, len(RELATIONS), sharey=True), RELATIONS, strict=True):
-        effects = [document["cases"][name(relation, share)]["effect"] for share in SHARES]
-        at = [100 * share for share in SHARES]
+        effects = [document["cases"][name(relation, share)]["effect"] for share in measured(document)]
+        at = [100 * share for share in measured(document)]
         spread(axes, at, [e["target_logprob_drop"] for e in effects], "matched random")
         axes.plot(at, [e["target_logprob_drop"]["found"] for e in effects], "o-", color=OURS, label="this relation")
         axes.plot(at, [e["others_logprob_drop"]["found"] for e in effects], "x-", color=SECOND, label="the others")

@@ -28,6 +28,12 @@ def test_the_requests_parse_and_every_case_has_a_name_of_its_own(row) -> None:
     assert len({case.name for case in cases}) == len(cases) > 0
 
 
+def test_every_row_has_results_and_a_picture() -> None:
+    assert list(ROWS) == STORED, "run make replications"
+    for row in ROWS:
+        assert (page.RESULTS / f"{row.name}.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("row", STORED, ids=lambda row: row.name)
 def test_results_are_of_the_committed_model_and_can_be_shown(row) -> None:
     document = json.loads((page.RESULTS / f"{row.name}.json").read_text(encoding="utf-8"))
