@@ -110,7 +110,7 @@ def _pairs_of_labelled(records: Sequence[Record], target: str | None) -> list[Re
     for record in records:
         group = groups.setdefault(str(record.get("item")), ([], []))
         group[str(record["label"]) != target].append(record)
-    pairs = []
+    pairs: list[Record] = []
     for positives, negatives in groups.values():
         for positive, negative in zip(positives, negatives, strict=False):
             pairs.append({"positive": positive["text"], "negative": negative["text"], "item": positive.get("item"),
@@ -148,12 +148,11 @@ def _pairs_of_stimuli(records: Sequence[Record], target: str | None) -> list[Rec
 
 def _labelled_stimuli(records: Sequence[Record]) -> list[Record]:
     by_id = {record.get("id"): record for record in records}
-    found = []
+    found: list[Record] = []
     for record in records:
         control_of = by_id.get(record.get("matched_control_id"))
         group = _group(record) if _stimulus(record) else None if control_of is None else _group(control_of)
         found.append({"text": record.get("text"), "label": record.get("emotion"), "item": group})
-    return found
 
 
 def _stimulus(record: Record) -> bool:

@@ -176,7 +176,7 @@ class _Sweep:
                   ) -> list[Outcome]:
         """In the order of `programs`, each with its strength; some run at once, to fill the engine's batches."""
         with ThreadPoolExecutor(min(max(BATCH // len(prompts), 1), MOST_AT_ONCE)) as pool:
-            return list(pool.map(lambda item: self._outcome(*item, prompts, score), programs))
+            return list(pool.map(lambda item: self._outcome(item[0], item[1], prompts, score), programs))
 
     def _outcome(self, strength: float, program: Program | None, prompts: Sequence[Tokens], score: Score | None
                  ) -> Outcome:
