@@ -153,6 +153,7 @@ def _labelled_stimuli(records: Sequence[Record]) -> list[Record]:
         control_of = by_id.get(record.get("matched_control_id"))
         group = _group(record) if _stimulus(record) else None if control_of is None else _group(control_of)
         found.append({"text": record.get("text"), "label": record.get("emotion"), "item": group})
+    return found
 
 
 def _stimulus(record: Record) -> bool:
