@@ -41,7 +41,7 @@ MAX_LENGTH = 1100
 BLOCKS = 1024
 KV_BYTES = (BLOCKS + 1) * 32 * 2 * 12 * 768 * 2
 # Prompt and output tokens of one request; prompts of the second are shorter where requests are many.
-DECODE_TOKENS, PREFILL_TOKENS = 1024, 8192
+DECODE_TOKENS, PREFILL_TOKENS = 512, 2048
 PROMPT_OF_DECODE, OUTPUT_OF_PREFILL = 16, 2
 
 
@@ -49,7 +49,7 @@ def lengths(shape: str, number: int) -> tuple[int, int]:
     """Prompt and output tokens of each of `number` requests: the work of an arm is about the same for all numbers."""
     if shape == "decode":
         return PROMPT_OF_DECODE, max(8, DECODE_TOKENS // number)
-    return max(16, PREFILL_TOKENS // number), OUTPUT_OF_PREFILL
+    return max(8, PREFILL_TOKENS // number), OUTPUT_OF_PREFILL
 
 
 def prompt(i: int, length: int, salt: int) -> list[int]:
@@ -158,6 +158,7 @@ async def main(arguments: argparse.Namespace) -> dict[str, Any]:
                 rows = await measure(arms, arguments.rounds)
                 for name, row in rows.items():
                     results["arms"][f"{number} {shape} {name}"] = row
+                    print(number, shape, name, {key: round(value, 3) for key, value in row.items()}, flush=True)
                     table.add_row(str(number), shape, name, f"{row['seconds']:.2f}", f"{row['ratio']:.3f}",
                                   f"{row['lowest']:.3f}", f"{row['highest']:.3f}")
         assert all(trimtab.engine.slots.in_graph(p) for p in stacks[:numbers[-1]]), "not carried out by the graph"
