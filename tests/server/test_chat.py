@@ -51,7 +51,8 @@ async def test_the_receipt_of_an_unsteered_answer_says_so(api: AsyncOpenAI) -> N
     answer = await api.chat.completions.create(model=MODEL, messages=HI)
     assert answer.model_extra is not None
     assert answer.model_extra["steering"] == {"applied": [], "disabled": False, "reason": None, "presets": {},
-                                              "engine": "scripted", "report": "none", "effects": None}
+                                              "engine": "scripted", "report": "none", "effects": None,
+                                              "monitor": [], "guard_checks": [None]}
 
 
 async def test_steered_whole(api: AsyncOpenAI, engine: ScriptedEngine) -> None:
@@ -62,8 +63,9 @@ async def test_steered_whole(api: AsyncOpenAI, engine: ScriptedEngine) -> None:
         "artifact": "inline", "source": "request", "op": "add", "sites": ["resid_post"], "layers": [1],
         "strength": {"value": 2.0, "unit": "raw", "scale": {"1": 2.0}},
         "options": {"norm_match": False, "preserve_norm": False},
-        "tokens": {"prompt": 1, "generation": 2},
-        "choices": [{"index": 0, "prompt": 1, "generation": 2, "positions": None}]}
+        "tokens": {"prompt": 1, "generation": 2}, "gate": None,
+        "choices": [{"index": 0, "prompt": 1, "generation": 2, "positions": None, "guard": [],
+                     "gate": None}]}
     program = engine.completions[0].generation.program
     assert program is not None and program.compiled[0].op == "add"
 
