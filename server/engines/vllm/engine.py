@@ -190,15 +190,17 @@ class VllmEngine(Engine):
             async with asyncio.timeout(self.options.slot_wait_s), self._freed:
                 while True:
                     self._check_alive()
-                    slot = await self.slots.acquire(program)
-                    if slot is not None:
-                        return slot
+                    resident = self.slots.reserve(program)
+                    if resident is not None:
+                        break
                     await self._freed.wait()
         except TimeoutError:
             raise SlotsExhausted(f"all {self.options.slots} slots were in use for {self.options.slot_wait_s:g} s",
                                  fix="Send fewer distinct specs at a time, or start with more slots.") from None
         finally:
             self._waiting -= 1
+        # Outside of the time limit and the lock: an upload is no waiting for others.
+        return await self.slots.settled(program, resident)
 
     def unpin(self, program: Program, epoch: int) -> None:
         self.slots.release(program, epoch)

@@ -34,6 +34,13 @@ class SlotTable:
 
     async def acquire(self, program: Program) -> int | None:
         """Pin the program, uploading it if it is not there. None if every slot is pinned."""
+        resident = self.reserve(program)
+        return None if resident is None else await self.settled(program, resident)
+
+    def reserve(self, program: Program) -> _Resident | None:
+        """Pin the program and begin its upload, if it is not there; None if every slot is pinned.
+
+        `settled` comes next."""
         resident = self._residents.get(program.digest)
         if resident is None:
             if not self._free and not self._evict_one():
@@ -43,6 +50,10 @@ class SlotTable:
             self._residents[program.digest] = resident
         resident.pins += 1
         self._residents.move_to_end(program.digest)
+        return resident
+
+    async def settled(self, program: Program, resident: _Resident) -> int:
+        """The slot of a reserved program once it is uploaded; the pin is taken back if that fails."""
         try:
             await asyncio.shield(resident.placed)
         except BaseException:
