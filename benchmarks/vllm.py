@@ -135,11 +135,13 @@ async def main(arguments: argparse.Namespace) -> dict[str, Any]:
     numbers = [int(n) for n in arguments.requests.split(",")]
     most = max(numbers)
     results: dict[str, Any] = {"hidden": arguments.hidden, "layers": arguments.layers, "rounds": arguments.rounds,
-                               "sites": arguments.sites, "arms": {}}
+                               "sites": arguments.sites, "graph_ops": arguments.graph_ops, "arms": {}}
     with tempfile.TemporaryDirectory() as folder:
         make_model(Path(folder), arguments.hidden, arguments.layers)
         stock = Stock(folder, most)
-        changes = {"sites": tuple(arguments.sites.split(","))} if arguments.sites else {}
+        changes: dict[str, Any] = {"graph_ops": arguments.graph_ops}
+        if arguments.sites:
+            changes["sites"] = tuple(arguments.sites.split(","))
         trimtab = Trimtab(folder, most, **changes)
         await trimtab.engine.start()
         programs = [program(trimtab.engine, seed) for seed in range(most)]
@@ -193,6 +195,7 @@ if __name__ == "__main__":
     parser.add_argument("--requests", default="8,32,128,256")
     parser.add_argument("--shapes", default="decode,prefill")
     parser.add_argument("--sites", default="", help="hooked sites, all by default")
+    parser.add_argument("--graph-ops", default="auto", choices=["auto", "vectors", "all"])
     parser.add_argument("--json", default=None)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     options = parser.parse_args()

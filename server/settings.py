@@ -59,6 +59,9 @@ class Settings(BaseSettings):
     vllm_graph_sites: tuple[Site, ...] = Field(default=("resid_post",),
         description="Hooked sites whose simple programs vLLM's compiled graph carries out by itself; the rest goes "
         "through an opaque op, at a cost only where it is used.")
+    vllm_graph_ops: Literal["auto", "vectors", "all"] = Field(default="auto",
+        description="What is simple: `vectors` (added vectors and masks) or `all` (norm options, directions and sign "
+        "flips too). `auto`: vectors on a CPU, all on a GPU.")
     vllm_rows: int = Field(default=8192, ge=16, le=2**20, description="Vectors of one width the graph's pool holds; a "
                            "program that finds no room there goes through the opaque op.")
     vllm_depth: int = Field(default=1, ge=1, le=8, description="Stages of a stack at one place in the graph.")

@@ -168,11 +168,13 @@ class Engine(ABC):
 
     end_ids: end-of-text tokens of the model's generation config.
     features: what the engine can do beyond the contract, by name; "resume": to go on from `Generation.generated_ids`.
+    not_resumed: fields of `Sampling` that a completion which is gone on with cannot have set.
     """
 
     facts: ModelFacts
     end_ids: tuple[int, ...] = ()
     features: frozenset[str] = frozenset()
+    not_resumed: tuple[str, ...] = ()
 
     @abstractmethod
     async def start(self) -> None: ...

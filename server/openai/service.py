@@ -86,6 +86,8 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
     for prompt in prompts:
         plan.check_prompt(prompt.token_ids, prompt.roles)
     sampling = [_sampling(body, state, limit, logprobs, i) for i in range(body.n)]
+    if plan.guards:
+        _check_resumable(sampling[0], state)
     decided = await decide(plan, prompts, state.engine)
     run = Run(state.vocabulary, state.metrics, request_id=request_id, prompts=prompts, decided=decided, n=body.n,
               sampling=sampling, stops=body.stops, begin=partial(_begin, state, plan))
@@ -94,6 +96,14 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
             if any(j not in one.gates or one.gates[j].open for one in decided)]
     state.metrics.admitted(run.prompt_tokens, used, plan.disabled is not None)
     return Started(body.model, run, plan, state)
+
+
+def _check_resumable(sampling: Sampling, state: ServerState) -> None:
+    """A guarded completion is made in parts."""
+    for name in state.engine.not_resumed:
+        if getattr(sampling, name):
+            raise InvalidSpec(f"a guard does not go with {name.replace('json_schema', 'response_format')} on the "
+                              f"engine {state.engine_name}", param="steering.guard", fix="Leave one of them out.")
 
 
 def _begin(state: ServerState, plan: Plan, generation: Generation, decided: Decided) -> Completion:

@@ -119,6 +119,15 @@ async def test_an_engine_that_cannot_go_on_refuses(client: httpx.AsyncClient, en
     assert not engine.completions
 
 
+async def test_what_does_not_survive_being_cut_is_refused(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    engine.not_resumed = ("presence_penalty",)
+    body = chat(presence_penalty=0.5, steering=spec(guard=GUARD))
+    answer = await client.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "steering.guard"
+    assert not engine.completions
+    assert (await ask(client, spec(guard=GUARD)))["steering"]["guard_checks"] != [None]
+
+
 @pytest.mark.parametrize(("guard", "param"), [
     ({}, "guard"), ({"every": 8}, "guard"), ({"max_kl": 0}, "guard.max_kl"), ({"max_kl": 1, "every": 1}, "guard.every"),
     ({"max_repetition": 1.5}, "guard.max_repetition"), ({"max_kl": 1, "actoin": "stop"}, "guard.actoin")])

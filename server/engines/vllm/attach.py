@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from server.engines.vllm.fuse import GraphOps
 from server.engines.vllm.graph import GraphTables, Place, steered
 from server.engines.vllm.ops import Actor, Split, register
 from server.engines.vllm.steps import Steps
@@ -29,9 +30,9 @@ class Hooks:
     """Hooks one model. `found` lists the places, in the order of their numbers."""
 
     def __init__(self, model: nn.Module, steps: Steps, graph: GraphTables, sites: tuple[Site, ...],
-                 graph_sites: tuple[Site, ...], split: Split, d_model: int) -> None:
+                 graph_sites: tuple[Site, ...], graph_ops: GraphOps, split: Split, d_model: int) -> None:
         self._steps, self._graph, self._d_model = steps, graph, d_model
-        self._sites, self._graph_sites, self._split = sites, graph_sites, split
+        self._sites, self._graph_sites, self._graph_ops, self._split = sites, graph_sites, graph_ops, split
         self.found: list[Key] = []
         for layer, block in blocks(model).items():
             self._block(layer, block)
@@ -66,7 +67,9 @@ class Hooks:
         place = None
         if site in self._graph_sites:
             local = self._width(module, split)
-            place = self._graph.add_place(key, local, elementwise=site in ("head_out", "mlp_act"),
+            # Where the width is split among devices no rank sees what norms and directions read.
+            elementwise = self._graph_ops == "vectors" or site in ("head_out", "mlp_act")
+            place = self._graph.add_place(key, local, elementwise=elementwise,
                                           columns=split.columns(local * split.size))
             # Buffers, so that the compiled graph reads them where they are.
             for name, tensor in (("token", self._graph.token), ("pool", place.pool.tensor), ("index", place.index),

@@ -28,7 +28,7 @@ class VllmCompletion(Completion):
         self._engine = engine
         self._outputs: Any = None
         self._admitting: asyncio.Task[int] | None = None
-        self._token_ids: list[int] = []
+        self._token_ids: list[int] = list(generation.generated_ids)
         self._over = False
         self._holds_slot = False
         self._epoch = 0
@@ -77,5 +77,6 @@ class VllmCompletion(Completion):
     def touched(self) -> list[Touched]:
         # The newest token has been sampled and not yet read.
         token_ids = [*self.generation.prompt_ids, *self._token_ids]
-        processed = len(token_ids) - 1 if self._token_ids else 0
+        begun = len(self._token_ids) > len(self.generation.generated_ids)
+        processed = len(token_ids) - 1 if begun else 0
         return count_touched(self.generation.program, self._touch, token_ids, processed)

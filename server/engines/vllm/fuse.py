@@ -9,16 +9,25 @@ Rows that follow each other share a stage where that is exact; the order of the 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
 from steering.ops.base import Row
+from steering.spec import Op
 
 # Scalars of a stage in the order the graph reads them.
 NUM_FIXED_SCALARS = 8
 AFFINE, CLAMP, ROTATE = 0.0, 1.0, 2.0
 NORM_NONE, NORM_MATCH, NORM_PRESERVE = 0.0, 1.0, 2.0
 NO_FLIP = -1.0
+
+GraphOps = Literal["vectors", "all"]
+"""What a place in the graph can do: part 1 without norms, or all of a stage."""
+VECTOR_OPS: tuple[Op, ...] = ("add", "affine", "patch", "mask", "neuron_mask", "head_mask")
+STAGE_OPS: dict[GraphOps, tuple[Op, ...]] = {
+    "vectors": VECTOR_OPS, "all": (*VECTOR_OPS, "ablate", "clamp", "rotate", "sign_flip", "manifold")}
+"""Ops that come down to stages. Whether a program does is seen when it is placed: options, ranks and depths count."""
 
 
 @dataclass

@@ -15,7 +15,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from server.engines.vllm.fuse import CLAMP, NORM_MATCH, NORM_PRESERVE, NUM_FIXED_SCALARS, ROTATE, Stage, fuse
+from server.engines.vllm.fuse import (
+    CLAMP,
+    NORM_MATCH,
+    NORM_PRESERVE,
+    NUM_FIXED_SCALARS,
+    ROTATE,
+    GraphOps,
+    Stage,
+    fuse,
+)
 from server.engines.vllm.wire import Key, Rows
 from steering.ops.base import Row
 
@@ -64,13 +73,20 @@ class RowPool:
 
 @dataclass(frozen=True)
 class Place:
-    """One hooked (site, layer): its pool, index and scalars, and which columns of the full width this device has."""
+    """One hooked (site, layer): its pool, index and scalars, and which columns of the full width this device has.
+
+    elementwise: only part 1 of a stage without norms is there.
+    """
 
     pool: RowPool
     index: Tensor
     scalars: Tensor
     elementwise: bool
     columns: slice
+
+    @property
+    def ops(self) -> GraphOps:
+        return "vectors" if self.elementwise else "all"
 
     @property
     def rows_per_stage(self) -> int:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from server.engines.vllm.fuse import GraphOps
 from steering.spec import Site
 
 TRACED = ("attach.py", "fuse.py", "graph.py", "ops.py")
@@ -17,7 +18,7 @@ TRACED = ("attach.py", "fuse.py", "graph.py", "ops.py")
 
 @dataclass(frozen=True)
 class Manifest:
-    """sites: hooked. graph_sites: those of them whose simple programs live in the compiled graph.
+    """sites: hooked. graph_sites: those of them whose simple programs live in the compiled graph, graph_ops: which.
 
     slots: programs resident at a time. rows: vectors of one width that the graph's pool holds. depth, rank: stages at
     one place, directions of one stage. sources: hash of the traced files.
@@ -25,6 +26,7 @@ class Manifest:
 
     sites: tuple[Site, ...]
     graph_sites: tuple[Site, ...]
+    graph_ops: GraphOps
     slots: int
     rows: int
     depth: int

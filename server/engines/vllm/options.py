@@ -21,6 +21,8 @@ class VllmOptions:
         max_batch_tokens, max_requests, kv_cache_tokens, max_model_len, block_size: of vLLM's scheduler and cache.
         tensor_parallel: ranks that share the model.
         sites: hooked places. graph_sites: those whose simple programs the compiled graph carries out by itself.
+        graph_ops: what is simple. On a CPU "auto" is "vectors", which costs nothing where nothing acts; "all" costs one
+        or two per cent there. On a GPU it is "all", as an opaque op splits a CUDA graph.
         rows: vectors of one width that the graph's pool holds. depth, rank: stages at a place, directions in a stage.
         self_test: prove at start that every hooked place is reached.
         back_off_s: seconds before each attempt to start vLLM again after its process has died; the last one repeats.
@@ -42,6 +44,7 @@ class VllmOptions:
     share_prefixes: bool = True
     sites: tuple[Site, ...] = ALL_SITES
     graph_sites: tuple[Site, ...] = ("resid_post",)
+    graph_ops: Literal["auto", "vectors", "all"] = "auto"
     rows: int = 8192
     depth: int = 1
     rank: int = 2

@@ -19,7 +19,11 @@ MEASURE_SLOTS = 2
 
 def build_manifest(options: VllmOptions, reading: ModelReading) -> Manifest:
     sites = tuple(site for site in options.sites if site in reading.facts.sites)
+    graph_ops = options.graph_ops
+    if graph_ops == "auto":
+        graph_ops = "all" if torch.cuda.is_available() else "vectors"
     return Manifest.build(sites=sites, graph_sites=tuple(site for site in options.graph_sites if site in sites),
+                          graph_ops=graph_ops,
                           slots=options.slots + MEASURE_SLOTS, rows=options.rows, depth=options.depth,
                           rank=options.rank)
 

@@ -34,7 +34,7 @@ async def run_selftest(engine: "VllmEngine") -> ModelFacts:
         UnsupportedModel: a hooked place is not reached, or an untouched request moves.
     """
     # In a pipeline each rank has hooked its own layers.
-    places = list(dict.fromkeys((site, int(layer)) for described in engine.described
+    places = list(dict.fromkeys((site, int(layer)) for described in engine.connection.described
                                 for site, layer in described["places"]))
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(engine.facts.vocab_size, (PROMPT_LENGTH,), generator=generator).tolist()
@@ -69,8 +69,8 @@ async def _moved(engine: "VllmEngine", prompt: list[int], place: tuple[Site, int
 
 async def _scores(engine: "VllmEngine", prompt: list[int], program: Program | None) -> torch.Tensor:
     given = Pass(prompt, len(prompt), program, None, keep_from=0)
-    await engine.run_pass(given, engine.slots)
-    chosen, _ = next(a for a in await engine.rpc("trimtab_scores", given.tag, prompt, False) if a is not None)
+    await engine.measuring.run(given, engine.slots)
+    chosen, _ = await engine.connection.first_answer("trimtab_scores", given.tag, prompt, False)
     return torch.frombuffer(bytearray(chosen), dtype=torch.float32)[:-1]
 
 

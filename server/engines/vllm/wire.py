@@ -75,6 +75,13 @@ def encode_touch(touch: TouchMap, rules: TokenRules, acting: int) -> dict[str, A
             "rules": [[[token, bits & acting] for token, bits in table.items()] for table in (rules.on, rules.off)]}
 
 
+def extra_of(program: Program | None, touch: TouchMap | None, slot: int) -> dict[str, Any]:
+    """What a request carries of its program, which is in `slot`."""
+    if program is None or touch is None:
+        return {}
+    return {"slot": slot, "digest": program.digest, "touch": encode_touch(touch, program.rules, program.acting)}
+
+
 @dataclass(frozen=True)
 class Touch:
     """What `encode_touch` wrote, read back. on, off: uint32 by position, one more than the completion has."""

@@ -40,7 +40,7 @@ class WorkerState:
             device=device)
         self.steps = Steps(manifest.slots, device, self.graph)
         self.hooks = Hooks(runner.get_model(), self.steps, self.graph, manifest.sites, manifest.graph_sites,
-                           _split(), int(config.model_config.get_hidden_size()))
+                           manifest.graph_ops, _split(), int(config.model_config.get_hidden_size()))
 
 
 def attach(worker: Any) -> None:
@@ -70,7 +70,10 @@ def _bind_v1(runner: Any, steps: Steps) -> None:
             steps.drop(request_id)
         for request in scheduled.scheduled_new_reqs:
             steps.add(request.req_id, request.sampling_params)
-        return update(scheduled, *args, **kwargs)
+        updated = update(scheduled, *args, **kwargs)
+        for request in scheduled.scheduled_new_reqs:
+            _catch_up(runner, request.req_id, request.sampling_params)
+        return updated
 
     def prepare_inputs(scheduled: Any, *args: Any, **kwargs: Any) -> Any:
         prepared = prepare(scheduled, *args, **kwargs)
@@ -89,6 +92,19 @@ def _bind_v1(runner: Any, steps: Steps) -> None:
         return output
 
     runner._update_states, runner._prepare_inputs, runner._model_forward = update_states, prepare_inputs, model_forward
+
+
+def _catch_up(runner: Any, request_id: str, sampling: Any) -> None:
+    """Draw what a seeded completion drew for the tokens that it goes on from, by the sampler itself.
+
+    The second runner places every draw by its position, so there nothing is to be done."""
+    count = ((getattr(sampling, "extra_args", None) or {}).get(EXTRA) or {}).get("generated", 0)
+    generator = runner.requests[request_id].generator
+    if generator is None:
+        return
+    logits = torch.zeros(1, runner.model_config.get_vocab_size(), device=runner.device) if count else None
+    for _ in range(count):
+        runner.sampler.topk_topp_sampler(logits, {0: generator}, None, None)
 
 
 def _bind_v2(runner: Any, steps: Steps) -> None:
@@ -132,7 +148,7 @@ def trimtab_describe(self: Any) -> dict[str, Any]:
     """What was hooked, on this rank."""
     state: WorkerState = self.trimtab
     return {"places": [[site, layer] for site, layer in state.hooks.found],
-            "graph": [[site, layer] for site, layer in state.graph.places], "bytes": state.graph.nbytes
+            "graph": {site: place.ops for (site, _), place in state.graph.places.items()}, "bytes": state.graph.nbytes
             + state.steps.table.nbytes, "steps": state.steps.num_steps, "v2": bool(self.use_v2_model_runner)}
 
 

@@ -111,7 +111,10 @@ async def comparison_equals_two_plain_passes(group: Group) -> None:
     edits = [edits for _, edits in cases_of(group)]
     program = compiled(group.engine, *specs[0], *specs[-1])
     token_ids, length = prompt_of(4), 9
-    found = await group.engine.compare(CompareRequest(token_ids, length, program))
+    # Two more in the same passes, the last of them under another program.
+    _, found, _ = await group.engine.compare_all([
+        CompareRequest(prompt_of(3), 5, program), CompareRequest(token_ids, length, program),
+        CompareRequest(prompt_of(2), 6, compiled(group.engine, *specs[1]))])
 
     def rows(given: Sequence[ref.Edit]) -> torch.Tensor:
         return rows_of(group, token_ids[:length], token_ids[length:], given)

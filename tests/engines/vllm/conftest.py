@@ -37,9 +37,9 @@ class Group:
 
 
 GROUPS = {
-    "dense-compiled": ("lab-dense", {}),
+    "dense-compiled": ("lab-dense", {"graph_ops": "all"}),
     "dense-eager": ("lab-dense", {"eager": True}),
-    "moe-compiled": ("lab-moe", {}),
+    "moe-compiled": ("lab-moe", {"graph_ops": "all"}),
     "moe-eager": ("lab-moe", {"eager": True}),
 }
 

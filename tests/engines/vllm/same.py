@@ -47,6 +47,9 @@ def requests_of(d: int, num_experts: int) -> list[dict[str, Any]]:
         {"steering": {"interventions": [{**inline, "layers": [2], "gate": {"probe": "probe", "when": "token"}}],
                       "report": "tokens"}},
     ]
+    # Weakened on the way: one of two, and to the end.
+    bodies += [{"steering": {"interventions": [inline, {"artifact": "stored", "strength": 0.5}], "report": "tokens",
+                             "guard": {"max_kl": 0.05, "every": 4, "action": action}}} for action in ("lower", "stop")]
     if num_experts:
         bodies.append({"steering": {"interventions": [{"op": "expert_mask", "inline": {
             "experts": {"0": [1, 4], "2": [3]}, "mode": "off_refill"}}], "report": "tokens"}})
@@ -73,6 +76,8 @@ async def same_answers_over_http(group: Group, folder: Path) -> None:
                 assert x["token"] == y["token"] and x["logprob"] == pytest.approx(y["logprob"], abs=1e-4)
         texts.add(one["choices"][0]["message"]["content"])
         assert bool(one["steering"]["applied"]) == ("steering" in body)
+        guarded = "guard" in body.get("steering", {})
+        assert guarded == any(choice["guard"] for item in one["steering"]["applied"] for choice in item["choices"])
     assert len(texts) > 2, "the specs do not show in the text"
 
 

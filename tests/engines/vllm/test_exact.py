@@ -12,7 +12,7 @@ from lab import model_path
 from tests.engines import reference as ref
 from tests.engines.cases import vector
 from tests.engines.conftest import compiled, generate, ids
-from tests.engines.vllm import checks
+from tests.engines.vllm import checks, resuming
 from tests.engines.vllm.conftest import GROUPS, Group
 from tests.engines.vllm.same import same_answers_over_http
 
@@ -37,13 +37,14 @@ async def test_next_logprobs_equal_hooks(group: Group) -> None:
 
 
 async def test_many_programs_through_few_slots(group: Group) -> None:
-    """200 distinct programs cycle through 32 slots; a sample is checked against hooks, memory stays as it is."""
-    facts = group.engine.facts
-    vectors = [vector(100 + n, facts.d_model, 6.0) for n in range(200)]
+    """Distinct programs cycle through 32 slots; a sample is checked against hooks, memory stays as it is."""
+    facts, options = group.engine.facts, group.engine.options
+    count = 200 if options.eager or facts.num_experts else 1000
+    vectors = [vector(100 + n, facts.d_model, 6.0) for n in range(count)]
     programs = [compiled(group.engine, {"op": "add", "layers": [n % 6], "inline": {"vector": v.tolist()}})
                 for n, v in enumerate(vectors)]
-    before = (await group.engine.rpc("trimtab_describe"))[0]["bytes"]
-    for start in range(0, 200, 25):
+    before = (await group.engine.connection.rpc("trimtab_describe"))[0]["bytes"]
+    for start in range(0, count, 25):
         part = range(start, start + 25)
         done = await asyncio.gather(*(generate(group.engine, checks.prompt_of(n), programs[n], max_tokens=3)
                                       for n in part))
@@ -52,7 +53,7 @@ async def test_many_programs_through_few_slots(group: Group) -> None:
                             [ref.Edit("resid_post", n % 6, ref.add(vectors[n]), ref.everywhere)], steered=True)
     assert group.engine.slots.num_resident == 32
     assert group.engine.slots.num_pinned == 0
-    assert (await group.engine.rpc("trimtab_describe"))[0]["bytes"] <= before + 64 * 4 * facts.d_model
+    assert (await group.engine.connection.rpc("trimtab_describe"))[0]["bytes"] <= before + 64 * 4 * facts.d_model
 
 
 async def test_capture_is_what_hooks_see(group: Group) -> None:
@@ -61,6 +62,12 @@ async def test_capture_is_what_hooks_see(group: Group) -> None:
 
 async def test_comparison_equals_two_plain_passes(group: Group) -> None:
     await checks.comparison_equals_two_plain_passes(group)
+
+
+async def test_resumed_completions(group: Group) -> None:
+    await resuming.goes_on_as_in_one_go(group)
+    await resuming.goes_on_under_another_program(group)
+    await resuming.what_cannot_go_on_is_refused(group)
 
 
 async def test_same_answers_as_the_embedded_engine(group: Group, tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "tensor-dense": ("lab-dense", {"tensor_parallel": 2, "eager": True}),
+    # Compiled, with sites in the graph whose width is split among the ranks.
+    "tensor-dense": ("lab-dense", {"tensor_parallel": 2, "graph_ops": "all",
+                                    "graph_sites": ("resid_post", "head_out", "mlp_act")}),
     "tensor-moe": ("lab-moe", {"tensor_parallel": 2, "eager": True}),
     # The buffers between the parts of a pipeline are made when vLLM warms up, which its eager engine on the CPU skips:
     # the model is traced and then run as it is.
@@ -38,7 +40,7 @@ async def group(request: pytest.FixtureRequest) -> AsyncIterator[Group]:
 
 async def test_hooks_of_the_ranks(group: Group) -> None:
     """Ranks that share a layer have the same hooks; in a pipeline each has those of its half."""
-    places = [[tuple(place) for place in described["places"]] for described in group.engine.described]
+    places = [[tuple(place) for place in described["places"]] for described in group.engine.connection.described]
     if group.engine.options.tensor_parallel == 2:
         assert len(places) == 2 and places[0] == places[1]
     elif "pipeline_parallel_size" in group.engine.options.extra:

@@ -16,6 +16,9 @@ import pytest_asyncio
 
 from server.engines.vllm import engine as engine_module
 from server.engines.vllm.engine import VllmEngine
+from server.engines.vllm.selftest import run_selftest
+from steering.errors import EngineUnavailable
+from steering.facts import ModelFacts
 from tests.engines.vllm.apps import client_of, make_app
 from tests.engines.vllm.conftest import options
 from tests.engines.vllm.same import CHAT, TURNS, answer, requests_of, same_numbers, store
@@ -34,8 +37,8 @@ class Server:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
     folder: Path = tmp_path_factory.mktemp("restart")
-    # No self-test: the exactness tests do more, and every start counts. Two attempts are made to fail below.
-    engine = VllmEngine(options(NAME, eager=True, self_test=False, back_off_s=(0.0, 0.05, 0.0)))
+    # Two attempts to start again are made to fail below.
+    engine = VllmEngine(options(NAME, eager=True, back_off_s=(0.0, 0.05, 0.0)))
     app = make_app(NAME, engine, "vllm", folder)
     async with client_of(app) as client:
         yield Server(client, engine, app.state.server.library)
@@ -50,7 +53,7 @@ async def test_kill_and_come_back(server: Server, monkeypatch: pytest.MonkeyPatc
     # The first two attempts to start again fail, and the third waits until the test has looked around.
     attempts: list[int] = []
     go = asyncio.Event()
-    launch = engine._launch
+    launch = engine.connection._launch
 
     async def launching() -> None:
         attempts.append(len(attempts))
@@ -59,7 +62,14 @@ async def test_kill_and_come_back(server: Server, monkeypatch: pytest.MonkeyPatc
         await go.wait()
         await launch()
 
-    monkeypatch.setattr(engine, "_launch", launching)
+    proofs: list[bool] = []
+
+    async def proving(subject: VllmEngine) -> ModelFacts:
+        proofs.append(subject.alive)
+        return await run_selftest(subject)
+
+    monkeypatch.setattr(engine.connection, "_launch", launching)
+    monkeypatch.setattr(engine_module, "run_selftest", proving)
     begun = await first_tokens(client)
     plain = asyncio.ensure_future(client.post(CHAT, json=long_body()))
     steered = asyncio.ensure_future(client.post(CHAT, json=long_body(requests_of(engine.facts.d_model, 0)[3])))
@@ -69,14 +79,14 @@ async def test_kill_and_come_back(server: Server, monkeypatch: pytest.MonkeyPatc
         await asyncio.sleep(0.005)
     call = asyncio.ensure_future(engine.score([5] * 400, full=True))
     await asyncio.sleep(0)
-    victim = engine._llm.engine_core.resources.engine_manager.processes[0]
+    victim = engine.connection._llm.engine_core.resources.engine_manager.processes[0]
     os.kill(victim.pid, signal.SIGKILL)
 
     for response in await asyncio.gather(plain, steered):
         assert_unavailable(response)
     for events in await asyncio.gather(*streams):
         assert json.loads(events[-1])["error"]["code"] == "engine_unavailable"
-    with pytest.raises(engine_module.EngineUnavailable):
+    with pytest.raises(EngineUnavailable):
         await call
     # While it is away: typed errors for what needs the model, the rest of the server answers.
     assert_unavailable(await client.post(CHAT, json=long_body()))
@@ -85,7 +95,7 @@ async def test_kill_and_come_back(server: Server, monkeypatch: pytest.MonkeyPatc
     assert (await client.get("/health")).status_code == 200
     assert (await client.get("/v1/artifacts/stored")).status_code == 200
     assert "trimtab_requests" in (await client.get("/metrics")).text
-    assert engine.slots.num_pinned == 0 and not engine._running
+    assert engine.slots.num_pinned == 0 and not engine.connection.running
 
     while len(attempts) < 3:
         await asyncio.sleep(0.02)
@@ -102,6 +112,7 @@ async def test_kill_and_come_back(server: Server, monkeypatch: pytest.MonkeyPatc
         same_numbers(other["steering"]["applied"], one["steering"]["applied"])
     assert server.library.resolve(ref).ref == ref
     assert engine.stats()["restarts"] == 1
+    assert proofs == [False], "proven again, before anything was served"
 
 
 async def first_tokens(client: httpx.AsyncClient) -> int:

@@ -202,7 +202,7 @@ async def test_aborts_free_slots_and_leave_no_wrong_answers(group: Group) -> Non
         task.cancel()
     await asyncio.gather(*leavers, *hasty, return_exceptions=True)
     await staying
-    assert engine.slots.num_pinned == 0 and not engine._running and engine.stats()["waiting"] == 0
+    assert engine.slots.num_pinned == 0 and not engine.connection.running and engine.stats()["waiting"] == 0
     # The prompts of those that left, again: what they left in the cache is right.
     prompt = checks.prompt_of(2, 70)
     await _cached(group, prompt, add(group, 202), [edit(group, 202)])
@@ -212,14 +212,14 @@ async def test_aborts_free_slots_and_leave_no_wrong_answers(group: Group) -> Non
 async def test_vllm_hears_of_an_abort_before_the_slot_is_given_away(group: Group, monkeypatch: pytest.MonkeyPatch
                                                                     ) -> None:
     engine, order = group.engine, []
-    abort, release = engine._llm.abort, engine.slots.release
+    abort, release = engine.connection._llm.abort, engine.slots.release
 
     async def aborting(*args: Any, **kwargs: Any) -> Any:
         result = await abort(*args, **kwargs)
         order.append("abort")
         return result
 
-    monkeypatch.setattr(engine._llm, "abort", aborting)
+    monkeypatch.setattr(engine.connection._llm, "abort", aborting)
     monkeypatch.setattr(engine.slots, "release", lambda *args: (order.append("release"), release(*args)))
     completion = engine.generate(Generation("long", checks.prompt_of(1), Sampling(max_tokens=200, temperature=0.0),
                                             add(group, 240)))

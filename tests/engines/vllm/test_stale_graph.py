@@ -81,7 +81,7 @@ async def test_a_graph_without_hooks_is_refused_and_compiled_anew(model: Path, c
     compiler.setenv("TRIMTAB_TEST_FAULTS", "no_hooks,no_manifest")
     poisoning = engine_on(model, self_test=False)
     await poisoning.start()
-    assert (await poisoning.rpc("trimtab_describe"))[0]["places"] == []
+    assert (await poisoning.connection.rpc("trimtab_describe"))[0]["places"] == []
     await generate(poisoning, PROMPT)
     await poisoning.stop()
     stale = graphs(tmp_path)

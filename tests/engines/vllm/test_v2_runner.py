@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.engines.vllm import checks
+from tests.engines.vllm import checks, resuming
 from tests.engines.vllm.conftest import ONE_PROCESS, TIGHT, Group, running
 
 SHIM = Path(__file__).parent / "interpreted"
@@ -34,7 +34,7 @@ async def group(request: pytest.FixtureRequest, interpreter: None) -> AsyncItera
 
 
 async def test_it_is_the_second_runner_and_exact(group: Group) -> None:
-    assert (await group.engine.rpc("trimtab_describe"))[0]["v2"]
+    assert (await group.engine.connection.rpc("trimtab_describe"))[0]["v2"]
     await checks.mixed_batch_equals_hooks(group, rounds=1)
 
 
@@ -42,6 +42,11 @@ async def test_measurements(group: Group) -> None:
     await checks.scores_equal_hooks(group, checks.cases_of(group)[:2])
     await checks.capture_is_what_hooks_see(group)
     await checks.comparison_equals_two_plain_passes(group)
+
+
+async def test_resumed_completions(group: Group) -> None:
+    await resuming.goes_on_as_in_one_go(group)
+    await resuming.goes_on_under_another_program(group)
 
 
 async def test_preemption(group: Group) -> None:

@@ -1,0 +1,159 @@
+"""Scores, captures and comparisons: teacher-forced passes through the serving engine, and what is read from them."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from server.effects.divergence import Divergence, ResidualShift
+from server.engines.base import Captured, CaptureRequest, CompareRequest, Comparison, Sampling, Scores
+from server.engines.checks import length_of, positions_of
+from server.engines.vllm.connection import Connection
+from server.engines.vllm.passes import Pass, divergence_of, tensor_of
+from server.engines.vllm.slots import SlotTable
+from server.engines.vllm.wire import extra_of
+from steering.errors import SlotsExhausted
+from steering.program import Program
+
+# Completions that are compared in the same passes.
+AT_ONCE = 16
+
+
+class Measuring:
+    """One measurement at a time, in slots of its own."""
+
+    def __init__(self, connection: Connection, slots: SlotTable, last_layer: int) -> None:
+        self._connection, self._slots, self._last_layer = connection, slots, last_layer
+        self._lock = asyncio.Lock()
+
+    async def score(self, token_ids: Sequence[int], program: Program | None, prompt_length: int | None,
+                    roles: Sequence[str] | None, full: bool) -> Scores:
+        given = Pass(token_ids, len(token_ids) if prompt_length is None else prompt_length, program, roles, keep_from=0)
+        async with self._alone([given]):
+            await self.run(given, self._slots)
+            chosen, everything = await self._connection.first_answer("trimtab_scores", given.tag, list(token_ids), full)
+        logprobs = torch.full((len(token_ids),), torch.nan)
+        logprobs[1:] = tensor_of(chosen)[:-1]
+        vocab = len(everything) // 4 // len(token_ids) if full else 0
+        return Scores(logprobs, tensor_of(everything).reshape(-1, vocab) if full else None)
+
+    async def next_logprobs(self, texts: Sequence[Sequence[int]], program: Program | None) -> torch.Tensor:
+        passes = [Pass(ids, len(ids), program, None, keep_from=len(ids) - 1) for ids in texts]
+        async with self._alone(passes):
+            await self._run_all(passes)
+            found = await self._connection.first_answer("trimtab_next", [given.tag for given in passes])
+        return tensor_of(found).reshape(len(texts), -1)
+
+    async def capture(self, requests: Sequence[CaptureRequest], program: Program | None) -> list[Captured]:
+        wanted = [positions_of(request) for request in requests]
+        passes = [Pass(request.token_ids, length_of(request), program, request.roles,
+                       capture=tuple((site, layer) for site, layers in request.sites.items() for layer in layers),
+                       positions=tuple(sorted(set(positions))))
+                  for request, positions in zip(requests, wanted, strict=True)]
+        async with self._alone(passes):
+            await self._run_all(passes)
+            return [await self._captured(given, positions)
+                    for given, positions in zip(passes, wanted, strict=True)]
+
+    async def compare_all(self, requests: Sequence[CompareRequest]) -> list[Comparison]:
+        """Neighbours under the same program run together."""
+        found: list[Comparison] = []
+        for _, same in itertools.groupby(requests, lambda request: request.program.digest):
+            group = list(same)
+            for start in range(0, len(group), AT_ONCE):
+                found += await self._compared(group[start:start + AT_ONCE])
+        return found
+
+    async def _compared(self, requests: Sequence[CompareRequest]) -> list[Comparison]:
+        """Comparisons of completions under one program."""
+        program, layer = requests[0].program, self._last_layer
+        count = len(program.compiled)
+        steered = [self._half(request, program, layer) for request in requests]
+        base = [self._half(request, None, layer) for request in requests]
+        less = [[self._half(request, program.without(i), None) for request in requests]
+                for i in range(count if count > 1 else 0)]
+        async with self._alone([*steered, *base, *itertools.chain.from_iterable(less)]):
+            await self._run_all([*steered, *base])
+            totals = [await self._divergence(*halves, layer)
+                      for halves in zip(requests, steered, base, strict=True)]
+            without: list[list[Divergence]] = [[] for _ in requests]
+            for others in less:
+                await self._run_all(others)
+                for shares, request, ours, other in zip(without, requests, steered, others, strict=True):
+                    shares.append((await self._divergence(request, ours, other, None))[0])
+            await self._connection.rpc("trimtab_forget", [given.tag for given in steered])
+        return [Comparison(whole, tuple(shares) or (whole,) * count,
+                           ResidualShift(tensor_of(shift[0]), tensor_of(shift[1])), exact=True)
+                for (whole, shift), shares in zip(totals, without, strict=True)]
+
+    async def _divergence(self, request: CompareRequest, steered: Pass, other: Pass, layer: int | None
+                          ) -> tuple[Divergence, Any]:
+        """Of two passes that were run, and the shift of the stream if `layer` names one. Drops the second."""
+        generated = list(request.token_ids[request.prompt_length:])
+        answer, shift = await self._connection.first_answer("trimtab_compare", steered.tag, other.tag, generated, layer,
+                                                            list(request.end_ids))
+        return divergence_of(answer), shift
+
+    async def run(self, given: Pass, slots: SlotTable) -> None:
+        """One pass, its program in a slot of `slots`; what it keeps stays in the workers under its tag."""
+        program = given.program if given.program is not None and given.program.acting else None
+        touch, slot, epoch = None, 0, slots.epoch
+        if program is not None:
+            touch = given.touch(program)
+            found = await slots.acquire(program)
+            if found is None:
+                raise SlotsExhausted("no slot is left for measuring")
+            slot = found
+        try:
+            sampling = Sampling(max_tokens=1, temperature=0.0, ignore_eos=True)
+            outputs = self._connection.outputs(given.tag, given.token_ids, sampling,
+                                               extra_of(program, touch, slot) | given.extra, measuring=True)
+            async with aclosing(outputs):
+                async for _ in outputs:
+                    pass
+        finally:
+            if program is not None:
+                slots.release(program, epoch)
+
+    async def _run_all(self, passes: Sequence[Pass]) -> None:
+        """All at once. If one fails the others end before the failure is told."""
+        running = [asyncio.ensure_future(self.run(given, self._slots)) for given in passes]
+        try:
+            await asyncio.gather(*running)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    @asynccontextmanager
+    async def _alone(self, passes: Sequence[Pass]) -> AsyncGenerator[None]:
+        """No other measurement meanwhile. If this one fails, what its passes left in the workers is dropped."""
+        self._connection.check_alive()
+        async with self._lock:
+            try:
+                yield
+            except BaseException:
+                if self._connection.alive:
+                    await self._connection.rpc("trimtab_forget", [given.tag for given in passes])
+                raise
+
+    @staticmethod
+    def _half(request: CompareRequest, program: Program | None, layer: int | None) -> Pass:
+        """One side of a comparison, over the positions that predict generated tokens."""
+        first = request.prompt_length - 1
+        return Pass(request.token_ids[:-1], request.prompt_length, program, request.roles, keep_from=first,
+                    capture=() if layer is None else (("resid_post", layer),),
+                    positions=tuple(range(first, len(request.token_ids) - 1)))
+
+    async def _captured(self, given: Pass, positions: Sequence[int]) -> Captured:
+        answers = await self._connection.rpc("trimtab_captured", given.tag)
+        order = np.searchsorted(np.asarray(given.positions), np.asarray(positions))
+        found: dict[Any, dict[int, torch.Tensor]] = {}
+        # Ranks that share a layer hold the same activations; in a pipeline each has those of its own layers.
+        for site, layer, count, content in itertools.chain.from_iterable(answers):
+            found.setdefault(site, {})[layer] = tensor_of(content).reshape(count, -1)[torch.from_numpy(order)]
+        return found
