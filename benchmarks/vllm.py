@@ -5,8 +5,8 @@
 Two engines on equal weights take turns under one process: vLLM as it comes, and vLLM as Trimtab starts it. Arms of the
 second: no request steered; all by one program; each by a program of its own; each by a stack of three. Programs add a
 vector at every layer, another one in each, strength not zero. Decode-heavy (short prompts, many tokens) and
-prefill-heavy (long prompts, two tokens). Medians over rounds of the ratio to stock in the same round; the noise band is
-that of stock against itself, run twice in each round. Checks that steered requests differ from unsteered ones and that
+prefill-heavy (long prompts, two tokens). Medians over rounds of the ratio to stock in the same round, which runs twice
+there: the noise is that of stock against itself. Checks that steered requests differ from unsteered ones and that
 a request gets in a batch what it gets alone.
 """
 
@@ -157,7 +157,7 @@ async def main(arguments: argparse.Namespace) -> dict[str, Any]:
         programs = [program(trimtab.engine, seed) for seed in range(most)]
         stacks = [program(trimtab.engine, 10_000 + seed, depth=3) for seed in range(most)]
         await check(trimtab, programs)
-        table = Table("requests", "shape", "arm", "s (median)", "ratio to stock (median)", "lowest", "highest")
+        table = Table("requests", "shape", "arm", "s (median)", "ratio to stock (median)", "lower quartile", "upper")
         for number in numbers:
             for shape in arguments.shapes.split(","):
                 plain = partial(stock.run, number, shape)
@@ -172,7 +172,7 @@ async def main(arguments: argparse.Namespace) -> dict[str, Any]:
                     results["arms"][f"{number} {shape} {name}"] = row
                     print(number, shape, name, {key: round(value, 3) for key, value in row.items()}, flush=True)
                     table.add_row(str(number), shape, name, f"{row['seconds']:.2f}", f"{row['ratio']:.3f}",
-                                  f"{row['lowest']:.3f}", f"{row['highest']:.3f}")
+                                  f"{row['low']:.3f}", f"{row['high']:.3f}")
         assert all(trimtab.engine.slots.in_graph(p) for p in stacks[:numbers[-1]]), "not carried out by the graph"
         stock.llm.shutdown()
         await trimtab.engine.stop()
@@ -193,11 +193,13 @@ async def measure(arms: dict[str, tuple[Arm, Arm]], rounds: int) -> dict[str, di
         if number:
             for name, value in found.items():
                 seconds[name].append(value)
+    stock = [(a + b) / 2 for a, b in zip(seconds["stock"], seconds["stock again"], strict=True)]
     rows = {}
     for name, values in seconds.items():
-        ratios = [s / v for v, s in zip(values, seconds["stock"], strict=True)]
+        against = seconds["stock"] if name == "stock again" else stock
+        ratios = sorted(s / v for v, s in zip(values, against, strict=True))
         rows[name] = {"seconds": statistics.median(values), "ratio": statistics.median(ratios),
-                      "lowest": min(ratios), "highest": max(ratios)}
+                      "low": statistics.quantiles(ratios, n=4)[0], "high": statistics.quantiles(ratios, n=4)[2]}
     return rows
 
 
