@@ -170,7 +170,8 @@ async def main(arguments: argparse.Namespace) -> dict[str, Any]:
                 rows = await measure(arms, arguments.rounds)
                 for name, row in rows.items():
                     results["arms"][f"{number} {shape} {name}"] = row
-                    print(number, shape, name, {key: round(value, 3) for key, value in row.items()}, flush=True)
+                    shown = {key: round(value, 3) for key, value in row.items() if isinstance(value, float)}
+                    print(number, shape, name, shown, flush=True)
                     table.add_row(str(number), shape, name, f"{row['seconds']:.2f}", f"{row['ratio']:.3f}",
                                   f"{row['low']:.3f}", f"{row['high']:.3f}")
         assert all(trimtab.engine.slots.in_graph(p) for p in stacks[:numbers[-1]]), "not carried out by the graph"
@@ -180,7 +181,7 @@ async def main(arguments: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
-async def measure(arms: dict[str, tuple[Arm, Arm]], rounds: int) -> dict[str, dict[str, float]]:
+async def measure(arms: dict[str, tuple[Arm, Arm]], rounds: int) -> dict[str, dict[str, Any]]:
     """Arms in turn, the order reversed every other round; the first round warms up. Before each its engine does a
     little untimed: that the other one has just been running is nobody's cost."""
     seconds: dict[str, list[float]] = {name: [] for name in arms}
@@ -199,7 +200,7 @@ async def measure(arms: dict[str, tuple[Arm, Arm]], rounds: int) -> dict[str, di
         against = seconds["stock"] if name == "stock again" else stock
         ratios = sorted(s / v for v, s in zip(values, against, strict=True))
         rows[name] = {"seconds": statistics.median(values), "ratio": statistics.median(ratios),
-                      "low": statistics.quantiles(ratios, n=4)[0], "high": statistics.quantiles(ratios, n=4)[2]}
+                      "low": statistics.quantiles(ratios, n=4)[0], "high": statistics.quantiles(ratios, n=4)[2], "rounds": values}
     return rows
 
 
