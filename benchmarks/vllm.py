@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import json
 import os
+import random
 import statistics
 import tempfile
 import time
@@ -54,7 +55,7 @@ def lengths(shape: str, number: int) -> tuple[int, int]:
 
 def prompt(i: int, length: int, salt: int) -> list[int]:
     """Another one for every round, so that no prefix comes from the cache."""
-    return [(17 * i + 31 * t + t * t + 1009 * salt * (t + 1)) % VOCAB_SIZE for t in range(length)]
+    return random.Random(f"{i} {salt}").choices(range(VOCAB_SIZE), k=length)
 
 
 def program(engine: VllmEngine, seed: int, depth: int = 1) -> Program:
@@ -200,7 +201,8 @@ async def measure(arms: dict[str, tuple[Arm, Arm]], rounds: int) -> dict[str, di
         against = seconds["stock"] if name == "stock again" else stock
         ratios = sorted(s / v for v, s in zip(values, against, strict=True))
         rows[name] = {"seconds": statistics.median(values), "ratio": statistics.median(ratios),
-                      "low": statistics.quantiles(ratios, n=4)[0], "high": statistics.quantiles(ratios, n=4)[2], "rounds": values}
+                      "low": statistics.quantiles(ratios, n=4)[0], "high": statistics.quantiles(ratios, n=4)[2],
+                      "rounds": values}
     return rows
 
 
