@@ -8,8 +8,8 @@ in an order that turns round every time; a round's ratio is that of its own unme
 its end, whose mutual ratio is the noise of the machine. Time runs until the last answer is there *and* the last sampled
 completion is measured, so that no cost hides behind the end.
 
-Checks that every arm answers the same texts, but for rounding, that as many completions were measured as were drawn, and that a reported
-KL is that of the engine's own log-probabilities.
+Checks that every arm answers the same texts, but for rounding, that as many completions were measured as were drawn,
+and that a reported KL is that of the engine's own log-probabilities.
 """
 
 import argparse
