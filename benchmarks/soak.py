@@ -211,7 +211,7 @@ async def main(arguments: argparse.Namespace) -> dict[str, Any]:
     oracle = Oracle()
     slots = {"slots": 24, "max_requests": 32, "kv_cache_tokens": 4096}
     async with running_server(MODEL, engine=arguments.engine, **slots) as url, \
-            httpx.AsyncClient(base_url=url, timeout=120) as http:
+            httpx.AsyncClient(base_url=url, timeout=600) as http:
         soak = Soak(http, oracle, random.Random(arguments.seed))
         for name in range(NUM_ARTIFACTS):
             await soak.store(name)
@@ -219,7 +219,9 @@ async def main(arguments: argparse.Namespace) -> dict[str, Any]:
         start = time.monotonic()
         end = start + 60 * arguments.minutes
         third = asyncio.create_task(_later(20 * arguments.minutes))
+        telling = asyncio.create_task(_tell(soak, start))
         await asyncio.gather(*(client(soak, end) for _ in range(arguments.clients)))
+        telling.cancel()
         before, after = await third, memory()
         health = (await http.get("/health")).status_code
         gauges = [line for line in (await http.get("/metrics")).text.splitlines()
@@ -233,6 +235,15 @@ async def main(arguments: argparse.Namespace) -> dict[str, Any]:
         console.print(text, style="red")
     assert not soak.wrong and health == 200 and gauges[0].endswith(" 0.0")
     return result
+
+
+async def _tell(soak: Soak, start: float) -> None:
+    """A line every minute, so that a soak that is cut short has shown something."""
+    console = Console()
+    while True:
+        await asyncio.sleep(60)
+        console.print(f"{(time.monotonic() - start) / 60:.0f} min: {dict(soak.counts)}, {len(soak.wrong)} wrong, "
+                      f"{memory():.0f} MiB")
 
 
 async def _later(seconds: float) -> float:

@@ -26,11 +26,11 @@ DOCS = Path(__file__).parent.parent / "docs"
 PICTURES = DOCS / "calibration"
 RESULTS = PICTURES / "doses.json"
 MAX_TOKENS = 24
-MAX_PROMPTS = 48
+MAX_PROMPTS = 96
 POINTS = 8
 DOSES = (0.1, 0.3, 1.0)
 # Completions per dose: enough that their mean is known to a few per cent.
-COMPLETIONS = 96
+COMPLETIONS = 192
 CONCURRENT = 48
 BOUND = 0.25
 FIRST_SEED = 10_000

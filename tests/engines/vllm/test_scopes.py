@@ -156,13 +156,13 @@ async def test_without_the_program_in_the_key_wrong_answers_appear(group: Group,
                                                                    ) -> None:
     """Negative control of the tests above: blocks keyed as if all programs were one leak from each to the next."""
     prompt = checks.prompt_of(17, 70)
-    honest = engine_module._extra
+    honest = engine_module.extra_of
 
     def nameless(*args: Any) -> dict[str, Any]:
         extra = honest(*args)
         return extra | {"digest": "one and the same"} if extra else extra
 
-    monkeypatch.setattr(engine_module, "_extra", nameless)
+    monkeypatch.setattr(engine_module, "extra_of", nameless)
     assert await _cached(group, prompt, add(group, 100), [edit(group, 100)]) == 0
     tokens, _ = await generate(group.engine, prompt, add(group, 101), max_tokens=4)
     rows = checks.rows_of(group, prompt, ids(tokens), [edit(group, 101)])

@@ -45,7 +45,7 @@ async def test_measurements(group: Group) -> None:
 
 
 async def test_resumed_completions(group: Group) -> None:
-    await resuming.goes_on_as_in_one_go(group)
+    await resuming.goes_on_as_in_one_go(group, draws_by_position=True)
     await resuming.goes_on_under_another_program(group)
 
 
