@@ -78,8 +78,9 @@ class Payload:
         return sum(t.nbytes for tensors in self.layers.values() for t in tensors.values())
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
-        """Flat form for safetensors: `{"3.vector": tensor}`."""
-        return {f"{n}.{name}": t.contiguous() for n, tensors in self.layers.items() for name, t in tensors.items()}
+        """Flat form for safetensors, which refuses tensors that share memory: `{"3.vector": tensor}`."""
+        return {f"{n}.{name}": t.clone(memory_format=torch.contiguous_format)
+                for n, tensors in self.layers.items() for name, t in tensors.items()}
 
     @classmethod
     def from_tensors(cls, kind: Kind, flat: Mapping[str, torch.Tensor]) -> "Payload":
