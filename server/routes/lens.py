@@ -91,10 +91,7 @@ class LensReading(BaseModel):
 @router.post("/v1/lens")
 async def read_lens(body: LensRequest, state: State) -> LensReading:
     """What each layer of the model would say next, had it to speak from there."""
-    if body.steering.report != "none" or body.steering.monitor:
-        field = "monitor" if body.steering.monitor else "report"
-        raise InvalidSpec("a lens generates nothing to report on or to monitor", param=f"steering.{field}",
-                          fix="Leave it out.")
+    _check_steering(body.steering)
     model = parse_model(body.model, state)
     plan = await anyio.to_thread.run_sync(state.planner.plan, body.steering, model.preset)
     prompt = await anyio.to_thread.run_sync(_prompt, body, plan, state)
@@ -119,6 +116,15 @@ async def read_lens(body: LensRequest, state: State) -> LensReading:
                       for name, spellings in groups.items()},
         steering=receipt(plan, [_outcome(prompt, decided, seen)], state.engine_name))
 
+
+def _check_steering(steering: Steering) -> None:
+    """Raises InvalidSpec for what only means something where text is generated. A guard of a preset waits for that."""
+    given = {"report": steering.report != "none", "monitor": bool(steering.monitor),
+             "guard": steering.guard is not None}
+    for field, asked in given.items():
+        if asked:
+            raise InvalidSpec("a lens generates nothing to report on, to monitor or to guard",
+                              param=f"steering.{field}", fix="Leave it out.")
 
 def _prompt(body: LensRequest, plan: Plan, state: ServerState) -> Prompt:
     if isinstance(body.input, list) and isinstance(body.input[0], Message):

@@ -107,6 +107,7 @@ async def test_steering_carries_its_receipt(client: httpx.AsyncClient, library: 
     ({"model": "other"}, 404, "model_not_found", "model"),
     ({"steering": {"report": "summary"}}, 400, "invalid_spec", "steering.report"),
     ({"steering": {"monitor": ["one"]}}, 400, "invalid_spec", "steering.monitor"),
+    ({"steering": {"guard": {"max_kl": 0.5}}}, 400, "invalid_spec", "steering.guard"),
     ({"steering": {"interventions": [{"artifact": "one", "scope": {"prompt": {"roles": ["user"]}}}]}}, 400,
      "invalid_spec", "steering.interventions"),
     ({"input": [1] * 255, "positions": list(range(255)) * 5}, 400, "invalid_request", "positions"),
