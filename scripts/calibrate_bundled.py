@@ -47,10 +47,16 @@ class Subject:
     label: str | None = None
 
     def of(self, splits: tuple[str, ...], label: str | None = None) -> list[Any]:
-        found = {record["text"]: record.get("messages", record["text"]) for split in splits
-                 for record in datasets.load(self.prompts, split) if label is None or record["label"] == label}
+        """Prompts with a label, or of all labels in turn: as many of each, however many a split has."""
+        found: dict[Any, dict[str, Any]] = {}
+        for record in (record for split in splits for record in datasets.load(self.prompts, split)):
+            if label is None or record["label"] == label:
+                of_label = found.setdefault(record.get("label"), {})
+                of_label[record["text"]] = record.get("messages", record["text"])
         # In an order that has nothing to do with the alphabet: the first ones stand for all.
-        return [found[text] for text in sorted(found, key=lambda text: hash_of(text))]
+        in_turn = zip(*([prompts[text] for text in sorted(prompts, key=hash_of)]
+                        for _, prompts in sorted(found.items(), key=lambda item: str(item[0]))), strict=False)
+        return [prompt for prompts in in_turn for prompt in prompts]
 
     def options(self) -> dict[str, Any]:
         return {"max_tokens": MAX_TOKENS, "points": POINTS, "target": {
