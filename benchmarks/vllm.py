@@ -150,10 +150,10 @@ async def check(trimtab: Trimtab, programs: list[Program]) -> None:
     plain = [await trimtab.first(i, None) for i in numbers]
     alone = [await trimtab.first(i, programs[i]) for i in numbers]
     mixed = await asyncio.gather(*(trimtab.first(i, programs[i]) for i in numbers))
-    print("alone", alone, "in a batch", mixed, "unsteered", plain, flush=True)
-    assert all(abs(a[1] - b[1]) < CLOSE for a, b in zip(alone, mixed, strict=True)), "a batch gives what alone does not"
+    assert all(abs(a[1] - b[1]) < CLOSE for a, b in zip(alone, mixed, strict=True)), \
+        f"alone {alone}, in a batch {mixed}"
     assert all(a[0] != b[0] or abs(a[1] - b[1]) > CLOSE for a, b in zip(alone, plain, strict=True)), \
-        "steering does not show"
+        f"steered {alone}, unsteered {plain}"
 
 
 async def main(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -78,16 +78,13 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
         max_tokens_field, prompt_field: names of these fields in the request.
         logprobs: alternatives to report per token; None for no log-probabilities.
     """
-    if plan.guards and "resume" not in state.engine.features:
-        raise InvalidSpec("this engine cannot weaken the steering of a running completion, so specs with a guard are "
-                          "refused", param="steering.guard", fix="Use the engine transformers, or leave guards out.")
     longest = max(len(prompt.token_ids) for prompt in prompts)
     limit = _room(state, longest, max_tokens, max_tokens_field, prompt_field)
     for prompt in prompts:
         plan.check_prompt(prompt.token_ids, prompt.roles)
     sampling = [_sampling(body, state, limit, logprobs, i) for i in range(body.n)]
     if plan.guards:
-        _check_resumable(sampling[0], state)
+        _check_guarded(sampling[0], state)
     decided = await decide(plan, prompts, state.engine)
     run = Run(state.vocabulary, state.metrics, request_id=request_id, prompts=prompts, decided=decided, n=body.n,
               sampling=sampling, stops=body.stops, begin=partial(_begin, state, plan))
@@ -98,12 +95,16 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
     return Started(body.model, run, plan, state)
 
 
-def _check_resumable(sampling: Sampling, state: ServerState) -> None:
-    """A guarded completion is made in parts."""
+def _check_guarded(sampling: Sampling, state: ServerState) -> None:
+    """Raises InvalidSpec where the engine cannot make a completion in parts, as guards need it."""
+    if "resume" not in state.engine.features:
+        raise InvalidSpec(f"the engine {state.engine_name} cannot weaken the steering of a running completion, so "
+                          "specs with a guard are refused", param="steering.guard", fix="Leave guards out.")
     for name in state.engine.not_resumed:
         if getattr(sampling, name):
-            raise InvalidSpec(f"a guard does not go with {name.replace('json_schema', 'response_format')} on the "
-                              f"engine {state.engine_name}", param="steering.guard", fix="Leave one of them out.")
+            field = "response_format" if name == "json_schema" else name
+            raise InvalidSpec(f"a guard does not go with {field} on the engine {state.engine_name}",
+                              param="steering.guard", fix="Leave one of them out.")
 
 
 def _begin(state: ServerState, plan: Plan, generation: Generation, decided: Decided) -> Completion:

@@ -126,6 +126,7 @@ def _check_steering(steering: Steering) -> None:
             raise InvalidSpec("a lens generates nothing to report on, to monitor or to guard",
                               param=f"steering.{field}", fix="Leave it out.")
 
+
 def _prompt(body: LensRequest, plan: Plan, state: ServerState) -> Prompt:
     if isinstance(body.input, list) and isinstance(body.input[0], Message):
         messages = [message.as_template() for message in body.input if isinstance(message, Message)]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from server.engines.vllm.wire import EXTRA, Touch, decode_touch
+from server.engines.vllm.wire import EXTRA, Touch, carried_by, decode_touch
 
 _ATTRIBUTE = "_trimtab_touch"
 
@@ -31,8 +31,8 @@ def wrap(module: Any) -> None:
 
 def block_key(request: Any, start: int, end: int) -> bytes | None:
     """Hash of what happens to tokens [start, end) of a request, None where nothing does."""
-    extra = (getattr(request.sampling_params, "extra_args", None) or {}).get(EXTRA)
-    if extra is None or "touch" not in extra:
+    extra = carried_by(request.sampling_params)
+    if "touch" not in extra:
         return None
     touch: Touch | None = getattr(request, _ATTRIBUTE, None)
     if touch is None:

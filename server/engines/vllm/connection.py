@@ -23,7 +23,8 @@ T = TypeVar("T")
 
 
 class Connection:
-    """
+    """vLLM's processes as the engine uses them.
+
     Args:
         launched: called when vLLM's processes are new, before anything else; nothing is resident in them.
         prove: awaited after that, before requests are served. What it raises counts as a failed start.

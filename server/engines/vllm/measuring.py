@@ -132,8 +132,9 @@ class Measuring:
     @asynccontextmanager
     async def _alone(self, passes: Sequence[Pass]) -> AsyncGenerator[None]:
         """No other measurement meanwhile. If this one fails, what its passes left in the workers is dropped."""
-        self._connection.check_alive()
         async with self._lock:
+            # Those that waited here while vLLM died must not measure one that is still being proven.
+            self._connection.check_alive()
             try:
                 yield
             except BaseException:

@@ -23,9 +23,8 @@ def build_manifest(options: VllmOptions, reading: ModelReading) -> Manifest:
     if graph_ops == "auto":
         graph_ops = "all" if torch.cuda.is_available() else "vectors"
     return Manifest.build(sites=sites, graph_sites=tuple(site for site in options.graph_sites if site in sites),
-                          graph_ops=graph_ops,
-                          slots=options.slots + MEASURE_SLOTS, rows=options.rows, depth=options.depth,
-                          rank=options.rank)
+                          graph_ops=graph_ops, slots=options.slots + MEASURE_SLOTS, rows=options.rows,
+                          depth=options.depth, rank=options.rank)
 
 
 def context_of(options: VllmOptions, reading: ModelReading) -> int:

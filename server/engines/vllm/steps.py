@@ -14,7 +14,7 @@ import torch
 
 from server.engines.arena import Arena
 from server.engines.vllm.graph import GraphTables
-from server.engines.vllm.wire import EXTRA, Key, Rows, Touch, decode_touch
+from server.engines.vllm.wire import Key, Rows, Touch, carried_by, decode_touch
 from steering.plan import Stage, StepPlan, plan_step
 from steering.row_table import Held, RowTable
 
@@ -117,9 +117,9 @@ class Steps:
 
     def add(self, request_id: str, sampling: Any) -> None:
         """Read what the request carries. A request that is there already (streamed input, resumption) is replaced."""
-        extra = (getattr(sampling, "extra_args", None) or {}).get(EXTRA)
+        extra = carried_by(sampling)
         self.drop(request_id)
-        if extra is None:
+        if not extra:
             return
         touch = decode_touch(extra["touch"]) if "touch" in extra else None
         slot = int(extra.get("slot", 0))

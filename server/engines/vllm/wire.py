@@ -82,6 +82,12 @@ def extra_of(program: Program | None, touch: TouchMap | None, slot: int) -> dict
     return {"slot": slot, "digest": program.digest, "touch": encode_touch(touch, program.rules, program.acting)}
 
 
+def carried_by(sampling: Any) -> dict[str, Any]:
+    """What a request brought along in its SamplingParams, empty for one that is none of our business."""
+    carried: dict[str, Any] = (getattr(sampling, "extra_args", None) or {}).get(EXTRA) or {}
+    return carried
+
+
 @dataclass(frozen=True)
 class Touch:
     """What `encode_touch` wrote, read back. on, off: uint32 by position, one more than the completion has."""

@@ -19,7 +19,7 @@ from server.engines.vllm.manifest import Manifest
 from server.engines.vllm.ops import Split
 from server.engines.vllm.plugin import expect
 from server.engines.vllm.steps import Kept, Steps
-from server.engines.vllm.wire import EXTRA, Key, decode_program
+from server.engines.vllm.wire import EXTRA, Key, carried_by, decode_program
 
 ROWS_AT_ONCE = 128
 # Rows of padding that a step's buffers may have over the scheduler's limit.
@@ -97,12 +97,12 @@ def _bind_v1(runner: Any, steps: Steps) -> None:
 def _catch_up(runner: Any, request_id: str, sampling: Any) -> None:
     """Draw what a seeded completion drew for the tokens that it goes on from, by the sampler itself.
 
-    The second runner places every draw by its position, so there nothing is to be done."""
-    count = ((getattr(sampling, "extra_args", None) or {}).get(EXTRA) or {}).get("generated", 0)
-    generator = runner.requests[request_id].generator
-    if generator is None:
+    The second runner places every draw by its position, so there nothing is to be done.
+    """
+    count, generator = carried_by(sampling).get("generated", 0), runner.requests[request_id].generator
+    if not count or generator is None:
         return
-    logits = torch.zeros(1, runner.model_config.get_vocab_size(), device=runner.device) if count else None
+    logits = torch.zeros(1, runner.model_config.get_vocab_size(), device=runner.device)
     for _ in range(count):
         runner.sampler.topk_topp_sampler(logits, {0: generator}, None, None)
 

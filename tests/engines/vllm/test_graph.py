@@ -7,11 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from server.engines.vllm.fuse import fuse
+from server.engines.vllm.fuse import STAGE_OPS, GraphOps, fuse
 from server.engines.vllm.graph import GraphTables, steered
 from server.engines.vllm.wire import Rows
+from steering.compiler import compile_program
 from steering.ops.base import Row
 from steering.ops.kernel import get_kernel
+from steering.sites import model_facts
+from steering.source import Resolved
+from steering.spec import Intervention
+from tests.engines.cases import dense_cases
+from tests.tiny import tiny
 
 D, RANK = 16, 4
 
@@ -151,3 +157,18 @@ def test_rows_are_shared_counted_and_given_back() -> None:
     assert torch.allclose(_run(tables, h), h + MAKERS["add"](7).tensors["delta"], atol=1e-6)
     tables.idle()
     assert torch.equal(_run(tables, h), h)
+
+
+@pytest.mark.parametrize("form", ["vectors", "all"])
+def test_the_ops_that_are_offered_in_the_graph_are_those_that_come_down_to_a_stage(form: GraphOps) -> None:
+    model = tiny("qwen3")
+    facts = model_facts(model, model_id="tiny", fingerprint="0" * 64)
+    cases = dense_cases(facts.d_model, facts.d_ff, facts.num_heads, facts.head_dim, facts.num_layers)
+    diagonal = {"scale": [2.0] * facts.d_model, "shift": [1.0] * facts.d_model}
+    items = [item for spec, _ in cases for item in spec] + [{"op": "affine", "layers": [0], "inline": diagonal}]
+    found = set()
+    for item in items:
+        rows = compile_program([Resolved(Intervention.model_validate(item))], facts).compiled[0].rows
+        if any(fuse([row], depth=1, rank=RANK, elementwise=form == "vectors") for row in rows.values()):
+            found.add(item["op"])
+    assert found == set(STAGE_OPS[form])
