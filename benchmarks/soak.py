@@ -4,7 +4,7 @@
 
 A sample of the answers is compared with an oracle, the same model in plain transformers with hooks of its own: the text
 must be the same wherever the oracle is not itself in two minds (its best two tokens within a thousandth), and the
-log-probabilities within a thousandth. Memory of the server and its processes is read at a third and at the end.
+log-probabilities within a thousandth. Memory of the server and its processes is read every minute.
 """
 
 import argparse
@@ -29,6 +29,8 @@ MODEL = "lab-dense"
 TOKENS = 8
 NUM_ARTIFACTS = 6
 LAYERS = 6
+OPS = ("add", "ablate", "clamp", "mask", "sign_flip")
+CLAMP = 1.5
 PRESET = "soak"
 
 
@@ -45,6 +47,34 @@ class Step:
     layer: int
     vector: torch.Tensor
     generated_only: bool
+    dims: tuple[int, ...] = ()
+
+    def inline(self) -> dict[str, Any]:
+        """The step as a request says it. Signs to flip are those of the vector."""
+        if self.op == "mask":
+            return {"dims": list(self.dims)}
+        if self.op == "sign_flip":
+            return {"dims": list(self.dims), "polarity": self.vector[list(self.dims)].sign().int().tolist()}
+        return {"vector": self.vector.tolist(), **({"value": CLAMP} if self.op == "clamp" else {})}
+
+    def act(self, h: torch.Tensor) -> torch.Tensor:
+        """`h` [..., d_model] as the step leaves it."""
+        unit = self.vector / self.vector.norm()
+        along = (h @ unit)[..., None]
+        listed = torch.zeros(h.shape[-1], dtype=torch.bool)
+        listed[list(self.dims)] = True
+        match self.op:
+            case "add":
+                return h + self.vector
+            case "ablate":
+                return h - along * unit
+            case "clamp":
+                return h + (CLAMP - along) * unit
+            case "mask":
+                return torch.where(listed, 0.0, h)
+            case "sign_flip":
+                return torch.where(listed & (h.sign() == self.vector.sign()), -h, h)
+        raise ValueError(self.op)
 
 
 class Oracle:
@@ -79,10 +109,8 @@ class Oracle:
 def _hook(step: Step, length: int) -> Any:
     def hook(module: Any, args: Any, output: Any) -> Any:
         h = output[0] if isinstance(output, tuple) else output
-        unit = step.vector / step.vector.norm()
-        changed = h + step.vector if step.op == "add" else h - (h @ unit)[..., None] * unit
         touched = torch.arange(h.shape[1]) >= (length if step.generated_only else 0)
-        out = torch.where(touched[None, :, None], changed, h)
+        out = torch.where(touched[None, :, None], step.act(h), h)
         return (out, *output[1:]) if isinstance(output, tuple) else out
 
     return hook
@@ -102,6 +130,7 @@ class Soak:
     oracle_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     counts: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+    memory_mib: list[float] = field(default_factory=list)
 
     async def store(self, name: int) -> None:
         """A further version of an artifact: other numbers at another layer."""
@@ -141,10 +170,12 @@ class Soak:
                 interventions.append({"artifact": f"soak-{name}@{version}", "scope": scope})
                 steps.append(self.named(name, version, generated_only))
             else:
-                op, layer = self.random.choice(("add", "ablate")), self.random.randrange(LAYERS)
-                v = vector(99, self.random.randrange(10**6), self.oracle.d_model)
-                interventions.append({"op": op, "layers": [layer], "inline": {"vector": v.tolist()}, "scope": scope})
-                steps.append(Step(op, layer, v, generated_only))
+                step = Step(self.random.choice(OPS), self.random.randrange(LAYERS),
+                            vector(99, self.random.randrange(10**6), self.oracle.d_model), generated_only,
+                            tuple(self.random.sample(range(self.oracle.d_model), 12)))
+                interventions.append({"op": step.op, "layers": [step.layer], "inline": step.inline(), "scope": scope})
+                steps.append(step)
+        self.counts.update(step.op for step in steps)
         return ({"interventions": interventions} if interventions else {}), steps
 
 
@@ -218,17 +249,16 @@ async def main(arguments: argparse.Namespace) -> dict[str, Any]:
         await soak.switch_preset()
         start = time.monotonic()
         end = start + 60 * arguments.minutes
-        third = asyncio.create_task(_later(20 * arguments.minutes))
         telling = asyncio.create_task(_tell(soak, start))
         await asyncio.gather(*(client(soak, end) for _ in range(arguments.clients)))
         telling.cancel()
-        before, after = await third, memory()
+        soak.memory_mib.append(memory())
         health = (await http.get("/health")).status_code
         gauges = [line for line in (await http.get("/metrics")).text.splitlines()
                   if line.startswith('trimtab_engine{stat="slots_used"}')]
     result = {"engine": arguments.engine, "minutes": arguments.minutes, "clients": arguments.clients,
               "counts": dict(soak.counts), "wrong": len(soak.wrong), "health": health, "slots_used": gauges,
-              "memory_mib_at_a_third": round(before, 1), "memory_mib_at_the_end": round(after, 1)}
+              "memory_mib_by_minute": [round(m) for m in soak.memory_mib]}
     console = Console()
     console.print(result)
     for text in soak.wrong[:10]:
@@ -242,13 +272,9 @@ async def _tell(soak: Soak, start: float) -> None:
     console = Console()
     while True:
         await asyncio.sleep(60)
+        soak.memory_mib.append(memory())
         console.print(f"{(time.monotonic() - start) / 60:.0f} min: {dict(soak.counts)}, {len(soak.wrong)} wrong, "
-                      f"{memory():.0f} MiB")
-
-
-async def _later(seconds: float) -> float:
-    await asyncio.sleep(seconds)
-    return memory()
+                      f"{soak.memory_mib[-1]:.0f} MiB")
 
 
 if __name__ == "__main__":
