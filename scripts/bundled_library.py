@@ -137,26 +137,27 @@ async def ablation(judge: Judge, example: Example, prompts: list[Any], layers: l
 
 async def measured(judge: Judge, example: Example, report: dict[str, Any], best: Choice, prompts: list[Any],
                    width: int) -> dict[str, Any]:
-    """The card: effect on test prompts beside its controls."""
+    """The card: effect on test prompts beside its controls. All effects are shares of answers that are as meant."""
     chosen = acting(example, best.layer, best.strength)
     scores = report["layers"][str(best.layer)]
-    card: dict[str, Any] = {
-        "layer": best.layer, "strength": best.strength, "test_prompts": len(prompts), "target": example.target,
-        "dev_effect": round(best.effect, 3), "unsteered": await judge.share(prompts, example.target, None),
-        "steered": await judge.share(prompts, example.target, chosen), "held_out": scores["test"]}
+    test: dict[str, Any] = {
+        "prompts": len(prompts), "unsteered": await judge.share(prompts, example.target, None),
+        "steered": await judge.share(prompts, example.target, chosen), "pairs": scores["test"]}
     if example.opposite is not None:
-        card["opposite"] = {
+        test["opposite"] = {
             "target": example.opposite, "unsteered": await judge.share(prompts, example.opposite, None),
             "steered": await judge.share(prompts, example.opposite, acting(example, best.layer, -best.strength))}
     if example.spared is not None:
         spared = example.prompts_of("test", example.spared)[:MAX_TEST_PROMPTS]
-        card["spared"] = {"prompts": len(spared), "unsteered": await judge.share(spared, example.target, None),
+        test["spared"] = {"prompts": len(spared), "unsteered": await judge.share(spared, example.target, None),
                           "steered": await judge.share(spared, example.target, chosen)}
     norm = best.strength * scores["norm"]
     draws = [await judge.share(prompts, example.target, random_like(chosen, seed, norm, width))
              for seed in range(NUM_RANDOM)]
-    card["random"] = {"draws": NUM_RANDOM, "median": sorted(draws)[NUM_RANDOM // 2], "max": max(draws)}
-    return {name: round(value, 3) if isinstance(value, float) else value for name, value in card.items()}
+    return {"for": example.description, "target": example.target, "layers": [best.layer],
+            "strength": Strength(value=best.strength).model_dump(mode="json"), "dev": {"steered": best.effect},
+            "test": test, "controls": {
+                "random_vectors": {"draws": NUM_RANDOM, "median": sorted(draws)[NUM_RANDOM // 2], "max": max(draws)}}}
 
 
 def random_like(chosen: dict[str, Any], seed: int, norm: float, width: int) -> dict[str, Any]:
@@ -186,12 +187,15 @@ async def write(client: AsyncClient, example: Example, best: Choice, card: dict[
 def write_presets() -> None:
     own = get_format("safetensors")
     entries = []
-    for name, artifact, sign, description in PRESETS:
-        metadata, _ = own.read((FOLDER / f"{artifact}.safetensors").read_bytes(), {}, Limits())
-        intervention: dict[str, Any] = {"artifact": f"{artifact}@production"}
-        if sign < 0:
-            intervention["strength"] = {"value": sign * metadata.strength.value, "unit": metadata.strength.unit}
-        entries.append({"name": name, "description": description, "spec": {"interventions": [intervention]}})
+    for preset in PRESETS:
+        metadata, _ = own.read((FOLDER / f"{preset.artifact}.safetensors").read_bytes(), {}, Limits())
+        intervention: dict[str, Any] = {"artifact": f"{preset.artifact}@production"}
+        if preset.sign < 0:
+            intervention["strength"] = {"value": preset.sign * metadata.strength.value, "unit": metadata.strength.unit}
+        if preset.gate is not None:
+            intervention["gate"] = {"probe": f"{preset.gate}@production"}
+        entries.append({"name": preset.name, "description": preset.description,
+                        "spec": {"interventions": [intervention]}})
     (FOLDER / "presets.json").write_text(json.dumps(entries, indent=2) + "\n")
 
 
@@ -202,8 +206,8 @@ async def main(names: list[str]) -> None:
         async with running_server(MODEL, slots=64, slot_wait_s=600) as url, AsyncClient(url) as client:
             for example in wanted:
                 await make(client, example)
-        write_presets()
     bundled_recipes.make(names)
+    write_presets()
 
 
 if __name__ == "__main__":

@@ -62,11 +62,24 @@ EXAMPLES = (
     language("german"),
 )
 
-# (name, artifact, sign of the strength, description)
-PRESETS: tuple[tuple[str, str, float, str], ...] = (
-    ("cheerful", "cheerful", 1.0, "Positive reviews."),
-    ("gloomy", "cheerful", -1.0, "Negative reviews: the cheerful direction with the other sign."),
-    ("unfiltered", "refusal", 1.0, "No refusals. For study of the method on this model, which knows nothing harmful."),
-    ("french", "french", 1.0, "French where the language is open."),
-    ("german", "german", 1.0, "German where the language is open."),
+
+@dataclass(frozen=True)
+class Preset:
+    """A preset of one artifact. sign: of the strength. gate: probe of the prompts on which it acts, None for all."""
+
+    name: str
+    artifact: str
+    description: str
+    sign: float = 1.0
+    gate: str | None = None
+
+
+PRESETS = (
+    Preset("cheerful", "cheerful", "Positive reviews."),
+    Preset("gloomy", "cheerful", "Negative reviews: the cheerful direction with the other sign.", sign=-1.0),
+    Preset("unfiltered", "refusal", "No refusals. For study of the method on this model, which knows nothing harmful."),
+    Preset("unfiltered-gated", "refusal", "The same behind a gate: requests that the probe finds harmless are left as "
+           "they are.", gate="harmful"),
+    Preset("french", "french", "French where the language is open."),
+    Preset("german", "german", "German where the language is open."),
 )

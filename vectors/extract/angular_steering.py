@@ -112,7 +112,9 @@ class AngularSteering(Recipe):
             kind="subspace", op="rotate", site=SITE, numbers=dict.fromkeys(trial.acting(layer), {"basis": plane}),
             options={"angle": down, "adaptive": request.adaptive}, scope=EVERYWHERE, residual_norm=norms, report=report,
             sign_convention="0 degrees is along the behaviour, 180 opposite to it",
-            card={"layer": layer, "angle_up": up, "angle_down": down, **report["test"],
+            dev={"up": rounded(max(swept[layer])), "down": rounded(min(swept[layer]))},
+            test=report["test"],
+            card={"source_layer": layer, "angle_up": up, "angle_down": down,
                   "random_percentile": report["controls"]["random_planes"]["percentile"],
                   "shuffled_percentile": report["controls"]["shuffled_labels"]["percentile"]},
             data={"data_hash": data.digest, "num_pairs": len(data.pairs), "readout": list(request.readout.target)})

@@ -96,8 +96,9 @@ class Condition(Recipe):
             reading=Reading(form=request.form, pool=request.pool, threshold=threshold.value, direction=threshold.side),
             sign_convention=f"larger: more like {request.target}"
                             + (", -1 and 1 are the means of the two classes" if linear else ""),
-            card={"layer": best, "threshold": rounded(threshold.value), "side": threshold.side, "test_f1": result["f1"],
-                  "test_auc": result["auc"], "random_percentile": controls["random_directions"]["percentile"],
+            dev={"f1": rounded(threshold.f1), "auc": rounded(fits[best][2])}, test=result,
+            card={"threshold": rounded(threshold.value), "side": threshold.side,
+                  "random_percentile": controls["random_directions"]["percentile"],
                   "shuffled_percentile": controls["shuffled_labels"]["percentile"],
                   "bag_of_tokens_f1": controls["bag_of_tokens"]["f1"]},
             data={"data_hash": data.digest, "num_examples": len(data.texts), "target": request.target})

@@ -142,10 +142,9 @@ class EntropicSteering(Recipe):
             default_layers=[layer], strength=Strength(value=strength, unit="rel"), scope=LAST, residual_norm=norms,
             sigma={n: value for n, value in sigma.items() if value > 0}, report=report,
             sign_convention="positive strength makes the choice of action less certain",
-            card={"layer": layer, "strength": strength, "unit": "rel",
-                  "dev_entropy_gain": rounded(gains[layer, strength]), "correlation": rounded(read),
-                  "entropy_gain": effect["random_vectors"]["found"],
-                  "random_percentile": effect["random_vectors"]["percentile"],
+            dev={"entropy_gain": rounded(gains[layer, strength])},
+            test={"entropy_gain": effect["random_vectors"]["found"], "correlation": rounded(read)},
+            card={"random_percentile": effect["random_vectors"]["percentile"],
                   "shuffled_percentile": effect["permuted_entropies"]["percentile"]},
             data={"data_hash": digest, "num_prompts": len(texts), "actions": list(request.actions)})
 

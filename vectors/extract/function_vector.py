@@ -120,10 +120,9 @@ class FunctionVector(Recipe):
         return Made(
             kind="vector", op="add", site=SITE, numbers={n: {"vector": vectors[n]} for n in usable},
             sign_convention="positive strength makes the model do the task", report=report,
-            card={"layer": layer, "strength": strength, "dev_accuracy": rounded(tried[layer, strength][0]),
-                  "test_accuracy": rounded(found[0]),
-                  "zero_shot": rounded(zero[0]), "few_shot": rounded(few[0]),
-                  "random_percentile": report["controls"]["random_vectors"]["percentile"],
+            dev={"accuracy": rounded(tried[layer, strength][0])},
+            test={"accuracy": rounded(found[0]), "zero_shot": rounded(zero[0]), "few_shot": rounded(few[0])},
+            card={"random_percentile": report["controls"]["random_vectors"]["percentile"],
                   "shuffled_percentile": report["controls"]["shuffled_demonstrations"]["percentile"]},
             data={"data_hash": task.digest, "num_pairs": len(task.inputs), "template": request.template},
             default_layers=[layer], strength=Strength(value=strength), scope=LAST, residual_norm=norms, sigma=sigma)

@@ -1,8 +1,8 @@
 """Heads that an answer depends on: ranked by what switching each off alone costs (methods/15 C).
 
 Decided where the card infers: the cost is the mean fall of the answer's first token's log-probability; heads are ranked
-on train and dev, the set is tested as a whole on test, against random other heads, of the same layers as far as those
-have enough. Off is zero, the op's mode scale; where that is off the distribution, `scale` softens it.
+on train, the set is tried as a whole on dev and test, and on test against random other heads, of the same layers as far
+as those have enough. Off is zero, the op's mode scale; where that is off the distribution, `scale` softens it.
 """
 
 from collections.abc import Sequence
@@ -58,8 +58,7 @@ class HeadAblation(Recipe):
         items = [example.item if example.item is not None else f"#{n}" for n, example in enumerate(request.examples)]
         _check(texts, answers, items)
         splits = split_items(items, [example.split for example in request.examples], request.seed, "examples")
-        fit = [*splits["train"], *splits["dev"]][:request.max_eval]
-        test = splits["test"][:request.max_eval]
+        fit, dev, test = (splits[split][:request.max_eval] for split in ("train", "dev", "test"))
         keys = [(layer, head) for layer in layers for head in range(work.facts.num_heads)]
 
         def without(heads: Sequence[tuple[int, int]]) -> Program:
@@ -81,29 +80,32 @@ class HeadAblation(Recipe):
         chosen = sorted(keys, key=lambda key: (-cost[key], key))[:request.num_heads]
 
         span, generator = work.within(0.7, 1.0, "control"), request.generator(1)
-        clean = logprob(test, None, span.part(0, request.draws + 2))
-        off = logprob(test, without(chosen), span.part(1, request.draws + 2))
-        random = [logprob(test, without(_like(chosen, keys, generator)), span.part(n + 2, request.draws + 2))
+        count = request.draws + 4
+        dev_clean, dev_off = logprob(dev, None, span.part(0, count)), logprob(dev, without(chosen), span.part(1, count))
+        clean, off = logprob(test, None, span.part(2, count)), logprob(test, without(chosen), span.part(3, count))
+        random = [logprob(test, without(_like(chosen, keys, generator)), span.part(n + 4, count))
                   for n in range(request.draws)]
         control = {"logprob_drop": standing(clean[0] - off[0], [clean[0] - draw[0] for draw in random]),
                    "accuracy_drop": standing(clean[1] - off[1], [clean[1] - draw[1] for draw in random])}
         report: dict[str, Any] = {
             "method": self.name, "site": SITE, "examples": {split: len(members) for split, members in splits.items()},
             "heads": [{"layer": layer, "head": head, "cost": rounded(cost[layer, head])} for layer, head in chosen],
-            "test": {"accuracy": rounded(clean[1]), "accuracy_without": rounded(off[1]),
-                     "logprob": rounded(clean[0]), "logprob_without": rounded(off[0])},
+            "dev": _effect(dev_clean, dev_off), "test": _effect(clean, off),
             "controls": {"random_heads": control}}
         numbers = {layer: {"heads": torch.tensor(sorted(head for other, head in chosen if other == layer))}
                    for layer in sorted({layer for layer, _ in chosen})}
         return Made(kind="head_set", op="head_mask", site=SITE, numbers=numbers, scope=EVERYWHERE,
                     options={"mode": "scale", "scale": request.scale},
                     sign_convention="switching these heads off takes the answers away", report=report,
-                    card={"heads": len(chosen), "fit_cost_of_the_best": rounded(max(cost.values())),
-                          "test_accuracy": rounded(clean[1]),
-                          "test_accuracy_without": rounded(off[1]),
-                          "random_percentile": control["logprob_drop"]["percentile"]},
+                    dev=report["dev"], test=report["test"],
+                    card={"heads": len(chosen), "random_percentile": control["logprob_drop"]["percentile"]},
                     data={"data_hash": digest_of([texts, answers, items, {s: list(m) for s, m in splits.items()}]),
                           "num_examples": len(texts)})
+
+
+def _effect(clean: tuple[float, float], off: tuple[float, float]) -> dict[str, float]:
+    return {"accuracy": rounded(clean[1]), "accuracy_without": rounded(off[1]),
+            "logprob": rounded(clean[0]), "logprob_without": rounded(off[0])}
 
 
 def _like(chosen: Sequence[tuple[int, int]], keys: Sequence[tuple[int, int]], generator: torch.Generator

@@ -96,9 +96,7 @@ class HeadShift(Recipe):
             "heads": [{"layer": layer, "head": head, "dev_accuracy": rounded(dev[layer, head]),
                        "test_accuracy": rounded(test[layer, head])} for layer, head in chosen],
             "test": {"accuracy": rounded(found_accuracy)}, "controls": control}
-        card: dict[str, Any] = {"heads": count, "dev_accuracy": rounded(sum(dev[key] for key in chosen) / count),
-                                "test_accuracy": rounded(found_accuracy), "strength": request.strength,
-                                "random_percentile": control["random_heads"]["percentile"],
+        card: dict[str, Any] = {"heads": count, "random_percentile": control["random_heads"]["percentile"],
                                 "shuffled_percentile": control["shuffled_labels"]["percentile"]}
         numbers = head_numbers(shifts)
         if readout is not None:
@@ -129,6 +127,8 @@ class HeadShift(Recipe):
         return Made(kind="head_set", op="head_mask", site=SITE, numbers=numbers, options={"mode": "shift"},
                     strength=Strength(value=request.strength), scope=LAST,
                     sign_convention="positive strength moves towards the positive texts; 1 is one sigma",
+                    dev={"probe_accuracy": rounded(sum(dev[key] for key in chosen) / count)},
+                    test={"probe_accuracy": rounded(found_accuracy)},
                     report=report, card=card, data={"data_hash": data.digest, "num_pairs": len(data.pairs)})
 
 

@@ -157,8 +157,8 @@ class ManifoldSteering(Recipe):
             kind="manifold", op="manifold", site=SITE, numbers={n: _numbers(fits[n]) for n in usable},
             options={"labels": labels}, default_layers=[layer], scope=READ_OUT, residual_norm=norms, report=report,
             sign_convention="target names a label or a place in their order; shift goes on from where the token is",
-            card={"layer": layer, "rank": len(best.basis), "layout": request.layout, "swap": report["test"]["swap"],
-                  "mean_instead": report["test"]["mean_instead"], "energy": report["energy"]["far"],
+            dev=dev[layer], test={**report["test"], "energy": report["energy"]["far"]},
+            card={"rank": len(best.basis), "layout": request.layout,
                   "shuffled_labels_percentile": report["controls"]["shuffled_labels"]["percentile"],
                   "shuffled_knots_percentile": report["controls"]["shuffled_knots"]["percentile"]},
             data={"data_hash": data.digest, "num_examples": len(data.texts)})

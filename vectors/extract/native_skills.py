@@ -58,7 +58,7 @@ class NativeSkills(Recipe):
         layer = layers[len(layers) // 2]
         texts = [encoded(work.subject, s.text, f"sequences[{n}].text") for n, s in enumerate(request.sequences)]
         labels, splits, digest = _data(request, texts)
-        fit = [*splits["train"], *splits["dev"]]
+        fit = splits["train"]
         with Scratch([layer], len(texts), work.facts.d_model) as store:
             norm = 0.0
             positions = [-1] if request.pooling == "last" else None
@@ -66,11 +66,12 @@ class NativeSkills(Recipe):
                 h = found[layer][1:] if len(found[layer]) > 1 else found[layer]
                 store.put(layer, n, h.mean(dim=0))
                 norm += float(h.norm(dim=-1).mean()) / len(texts)
-            rows, test = store.rows(layer, fit), store.rows(layer, splits["test"])
+            rows, dev, test = (store.rows(layer, splits[split]) for split in ("train", "dev", "test"))
         work.at(0.75, "fit")
         lengths = torch.tensor([float(len(text)) for text in texts], dtype=torch.float64)
+        middle = rows.mean(dim=0)
         massive = torch.nonzero(rows.square().mean(dim=0) > MASSIVE * rows.square().mean(dim=0).median()).flatten()
-        size = lengths[fit] if request.regress_length else None
+        size = lengths[list(fit)] if request.regress_length else None
         cleaned = clean(rows, massive, size)
         basis, spread = axes(cleaned, request.rank)
         total = float(cleaned.square().sum())
@@ -89,16 +90,20 @@ class NativeSkills(Recipe):
             "random_half_cosines": [rounded(float(c)) for c in torch.linalg.svdvals(
                 halves[0] @ _random_basis(work.facts.d_model, len(basis), generator).T)],
             "length_correlation": [rounded(c) for c in _correlations(test @ basis.T, lengths[list(splits["test"])])]}
-        card: dict[str, Any] = {"layer": layer, "rank": len(basis), "explained": sum(report["explained"]),
-                                "split_half": report["split_half_cosines"][0]}
+        card: dict[str, Any] = {"rank": len(basis), "split_half": report["split_half_cosines"][0]}
+        held_out: dict[str, dict[str, Any]] = {split: {"explained": rounded(explained(found - middle, basis))}
+                                               for split, found in (("dev", dev), ("test", test))}
         if labels is not None:
             report["labels"], report["controls"] = _label_scores(
                 test, basis, [labels[n] for n in splits["test"]], request.draws, generator, work)
-            card["best_axis_auc"] = {name: entry["auc"] for name, entry in report["labels"].items()}
+            held_out["test"]["best_axis_auc"] = {name: entry["auc"] for name, entry in report["labels"].items()}
+            held_out["dev"]["best_axis_auc"] = {
+                name: rounded(score) for name, (score, _) in
+                best_axes(dev @ basis.T, [labels[n] for n in splits["dev"]]).items()}
             card["random_percentile"] = report["controls"]["random_axes_of_the_subspace"]["percentile"]
         made = self._numbers(request, basis, spread, rows)
         return Made(kind=made[0], op=made[1], site=SITE, numbers={layer: made[2]}, report=report, card=card,
-                    residual_norm={layer: norm},
+                    dev=held_out["dev"], test=held_out["test"], residual_norm={layer: norm},
                     sigma={layer: float(spread[request.axis])} if request.axis is not None else None,
                     sign_convention="an axis points to the side of its longer tail",
                     data={"data_hash": digest, "num_sequences": len(texts)})
@@ -152,31 +157,38 @@ def _correlations(projections: torch.Tensor, other: torch.Tensor) -> list[float]
     return torch.where(size > 0, (y @ x) / size.clamp_min(1e-30), 0.0).tolist()
 
 
+def explained(rows: torch.Tensor, basis: torch.Tensor) -> float:
+    """Share of the square length of `rows [n, d]` that lies within the orthonormal axes `basis [r, d]`."""
+    total = float(rows.square().sum())
+    return float((rows @ basis.T).square().sum()) / total if total > 0 else 0.0
+
+
+def best_axes(coordinates: torch.Tensor, labels: Sequence[str]) -> dict[str, tuple[float, int]]:
+    """For each label the AUC of the axis that tells it best from the rest, and the axis. coordinates: `[n, r]`."""
+    scores = {}
+    for name in sorted(set(labels)) if len(set(labels)) > 1 else []:
+        inside = torch.tensor([label == name for label in labels])
+        aucs = [auc(axis[inside], axis[~inside]) for axis in coordinates.T]
+        good = [max(a, 1 - a) for a in aucs]
+        scores[name] = (max(good), good.index(max(good)))
+    return scores
+
+
 def _label_scores(test: torch.Tensor, basis: torch.Tensor, labels: Sequence[str], draws: int,
                   generator: torch.Generator, work: Work) -> tuple[dict[str, Any], dict[str, Any]]:
     """How well the best axis tells each label from the rest, against random orthonormal axes of the same subspace, and
     against dealt labels: what the best of so many axes reaches by luck."""
     projections = test @ basis.T
-
-    def best(coordinates: torch.Tensor, given: Sequence[str]) -> dict[str, tuple[float, int]]:
-        scores = {}
-        for name in sorted(set(given)):
-            inside = torch.tensor([label == name for label in given])
-            aucs = [auc(axis[inside], axis[~inside]) for axis in coordinates.T]
-            good = [max(a, 1 - a) for a in aucs]
-            scores[name] = (max(good), good.index(max(good)))
-        return scores
-
-    found = best(projections, labels)
+    found = best_axes(projections, labels)
     mean = sum(score for score, _ in found.values()) / len(found)
     rotated, dealt = [], []
     for n in range(draws):
         work.at(0.8 + 0.2 * n / draws, "control")
         turn = _random_basis(len(basis), len(basis), generator)
-        turned = best(projections @ turn.T, labels)
+        turned = best_axes(projections @ turn.T, labels)
         rotated.append(sum(score for score, _ in turned.values()) / len(turned))
         order = torch.randperm(len(labels), generator=generator).tolist()
-        shuffled = best(projections, [labels[i] for i in order])
+        shuffled = best_axes(projections, [labels[i] for i in order])
         dealt.append(sum(score for score, _ in shuffled.values()) / len(shuffled))
     return ({name: {"auc": rounded(score), "axis": axis} for name, (score, axis) in found.items()},
             {"random_axes_of_the_subspace": standing(mean, rotated), "shuffled_labels": standing(mean, dealt)})

@@ -87,6 +87,7 @@ class Span:
 class Made:
     """What a recipe found, before it is written down as an artifact.
 
+    dev, test: the same measures on both splits, as far as both were measured. card: what else the card tells.
     default_layers: None for all layers that have numbers. scope: the tokens it was made for, kept in the card.
     data: what the numbers were taken from (digest and counts), for the provenance.
     """
@@ -97,6 +98,8 @@ class Made:
     numbers: Mapping[int, Mapping[str, torch.Tensor]]
     sign_convention: str
     report: Mapping[str, Any]
+    dev: Mapping[str, Any]
+    test: Mapping[str, Any]
     card: Mapping[str, Any]
     data: Mapping[str, Any]
     default_layers: Sequence[int] | None = None
@@ -190,7 +193,9 @@ def run_recipe(name: str, request: RecipeOptions, subject: Subject, progress: Pr
     made = recipe.make(request, work)
     report = {**made.report, **counting.report()}
     facts = work.facts
-    card = {**made.card, "controls": _controls(made.report)}
+    card = {"layers": sorted(made.default_layers if made.default_layers is not None else made.numbers),
+            "strength": made.strength.model_dump(mode="json"), "dev": dict(made.dev), "test": dict(made.test),
+            **made.card, "controls": _controls(made.report)}
     if made.scope is not None:
         card["scope"] = made.scope.model_dump(mode="json", exclude_defaults=True)
     metadata = Metadata.parse({

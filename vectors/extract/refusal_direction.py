@@ -128,7 +128,10 @@ class RefusalDirection(Recipe):
             default_layers=None if request.op == "ablate" else [layer], scope=EVERYWHERE,
             residual_norm={layer: norms[layer]}, sigma={layer: float((torch.cat(own) @ unit).std(correction=0))},
             sign_convention="the direction points to the behaviour", report=report,
-            card={"layer": layer, "position": position, **effect,
+            dev={"positive_ablated": rounded(tried[best]["ablated"]),
+                 "negative_induced": rounded(tried[best]["induced"]), "negative_kl": rounded(tried[best]["kl"])},
+            test=effect,
+            card={"source_layer": layer, "position": position,
                   "random_percentile": control["ablation_vs_random"]["percentile"],
                   "shuffled_percentile": control["ablation_vs_shuffled"]["percentile"]},
             data={"data_hash": data.digest, "num_pairs": len(data.pairs), "readout": list(request.readout.target)})

@@ -2,7 +2,7 @@
 
 Decided where the card infers: the units are `mlp_act`, the inputs of the down projection; a response is pooled over all
 tokens but the first (an attention sink in many models); units of all layers are ranked together by average precision on
-train and dev; the default is the best one per cent. Random sets are matched by layer and mean magnitude. Besides zero,
+train; the default is the best one per cent. Random sets are matched by layer and mean magnitude. Besides zero,
 the artifact holds each unit's mean over all tokens, for mode set (mean ablation).
 """
 
@@ -64,7 +64,7 @@ class RelationNeurons(Recipe):
         answers = _answers(request, work)
         width = work.facts.width(SITE)
         is_target = torch.tensor([label == request.target for label in data.labels])
-        train, test = torch.tensor(data.splits["train"] + data.splits["dev"]), torch.tensor(data.splits["test"])
+        train, dev, test = (torch.tensor(data.splits[split]) for split in ("train", "dev", "test"))
         with Scratch(layers, len(data.texts), width) as store:
             means, size = _responses(request, data, layers, store, work)
             span = work.within(0.5, 0.65, "fit")
@@ -72,6 +72,7 @@ class RelationNeurons(Recipe):
             count = max(1, round(request.share * expertise.numel()))
             chosen = _top(layers, expertise, count, request.which)
             found = _held_out(store, layers, test, is_target[test], chosen)
+            dev_found = _held_out(store, layers, dev, is_target[dev], chosen)
             generator, span = request.generator(1), work.within(0.65, 0.8, "control")
             drawn = [{layer: matched_draw(units, size[layers.index(layer)], generator)
                       for layer, units in chosen.items()} for _ in range(request.draws)]
@@ -90,22 +91,22 @@ class RelationNeurons(Recipe):
             "units_by_layer": {str(n): len(units) for n, units in chosen.items()},
             "base_rate": rounded(float(is_target[test].double().mean())),
             "fit": {"best": rounded(float(expertise.max())), "median": rounded(float(expertise.median()))},
-            "test": {"average_precision": rounded(found)}, "controls": control}
+            "dev": {"average_precision": rounded(dev_found)}, "test": {"average_precision": rounded(found)},
+            "controls": control}
         numbers = {layer: {"neurons": torch.tensor(units), "value": means[layers.index(layer)][units]}
                    for layer, units in chosen.items()}
         card: dict[str, Any] = {
-            "units": count, "best_fit_average_precision": rounded(float(expertise.max())),
-            "test_average_precision": rounded(found), "base_rate": report["base_rate"],
+            "units": count, "base_rate": report["base_rate"],
             "random_percentile": control["matched_random"]["percentile"],
             "shuffled_percentile": control["shuffled_labels"]["percentile"]}
         if answers is not None:
             report["effect"] = self._effect(request, data, answers, is_target, chosen, drawn, numbers, work)
-            card["target_drop"] = report["effect"]["target_drop"]["found"]
             card["effect_percentile"] = report["effect"]["target_logprob_drop"]["percentile"]
         return Made(kind="neuron_set", op="neuron_mask", site=SITE, numbers=numbers,
                     options=MaskOptions(mode=request.mode).model_dump(include={"mode"}), scope=EVERYWHERE,
                     sign_convention="switching these units off is meant to remove the relation", report=report,
-                    card=card, data={"data_hash": data.digest, "num_facts": len(data.texts), "target": request.target})
+                    dev=report["dev"], test=report["test"], card=card,
+                    data={"data_hash": data.digest, "num_facts": len(data.texts), "target": request.target})
 
     def _effect(self, request: RelationNeuronsRequest, data: Labelled, answers: Sequence[int], is_target: torch.Tensor,
                 chosen: Chosen, drawn: Sequence[Chosen], numbers: Mapping[int, Mapping[str, torch.Tensor]], work: Work

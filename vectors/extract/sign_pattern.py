@@ -98,8 +98,8 @@ class SignPattern(Recipe):
             options={"mode": "away"}, reading=Reading(form="agreement", pool="mean"),
             default_layers=[best], residual_norm=norms, report=report,
             sign_convention="polarity is the sign of the category's tokens; mode away takes the concept out",
-            card={"layer": best, "dev_auc": rounded(dev[best]), "test_auc": rounded(test[best]),
-                  "dims": len(found[best][0]),
+            dev={"auc": rounded(dev[best])}, test={"auc": rounded(test[best])},
+            card={"dims": len(found[best][0]),
                   "shuffled_percentile": control["percentile"], "shuffled_max_auc": control["max"]},
             data={"data_hash": digest_of([anchors, {s: list(m) for s, m in splits.items()}]),
                   "num_anchors": len(anchors)})

@@ -85,8 +85,7 @@ class TunableExperts(Recipe):
                        None if request.position == "all" else [-1])
             lengths = torch.tensor([float(len(text)) for text in data.texts], dtype=torch.float64)
             is_target = torch.tensor([label == request.target for label in data.labels])
-            train, test = (torch.tensor(data.splits[split]) for split in ("train", "test"))
-            train = torch.cat([train, torch.tensor(data.splits["dev"])])
+            train, dev, test = (torch.tensor(data.splits[split]) for split in ("train", "dev", "test"))
 
             def difference(members: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
                 sides = []
@@ -101,7 +100,8 @@ class TunableExperts(Recipe):
             frequency = usage(store, train.tolist())
             found = _sum(held_out, fitted, layers, chosen)
             score = _auc(store, layers, test, is_target, chosen, fitted)
-            fit_score = _auc(store, layers, train, is_target, chosen, fitted)
+            dev_found = _sum(difference(dev, is_target[dev]), fitted, layers, chosen)
+            dev_score = _auc(store, layers, dev, is_target, chosen, fitted)
             generator, span = request.generator(1), work.within(0.75, 1.0, "control")
             random_draws, random_aucs, shuffled_draws = [], [], []
             for n in range(request.draws):
@@ -123,7 +123,8 @@ class TunableExperts(Recipe):
                          "test": rounded(float(held_out[layers.index(layer), unit])),
                          "frequency": rounded(float(frequency[layers.index(layer), unit]))}
                         for layer, units in chosen.items() for unit in units],
-            "test": {"usage_difference": rounded(found / sum(map(len, chosen.values()))), "auc": rounded(score)},
+            **{split: {"usage_difference": rounded(total / sum(map(len, chosen.values()))), "auc": rounded(area)}
+               for split, total, area in (("dev", dev_found, dev_score), ("test", found, score))},
             "controls": control}
         return Made(
             kind="expert_set", op="expert_mask", site="router",
@@ -132,14 +133,14 @@ class TunableExperts(Recipe):
             sign_convention="experts that the prompts with the behaviour use "
                             + {"promoted": "more", "demoted": "less", "both": "more or less"}[request.direction],
             report=report, data={"data_hash": data.digest, "num_examples": len(data.texts), "target": request.target},
-            card={"experts": sum(map(len, chosen.values())), "fit_auc": rounded(fit_score),
-                  "test_auc": rounded(score),
+            dev=report["dev"], test=report["test"],
+            card={"experts": sum(map(len, chosen.values())),
                   "random_percentile": control["matched_random"]["percentile"],
                   "shuffled_percentile": control["shuffled_labels"]["percentile"]})
 
 
 def _data(request: TunableExpertsRequest, work: Work) -> Labelled:
-    """Training is all but the test split: nothing is chosen on dev here."""
+    """Labels are given, or read from the model's own answers."""
     labels = [example.label for example in request.examples]
     if request.markers:
         texts = [encoded(work.subject, example.text, f"examples[{n}].text")

@@ -90,7 +90,8 @@ class TunedLens(Recipe):
         prompts, splits = _prompts(request, work)
         texts = _continued(request, work, prompts)
         width = work.facts.d_model
-        train, test, crossed = ({layer: Sums.empty(width) for layer in layers} for _ in range(3))
+        train, dev, test, crossed = ({layer: Sums.empty(width) for layer in layers} for _ in range(4))
+        sums_of = {"train": train, "dev": dev, "test": test}
         ends: dict[int, Mapping[int, torch.Tensor]] = {}
         member = {n: split for split, found in splits.items() for n in found}
         chosen = set(splits["test"][:request.max_eval])
@@ -98,8 +99,8 @@ class TunedLens(Recipe):
         span = work.within(0.3, 0.6, "capture")
         for n, found in stream(work.subject, texts, SITE, [*layers, last], None, span):
             final = found[last][1:]
-            for layer in layers if member[n] != "dev" and len(final) else []:
-                (train if member[n] == "train" else test)[layer].add(found[layer][1:], final)
+            for layer in layers if len(final) else []:
+                sums_of[member[n]][layer].add(found[layer][1:], final)
                 if member[n] == "train" and before is not None:
                     # The control foresees another text's tokens.
                     size = min(len(before), len(final))
@@ -109,7 +110,7 @@ class TunedLens(Recipe):
                 before = final.flip(0)
             if n in chosen:
                 ends[n] = {layer: h[-1] for layer, h in found.items()}
-        if not train[layers[0]].count or not test[layers[0]].count:
+        if not all(sums[layers[0]].count for sums in sums_of.values()):
             raise TooFewExamples("the texts of a split have no token but the first", param="prompts")
         maps = {layer: sums.fit() for layer, sums in train.items()}
         quality = _quality(request, work, texts, ends, maps, last)
@@ -133,8 +134,9 @@ class TunedLens(Recipe):
         return Made(
             kind="diagonal", op="affine", site=SITE, numbers=maps, report=report,
             sign_convention="scale * h + shift is the last layer's activation as this layer foresees it",
-            card={"mean_kl_gain": report["mean_kl_gain"], "layers": len(layers),
-                  "explained": layer_reports[str(middle)]["explained"], "explained_layer": middle,
+            dev={"explained": rounded(dev[middle].explained(**maps[middle]))},
+            test={"explained": layer_reports[str(middle)]["explained"], "mean_kl_gain": report["mean_kl_gain"]},
+            card={"explained_layer": middle,
                   "explained_other_tokens": layer_reports[str(middle)]["explained_other_tokens"]},
             data={"data_hash": digest_of([texts, {s: list(m) for s, m in splits.items()}]), "num_texts": len(texts)})
 

@@ -100,12 +100,14 @@ def test_heads_that_do_not_tell_are_at_chance() -> None:
 def test_heads_whose_loss_costs_the_answer_are_found() -> None:
     found = ablation()
     assert chosen(found) == PLANTED
-    assert found.report["test"]["accuracy"] == 1.0
-    assert found.report["test"]["accuracy_without"] < 0.2
+    assert found.metadata.card is not None
+    for split in ("dev", "test"):
+        assert found.metadata.card[split]["accuracy"] == 1.0
+        assert found.metadata.card[split]["accuracy_without"] < 0.2
     control = found.report["controls"]["random_heads"]
     assert control["logprob_drop"]["percentile"] == 100.0 and control["logprob_drop"]["draws"] == 20
     assert found.metadata.options == {"mode": "scale", "scale": 0.0}
-    assert found.metadata.card is not None and found.metadata.card["random_percentile"] == 100.0
+    assert found.metadata.card["random_percentile"] == 100.0
 
 
 def test_where_no_head_matters_none_costs_anything() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +11,7 @@ from steering.errors import TrimtabError
 from tests.vectors.extract.toy import D_MODEL, Toy, cosine, never, noise, silent
 from vectors.extract import Extraction
 from vectors.extract.errors import ConstantActivations, EmptyText, LeakingSplit, OneClass, TooFewExamples
-from vectors.extract.native_skills import axes, clean
+from vectors.extract.native_skills import axes, clean, explained
 from vectors.extract.recipe import parse_request, run_recipe
 
 GENRES = ("code", "song", "tale")
@@ -62,6 +63,16 @@ def test_planted_axes_are_found_without_length_and_massive_dims() -> None:
     assert found.report["controls"]["shuffled_labels"]["percentile"] == 100.0
     assert found.report["controls"]["random_axes_of_the_subspace"]["draws"] == 20
     assert (found.metadata.kind, found.metadata.op) == ("subspace", "ablate")
+    card = found.metadata.card or {}
+    for split in ("dev", "test"):
+        assert min(card[split]["best_axis_auc"].values()) > 0.95
+
+
+def test_the_share_that_axes_explain_is_what_projecting_leaves() -> None:
+    rows = np.random.default_rng(0).normal(size=(20, 6))
+    basis = np.linalg.qr(np.random.default_rng(1).normal(size=(6, 2)))[0].T
+    left = rows - rows @ basis.T @ basis
+    assert explained(torch.tensor(rows), torch.tensor(basis)) == pytest.approx(1 - (left**2).sum() / (rows**2).sum())
 
 
 def test_without_the_regression_length_is_the_first_thing_found() -> None:

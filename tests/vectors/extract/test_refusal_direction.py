@@ -58,6 +58,9 @@ def test_the_direction_that_acts_is_chosen_and_the_decoy_is_not() -> None:
     test = report["test"]
     assert test["positive_log_odds"] > 1 > -1 > test["positive_ablated"]
     assert test["negative_log_odds"] < -1 and test["negative_induced"] > 1
+    chosen = next(c for c in report["candidates"] if (c["layer"], c["position"]) == (report["best_layer"], -1))
+    assert (found.metadata.card or {})["dev"] == {
+        "positive_ablated": chosen["ablated"], "negative_induced": chosen["induced"], "negative_kl": chosen["kl"]}
     for control in report["controls"].values():
         assert control["draws"] == 20 and control["percentile"] >= 95
     decoys = [c for c in report["candidates"] if c["position"] == -2]

@@ -119,7 +119,7 @@ def test_a_clamp_is_set_to_what_the_positive_texts_have_and_bounds_are_in_the_ca
     planted = Planted()
     found = run(request(pairs(60), op="clamp"), planted, silent, never).metadata
     assert found.card is not None
-    sides, best = found.card["coordinates"], found.card["layer"]
+    sides, best = found.card["coordinates"], found.card["layers"][0]
     assert found.options == {"value": sides["positive"]["mean"]}
     # The label's shift of 8 along the direction, half of it to either side of where the items are.
     assert sides["positive"]["mean"] - sides["negative"]["mean"] == pytest.approx(8.0, rel=0.05)

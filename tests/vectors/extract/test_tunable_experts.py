@@ -59,6 +59,9 @@ def test_planted_experts_are_found_and_the_popular_one_is_not(statistic: str) ->
     found = extract(statistic=statistic)
     assert chosen(found) == PLANTED
     assert found.report["test"]["auc"] > 0.9
+    card = found.metadata.card or {}
+    assert card["dev"]["auc"] > 0.9 and card["test"]["auc"] == found.report["test"]["auc"]
+    assert card["layers"] == sorted({layer for layer, _ in PLANTED})
     for control in found.report["controls"].values():
         assert control["draws"] == 20 and control["percentile"] >= 95
     assert (found.metadata.kind, found.metadata.op, found.metadata.options) == (
@@ -69,6 +72,7 @@ def test_labels_that_mean_nothing_give_nothing() -> None:
     found = extract(ExpertToy(planted=False))
     assert found.report["controls"]["matched_random"]["percentile"] < 97.5
     assert 0.1 < found.report["test"]["auc"] < 0.9
+    assert 0.1 < found.report["dev"]["auc"] < 0.9, "dev is not fitted to"
     assert found.report["controls"]["shuffled_labels"]["percentile"] < 97.5
 
 
@@ -117,6 +121,6 @@ def test_only_the_last_tokens_choice_counts_where_asked() -> None:
     last = extract(LastToy(), num_experts=1, position="last")
     assert chosen(last) == {(2, 9)}
     assert last.report["test"]["auc"] > 0.8
-    assert last.report["controls"]["shuffled_labels"]["percentile"] == 100
+    assert last.report["controls"]["shuffled_labels"]["percentile"] >= 97.5  # dealt labels may hit it once
     (everywhere,) = extract(LastToy(), num_experts=1).report["experts"]
     assert everywhere["fit"] < 0.5 < last.report["experts"][0]["fit"]

@@ -56,6 +56,7 @@ def test_a_planted_map_is_found() -> None:
         assert report["explained_other_tokens"] < 0.6
         assert report["tuned_kl"] < 0.5 * report["logit_kl"] and report["tuned_top1"] > report["logit_top1"]
     assert found.report["controls"]["dealt_dims"]["percentile"] == 100
+    assert found.metadata.card is not None and found.metadata.card["dev"]["explained"] > 0.95
 
 
 def test_without_a_map_nothing_is_gained() -> None:
