@@ -29,6 +29,8 @@ from vectors.presets import Presets
 from vectors.switches import Switches
 from vectors.tables import ArtifactRow, Named, Setting, Tag, Version
 
+SOURCE_BYTES = 4096
+
 
 @dataclass(frozen=True)
 class Filter:
@@ -64,7 +66,7 @@ class Library:
         self.presets = Presets(database)
         self.switches = Switches(database)
         # With the card it was made from: of what a source holds, only the card can change.
-        self._cache: LRUCache[str, tuple[Source, Any]] = LRUCache(cache_bytes, getsizeof=lambda e: e[0].payload.nbytes)
+        self._cache: LRUCache[str, tuple[Source, Any]] = LRUCache(cache_bytes, getsizeof=lambda e: cached_bytes(e[0]))
         self._cache_lock = Lock()
 
     @classmethod
@@ -74,7 +76,7 @@ class Library:
         Args:
             url: a SQLAlchemy URL, `sqlite:////var/lib/trimtab/library.db` say.
             blob_url: a path or a URL that fsspec knows.
-            cache_bytes: memory for the numbers of artifacts lately used.
+            cache_bytes: memory for artifacts lately used.
         """
         return cls(Database(url), BlobStore(blob_url), limits, cache_bytes)
 
@@ -125,7 +127,7 @@ class Library:
             raise LibraryUnavailable(f"the calibration of {key} cannot be read: {error}",
                                      fix="Calibrate it anew.") from error
         with self._cache_lock:
-            if source.payload.nbytes <= self._cache.maxsize:
+            if cached_bytes(source) <= self._cache.maxsize:
                 self._cache[key] = source, card
         return source
 
@@ -304,6 +306,11 @@ class Library:
                 card=metadata.card, document=document, tags=_tags(metadata.tags)))
             session.flush()
         return _artifacts(session, [version.id])[0]
+
+
+def cached_bytes(source: Source) -> int:
+    """What a source takes in the cache: its numbers and, as much as thousands of small ones need, the rest."""
+    return source.payload.nbytes + SOURCE_BYTES
 
 
 def _tags(tags: tuple[str, ...]) -> list[Tag]:

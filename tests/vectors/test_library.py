@@ -8,6 +8,7 @@ from steering.payload import KINDS
 from steering.spec import Spec
 from tests.vectors.making import every_kind, metadata, open_library, same_numbers, vector_payload
 from vectors import Library, Limits, Metadata, Patch
+from vectors.library import SOURCE_BYTES
 
 
 def spec(*artifacts: str) -> Spec:
@@ -198,17 +199,17 @@ def test_handing_out_a_version_does_not_hand_out_the_library(library: Library) -
 
 
 def test_the_cache_is_bounded_in_bytes(tmp_path: Path) -> None:
-    one = vector_payload(0).nbytes
+    one = vector_payload(0).nbytes + SOURCE_BYTES
     library = open_library(tmp_path, cache_bytes=3 * one)
     for seed in range(5):
         library.create(metadata(f"v{seed}"), vector_payload(seed))
-    library.create(metadata("large"), vector_payload(9, layers=tuple(range(20))))
+    library.create(metadata("large"), vector_payload(9, width=4096))
     first = library.source("v0")
     assert library.source("v0") is first
     for seed in range(1, 5):
         library.source(f"v{seed}")
     assert library.source("v0") is not first
-    assert same_numbers(library.source("large").payload, vector_payload(9, layers=tuple(range(20))))
+    assert same_numbers(library.source("large").payload, vector_payload(9, width=4096))
     assert library.source("large") is not library.source("large")
 
 

@@ -27,9 +27,19 @@ def interpreter() -> Iterator[None]:
         yield
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["lab-dense", "lab-moe"])
+# Compiled as on a GPU, with all that the graph can hold, and eager.
+GROUPS = {
+    "dense-compiled": ("lab-dense", {"graph_ops": "all"}),
+    "dense-eager": ("lab-dense", {"eager": True}),
+    "moe-compiled": ("lab-moe", {"graph_ops": "all"}),
+    "moe-eager": ("lab-moe", {"eager": True}),
+}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=list(GROUPS))
 async def group(request: pytest.FixtureRequest, interpreter: None) -> AsyncIterator[Group]:
-    async with running(request.param, eager=True, **TIGHT, **ONE_PROCESS) as started:
+    name, changes = GROUPS[request.param]
+    async with running(name, **changes, **TIGHT, **ONE_PROCESS) as started:
         yield started
 
 
