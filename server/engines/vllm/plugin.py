@@ -66,6 +66,7 @@ def check() -> None:
     expect(GPUModelRunner._prepare_inputs, "self", "scheduler_output", "num_scheduled_tokens")
     expect(GPUModelRunner._model_forward, "self", "input_ids", "positions", "intermediate_tensors", "inputs_embeds",
            "model_kwargs")
+    expect(GPUModelRunner.sample_tokens, "self", "grammar_output")
     expect(TopKTopPSampler.forward_native, "self", "logits", "generators", "k", "p")
     expect(kv_cache_utils.generate_block_hash_extra_keys, "request", "start_token_idx", "end_token_idx",
            "start_mm_idx")

@@ -92,6 +92,29 @@ def _bind_v1(runner: Any, steps: Steps) -> None:
         return output
 
     runner._update_states, runner._prepare_inputs, runner._model_forward = update_states, prepare_inputs, model_forward
+    runner.sample_tokens = _sparing_generators(runner, runner.discard_request_mask)
+
+
+def _sparing_generators(runner: Any, discarded: Any) -> Any:
+    """`sample_tokens` that makes no draw from a seed's generator for a token that is thrown away, as every part of a
+    prompt but the last has one.
+
+    vLLM draws and then winds the generator back, which one of the CPU cannot do: it raises, and the engine dies.
+    """
+    sample = runner.sample_tokens
+
+    def sample_tokens(*args: Any, **kwargs: Any) -> Any:
+        batch = runner.input_batch
+        generators = batch.generators
+        rows = np.nonzero(discarded.np[:batch.num_reqs])[0].tolist()
+        spared = {row: generators.pop(row) for row in rows
+                  if row in generators and generators[row].device.type == "cpu"}
+        try:
+            return sample(*args, **kwargs)
+        finally:
+            generators.update(spared)
+
+    return sample_tokens
 
 
 def _catch_up(runner: Any, request_id: str, sampling: Any) -> None:

@@ -198,3 +198,34 @@ async def rules_by_generated_token_id(group: Group) -> None:
         assert any(marks)
         # Until the trigger is written nothing acts.
         assert touched is not on_trigger or ids(tokens)[:3] == ids(plain)[:3]
+
+
+async def seeded_draws_do_not_depend_on_chunks(group: Group, draws_by_position: bool = False) -> None:
+    """Prompts of three chunks each, drawn from under a seed: the same tokens when the prompt comes from the cache.
+
+    draws_by_position: of vLLM's second runner. The first one takes one number from the generator for each generated
+    token, the first for the first, and makes the noise of that; its kernel then gives the tokens of the hooks' rows.
+    """
+    from vllm.platforms import current_platform
+
+    current_platform.import_kernels()
+    push = vector(77, group.engine.facts.d_model, 4.0)
+    program = compiled(group.engine, {"op": "add", "layers": [1], "inline": {"vector": push.tolist()}})
+    edits = [ref.Edit("resid_post", 1, ref.add(push), ref.everywhere)]
+    jobs = [(prompt_of(n, 150), 11 + n, program if n % 2 else None) for n in range(3)]
+
+    async def drawn() -> list[list[int]]:
+        done = await asyncio.gather(*(generate(group.engine, prompt, acting, max_tokens=12, temperature=1.5, seed=seed)
+                                      for prompt, seed, acting in jobs))
+        return [ids(tokens) for tokens, _ in done]
+
+    first = await drawn()
+    assert await drawn() == first
+    for (prompt, seed, acting), tokens in zip(jobs, first, strict=True):
+        assert len(set(tokens)) > 3
+        generator = torch.Generator().manual_seed(seed)
+        expected: list[int] = []
+        for row in rows_of(group, prompt, tokens, edits if acting else []) if not draws_by_position else []:
+            noise = torch.randint(0, 2**31, (1,), generator=generator)
+            expected.append(int(torch.ops._C.fused_gumbel_argmax((row / 1.5)[None].contiguous(), noise)))
+        assert draws_by_position or tokens == expected

@@ -55,6 +55,10 @@ async def test_preempted_requests_are_right_when_they_return(group: Group) -> No
     await checks.preempted_requests_stay_right(group)
 
 
+async def test_a_seeds_draws_begin_behind_the_prompt_however_it_is_cut(group: Group) -> None:
+    await checks.seeded_draws_do_not_depend_on_chunks(group)
+
+
 async def test_a_request_may_fill_the_whole_cache(group: Group) -> None:
     prompt = checks.prompt_of(5, 200)
     tokens, _ = await generate(group.engine, prompt, add(group, 40), max_tokens=56, logprobs=0)

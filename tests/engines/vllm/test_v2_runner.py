@@ -64,5 +64,9 @@ async def test_preemption(group: Group) -> None:
     await checks.preempted_requests_stay_right(group, count=15, new_tokens=12)
 
 
+async def test_draws_of_a_seed(group: Group) -> None:
+    await checks.seeded_draws_do_not_depend_on_chunks(group, draws_by_position=True)
+
+
 async def test_rules_by_generated_token_id(group: Group) -> None:
     await checks.rules_by_generated_token_id(group)
