@@ -5,6 +5,9 @@ from typing import Any
 
 from server.engines.base import Sampling, Token
 
+# What OpenAI's API writes for a token that cannot be: a schema leaves -inf of most, which JSON has no number for.
+LEAST = -9999.0
+
 
 def sampling_params(sampling: Sampling, extra: Mapping[str, Any]) -> Any:
     """`extra` goes to the workers. End-of-text tokens are named one by one, as the embedded engine has them."""
@@ -34,9 +37,9 @@ def tokens_of(output: Any, sampling: Sampling) -> list[Token]:
         top: tuple[tuple[int, float], ...] = ()
         if sampling.logprobs is not None:
             table = completion.logprobs[i]
-            logprob = table[token_id].logprob
+            logprob = max(table[token_id].logprob, LEAST)
             best = sorted(table.items(), key=lambda item: (item[1].rank, -item[1].logprob))[:sampling.logprobs]
-            top = tuple((int(other), float(entry.logprob)) for other, entry in best)
+            top = tuple((int(other), max(float(entry.logprob), LEAST)) for other, entry in best)
         last = i == len(ids) - 1 and finish is not None
         tokens.append(Token(int(token_id), logprob, top, ("stop" if finish == "stop" else "length") if last else None))
     return tokens

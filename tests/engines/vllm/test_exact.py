@@ -83,7 +83,10 @@ async def test_answers_of_a_json_schema(group: Group) -> None:
                                    "inline": {"vector": vector(1, group.engine.facts.d_model).tolist()}})
     for program in (None, push):
         tokens, _ = await generate(group.engine, tokenizer.encode("One day after Sunday is"), program, max_tokens=60,
-                                   json_schema=schema, stop_token_ids=group.engine.end_ids)
+                                   json_schema=schema, stop_token_ids=group.engine.end_ids, logprobs=5)
         assert tokens[-1].finish_reason == "stop"
         answer = json.loads(tokenizer.decode(ids(tokens), skip_special_tokens=True))
         assert answer["day"] in ("Monday", "Friday")
+        # What the schema rules out has no probability; JSON has no number for its logarithm.
+        others = [value for token in tokens for _, value in token.top_logprobs]
+        assert min(others) == -9999.0 and all(token.logprob is not None and token.logprob > -99 for token in tokens)
