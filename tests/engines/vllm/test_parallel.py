@@ -20,6 +20,7 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
     "tensor-dense": ("lab-dense", {"tensor_parallel": 2, "graph_ops": "all",
                                     "graph_sites": ("resid_post", "head_out", "mlp_act")}),
     "tensor-moe": ("lab-moe", {"tensor_parallel": 2, "graph_ops": "all"}),
+    "tensor-moe-eager": ("lab-moe", {"tensor_parallel": 2, "eager": True}),
     # The buffers between the parts of a pipeline are made when vLLM warms up, which its eager engine on the CPU skips:
     # the model is traced and then run as it is.
     "pipeline-dense": ("lab-dense", {"extra": {"pipeline_parallel_size": 2,
