@@ -1,5 +1,7 @@
 """From exceptions to responses: every error leaves in OpenAI's shape."""
 
+import math
+
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
@@ -33,8 +35,8 @@ def answer(request: Request, error: TrimtabError, metrics: Metrics) -> JSONRespo
     if error.status >= 500:
         log.warning("refused", code=error.code, message=str(error), request_id=request.state.request_id)
     headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
-    if error.status == 503:
-        headers["Retry-After"] = "1"
+    if error.status in (429, 503):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s or 1)))
     return JSONResponse(error_body(error), error.status, headers)
 
 

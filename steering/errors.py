@@ -1,7 +1,8 @@
 """Typed errors of the whole project: one base, one subclass per cause.
 
 Each class carries the HTTP status and the stable `code` that clients may switch on. `param` names the field that is
-wrong in the words of the request (`steering.interventions[0].layers`), `fix` says what to do about it.
+wrong in the words of the request (`steering.interventions[0].layers`), `fix` says what to do about it, `retry_after_s`
+when the same request may succeed (503 and 429 only; it becomes the header Retry-After).
 """
 
 from typing import ClassVar
@@ -14,11 +15,13 @@ class TrimtabError(Exception):
     code: ClassVar[str] = "internal_error"
     type: ClassVar[str] = "server_error"
 
-    def __init__(self, message: str, *, param: str | None = None, fix: str | None = None) -> None:
+    def __init__(self, message: str, *, param: str | None = None, fix: str | None = None,
+                 retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
         self.fix = fix
+        self.retry_after_s = retry_after_s
 
     def __str__(self) -> str:
         return f"{self.message} {self.fix}" if self.fix else self.message
@@ -88,6 +91,12 @@ class UnsupportedModel(InvalidRequest):
     """An architecture whose sites are not known: nothing is guessed."""
 
     code = "unsupported_model"
+
+
+class SteeringOverflow(InvalidRequest):
+    """An intervention made values that are not finite in the model's dtype; the message says which, where."""
+
+    code = "steering_overflow"
 
 
 class SlotsExhausted(TrimtabError):
