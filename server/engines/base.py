@@ -232,6 +232,12 @@ class Engine(ABC):
         return b""
 
     @property
+    def max_sequence_tokens(self) -> int:
+        """Tokens that prompt and completion of one request may have together: the model's context, or less where the
+        engine's cache does not hold one."""
+        return self.facts.context_length
+
+    @property
     @abstractmethod
     def alive(self) -> bool:
         """Whether requests can be served."""

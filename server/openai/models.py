@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import anyio
 from fastapi import APIRouter
 from openai.types import Model
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from server.errors import ModelNotFound
 from server.route import StrictRoute
@@ -17,9 +17,15 @@ OWNER = "trimtab"
 PAGE = 500
 
 
+class ServedModel(Model):
+    """OpenAI's description, and the context as other servers state it."""
+
+    max_model_len: int = Field(description="Tokens that prompt and completion may have together on this server.")
+
+
 class ModelList(BaseModel):
     object: str = "list"
-    data: list[Model]
+    data: list[ServedModel]
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ async def list_models(state: State) -> ModelList:
 
 
 @router.get("/v1/models/{name:path}")
-async def show_model(name: str, state: State) -> Model:
+async def show_model(name: str, state: State) -> ServedModel:
     model = parse_model(name, state)
     created = 0
     if model.preset is not None:
@@ -55,20 +61,21 @@ async def show_model(name: str, state: State) -> Model:
         except TrimtabError as error:
             raise ModelNotFound(error.message, param="model") from None
         created = int(preset.created_at.timestamp())
-    return _model(name, created)
+    return _model(name, created, state)
 
 
-def _models(state: ServerState) -> list[Model]:
+def _models(state: ServerState) -> list[ServedModel]:
     base = state.settings.model_name
-    found = [_model(base, 0)]
+    found = [_model(base, 0, state)]
     cursor = None
     while True:
         page = state.library.presets.list(limit=PAGE, cursor=cursor)
-        found += [_model(f"{base}:{preset.name}", int(preset.created_at.timestamp())) for preset in page.items]
+        found += [_model(f"{base}:{preset.name}", int(preset.created_at.timestamp()), state) for preset in page.items]
         cursor = page.cursor
         if cursor is None:
             return found
 
 
-def _model(name: str, created: int) -> Model:
-    return Model(id=name, created=created, object="model", owned_by=OWNER)
+def _model(name: str, created: int, state: ServerState) -> ServedModel:
+    return ServedModel(id=name, created=created, object="model", owned_by=OWNER,
+                       max_model_len=state.engine.max_sequence_tokens)

@@ -74,7 +74,7 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
     """Check the prompts, decide what is gated, then hand every choice to the engine.
 
     Args:
-        max_tokens: of each completion; None for what the context leaves.
+        max_tokens: of each completion; None for what the engine has room for.
         max_tokens_field, prompt_field: names of these fields in the request.
         logprobs: alternatives to report per token; None for no log-probabilities.
     """
@@ -122,19 +122,19 @@ def _begin(state: ServerState, plan: Plan, generation: Generation, decided: Deci
 
 def _room(state: ServerState, prompt_tokens: int, wanted: int | None, max_tokens_field: str, prompt_field: str) -> int:
     """Tokens a completion may have."""
-    context = state.engine.facts.context_length
-    if prompt_tokens >= context:
-        raise ContextLengthExceeded(f"the prompt has {prompt_tokens} tokens, the context holds {context} with the "
-                                    "completion", param=prompt_field, fix="Shorten the prompt.")
-    left = context - prompt_tokens
+    room = state.engine.max_sequence_tokens
+    if prompt_tokens >= room:
+        raise ContextLengthExceeded(f"the prompt has {prompt_tokens} tokens, the context here holds {room} with "
+                                    "the completion", param=prompt_field, fix="Shorten the prompt.")
+    left = room - prompt_tokens
     cap = state.settings.max_output_tokens
     if wanted is None:
         return min(left, cap or left)
     if cap is not None and wanted > cap:
         raise InvalidRequest(f"{max_tokens_field} is {wanted}, this server allows {cap}", param=max_tokens_field)
     if wanted > left:
-        raise ContextLengthExceeded(f"{prompt_tokens} prompt tokens and {wanted} more are over the context of "
-                                    f"{context}", param=max_tokens_field, fix=f"Ask for {left} at most.")
+        raise ContextLengthExceeded(f"{prompt_tokens} prompt tokens and {wanted} more are over the context of {room} "
+                                    "that this server has", param=max_tokens_field, fix=f"Ask for {left} at most.")
     return wanted
 
 

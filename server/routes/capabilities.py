@@ -21,7 +21,9 @@ def show_capabilities(state: State) -> dict[str, Any]:
     return {
         **state.engine.capabilities(),
         "model_name": settings.model_name,
-        "context_length": state.engine.facts.context_length,
+        # Of a request on this server; the model's own may be more than the engine's cache holds.
+        "context_length": state.engine.max_sequence_tokens,
+        "model_context_length": state.engine.facts.context_length,
         "vocab_size": state.vocabulary.vocab_size,
         "ops": {op.name: {"sites": list(op.sites), "kinds": list(op.kinds),
                           "strength_units": ["raw", "unit", "rel", "sigma"] if op.adds_direction else ["raw"]}

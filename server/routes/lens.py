@@ -144,7 +144,7 @@ def _prompt(body: LensRequest, plan: Plan, state: ServerState) -> Prompt:
         if token >= state.vocabulary.vocab_size:
             raise InvalidRequest(f"there is no token {token}", param="input",
                                  fix=f"Use 0 to {state.vocabulary.vocab_size - 1}.")
-    context = state.engine.facts.context_length
+    context = state.engine.max_sequence_tokens
     if len(prompt.token_ids) > context:
         raise ContextLengthExceeded(f"the input has {len(prompt.token_ids)} tokens, the context holds {context}",
                                     param="input", fix="Shorten it.")

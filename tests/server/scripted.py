@@ -25,7 +25,7 @@ from steering.scope import bits_at, count_bits, touch_map
 from steering.spec import SITES, Site
 
 LAYERS, WIDTH = 4, 8
-FACTS = dict(family="scripted", num_layers=LAYERS, d_model=WIDTH, num_heads=2, head_dim=4, d_ff=16, context_length=256)
+FACTS: dict[str, Any] = dict(family="scripted", num_layers=LAYERS, d_model=WIDTH, num_heads=2, head_dim=4, d_ff=16, context_length=256)
 # Token ids to generate for a generation, the end token not included.
 Script = Callable[[Generation], Sequence[int]]
 
@@ -85,6 +85,7 @@ class ScriptedEngine(Engine):
         script: what to say. By default " good day" unsteered, " bad day" steered.
         gate: if set, tokens come only while it is open.
         full: whether no slot is free.
+        room: tokens of one request.
         fails_at: number of the token at which `failure` is raised instead.
         completions: one per generation asked for.
     """
@@ -92,12 +93,13 @@ class ScriptedEngine(Engine):
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.facts = ModelFacts(model_id="tiny", fingerprint="f" * 64, vocab_size=vocabulary.vocab_size,
                                 sites={site: tuple(range(LAYERS)) for site in SITES if site != "router"},
-                                **FACTS)  # type: ignore[arg-type]
+                                **FACTS)
         say = {steered: vocabulary.encode(text, special_tokens=False)
                for steered, text in ((False, " good day"), (True, " bad day"))}
         self.script: Script = lambda generation: say[generation.program is not None]
         self.gate: asyncio.Event | None = None
         self.full = False
+        self.room = FACTS["context_length"]
         self.fails_at: int | None = None
         self.failure: Exception = TrimtabError("the engine fell over")
         self.completions: list[ScriptedCompletion] = []
@@ -130,6 +132,10 @@ class ScriptedEngine(Engine):
 
     def stats(self) -> dict[str, float]:
         return {"running": 0, "waiting": 0, "slots_total": 4, "slots_used": 0}
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        return self.room
 
     @property
     def alive(self) -> bool:

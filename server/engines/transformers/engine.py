@@ -187,6 +187,10 @@ class TransformersEngine(Engine):
                 "kv_blocks_total": total, "kv_blocks_used": round(total * (1 - float(free)))}
 
     @property
+    def max_sequence_tokens(self) -> int:
+        return min(self.facts.context_length, self.options.kv_cache_tokens)
+
+    @property
     def alive(self) -> bool:
         return self._manager is not None and self._manager.is_running()
 
@@ -267,7 +271,7 @@ class TransformersEngine(Engine):
         if not self.alive:
             raise EngineUnavailable("the engine does not run")
         check_tokens(generation.prompt_ids, self.facts)
-        check_room(generation, min(self.facts.context_length, self.options.kv_cache_tokens))
+        check_room(generation, self.max_sequence_tokens)
         if generation.request_id in self.steps.completions:
             raise InvalidRequest(f"request id {generation.request_id} is in use", param="request_id")
 
