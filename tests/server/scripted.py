@@ -25,7 +25,8 @@ from steering.scope import bits_at, count_bits, touch_map
 from steering.spec import SITES, Site
 
 LAYERS, WIDTH = 4, 8
-FACTS: dict[str, Any] = dict(family="scripted", num_layers=LAYERS, d_model=WIDTH, num_heads=2, head_dim=4, d_ff=16, context_length=256)
+FACTS: dict[str, Any] = {"family": "scripted", "num_layers": LAYERS, "d_model": WIDTH, "num_heads": 2, "head_dim": 4,
+                         "d_ff": 16, "context_length": 256}
 # Token ids to generate for a generation, the end token not included.
 Script = Callable[[Generation], Sequence[int]]
 
