@@ -15,6 +15,7 @@ from server.engines.base import Engine
 from server.guard import GuardMetrics
 from server.handlers import add_handlers
 from server.jobs import Jobs
+from server.killswitch import KillSwitch
 from server.metrics import Metrics
 from server.middleware import RequestFrame
 from server.monitor import MonitorMetrics
@@ -63,20 +64,24 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
         shadow = Shadow(engine, EffectMetrics(metrics.registry, settings.model_name), store,
                         sample=settings.shadow_sample, budget=settings.shadow_budget, decode=vocabulary.decode,
                         end_ids=vocabulary.end_ids)
+        kill_switch = KillSwitch(library.switches, metrics.registry, always=settings.kill_switch)
         # After the start: the self-test has narrowed the facts to what it reached.
         app.state.server = state = ServerState(
             settings=settings, engine=engine, engine_name=engine_name, library=library, vocabulary=vocabulary,
-            chat_prompts=ChatPrompts(vocabulary), planner=Planner(settings, library, engine.facts), metrics=metrics,
+            chat_prompts=ChatPrompts(vocabulary), metrics=metrics,
+            planner=Planner(settings, library, engine.facts, kill_switch), kill_switch=kill_switch,
             jobs=Jobs(settings.data_dir / "jobs", settings.max_jobs), shadow=shadow,
             monitor_metrics=MonitorMetrics(metrics.registry), guard_metrics=GuardMetrics(metrics.registry),
             effect_store=store)
         try:
+            await kill_switch.start()
             await anyio.to_thread.run_sync(state.jobs.load)
             await shadow.start()
             yield
         finally:
             await state.jobs.stop()
             await shadow.stop()
+            await kill_switch.stop()
             store.close()
             await engine.stop()
             await anyio.to_thread.run_sync(library.close)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from cachetools import LRUCache
 
 from server.errors import DefaultSpecUnusable
+from server.killswitch import KillSwitch
 from server.monitor import Monitor
 from server.settings import Settings
 from steering.compiler import compile_program
@@ -74,10 +75,11 @@ class Plan:
 class Planner:
     """Resolves and compiles; compiled programs are kept for reuse. Methods block: call them in a thread."""
 
-    def __init__(self, settings: Settings, library: Library, facts: ModelFacts) -> None:
+    def __init__(self, settings: Settings, library: Library, facts: ModelFacts, kill_switch: KillSwitch) -> None:
         self._settings = settings
         self._library = library
         self._facts = facts
+        self._kill_switch = kill_switch
         self._programs: LRUCache[Any, Program] = LRUCache(settings.program_cache)
         self._lock = Lock()
 
@@ -88,7 +90,7 @@ class Planner:
             TrimtabError: `param` is the path in the request, `steering.interventions[1].layers` say.
         """
         monitors = tuple(self._monitor(ref, i) for i, ref in enumerate(steering.monitor))
-        disabled = self.kill_reason()
+        disabled = self._kill_switch.reason
         if disabled is not None:
             # Reading changes nothing, so it goes on.
             return Plan(None, disabled=disabled, report=steering.report, monitors=monitors)
@@ -107,12 +109,6 @@ class Planner:
         strength."""
         resolved = [replace(item, factor=factor) for item, factor in zip(plan.resolved, factors, strict=True)]
         return compile_program(resolved, self._facts).decided(closed)
-
-    def kill_reason(self) -> str | None:
-        """Why all steering is off, None where it is on."""
-        if self._settings.kill_switch:
-            return "the kill switch is set in the server's settings"
-        return "the kill switch is on" if self._library.switches.kill_switch() else None
 
     def default_spec(self) -> Spec | None:
         return self._library.switches.default_spec() or self._settings.default_spec

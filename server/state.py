@@ -11,6 +11,7 @@ from server.effects.store import EffectStore
 from server.engines.base import Engine
 from server.guard import GuardMetrics
 from server.jobs import Jobs
+from server.killswitch import KillSwitch
 from server.metrics import Metrics
 from server.monitor import MonitorMetrics
 from server.openai.prompts import ChatPrompts
@@ -35,14 +36,16 @@ class ServerState:
     monitor_metrics: MonitorMetrics
     guard_metrics: GuardMetrics
     effect_store: EffectStore
+    kill_switch: KillSwitch
 
 
-def get_state(request: Request) -> ServerState:
+# Coroutines, although nothing is awaited: what every request needs must not wait for a thread.
+async def get_state(request: Request) -> ServerState:
     return cast(ServerState, request.app.state.server)
 
 
-def require_key(request: Request) -> None:
-    check_key(request, get_state(request).settings.api_key)
+async def require_key(request: Request) -> None:
+    check_key(request, (await get_state(request)).settings.api_key)
 
 
 State = Annotated[ServerState, Depends(get_state)]

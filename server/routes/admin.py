@@ -44,6 +44,9 @@ class KillSwitchBody(BaseModel):
 class KillSwitchView(BaseModel):
     on: bool
     reason: str | None
+    stored: bool = Field(description="Whether the library knows it. false: this server acts on it already, other "
+                         "servers and a restart do not know it yet; storing is tried again until it succeeds.")
+    failure: str | None = Field(default=None, description="Why the library could not be reached at the last try.")
 
 
 @router.get("/default-spec")
@@ -69,17 +72,18 @@ def clear_default_spec(state: State) -> DefaultSpecView:
     return DefaultSpecView(spec=state.planner.default_spec())
 
 
+# Coroutines, so that they wait for no thread: the switch works when everything else is stuck.
 @router.get("/kill-switch")
-def show_kill_switch(state: State) -> KillSwitchView:
-    reason = state.planner.kill_reason()
-    return KillSwitchView(on=reason is not None, reason=reason)
+async def show_kill_switch(state: State) -> KillSwitchView:
+    switch = state.kill_switch
+    return KillSwitchView(on=switch.on, reason=switch.reason, stored=switch.unstored is None, failure=switch.failure)
 
 
 @router.put("/kill-switch")
-def set_kill_switch(body: KillSwitchBody, state: State) -> KillSwitchView:
-    """Turn all steering off or on at once."""
+async def set_kill_switch(body: KillSwitchBody, state: State) -> KillSwitchView:
+    """Turn all steering off or on at once. It acts also where it cannot be stored yet."""
     if state.settings.kill_switch and not body.on:
         raise Conflict("the kill switch is set in the server's settings", param="on",
                        fix="Start the server without TRIMTAB_KILL_SWITCH.")
-    state.library.switches.set_kill_switch(body.on)
-    return show_kill_switch(state)
+    await state.kill_switch.set(body.on)
+    return await show_kill_switch(state)

@@ -187,6 +187,8 @@ class Method(Model):
 class KillSwitch(Model):
     on: bool
     reason: str | None = None
+    stored: bool = True
+    failure: str | None = None
 
 
 class DefaultSpec(Model):
