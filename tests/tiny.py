@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 VOCAB_SIZE = 97
 
@@ -40,6 +40,52 @@ _OWN: dict[str, dict[str, Any]] = {
     "deepseek_v3": {**_LATENT, "norm_topk_prob": True},
 }
 
+# Every feature of a configuration that changes what a forward pass computes, switched on. It goes into each family that
+# has the field; a field that is in none of the tables here fails a test, so that a new family brings its own along.
+SWITCHES: dict[str, Any] = {
+    "attention_bias": True, "mlp_bias": True, "qkv_bias": True, "tie_word_embeddings": True, "norm_topk_prob": True,
+    "sliding_window": 6, "use_sliding_window": True, "max_window_layers": 1,
+    "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+    "attn_logit_softcapping": 1.0, "final_logit_softcapping": 3.0, "clip_qkv": 0.5,
+    "scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True, "use_parallel_residual": False,
+    "rope_interleave": False, "decoder_sparse_step": 2, "mlp_only_layers": [2],
+    "original_max_position_embeddings": 64, "rope_parameters": {"rope_type": "linear", "factor": 2.0},
+}
+# Switches that need no other weights: turned off alone, they must show, or a test of them shows nothing.
+BARE_SWITCHES = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping", "clip_qkv",
+                 "scale_attn_by_inverse_layer_idx", "use_parallel_residual", "rope_interleave", "rope_parameters")
+# Where one value does not do for all.
+_SWITCHES_OF: dict[str, dict[str, Any]] = {
+    "llama": {"rope_parameters": {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                  "original_max_position_embeddings": 64}},
+    "qwen2": {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}},
+    "qwen3": {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 256}},
+    "gemma3_text": {"rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+    "gpt_neox": {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "partial_rotary_factor": 0.5}},
+    "phi3": {"rope_parameters": {"rope_type": "longrope", "partial_rotary_factor": 0.5, "short_factor": [1.5, 2.0],
+                                 "long_factor": [3.0, 8.0], "original_max_position_embeddings": 64}},
+    "deepseek_v2": {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "mscale": 0.7, "mscale_all_dim": 0.7,
+                                        "original_max_position_embeddings": 64}},
+    "deepseek_v3": {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 0.7,
+                                        "original_max_position_embeddings": 64}},
+}
+# Fields that are sizes or ids, or that only training and other heads read.
+PLAIN_FIELDS = frozenset("""
+    vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
+    max_position_embeddings n_positions n_embd n_layer n_head n_inner hidden_act hidden_activation activation_function
+    rms_norm_eps layer_norm_eps layer_norm_epsilon query_pre_attn_scalar pad_token_id bos_token_id eos_token_id
+    num_experts num_local_experts n_routed_experts n_shared_experts num_experts_per_tok moe_intermediate_size
+    shared_expert_intermediate_size first_k_dense_replace n_group topk_group topk_method routed_scaling_factor
+    q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim num_mtp_layers
+    initializer_range use_cache pretraining_tp is_decoder scale_attn_weights add_cross_attention output_router_logits
+    router_aux_loss_coef router_jitter_noise attention_dropout attn_pdrop embd_pdrop resid_pdrop hidden_dropout
+    classifier_dropout summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
+""".split())
+# Fields whose other value no causal engine can honour, and which a load refuses by name.
+REFUSED_FIELDS = frozenset({"use_bidirectional_attention"})
+
 FAMILIES: tuple[str, ...] = tuple(_OWN)
 MOE_FAMILIES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3")
 
@@ -52,6 +98,17 @@ def tiny(family: str, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
         _liven(model)
     return model
+
+
+def fields_of(family: str) -> frozenset[str]:
+    """Names of the fields that the configuration of `family` declares."""
+    return frozenset(vars(CONFIG_MAPPING[family])["__annotations__"])
+
+
+def everything(family: str) -> dict[str, Any]:
+    """Overrides for `tiny` that switch on every feature the configuration of `family` has."""
+    switches = {**SWITCHES, **_SWITCHES_OF.get(family, {})}
+    return {name: value for name, value in switches.items() if name in fields_of(family)}
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from server.engines.transformers import attention
 from server.engines.transformers.options import EngineOptions
 from steering.errors import EngineUnavailable, UnsupportedModel
 
@@ -29,7 +30,8 @@ def load_model(options: EngineOptions) -> PreTrainedModel:
     """The model in evaluation mode on its device.
 
     Raises:
-        UnsupportedModel: the folder or name does not hold a model that transformers can load.
+        UnsupportedModel: the folder or name does not hold a model that transformers can load, or it asks for an
+            attention that is not there.
     """
     device = pick_device(options.device)
     if options.dtype == "auto":
@@ -37,10 +39,13 @@ def load_model(options: EngineOptions) -> PreTrainedModel:
     else:
         dtype = _DTYPES[options.dtype]
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype)
+        attention.register()
+        model: Any = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype,
+                                                          attn_implementation=attention.NAME)
     except (OSError, ValueError, KeyError) as error:
         raise UnsupportedModel(f"cannot load {options.model}: {error}", param="model") from error
     placed: PreTrainedModel = model.to(device).eval()
+    attention.check_attention(placed)
     return placed
 
 
