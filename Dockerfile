@@ -34,9 +34,10 @@ USER 10001:10001
 WORKDIR /home/trimtab
 VOLUME /data
 EXPOSE 8000
-# Readiness, not liveness: a model may take minutes to load.
+# Liveness: an engine that restarts itself is left alone, one that only a new process helps is unhealthy. A model may take
+# minutes to load. Readiness, for balancers, is /health/ready.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=300s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"TRIMTAB_PORT\"]}/health/ready', timeout=4)"]
+    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"TRIMTAB_PORT\"]}/health/live', timeout=4)"]
 # Reachable from outside the container, so it refuses to start without TRIMTAB_API_KEY.
 ENTRYPOINT ["trimtab"]
 CMD ["serve"]

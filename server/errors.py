@@ -47,6 +47,12 @@ class DefaultSpecUnusable(TrimtabError):
     status, code = 503, "default_spec_unusable"
 
 
+class ShuttingDown(TrimtabError):
+    """The server stops: it takes no new requests and ends those that take too long."""
+
+    status, code = 503, "shutting_down"
+
+
 class InternalError(TrimtabError):
     """Something that should not happen did. The log has the details, under the request's id."""
 

@@ -1,6 +1,6 @@
 """What the routes share, made once per app."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
@@ -15,6 +15,7 @@ from server.killswitch import KillSwitch
 from server.metrics import Metrics
 from server.monitor import MonitorMetrics
 from server.openai.prompts import ChatPrompts
+from server.openai.runs import Runs
 from server.openai.vocabulary import Vocabulary
 from server.planner import Planner
 from server.settings import Settings
@@ -37,6 +38,7 @@ class ServerState:
     guard_metrics: GuardMetrics
     effect_store: EffectStore
     kill_switch: KillSwitch
+    runs: Runs = field(default_factory=Runs)
 
 
 # Coroutines, although nothing is awaited: what every request needs must not wait for a thread.

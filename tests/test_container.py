@@ -35,7 +35,15 @@ def test_it_does_not_run_as_root_and_reports_its_health() -> None:
     last_stage = DOCKERFILE.rsplit("\nFROM ", 1)[1]
     assert re.search(r"^USER ([1-9]\d*):\1$", last_stage, flags=re.MULTILINE)
     assert "HEALTHCHECK" in last_stage
-    assert "/health/ready" in last_stage
+    assert "/health/live', " in last_stage
+
+
+def test_compose_ends_what_only_a_new_process_helps_so_that_it_is_started_again() -> None:
+    service = COMPOSE["services"]["trimtab"]
+    check = service["healthcheck"]["test"]
+    assert check[:3] == ["CMD", "python", "-c"] and "/health/live" in check[3]
+    compile(check[3], "healthcheck", "exec")
+    assert service["restart"] == "unless-stopped"
 
 
 def test_every_variable_that_is_set_is_a_setting() -> None:

@@ -8,11 +8,41 @@ from typing import Any, Literal
 import torch
 
 from server.effects.divergence import Divergence, ResidualShift
+from steering.errors import EngineUnavailable
 from steering.facts import ModelFacts
 from steering.program import Program
 from steering.spec import Site
 
 FinishReason = Literal["stop", "length"]
+Unready = Literal["starting", "restarting", "stalled", "stopped", "exhausted", "hung"]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """How an engine is, for readiness, liveness and refusals.
+
+    ready: requests are served now.
+    live: it serves, or will again by itself. False: only a new process helps.
+    reason: why it is not ready; None where it is. "starting": never served yet. "restarting": its loop or process died
+    and is started again. "stalled": work waits and nothing advances. "stopped": told to. "exhausted": starting it again
+    failed too often. "hung": what stalled could not be ended. The last two are not live.
+    retry_after_s: when to ask again, where that can be said.
+    """
+
+    ready: bool
+    live: bool = True
+    reason: Unready | None = None
+    retry_after_s: float | None = None
+
+    def error(self) -> EngineUnavailable:
+        """What a request that comes now is told."""
+        said = {"starting": "the engine is starting", "restarting": "the engine is being restarted",
+                "stalled": "the engine makes no progress and will be restarted",
+                "stopped": "the server stops", "exhausted": "the engine could not be started again",
+                "hung": "the engine hangs"}
+        fix = "Try again in a while." if self.live else "The server has to be started again."
+        return EngineUnavailable(said[self.reason] if self.reason else "the engine does not run", fix=fix,
+                                 retry_after_s=self.retry_after_s)
 
 
 @dataclass(frozen=True)
@@ -237,7 +267,15 @@ class Engine(ABC):
         engine's cache does not hold one."""
         return self.facts.context_length
 
-    @property
+    def restarts(self) -> Mapping[Unready, int]:
+        """How often the engine was started again since the server began, by what was wrong."""
+        return {}
+
     @abstractmethod
+    def condition(self) -> Condition:
+        """How the engine is. Takes no lock and no time: readiness is asked while everything else waits."""
+
+    @property
     def alive(self) -> bool:
         """Whether requests can be served."""
+        return self.condition().ready

@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import anyio
 
@@ -14,9 +15,11 @@ from server.guard import Event, GuardedCompletion, Part
 from server.metrics import Metrics
 from server.openai.detokenize import Detokenizer
 from server.openai.prompts import Prompt
+from server.openai.runs import Runs
 from server.openai.stops import StopMatcher
 from server.openai.vocabulary import Vocabulary
 from server.receipt import Outcome
+from steering.errors import TrimtabError
 
 # Odd and large: seeds of neighbouring requests do not share the streams of their choices.
 SEED_STRIDE = 0x9E3779B97F4A7C15
@@ -51,23 +54,24 @@ class Choice:
 
 
 class Run:
-    """The choices of one request. Iterate `pieces()` once; leaving it early cancels them in the engine."""
+    """The choices of one request. Iterate `pieces()` once: completions begin with it, and end with it however it is
+    left."""
 
-    def __init__(self, vocabulary: Vocabulary, metrics: Metrics, *, request_id: str,
+    def __init__(self, vocabulary: Vocabulary, metrics: Metrics, runs: Runs, *, request_id: str,
                  prompts: Sequence[Prompt], decided: Sequence[Decided], n: int, sampling: Sequence[Sampling],
-                 stops: Sequence[str], begin: Callable[[Generation, Decided], Completion]) -> None:
+                 stops: Sequence[str], begin: Callable[[Generation, Decided], Completion],
+                 begun: Callable[["Run"], None]) -> None:
         """`decided`: one per prompt. `sampling`: one per choice of a prompt. Choice p * n + i is completion i of
-        prompt p. `begin`: starts a choice in the engine."""
+        prompt p. `begin`: starts a choice in the engine. `begun`: called when the engine has taken all of them."""
         self._vocabulary = vocabulary
         self._metrics = metrics
+        self._runs = runs
         self._stops = stops
+        self._request_id, self._n, self._sampling = request_id, n, sampling
+        self._begin, self._begun = begin, begun
         self.prompts = prompts
         self.choices = [Choice(p * n + i, prompt, decided[p]) for p, prompt in enumerate(prompts) for i in range(n)]
-        # Made here and not when first iterated, so that what the engine refuses becomes the answer's status.
-        self._completions = [
-            begin(Generation(f"{request_id}-{c.index}", c.prompt.token_ids, sampling[c.index % n],
-                             c.decided.program, c.prompt.roles), c.decided)
-            for c in self.choices]
+        self._events: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
 
     @property
     def prompt_tokens(self) -> int:
@@ -77,38 +81,58 @@ class Run:
     def completion_tokens(self) -> int:
         return sum(len(choice.token_ids) for choice in self.choices)
 
+    def fail(self, error: TrimtabError) -> None:
+        """End the run with `error`, after what has been generated."""
+        self._events.put_nowait(error)
+
     async def pieces(self) -> AsyncGenerator[Piece, None]:
-        queue: asyncio.Queue[Piece | BaseException] = asyncio.Queue()
-        tasks: list[asyncio.Task[None]] = []
         open_choices = len(self.choices)
-        try:
+        async with AsyncExitStack() as stack:
+            stack.enter_context(self._runs.opened(self))
+            completions = [await stack.enter_async_context(self._completion(choice)) for choice in self.choices]
+            self._begun(self)
+            await stack.enter_async_context(_running(self._admit(completions)))
             # All of them first: a stream must not begin if one of its choices finds no room.
-            for completion in self._completions:
-                await completion.admit()
-            tasks += [asyncio.create_task(self._follow(choice, queue)) for choice in self.choices]
+            if (failure := await self._events.get()) is not None:
+                raise _raised(failure)
+            for choice, completion in zip(self.choices, completions, strict=True):
+                await stack.enter_async_context(_running(self._follow(choice, completion)))
             while open_choices:
-                item = await queue.get()
-                if isinstance(item, BaseException):
-                    raise item
+                item = await self._events.get()
+                if not isinstance(item, Piece):
+                    raise _raised(item)
                 open_choices -= item.finish_reason is not None
                 yield item
+
+    @asynccontextmanager
+    async def _completion(self, choice: Choice) -> AsyncIterator[Completion]:
+        """A choice in the engine, cancelled at the end."""
+        completion = self._begin(Generation(
+            f"{self._request_id}-{choice.index}", choice.prompt.token_ids, self._sampling[choice.index % self._n],
+            choice.decided.program, choice.prompt.roles), choice.decided)
+        try:
+            yield completion
         finally:
             with anyio.CancelScope(shield=True):
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-                for completion in self._completions:
-                    await completion.cancel()
+                await completion.cancel()
 
-    async def _follow(self, choice: Choice, queue: "asyncio.Queue[Piece | BaseException]") -> None:
+    async def _admit(self, completions: Sequence[Completion]) -> None:
         try:
-            async for piece in self._choice(choice):
-                queue.put_nowait(piece)
+            for completion in completions:
+                await completion.admit()
         except Exception as error:  # handed to the reader of the queue, which raises it
-            queue.put_nowait(error)
+            self._events.put_nowait(error)
+        else:
+            self._events.put_nowait(None)
 
-    async def _choice(self, choice: Choice) -> AsyncIterator[Piece]:
-        completion = self._completions[choice.index]
+    async def _follow(self, choice: Choice, completion: Completion) -> None:
+        try:
+            async for piece in self._choice(choice, completion):
+                self._events.put_nowait(piece)
+        except Exception as error:  # handed to the reader of the queue, which raises it
+            self._events.put_nowait(error)
+
+    async def _choice(self, choice: Choice, completion: Completion) -> AsyncIterator[Piece]:
         detokenizer = Detokenizer(self._vocabulary, choice.prompt.token_ids)
         matcher = StopMatcher(self._stops)
         started = first_at = time.perf_counter()
@@ -136,6 +160,24 @@ class Run:
             choice.parts, choice.events, choice.checks = completion.parts, completion.events, completion.checks
         self._metrics.completed(len(choice.token_ids), time.perf_counter() - first_at)
         yield Piece(choice.index, "", None, reason)
+
+
+@asynccontextmanager
+async def _running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """`work` runs beside the body of the statement and has ended after it."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with anyio.CancelScope(shield=True):
+            await asyncio.gather(task, return_exceptions=True)
+
+
+def _raised(item: Piece | Exception | None) -> Exception:
+    """The exception among the events."""
+    assert isinstance(item, Exception)
+    return item
 
 
 def choice_seed(seed: int | None, index: int) -> int | None:

@@ -71,7 +71,7 @@ async def plan_for(body: CompletionFields, state: ServerState) -> tuple[ModelNam
 
 async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts: Sequence[Prompt], *, request_id: str,
                 max_tokens: int | None, max_tokens_field: str, prompt_field: str, logprobs: int | None) -> Started:
-    """Check the prompts, decide what is gated, then hand every choice to the engine.
+    """Check the prompts and decide what is gated. The choices go to the engine when the run is read.
 
     Args:
         max_tokens: of each completion; None for what the engine has room for.
@@ -86,12 +86,12 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
     if plan.guards:
         _check_guarded(sampling[0], state)
     decided = await decide(plan, prompts, state.engine)
-    run = Run(state.vocabulary, state.metrics, request_id=request_id, prompts=prompts, decided=decided, n=body.n,
-              sampling=sampling, stops=body.stops, begin=partial(_begin, state, plan))
     # A gate that stayed shut for every prompt leaves its intervention unused.
     used = [item.applied for j, item in enumerate(plan.program.compiled if plan.program else ())
             if any(j not in one.gates or one.gates[j].open for one in decided)]
-    state.metrics.admitted(run.prompt_tokens, used, plan.disabled is not None)
+    run = Run(state.vocabulary, state.metrics, state.runs, request_id=request_id, prompts=prompts, decided=decided,
+              n=body.n, sampling=sampling, stops=body.stops, begin=partial(_begin, state, plan),
+              begun=lambda run: state.metrics.admitted(run.prompt_tokens, used, plan.disabled is not None))
     return Started(body.model, run, plan, state)
 
 

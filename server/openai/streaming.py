@@ -53,13 +53,13 @@ async def _events(first: BaseModel, chunks: AsyncIterator[BaseModel], request_id
         yield event(first)
         async for chunk in chunks:
             yield event(chunk)
-        yield DONE
     except TrimtabError as error:
         yield _failure(error_body(error))
     except Exception as error:  # the status is sent: the stream itself must say that it failed
         yield _failure(error_body(report_unexpected(error, request_id)))
     finally:
         await close(chunks)
+    yield DONE
 
 
 def _failure(body: dict[str, Any]) -> bytes:

@@ -1,4 +1,5 @@
-"""`/health`: whether the process answers; `/health/ready`: whether it can serve requests. Neither needs the key."""
+"""`/health`: whether the process answers; `/health/ready`: whether it serves requests now; `/health/live`: whether it
+does or will again by itself. None needs the key, a thread or a database."""
 
 from typing import Literal
 
@@ -6,7 +7,6 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from server.state import State
-from steering.errors import EngineUnavailable
 
 router = APIRouter(tags=["health"])
 
@@ -34,9 +34,19 @@ async def health() -> Health:
     return Health()
 
 
-@router.get("/health/ready", responses={503: {"model": ErrorBody, "description": "The engine does not run."}})
+@router.get("/health/ready", responses={503: {"model": ErrorBody, "description": "Requests are not served now."}})
 async def ready(state: State) -> Health:
-    """The engine takes requests."""
-    if not state.engine.alive:
-        raise EngineUnavailable("the engine does not run")
+    """The engine takes requests. While it does not, leave this server out of balancing."""
+    condition = state.engine.condition()
+    if not condition.ready:
+        raise condition.error()
+    return Health()
+
+
+@router.get("/health/live", responses={503: {"model": ErrorBody, "description": "Only a new process helps."}})
+async def live(state: State) -> Health:
+    """The engine serves, starts, or is being restarted. Where this fails, start the server again."""
+    condition = state.engine.condition()
+    if not condition.live:
+        raise condition.error()
     return Health()

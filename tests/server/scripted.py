@@ -11,6 +11,7 @@ from server.engines.base import (
     Captured,
     CaptureRequest,
     Completion,
+    Condition,
     Engine,
     Generation,
     Scores,
@@ -89,6 +90,7 @@ class ScriptedEngine(Engine):
         room: tokens of one request.
         fails_at: number of the token at which `failure` is raised instead.
         completions: one per generation asked for.
+        state: its condition, as `condition()` tells it.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -104,13 +106,13 @@ class ScriptedEngine(Engine):
         self.fails_at: int | None = None
         self.failure: Exception = TrimtabError("the engine fell over")
         self.completions: list[ScriptedCompletion] = []
-        self._alive = False
+        self.state = Condition(ready=False, reason="starting")
 
     async def start(self) -> None:
-        self._alive = True
+        self.state = Condition(ready=True)
 
     async def stop(self) -> None:
-        self._alive = False
+        self.state = Condition(ready=False, reason="stopped")
 
     def generate(self, generation: Generation) -> ScriptedCompletion:
         self.completions.append(ScriptedCompletion(self, generation))
@@ -138,9 +140,8 @@ class ScriptedEngine(Engine):
     def max_sequence_tokens(self) -> int:
         return self.room
 
-    @property
-    def alive(self) -> bool:
-        return self._alive
+    def condition(self) -> Condition:
+        return self.state
 
 
 def _activations(request: CaptureRequest) -> Captured:

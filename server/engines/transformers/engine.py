@@ -15,7 +15,16 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
 
 from server.effects.divergence import Divergence, ResidualShift, residual_shift
-from server.engines.base import Captured, CaptureRequest, CompareRequest, Comparison, Engine, Generation, Scores
+from server.engines.base import (
+    Captured,
+    CaptureRequest,
+    CompareRequest,
+    Comparison,
+    Condition,
+    Engine,
+    Generation,
+    Scores,
+)
 from server.engines.checks import check_capture, check_compare, check_room, check_tokens
 from server.engines.transformers.canary import check_batching
 from server.engines.transformers.forward import ForwardPass, TokenRun, batches, compared
@@ -190,9 +199,10 @@ class TransformersEngine(Engine):
     def max_sequence_tokens(self) -> int:
         return min(self.facts.context_length, self.options.kv_cache_tokens)
 
-    @property
-    def alive(self) -> bool:
-        return self._manager is not None and self._manager.is_running()
+    def condition(self) -> Condition:
+        if self._manager is not None and self._manager.is_running():
+            return Condition(ready=True)
+        return Condition(ready=False, reason="starting" if self._loop is None else "stopped")
 
     # Admission: a slot, then the engine's queue.
 

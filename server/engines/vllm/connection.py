@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from server.engines.base import Sampling
+from server.engines.base import Condition, Sampling
 from server.engines.vllm.options import VllmOptions
 from server.engines.vllm.process import start_llm
 from server.engines.vllm.reading import ModelReading
@@ -53,6 +53,11 @@ class Connection:
     @property
     def _answers(self) -> bool:
         return self._llm is not None and not self._llm.errored
+
+    def condition(self) -> Condition:
+        if self.alive:
+            return Condition(ready=True)
+        return Condition(ready=False, reason="starting" if self._watcher is None else "restarting")
 
     def check_alive(self) -> None:
         """Raises EngineUnavailable."""

@@ -9,7 +9,16 @@ from typing import Any
 import torch
 from prometheus_client import REGISTRY, generate_latest
 
-from server.engines.base import Captured, CaptureRequest, CompareRequest, Comparison, Engine, Generation, Scores
+from server.engines.base import (
+    Captured,
+    CaptureRequest,
+    CompareRequest,
+    Comparison,
+    Condition,
+    Engine,
+    Generation,
+    Scores,
+)
 from server.engines.checks import check_capture, check_compare, check_room, check_tokens
 from server.engines.vllm.arguments import check_arguments
 from server.engines.vllm.completion import VllmCompletion
@@ -116,9 +125,8 @@ class VllmEngine(Engine):
         names = [name for name in REGISTRY._names_to_collectors if name.startswith("vllm:")]
         return generate_latest(REGISTRY.restricted_registry(names)) if names else b""
 
-    @property
-    def alive(self) -> bool:
-        return self.connection.alive
+    def condition(self) -> Condition:
+        return self.connection.condition()
 
     # Used by completions.
 

@@ -1,0 +1,41 @@
+"""Work in threads: one helper, and one rule of cancellation (docs/decisions/0005-threads-and-cancellation.md).
+
+A thread cannot be stopped. So who started one stays until it has ended, also when cancelled: locks, hooks and buffers
+that the work uses are held as long as it uses them, and not as long as somebody wants its result.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+import anyio
+import anyio.to_thread
+
+T = TypeVar("T")
+
+
+async def in_thread(work: Callable[[], T], *, limiter: anyio.CapacityLimiter | None = None) -> T:
+    """The result of `work`, run in a thread. Cancelled while it waits for a thread, the work never begins; cancelled
+    later, the cancellation is raised once the work has ended.
+
+    Args:
+        limiter: how many such works may run at once; by default anyio's own for the event loop.
+    """
+    async with limiter or anyio.to_thread.current_default_thread_limiter():
+        # A limiter of its own, as its turn came above: what is begun below has a thread.
+        working = asyncio.ensure_future(anyio.to_thread.run_sync(work, limiter=anyio.CapacityLimiter(1)))
+        cancelled: asyncio.CancelledError | None = None
+        # The shield holds back anyio's cancellation, which would be repeated in every turn of the loop; asyncio's own
+        # comes through once.
+        with anyio.CancelScope(shield=True):
+            while not working.done():
+                try:
+                    await asyncio.wait({working})
+                except asyncio.CancelledError as error:
+                    cancelled = error
+    if cancelled is None:
+        return working.result()
+    if not working.cancelled():
+        # Nobody is left to hear of it.
+        working.exception()
+    raise cancelled
