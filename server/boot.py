@@ -15,6 +15,7 @@ from server.engines.vllm.options import VllmOptions
 from server.logs import configure_logging
 from server.openai.vocabulary import Vocabulary
 from server.settings import Settings
+from steering.containment import StepLimit
 from vectors.artifact import Limits
 from vectors.library import Library
 
@@ -38,6 +39,7 @@ def build(settings: Settings) -> FastAPI:
 
 def load_engine(settings: Settings) -> Engine:
     """The engine that the settings ask for, not started yet."""
+    limit = StepLimit.of(settings.step_limit, settings.step_limit_action)
     if settings.engine == "vllm":
         # vLLM is an extra and takes seconds to import.
         from server.engines.vllm.engine import VllmEngine
@@ -47,11 +49,11 @@ def load_engine(settings: Settings) -> Engine:
             slots=settings.slots, slot_wait_s=settings.slot_wait_s, max_batch_tokens=settings.max_batch_tokens,
             max_requests=settings.max_requests, kv_cache_tokens=settings.kv_cache_tokens, sites=settings.vllm_sites,
             graph_sites=settings.vllm_graph_sites, graph_ops=settings.vllm_graph_ops, rows=settings.vllm_rows,
-            depth=settings.vllm_depth, rank=settings.vllm_rank, extra=settings.vllm_args))
+            depth=settings.vllm_depth, rank=settings.vllm_rank, extra=settings.vllm_args, step_limit=limit))
     return TransformersEngine(EngineOptions(
         model=settings.model, model_id=settings.model_name, device=settings.device, dtype=settings.dtype,
         slots=settings.slots, slot_wait_s=settings.slot_wait_s, max_batch_tokens=settings.max_batch_tokens,
-        max_requests=settings.max_requests, kv_cache_tokens=settings.kv_cache_tokens))
+        max_requests=settings.max_requests, kv_cache_tokens=settings.kv_cache_tokens, step_limit=limit))
 
 
 def serve(settings: Settings) -> None:

@@ -93,6 +93,7 @@ class GuardedCompletion(Completion):
         self._factors = [1.0] * len(program.compiled)
         self._lowered = [0] * len(program.compiled)
         self._generated: list[int] = []
+        self._measured: list[list[Touched]] = []
         self._over = False
         self.parts.append(Part(0, program))
         self._running = self._begin()
@@ -112,6 +113,7 @@ class GuardedCompletion(Completion):
                         return
                 if self._over:
                     return
+                self._measured.append(self._running.touched())
                 await self._check()
                 self._running = self._begin()
         finally:
@@ -135,7 +137,8 @@ class GuardedCompletion(Completion):
             after = count_touched(part.program, acting, ids, length + max(stop - 1, 0))
             counts = [Touched(c.prompt + (a.prompt if n == 0 else 0), c.generation + a.generation - b.generation)
                       for c, a, b in zip(counts, after, before, strict=True)]
-        return counts
+        running = [*self._measured, self._running.touched()]
+        return [_with_steps(count, [part[j] for part in running]) for j, count in enumerate(counts)]
 
     def _begin(self) -> Completion:
         """The next part; all of the rest where nothing acts any more."""
@@ -181,6 +184,17 @@ class GuardedCompletion(Completion):
             self.metrics.breached(event)
         self.events += events
         self.parts.append(Part(len(self._generated), await self.weaken(self._factors)))
+
+
+def _with_steps(count: Touched, parts: Sequence[Touched]) -> Touched:
+    """The count of a whole completion with the steps that its parts measured; a mean is weighted by their tokens."""
+    measured = [(p.prompt + p.generation, p) for p in parts if p.largest_step is not None and p.mean_step is not None]
+    tokens = sum(weight for weight, _ in measured)
+    if not tokens:
+        return count
+    return replace(count, largest_step=max(p.largest_step or 0.0 for _, p in measured),
+                   mean_step=sum(weight * (p.mean_step or 0.0) for weight, p in measured) / tokens,
+                   clipped=sum(p.clipped for _, p in measured))
 
 
 def over(guard: Guard, kl: float, repeated: float) -> tuple[Guard, Reason] | None:

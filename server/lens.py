@@ -7,12 +7,13 @@ soft-capped or scaled logits are read as the model makes them.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from server.engines.base import CaptureRequest, Engine
 from steering.compiler import compile_program
+from steering.errors import SteeringOverflow
 from steering.facts import ModelFacts
 from steering.payload import Payload
 from steering.program import Program
@@ -54,6 +55,10 @@ async def look(engine: Engine, token_ids: Sequence[int], layers: Sequence[int], 
     request = CaptureRequest(token_ids, {SITE: layers}, positions, roles=roles)
     found = (await engine.capture([request], program))[0][SITE]
     rows = {layer: found[layer] if tuned is None else tuned.applied(layer, found[layer]) for layer in layers}
+    for layer, mapped in rows.items():
+        if not bool(mapped.isfinite().all()):
+            raise SteeringOverflow(f"the lens {'logit' if tuned is None else tuned.ref} makes values that are not "
+                                   f"finite of layer {layer}'s activations", param="lens", fix="Use the logit lens.")
     logprobs = await unembed(engine, torch.cat([rows[layer] for layer in layers]))
     parts = logprobs.split(len(positions))
     return Seen([n % len(token_ids) for n in positions], dict(zip(layers, parts, strict=True)))
@@ -64,7 +69,12 @@ async def unembed(engine: Engine, hidden: torch.Tensor) -> torch.Tensor:
     parts = []
     for rows in hidden.split(min(MAX_INTERVENTIONS, engine.facts.context_length)):
         # Whatever tokens these are: nothing of them is left.
-        scores = await engine.score([0] * len(rows), _placing(rows, engine.facts), full=True)
+        try:
+            scores = await engine.score([0] * len(rows), _placing(rows, engine.facts), full=True)
+        except SteeringOverflow as error:
+            # The program is the server's own; its interventions are none of the request's.
+            raise SteeringOverflow("what the lens puts in the last layer's place makes logits that are not finite",
+                                   param="lens") from error
         if scores.full is None:
             raise RuntimeError("the engine gave no log-probabilities though they were asked for")
         parts.append(scores.full[:len(rows)].float().cpu())
@@ -81,4 +91,4 @@ def _placing(rows: torch.Tensor, facts: ModelFacts) -> Program:
         source = Source(f"row-{i}", "", payload, "patch", SITE, facts.model_id, facts.fingerprint)
         scope = Scope(prompt=PromptSelection(positions=[i]), generation="none")
         resolved.append(Resolved(Intervention(artifact="row", scope=scope), source))
-    return compile_program(resolved, facts)
+    return replace(compile_program(resolved, facts), limited=False)

@@ -71,6 +71,11 @@ class Plan:
             except TrimtabError as error:
                 raise localised(error, self.planned) from None
 
+    def placed(self, error: TrimtabError) -> TrimtabError:
+        """What an engine says of an intervention of the program, in the words of the request; other errors as they
+        are."""
+        return localised(error, self.planned) if _PLACE.match(error.param or "") else error
+
 
 class Planner:
     """Resolves and compiles; compiled programs are kept for reuse. Methods block: call them in a thread."""
@@ -216,7 +221,8 @@ def _placed(error: TrimtabError, item: Planned, field: str) -> TrimtabError:
                                    fix='Change it at /v1/admin/default-spec, or send "default": "none" or "override".')
     if item.preset is not None:
         # The fault lies in the preset; the request only named it.
-        error.message = f"preset {item.preset}: {field.lstrip('.')}: {error.message}"
+        place = f"{field.lstrip('.')}: " if field else ""
+        error.message = f"preset {item.preset}: {place}{error.message}"
         error.param = item.path
         return error
     error.param = f"{item.path}{field}"

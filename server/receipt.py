@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from server.effects.report import Effects
+from server.engines.base import Touched
 from server.gates import Decided
 from server.guard import Event
 from server.monitor import MonitorReport
@@ -16,12 +17,26 @@ from steering.gate import CompiledGate, Decision
 from steering.scope import bits_at, touch_map
 from steering.spec import Direction, Form, Op, Pool, Site
 
+# Of the artifact's own strength, from which on a receipt warns.
+STRONG_MULTIPLE = 5
+
 
 class TokenCounts(BaseModel):
     """Tokens that one intervention acted on."""
 
     prompt: int
     generation: int
+
+
+class StepSize(BaseModel):
+    """How far an intervention moved tokens: |h' - h| / |h|, measured where it acts.
+
+    Over the tokens and layers that ran; a prefix that came from the cache did not. Not told of routers.
+    """
+
+    max: float = Field(description="Largest relative step, as it was asked for.")
+    mean: float = Field(description="Mean over tokens and layers.")
+    clipped: int = Field(description="Steps that were shortened to the server's limit.")
 
 
 class GateFacts(BaseModel):
@@ -70,6 +85,17 @@ class ChoiceCounts(TokenCounts):
                                         "completion.")
     guard: list[GuardEvent] = Field(default=[], description="What guards did to the intervention in this choice.")
     gate: GateDecision | None = Field(default=None, description="Of interventions with a gate decided per prompt.")
+    step: StepSize | None = Field(default=None, description="How far it moved the tokens of this choice; null where no "
+                                  "step was measured.")
+
+
+class ReceiptWarning(BaseModel):
+    """Something that was done as asked and is rarely meant."""
+
+    code: Literal["strong", "clipped"] = Field(description=f"strong: {STRONG_MULTIPLE} times the artifact's own "
+                                               "strength or more; clipped: steps were over the server's limit.")
+    intervention: int = Field(description="Index in `applied`.")
+    message: str
 
 
 class AppliedIntervention(BaseModel):
@@ -98,6 +124,7 @@ class Receipt(BaseModel):
     monitor: list[MonitorReport] = Field(default=[], description="What the monitors read, in the order asked for.")
     guard_checks: list[int | None] = Field(default=[], description="Per choice, how often its guards were checked; "
                                            "null where nothing was guarded.")
+    warnings: list[ReceiptWarning] = Field(default=[], description="What was asked for and is rarely meant.")
 
 
 @dataclass(frozen=True)
@@ -108,7 +135,7 @@ class Outcome:
     prompt_ids: Sequence[int]
     generated_ids: Sequence[int]
     roles: Sequence[str] | None
-    touched: Sequence[tuple[int, int]]
+    touched: Sequence[Touched]
     decided: Decided
     events: Sequence[Event] = ()
     checks: int | None = None
@@ -121,9 +148,10 @@ def receipt(plan: Plan, outcomes: Sequence[Outcome], engine: str, effects: Effec
     for j, (planned, compiled) in enumerate(zip(plan.planned, plan.program.compiled if plan.program else (),
                                                 strict=True)):
         facts = compiled.applied
-        choices = [ChoiceCounts(index=o.index, prompt=o.touched[j][0], generation=o.touched[j][1],
+        choices = [ChoiceCounts(index=o.index, prompt=o.touched[j].prompt, generation=o.touched[j].generation,
                                 positions=_positions(o, j) if plan.report == "tokens" else None,
-                                guard=_guarded(o, j), gate=_decision(o.decided.gates.get(j)))
+                                guard=_guarded(o, j), gate=_decision(o.decided.gates.get(j)),
+                                step=_step(o.touched[j]))
                    for o in ordered]
         applied.append(AppliedIntervention(
             artifact=facts.artifact or "inline", source=planned.origin, op=facts.op, sites=list(facts.sites),
@@ -133,7 +161,28 @@ def receipt(plan: Plan, outcomes: Sequence[Outcome], engine: str, effects: Effec
             choices=choices))
     return Receipt(applied=applied, disabled=plan.disabled is not None, reason=plan.disabled,
                    presets=dict(plan.presets or {}), engine=engine, report=plan.report, effects=effects,
-                   monitor=list(monitor), guard_checks=[o.checks for o in ordered])
+                   monitor=list(monitor), guard_checks=[o.checks for o in ordered],
+                   warnings=_warnings(plan, applied))
+
+
+def _step(touched: Touched) -> StepSize | None:
+    if touched.largest_step is None or touched.mean_step is None:
+        return None
+    return StepSize(max=touched.largest_step, mean=touched.mean_step, clipped=touched.clipped)
+
+
+def _warnings(plan: Plan, applied: Sequence[AppliedIntervention]) -> list[ReceiptWarning]:
+    found = []
+    for j, (item, compiled) in enumerate(zip(applied, plan.program.compiled if plan.program else (), strict=True)):
+        multiple = compiled.applied.card_multiple
+        if multiple is not None and multiple >= STRONG_MULTIPLE:
+            found.append(ReceiptWarning(code="strong", intervention=j, message=f"{item.artifact} is steered with "
+                                        f"{multiple:.3g} times its own strength"))
+        clipped = sum(choice.step.clipped for choice in item.choices if choice.step is not None)
+        if clipped:
+            found.append(ReceiptWarning(code="clipped", intervention=j, message=f"{clipped} steps of {item.artifact} "
+                                        "were shortened to the server's limit"))
+    return found
 
 
 def _gate(gate: CompiledGate | None) -> GateReceipt | None:
@@ -165,7 +214,7 @@ def _positions(outcome: Outcome, j: int) -> list[int]:
     ids = np.asarray([*outcome.prompt_ids, *outcome.generated_ids], dtype=np.int64)
     bits = bits_at(touch, program.rules, np.arange(len(ids)), ids)
     found = np.flatnonzero(bits & np.uint32(1 << j))
-    prompt, generation = outcome.touched[j]
+    prompt, generation = outcome.touched[j].prompt, outcome.touched[j].generation
     in_prompt = found[found < touch.prompt_length][:prompt]
     in_generation = found[found >= touch.prompt_length][:generation]
     return [*map(int, in_prompt), *map(int, in_generation)]

@@ -80,6 +80,11 @@ class Settings(BaseSettings):
     max_jobs: int = Field(default=16, ge=1, le=1024, description="Background jobs that may wait or run at once.")
     program_cache: int = Field(default=256, ge=1, le=2**16, description="Compiled programs kept for reuse.")
 
+    step_limit: float = Field(default=10_000.0, ge=0, le=1e30, description="Largest relative step: how far an "
+        "intervention may move a token's activation, in multiples of its own norm. 0: no limit.")
+    step_limit_action: Literal["refuse", "clip"] = Field(default="refuse", description="refuse: a request with a "
+        "larger step fails; clip: the step is shortened to the limit, and the receipt says so.")
+
     shadow_sample: float = Field(default=0.05, ge=0, le=1, description="Share of steered completions whose effect is "
                                  "measured without being asked for.")
     shadow_budget: float = Field(default=0.05, ge=0, le=10, description="Tokens of such measurements, as a share "

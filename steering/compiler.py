@@ -95,9 +95,13 @@ def _compile_one(item: Resolved, facts: ModelFacts) -> Compiled:
     per_token = check_token_gate(gate, sites) if gate is not None and gate.when == "token" else None
     rows: dict[tuple[Site, int], Row] = {}
     scales: dict[int, float] = {}
+    multiples: list[float] = []
     for layer in layers:
         tensors = payload.layers[layer if origin is None else origin]
         scales[layer] = item.factor * _scale(acting, operation, tensors, layer, source, options)
+        own = None if source is None else _own_scale(source, calibrated, operation, tensors, layer, options)
+        if own:
+            multiples.append(abs(scales[layer] / own))
         for site in sites:
             facts.check_site(site, layer, "layers" if not multi_site else "options.multi_site")
             _check_width(payload, tensors, facts.width(site), site)
@@ -116,6 +120,7 @@ def _compile_one(item: Resolved, facts: ModelFacts) -> Compiled:
         strength={"value": strength.value, "unit": strength.unit, "scale": {str(n): s for n, s in scales.items()}},
         options=options.model_dump(),
         card_kl=calibrated.kl_at(scales[layers[0]]) if calibrated and len(set(scales.values())) == 1 else None,
+        card_multiple=max(multiples, default=None),
     )
     return Compiled(operation.name, intervention.scope, rows, applied, gate)
 
@@ -210,6 +215,18 @@ def _scale(strength: Strength, operation: Operation, tensors: Mapping[str, torch
                           f"{source.ref if source else 'inline numbers'} does not record", param="strength.unit",
                           fix="Use raw or unit, or an artifact made by extraction.")
     return strength.value * known[layer] / stored
+
+
+def _own_scale(source: Source, calibrated: Calibrated | None, operation: Operation, tensors: Mapping[str, torch.Tensor],
+               layer: int, options: Any) -> float | None:
+    """The factor that the artifact's own strength comes down to; None where it has no meaning in this setting."""
+    own = source.strength
+    try:
+        if own.unit == "kl":
+            return None if calibrated is None else calibrated.strength(own.value)
+        return _scale(own, operation, tensors, layer, source, options)
+    except TrimtabError:
+        return None
 
 
 def _calibrated(source: Source, operation: Operation, sites: Sequence[Site], layers: Sequence[int], options: Any,

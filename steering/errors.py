@@ -99,6 +99,18 @@ class SteeringOverflow(InvalidRequest):
     code = "steering_overflow"
 
 
+class SteeringLimit(InvalidRequest):
+    """An intervention moves a token by more of its own norm than the server allows; the message says which, where."""
+
+    code = "steering_limit"
+
+
+class ModelOverflow(TrimtabError):
+    """The model itself makes values that are not finite; no steering is needed for that."""
+
+    status, code = 500, "model_overflow"
+
+
 class SlotsExhausted(TrimtabError):
     """All slots are held by running requests and none came free in time."""
 

@@ -19,6 +19,8 @@ class Applied:
 
     strength: value and unit as asked for, and `scale`: per layer, the factor that the unit came down to.
     card_kl: KL in nats per token that the artifact's calibration measured for this setting and strength, if it did.
+    card_multiple: how many times the artifact's own strength this is, at the layer where it is most; None where there
+    is no own strength to compare with.
     """
 
     artifact: str | None
@@ -28,6 +30,7 @@ class Applied:
     strength: Mapping[str, Any]
     options: Mapping[str, Any]
     card_kl: float | None = None
+    card_multiple: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,14 @@ class Program:
     """Interventions in order. Two programs with the same digest do the same to the same tokens.
 
     A program with undecided gates cannot run: engines ask for its digest or for what acts, which it refuses to say.
+
+    limited: the server's limit on relative steps holds for it. Not for programs of the server's own, such as those that
+    put activations of one token in the place of another's.
     """
 
     compiled: tuple[Compiled, ...]
     is_decided: bool = False
+    limited: bool = True
 
     @cached_property
     def gates(self) -> Mapping[int, CompiledGate]:
@@ -64,7 +71,7 @@ class Program:
     def decided(self, closed: Collection[int]) -> "Program":
         """The program for one prompt: the interventions `closed` do nothing, the gates of the others are open."""
         return Program(tuple(replace(item, rows={}) if j in closed else item for j, item in enumerate(self.compiled)),
-                       is_decided=True)
+                       is_decided=True, limited=self.limited)
 
     @cached_property
     def digest(self) -> str:
@@ -96,7 +103,7 @@ class Program:
 
     def without(self, index: int) -> "Program":
         """The program less its intervention `index`."""
-        return Program(self.compiled[:index] + self.compiled[index + 1:], self.is_decided)
+        return replace(self, compiled=self.compiled[:index] + self.compiled[index + 1:])
 
     def _check_decided(self) -> None:
         if self.gates:

@@ -103,10 +103,18 @@ class Token:
 
 @dataclass(frozen=True)
 class Touched:
-    """Tokens that one intervention acted on in one completion, as counted by the engine."""
+    """Tokens that one intervention acted on in one completion, as counted by the engine.
+
+    largest_step, mean_step: of the relative steps |h' - h| / |h| that it asked for, over the tokens and layers that ran
+    (a prefix that came from the cache did not); None where none was measured. clipped: steps that were shortened to the
+    server's limit.
+    """
 
     prompt: int
     generation: int
+    largest_step: float | None = None
+    mean_step: float | None = None
+    clipped: int = 0
 
 
 class Completion(ABC):
@@ -123,7 +131,14 @@ class Completion(ABC):
         """
 
     @abstractmethod
-    def __aiter__(self) -> AsyncIterator[Token]: ...
+    def __aiter__(self) -> AsyncIterator[Token]:
+        """
+        Raises:
+            SteeringOverflow: an intervention made values that are not finite. `param` is `interventions[i]`.
+            SteeringLimit: it moves a token by more than the server allows; likewise.
+            ModelOverflow: the model itself made such values.
+            EngineUnavailable: the engine gave the completion up.
+        """
 
     @abstractmethod
     async def cancel(self) -> None:
@@ -195,6 +210,10 @@ Captured = Mapping[Site, Mapping[int, torch.Tensor]]
 
 class Engine(ABC):
     """A loaded model that generates, scores and captures under programs.
+
+    Values that are not finite stay with the request that made them: it fails with a typed error, and no other request
+    changes by a bit. So score, next_logprobs, capture, compare and compare_all raise SteeringOverflow, SteeringLimit
+    and ModelOverflow as iterating a completion does, and what they return is finite.
 
     end_ids: end-of-text tokens of the model's generation config.
     features: what the engine can do beyond the contract, by name; "resume": to go on from `Generation.generated_ids`.

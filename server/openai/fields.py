@@ -26,6 +26,9 @@ def only(*accepted: Any) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+# Logits over a smaller number leave what float32 tells apart: the draw is the likeliest token anyway.
+LEAST_TEMPERATURE = 1e-5
+
 Unsupported = Annotated[None, BeforeValidator(_refuse)]
 OnlyFalse = Annotated[Literal[False] | None, only(False)]
 Note = Annotated[str, Field(max_length=4096)]
@@ -84,13 +87,14 @@ class CompletionFields(BaseModel):
 
     n: int = Field(default=1, ge=1, description="Completions per prompt. Choice i of a seeded request has its own "
                    "seed, made from seed and i; choice 0 uses seed itself.")
-    temperature: float | None = Field(default=None, ge=0, le=2, description="0 is greedy; default 1.")
+    temperature: float | None = Field(default=None, ge=0, le=2, description="0 is greedy, and so is everything below "
+                                      f"{LEAST_TEMPERATURE:g}; default 1.")
     top_p: float | None = Field(default=None, gt=0, le=1, description="Nucleus; default 1.")
     top_k: int = Field(default=0, ge=0, le=2**24, description="Most likely tokens to sample from; 0: all.")
     min_p: float = Field(default=0.0, ge=0, le=1, description="Least share of the top probability.")
     presence_penalty: float | None = Field(default=None, ge=-2, le=2, description="Default 0.")
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2, description="Default 0.")
-    repetition_penalty: float = Field(default=1.0, gt=0, le=10, description="1: none.")
+    repetition_penalty: float = Field(default=1.0, ge=0.01, le=10, description="1: none.")
     logit_bias: dict[str, float] | None = Field(default=None, max_length=1024,
                                                 description="Token id to bias, -100 to 100.")
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63, description="The same seed, the same text.")

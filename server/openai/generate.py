@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import anyio
 
-from server.engines.base import Completion, Generation, Sampling, Token
+from server.engines.base import Completion, Generation, Sampling, Token, Touched
 from server.gates import Decided
 from server.guard import Event, GuardedCompletion, Part
 from server.metrics import Metrics
@@ -43,7 +43,7 @@ class Choice:
     prompt: Prompt
     decided: Decided
     token_ids: list[int] = field(default_factory=list)
-    touched: list[tuple[int, int]] = field(default_factory=list)
+    touched: list[Touched] = field(default_factory=list)
     parts: Sequence[Part] = ()
     events: Sequence[Event] = ()
     checks: int | None = None
@@ -60,15 +60,16 @@ class Run:
     def __init__(self, vocabulary: Vocabulary, metrics: Metrics, runs: Runs, *, request_id: str,
                  prompts: Sequence[Prompt], decided: Sequence[Decided], n: int, sampling: Sequence[Sampling],
                  stops: Sequence[str], begin: Callable[[Generation, Decided], Completion],
-                 begun: Callable[["Run"], None]) -> None:
+                 begun: Callable[["Run"], None], placed: Callable[[TrimtabError], TrimtabError]) -> None:
         """`decided`: one per prompt. `sampling`: one per choice of a prompt. Choice p * n + i is completion i of
-        prompt p. `begin`: starts a choice in the engine. `begun`: called when the engine has taken all of them."""
+        prompt p. `begin`: starts a choice in the engine. `begun`: called when the engine has taken all of them.
+        `placed`: an engine's error in the request's words."""
         self._vocabulary = vocabulary
         self._metrics = metrics
         self._runs = runs
         self._stops = stops
         self._request_id, self._n, self._sampling = request_id, n, sampling
-        self._begin, self._begun = begin, begun
+        self._begin, self._begun, self._placed = begin, begun, placed
         self.prompts = prompts
         self.choices = [Choice(p * n + i, prompt, decided[p]) for p, prompt in enumerate(prompts) for i in range(n)]
         self._events: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
@@ -129,6 +130,8 @@ class Run:
         try:
             async for piece in self._choice(choice, completion):
                 self._events.put_nowait(piece)
+        except TrimtabError as error:
+            self._events.put_nowait(self._placed(error))
         except Exception as error:  # handed to the reader of the queue, which raises it
             self._events.put_nowait(error)
 
@@ -155,7 +158,7 @@ class Run:
         if matcher.stopped:
             reason = "stop"
             await completion.cancel()
-        choice.touched = [(t.prompt, t.generation) for t in completion.touched()]
+        choice.touched = completion.touched()
         if isinstance(completion, GuardedCompletion):
             choice.parts, choice.events, choice.checks = completion.parts, completion.events, completion.checks
         self._metrics.completed(len(choice.token_ids), time.perf_counter() - first_at)

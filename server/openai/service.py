@@ -16,7 +16,7 @@ from server.errors import ContextLengthExceeded, UnsupportedParameter
 from server.gates import Decided, decide
 from server.guard import GuardedCompletion
 from server.monitor import Watched, watch
-from server.openai.fields import CompletionFields
+from server.openai.fields import LEAST_TEMPERATURE, CompletionFields
 from server.openai.generate import Run, choice_seed
 from server.openai.models import ModelName, parse_model
 from server.openai.prompts import Prompt
@@ -24,7 +24,7 @@ from server.openai.schema import ChatRequest
 from server.planner import Plan
 from server.receipt import Receipt, receipt
 from server.state import ServerState
-from steering.errors import InvalidRequest, InvalidSpec
+from steering.errors import InvalidRequest, InvalidSpec, TrimtabError
 from steering.program import Program
 
 
@@ -85,13 +85,17 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
     sampling = [_sampling(body, state, limit, logprobs, i) for i in range(body.n)]
     if plan.guards:
         _check_guarded(sampling[0], state)
-    decided = await decide(plan, prompts, state.engine)
+    try:
+        decided = await decide(plan, prompts, state.engine)
+    except TrimtabError as error:
+        raise plan.placed(error) from None
     # A gate that stayed shut for every prompt leaves its intervention unused.
     used = [item.applied for j, item in enumerate(plan.program.compiled if plan.program else ())
             if any(j not in one.gates or one.gates[j].open for one in decided)]
     run = Run(state.vocabulary, state.metrics, state.runs, request_id=request_id, prompts=prompts, decided=decided,
               n=body.n, sampling=sampling, stops=body.stops, begin=partial(_begin, state, plan),
-              begun=lambda run: state.metrics.admitted(run.prompt_tokens, used, plan.disabled is not None))
+              begun=lambda run: state.metrics.admitted(run.prompt_tokens, used, plan.disabled is not None),
+              placed=plan.placed)
     return Started(body.model, run, plan, state)
 
 
@@ -142,7 +146,7 @@ def _sampling(body: CompletionFields, state: ServerState, max_tokens: int, logpr
               ) -> Sampling:
     return Sampling(
         max_tokens=max_tokens,
-        temperature=1.0 if body.temperature is None else body.temperature,
+        temperature=_temperature(body),
         top_p=1.0 if body.top_p is None else body.top_p,
         top_k=body.top_k,
         min_p=body.min_p,
@@ -156,6 +160,12 @@ def _sampling(body: CompletionFields, state: ServerState, max_tokens: int, logpr
         logprobs=logprobs,
         json_schema=_json_schema(body, state),
     )
+
+
+def _temperature(body: CompletionFields) -> float:
+    if body.temperature is None:
+        return 1.0
+    return body.temperature if body.temperature >= LEAST_TEMPERATURE else 0.0
 
 
 def _json_schema(body: CompletionFields, state: ServerState) -> dict[str, Any] | None:

@@ -104,8 +104,11 @@ async def read_lens(body: LensRequest, state: State) -> LensReading:
     groups = {name: {spelling: _first(spelling, f"groups.{name}[{n}]", state) for n, spelling in enumerate(spellings)}
               for name, spellings in body.groups.items()}
     plan.check_prompt(prompt.token_ids, prompt.roles)
-    decided = (await decide(plan, [prompt], state.engine))[0]
-    seen = await look(state.engine, prompt.token_ids, layers, positions, decided.program, tuned, prompt.roles)
+    try:
+        decided = (await decide(plan, [prompt], state.engine))[0]
+        seen = await look(state.engine, prompt.token_ids, layers, positions, decided.program, tuned, prompt.roles)
+    except TrimtabError as error:
+        raise plan.placed(error) from None
     vocabulary = state.vocabulary
     return LensReading(
         model=body.model, lens="logit" if tuned is None else tuned.ref, tokens=len(prompt.token_ids),
@@ -221,4 +224,4 @@ def _outcome(prompt: Prompt, decided: Decided, seen: Seen) -> Outcome:
     if program is not None and program.acting:
         touch = touch_map(program.scopes, prompt.token_ids, 0, prompt.roles)
     touched = count_touched(program, touch, prompt.token_ids, len(prompt.token_ids))
-    return Outcome(0, prompt.token_ids, [], prompt.roles, [(t.prompt, t.generation) for t in touched], decided)
+    return Outcome(0, prompt.token_ids, [], prompt.roles, touched, decided)

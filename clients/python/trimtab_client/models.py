@@ -40,7 +40,8 @@ class Receipt(Model):
 
     disabled: the kill switch held all steering back. effects: what it did, measured, if `report` asked for it.
     monitor: per probe of `monitor` its scores per token. guard_checks: per choice, how often its guards were checked;
-    applied[j].choices[i]["guard"] says what they did.
+    applied[j].choices[i]["guard"] says what they did. warnings: what was asked for and is rarely meant, with a
+    "code", the index of the "intervention" and a "message".
     """
 
     applied: list[Applied]
@@ -50,6 +51,7 @@ class Receipt(Model):
     effects: dict[str, Any] | None = None
     monitor: list[dict[str, Any]] = []
     guard_checks: list[int | None] = []
+    warnings: list[dict[str, Any]] = []
 
 
 class Usage(Model):

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from steering.containment import UNLIMITED, StepLimit
+
 
 @dataclass(frozen=True)
 class EngineOptions:
@@ -20,6 +22,7 @@ class EngineOptions:
         kv_cache_tokens: tokens the key-value cache holds, shared by all requests.
         page_size: tokens of one cache page, the unit of prefix sharing.
         share_prefixes: reuse cached prefixes between requests that do the same to them.
+        step_limit: relative steps that are carried out and what is done with larger ones.
         self_test: prove at start that every offered site is reached.
     """
 
@@ -34,4 +37,5 @@ class EngineOptions:
     kv_cache_tokens: int = 32768
     page_size: int = 32
     share_prefixes: bool = True
+    step_limit: StepLimit = UNLIMITED
     self_test: bool = True

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from steering.containment import UNLIMITED, StepLimit
 from steering.spec import Site
 
 ALL_SITES: tuple[Site, ...] = ("resid_pre", "attn_out", "mlp_out", "head_out", "mlp_act", "router", "resid_post")
@@ -24,6 +25,7 @@ class VllmOptions:
         graph_ops: what is simple. On a CPU "auto" is "vectors", which costs nothing where nothing acts; "all" costs one
         or two per cent there. On a GPU it is "all", as an opaque op splits a CUDA graph.
         rows: vectors of one width that the graph's pool holds. depth, rank: stages at a place, directions in a stage.
+        step_limit: relative steps that are carried out and what is done with larger ones.
         self_test: prove at start that every hooked place is reached.
         back_off_s: seconds before each attempt to start vLLM again after its process has died; the last one repeats.
         extra: further arguments of vLLM's AsyncEngineArgs.
@@ -48,6 +50,7 @@ class VllmOptions:
     rows: int = 8192
     depth: int = 1
     rank: int = 2
+    step_limit: StepLimit = UNLIMITED
     self_test: bool = True
     back_off_s: tuple[float, ...] = (1.0, 2.0, 5.0, 15.0, 30.0, 60.0)
     extra: Mapping[str, Any] = field(default_factory=dict)

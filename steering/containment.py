@@ -1,0 +1,111 @@
+"""What an intervention does to a token, measured and contained where it acts.
+
+One number per token and intervention tells everything: the **relative step** |h' - h| / |h|. Where it is infinite, the
+step leaves what the model's dtype holds; over a limit it is refused or clipped. Either way the row that goes on is
+finite at once, in the very op: in a packed batch one key that is not a number makes every request's attention scores
+NaN, those of strangers as well. Reading the numbers can wait until the step is over, so nothing here synchronises.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from steering.errors import ModelOverflow, SteeringLimit, SteeringOverflow, TrimtabError
+from steering.program import Program
+from steering.spec import Site
+
+LimitAction = Literal["refuse", "clip"]
+
+
+@dataclass(frozen=True)
+class StepLimit:
+    """Largest relative step that is carried out, and what is done with a larger one. `largest` infinite: no limit.
+
+    refuse: the token keeps its activation and the request is to be failed. clip: the step is shortened to the limit.
+    """
+
+    largest: float = math.inf
+    action: LimitAction = "refuse"
+
+    @classmethod
+    def of(cls, largest: float, action: LimitAction) -> "StepLimit":
+        """From settings, where 0 is no limit."""
+        return cls(largest if largest > 0 else math.inf, action)
+
+
+UNLIMITED = StepLimit()
+
+
+def contain(before: Tensor, after: Tensor, limit: StepLimit = UNLIMITED) -> tuple[Tensor, Tensor]:
+    """What takes the place of `before [n, width]` when an op wants `after [n, width]` (float32), and each token's step.
+
+    Returns:
+        The rows in the dtype of `before`: `after`, or `before`, bit for bit, where the step is not finite or refused,
+        or the shortened step. And `[n]` float32, the relative step as it was asked for: infinite where the step is
+        not finite in that dtype (or too long to be squared in float32), NaN where `before` itself is not finite, 0
+        where it is zero.
+    """
+    old = before.float()
+    own = old.norm(dim=-1)
+    asked = None
+    if limit.action == "clip" and limit.largest < math.inf:
+        change = after - old
+        asked = _relative(change, own)
+        after = old + change * (limit.largest / asked.clamp_min(limit.largest)).unsqueeze(-1)
+    moved = after.to(before.dtype)
+    step = _relative(moved.float() - old, own)
+    if asked is None:
+        fits = step <= limit.largest if limit.largest < math.inf else step < math.inf
+    else:
+        fits = step < math.inf
+        step = torch.where(fits & (asked > limit.largest), asked, step)
+    return torch.where(fits.unsqueeze(-1), moved, before), step
+
+
+def _relative(change: Tensor, own: Tensor) -> Tensor:
+    length = change.norm(dim=-1).nan_to_num(nan=math.inf, posinf=math.inf)
+    return torch.where((own == 0) & (length < math.inf), 0.0, length / own)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A step that was not carried out, or what it led to.
+
+    step: relative, infinite for one that is not finite. behind: the step itself was finite, and the model stopped being
+    so with what it had left, in `layer`. position: of the token in prompt and completion.
+    """
+
+    intervention: int
+    site: Site | None
+    layer: int | None
+    position: int
+    step: float
+    behind: bool = False
+
+
+def fault_error(program: Program, fault: Fault, limit: StepLimit = UNLIMITED) -> TrimtabError:
+    """The typed error of a faulty request. `param` is `interventions[i]`, for the caller to put in the request's words.
+    """
+    item = program.compiled[fault.intervention]
+    what = f"intervention {fault.intervention} ({item.op} of {item.applied.artifact or 'inline'})"
+    where = "" if fault.layer is None else f"{fault.site or 'what follows'} of layer {fault.layer}, "
+    place = f"{where}token {fault.position}"
+    param = f"interventions[{fault.intervention}]"
+    if fault.behind:
+        return SteeringOverflow(f"{what} drives the model to values that are not finite ({place})", param=param,
+                                fix="Lower the strength.")
+    if math.isfinite(fault.step):
+        return SteeringLimit(f"{what} moves a token by {fault.step:.3g} times its own norm ({place}); this server "
+                             f"allows {limit.largest:g}", param=param, fix="Lower the strength.")
+    return SteeringOverflow(f"{what} makes values that are not finite ({place})", param=param,
+                            fix="Lower the strength.")
+
+
+def model_error(position: int, dtype: torch.dtype) -> ModelOverflow:
+    """The error of a request whose tokens make the untouched model overflow."""
+    return ModelOverflow(f"the model itself makes values that are not finite in {str(dtype).removeprefix('torch.')} "
+                         f"(token {position}); this is not the steering's doing",
+                         fix="Serve the model in bfloat16 or float32 (setting dtype).")
