@@ -26,7 +26,6 @@ from typing import Any
 
 import httpx
 import torch
-from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.table import Table
 from scipy.special import rel_entr
@@ -35,6 +34,7 @@ from lab import model_path
 from server.boot import build
 from server.effects.metrics import EffectMetrics
 from server.effects.shadow import Shadow
+from server.instruments import Registry
 from server.logs import configure_logging
 from server.settings import Settings
 from server.state import ServerState
@@ -83,7 +83,7 @@ class Bench:
     async def run(self, arm: Arm, seed: int) -> Ran:
         """The arm's requests, with a side channel of its own."""
         state = self._state
-        registry = CollectorRegistry()
+        registry = Registry()
         budget = state.settings.shadow_budget if arm.budget is None else arm.budget
         shadow = Shadow(state.engine, EffectMetrics(registry, MODEL), None, sample=arm.sample, budget=budget,
                         decode=state.vocabulary.decode, end_ids=state.vocabulary.end_ids, seed=seed)

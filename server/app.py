@@ -8,6 +8,7 @@ import anyio
 from fastapi import Depends, FastAPI
 from starlette.types import Lifespan
 
+from server.answers import JsonAnswer
 from server.effects.metrics import EffectMetrics
 from server.effects.shadow import Shadow
 from server.effects.store import EffectStore
@@ -96,6 +97,7 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
 def routed(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
     """The routes alone; enough to describe the API."""
     app = FastAPI(title="Trimtab", version="1", description=DESCRIPTION, lifespan=lifespan, redirect_slashes=False,
+                  default_response_class=JsonAnswer,
                   generate_unique_id_function=lambda route: route.name)
     app.include_router(health.router)
     responses: dict[int | str, dict[str, Any]] = {"4XX": {"model": health.ErrorBody, "description": "Refused."},

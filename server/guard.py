@@ -10,15 +10,16 @@ Unlike a shadow run a guard is a promise: it has no budget and is never dropped.
 breach of everything, and all interventions stop.
 """
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter
 
 from server.engines.base import CompareRequest, Comparison, Completion, Engine, Generation, Token, Touched
 from server.engines.touching import count_touched
+from server.instruments import Counter, Registry
 from steering.errors import TrimtabError
 from steering.program import Program
 from steering.scope import touch_map
@@ -60,7 +61,7 @@ def spans(parts: Sequence[Part], count: int) -> list[tuple[Part, int]]:
 
 
 class GuardMetrics:
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: Registry) -> None:
         self._checks = Counter("trimtab_guard_checks", "Checks of guarded completions.", registry=registry)
         self._breaches = Counter("trimtab_guard_breaches", "Interventions that a guard weakened, by what was over its "
                                  "limit and what was done.", ["reason", "action"], registry=registry)
@@ -176,7 +177,8 @@ class GuardedCompletion(Completion):
         self._lowered[worst] += 1
         stopped = guard.action == "stop" or self._lowered[worst] > MAX_LOWERINGS
         factor = 0.0 if stopped else self._factors[worst] / 2
-        await self._weakened([Event(len(self._generated), worst, factor, reason, kl, repeated)])
+        shown = kl if math.isfinite(kl) else None
+        await self._weakened([Event(len(self._generated), worst, factor, reason, shown, repeated)])
 
     async def _weakened(self, events: list[Event]) -> None:
         for event in events:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 from server.errors import TooManyJobs, error_body
 from server.handlers import report_unexpected
 from steering.errors import Conflict, NotFound, TrimtabError
+from steering.finite import finite, not_finite
 
 log = structlog.get_logger("trimtab.jobs")
 
@@ -138,7 +139,7 @@ class Jobs:
                     raise Cancelled
                 job.status, job.started_at = "running", time.time()
                 self._save(job)
-                job.result = await work(control)
+                job.result = _storable(await work(control), job)
             job.status, job.progress = "succeeded", 1.0
         except Cancelled:
             job.status = "cancelled"
@@ -173,3 +174,12 @@ class Jobs:
         for job in over:
             del self._jobs[job.id]
             (self._folder / f"{job.id}.json").unlink(missing_ok=True)
+
+
+def _storable(result: dict[str, Any], job: Job) -> dict[str, Any]:
+    """The result as JSON can hold it: null for numbers that are not finite."""
+    wrong = list(not_finite(result))
+    if not wrong:
+        return result
+    log.warning("job_result_not_finite", job=job.id, fields=wrong[:10])
+    return {name: finite(value) for name, value in result.items()}

@@ -11,8 +11,8 @@ from typing import TypeVar
 
 import anyio
 import structlog
-from prometheus_client import CollectorRegistry, Gauge
 
+from server.instruments import Gauge, Registry
 from vectors.switches import Switches
 
 Result = TypeVar("Result")
@@ -32,7 +32,7 @@ class KillSwitch:
         failure: why the last try to reach the library failed, None after one that did not.
     """
 
-    def __init__(self, switches: Switches, registry: CollectorRegistry, *, always: bool) -> None:
+    def __init__(self, switches: Switches, registry: Registry, *, always: bool) -> None:
         """`always`: on for the life of the process, whatever the library says."""
         self.generation = 0
         self.unstored: bool | None = None

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import generate_latest
 
 from server.engines.base import Engine
+from server.instruments import Counter, Gauge, Histogram, Registry
 from steering.program import Applied
 
 MAX_ARTIFACT_LABELS = 200
@@ -15,7 +16,7 @@ TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 class Metrics:
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self.registry = Registry()
         r = self.registry
         self._requests = Counter("trimtab_requests", "Requests answered.", ["route", "method", "status"], registry=r)
         self._seconds = Histogram("trimtab_request_seconds", "Time from request to the end of the response.",

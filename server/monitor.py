@@ -11,12 +11,13 @@ from typing import Literal
 
 import structlog
 import torch
-from prometheus_client import CollectorRegistry, Counter, Gauge
 from pydantic import BaseModel, Field
 
 from server.engines.base import Captured, CaptureRequest, Engine
 from server.guard import Part, spans
+from server.instruments import Counter, Gauge, Registry
 from steering.errors import TrimtabError
+from steering.finite import not_finite
 from steering.program import Program
 from steering.reading import Reader
 from steering.spec import Direction, Form, Site
@@ -75,7 +76,7 @@ class MonitorReport(BaseModel):
 class MonitorMetrics:
     """Labels are bounded: names of probes beyond the limit are counted under "other"."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: Registry) -> None:
         self._names: set[str] = set()
         self._means: dict[tuple[str, str], float] = {}
         labels = ["probe", "part"]
@@ -120,10 +121,17 @@ async def watch(monitors: Sequence[Monitor], choices: Sequence[Watched], engine:
         # RuntimeError: what torch raises, out of memory included.
         metrics.failed()
         log.warning("monitor_failed", error=f"{type(error).__name__}: {error}"[:300])
-        return [_report(monitor, "failed", []) for monitor in monitors]
+        reason = "the pass that reads them failed; the server's log says why"
+        return [_report(monitor, "failed", [], reason) for monitor in monitors]
     reports = []
     for monitor in monitors:
         found = [_scores(monitor, choice, captured[choice.index]) for choice in choices]
+        if any(not_finite([choice.model_dump() for choice in found])):
+            # A mean that forgets slowly would never forget a NaN.
+            metrics.failed()
+            log.warning("monitor_not_finite", probe=monitor.reader.ref)
+            reports.append(_report(monitor, "failed", [], "it read values that are not finite"))
+            continue
         for choice in found:
             metrics.read(monitor, choice)
         reports.append(_report(monitor, "read", found))
@@ -170,9 +178,9 @@ def _scores(monitor: Monitor, choice: Watched, captured: Captured) -> MonitorCho
                          generation={layer: s[length:] for layer, s in scores.items()})
 
 
-def _report(monitor: Monitor, status: Literal["read", "failed"], choices: list[MonitorChoice]) -> MonitorReport:
+def _report(monitor: Monitor, status: Literal["read", "failed"], choices: list[MonitorChoice],
+            reason: str | None = None) -> MonitorReport:
     reader = monitor.reader
     return MonitorReport(
         probe=reader.ref, site=reader.site, layers=list(reader.layers), form=reader.form, threshold=monitor.threshold,
-        direction=monitor.direction, status=status, choices=choices,
-        reason=None if status == "read" else "the pass that reads them failed; the server's log says why")
+        direction=monitor.direction, status=status, choices=choices, reason=reason)

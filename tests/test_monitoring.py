@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry
 
 from server.effects.metrics import EffectMetrics
+from server.instruments import Registry
 from server.metrics import Metrics
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
@@ -70,7 +70,7 @@ def test_the_check_above_finds_what_is_not_there() -> None:
 
 
 def test_the_board_shows_every_metric_of_effects() -> None:
-    registry = CollectorRegistry()
+    registry = Registry()
     EffectMetrics(registry, "m")
     names = {family.name for collector in registry._collector_to_names
              for family in collector.describe()}  # type: ignore[attr-defined]

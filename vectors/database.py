@@ -1,8 +1,10 @@
 """The database: connections, transactions, migrations."""
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,7 +53,8 @@ class Database:
                                          fix="Use a file: sqlite:///library.db.")
             if self._sqlite and parsed.database:
                 Path(parsed.database).absolute().parent.mkdir(parents=True, exist_ok=True)
-            self.engine = create_engine(parsed, pool_pre_ping=not self._sqlite)
+            self.engine = create_engine(parsed, pool_pre_ping=not self._sqlite,
+                                        json_serializer=partial(json.dumps, allow_nan=False))
         except (ArgumentError, NoSuchModuleError, ImportError, OSError) as error:
             raise LibraryUnavailable(f"cannot open the library database: {error}") from error
         # SQLite reads from one snapshot by nature, others must be told to.

@@ -1,19 +1,18 @@
 """Effects as Prometheus metrics. Labels are bounded: names beyond the limit are counted under "other"."""
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
-
 from server.effects.report import ChoiceEffect
+from server.instruments import Counter, Histogram, Registry
 
 NATS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 MAX_NAMES = 200
-OTHER, ALL = "other", "all"
+OTHER = "other"
 
 
 class EffectMetrics:
     """One sample is one measured completion: means over its tokens. artifact and op "all" stand for the whole spec."""
 
-    def __init__(self, registry: CollectorRegistry, model: str) -> None:
+    def __init__(self, registry: Registry, model: str) -> None:
         self._model = model
         self._names: set[str] = set()
         labels = ["model", "preset", "artifact", "op"]
@@ -53,14 +52,13 @@ class EffectMetrics:
 
     def measured(self, preset: str, effect: ChoiceEffect) -> None:
         shown = self._bounded(preset)
-        rows = [(ALL, ALL, effect.total), *((i.artifact, str(i.op), i.shift) for i in effect.interventions)]
-        for artifact, op, shift in rows:
-            labels = (self._model, shown, self._bounded(artifact), op)
-            self._kl.labels(*labels).observe(shift.kl.mean)
-            self._top1.labels(*labels).observe(shift.top1_changed)
-            self._entropy.labels(*labels).observe(shift.entropy_change)
-            self._raised.labels(*labels).inc(max(shift.entropy_change, 0.0))
-            self._lowered.labels(*labels).inc(max(-shift.entropy_change, 0.0))
+        for share in effect.shares():
+            labels = (self._model, shown, self._bounded(share.artifact), share.op)
+            self._kl.labels(*labels).observe(share.kl)
+            self._top1.labels(*labels).observe(share.top1_changed)
+            self._entropy.labels(*labels).observe(share.entropy_change)
+            self._raised.labels(*labels).inc(max(share.entropy_change, 0.0))
+            self._lowered.labels(*labels).inc(max(-share.entropy_change, 0.0))
         for item in effect.interventions:
             if item.card_kl is not None:
                 labels = (self._model, shown, self._bounded(item.artifact), str(item.op))

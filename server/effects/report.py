@@ -1,6 +1,8 @@
 """What is told of a measured completion: in the response, and summed up for metrics and the database."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 import torch
@@ -11,6 +13,9 @@ from server.effects.divergence import Divergence
 from server.engines.base import Comparison
 from steering.program import Program
 from steering.spec import Op
+
+# Artifact and op of what stands for a whole spec.
+ALL = "all"
 
 
 class Spread(BaseModel):
@@ -41,6 +46,17 @@ class InterventionEffect(BaseModel):
     shift: Shift
     card_kl: float | None = Field(default=None, description="Mean KL that the artifact's calibration measured at this "
                                   "strength, in nats.")
+
+
+@dataclass(frozen=True)
+class Share:
+    """What metrics and the database keep of one completion for an artifact and op: means over its tokens."""
+
+    artifact: str
+    op: str
+    kl: float
+    entropy_change: float
+    top1_changed: float
 
 
 class PerToken(BaseModel):
@@ -81,6 +97,15 @@ class ChoiceEffect(BaseModel):
     residual_cosine: float = Field(description="Mean cosine of the two.")
     text: TextSigns
     per_token: PerToken | None = Field(default=None, description='Only with "report": "tokens".')
+
+    def shares(self) -> list[Share]:
+        """The whole spec as artifact and op "all", then each artifact and op once: the mean where a spec uses it more
+        than once, so that nobody counts the completion twice."""
+        uses: dict[tuple[str, str], list[Shift]] = {(ALL, ALL): [self.total]}
+        for item in self.interventions:
+            uses.setdefault((item.artifact, str(item.op)), []).append(item.shift)
+        return [Share(artifact, op, fmean(s.kl.mean for s in shifts), fmean(s.entropy_change for s in shifts),
+                      fmean(s.top1_changed for s in shifts)) for (artifact, op), shifts in uses.items()]
 
 
 class Effects(BaseModel):

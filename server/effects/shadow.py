@@ -17,12 +17,13 @@ import structlog
 
 from server.effects.budget import Budget
 from server.effects.degeneration import degeneration
-from server.effects.metrics import ALL, EffectMetrics
+from server.effects.metrics import EffectMetrics
 from server.effects.parts import compare_parts
-from server.effects.report import ChoiceEffect, Effects, Shift, choice_effect
+from server.effects.report import ChoiceEffect, Effects, choice_effect
 from server.effects.store import MINUTE_S, EffectStore, Sample
 from server.engines.base import CompareRequest, Engine
 from server.guard import Part
+from steering.finite import not_finite
 from steering.program import Program
 
 log = structlog.get_logger("trimtab.effects")
@@ -101,8 +102,8 @@ class Shadow:
             if not finished.generated_ids:
                 continue
             effect = await self._measured(finished, per_token)
-            if effect is None:
-                return Effects(status="failed", reason="the measurement failed; the server's log says why")
+            if isinstance(effect, str):
+                return Effects(status="failed", reason=effect)
             effects.append(effect)
         return Effects(status="measured", choices=effects)
 
@@ -129,7 +130,9 @@ class Shadow:
         if self._store is None or not samples:
             return
         try:
-            await anyio.to_thread.run_sync(self._store.write, samples)
+            refused = await anyio.to_thread.run_sync(self._store.write, samples)
+            if refused:
+                self._lose(refused, ValueError("numbers that are not finite, or that the database refuses"))
         except Exception as error:  # locked, full, gone: whatever a database may come up with costs records only
             self._lose(len(samples), error)
 
@@ -168,7 +171,8 @@ class Shadow:
         self._metrics.lost(records)
         log.warning("effects_not_stored", records=records, error=f"{type(error).__name__}: {error}"[:300])
 
-    async def _measured(self, finished: Finished, per_token: bool) -> ChoiceEffect | None:
+    async def _measured(self, finished: Finished, per_token: bool) -> ChoiceEffect | str:
+        """The effect, or why there is none."""
         ids = [*finished.prompt_ids, *finished.generated_ids]
         try:
             request = CompareRequest(ids, len(finished.prompt_ids), finished.program, finished.roles, self._end_ids)
@@ -176,11 +180,16 @@ class Shadow:
             signs = degeneration(finished.generated_ids, self._decode(finished.generated_ids), finished.ended)
             effect = choice_effect(finished.index, comparison, finished.program, signs, per_token=per_token)
             self._metrics.ran(finished.cost)
+            wrong = list(not_finite(effect.model_dump()))
+            if wrong:
+                self._drop("not_finite")
+                log.warning("effect_not_finite", preset=finished.preset, fields=wrong[:10])
+                return f"the measurement gave numbers that are not finite: {wrong[0]}"
             self._metrics.measured(finished.preset, effect)
         except Exception as error:  # no fault of a measurement may reach a request or end the worker
             self._drop("failed")
             log.warning("shadow_failed", error=f"{type(error).__name__}: {error}"[:300])
-            return None
+            return "the measurement failed; the server's log says why"
         self._keep(finished, effect)
         log.info("effect", preset=finished.preset, kl=round(effect.total.kl.mean, 4), tokens=effect.tokens,
                  top1_changed=round(effect.total.top1_changed, 3), repetition=round(effect.text.repetition, 3),
@@ -190,12 +199,10 @@ class Shadow:
     def _keep(self, finished: Finished, effect: ChoiceEffect) -> None:
         minute = int(time.time()) // MINUTE_S
 
-        def sample(artifact: str, op: str, shift: Shift) -> Sample:
-            return Sample(minute, artifact, op, finished.preset, effect.tokens, shift.kl.mean, shift.entropy_change,
-                          shift.top1_changed, effect.text.repetition, effect.text.length, effect.text.base_ended)
-
         if len(self._unwritten) >= MOST_UNWRITTEN:
-            self._lose(1 + len(effect.interventions), RuntimeError("the database does not keep up"))
+            self._lose(len(effect.shares()), RuntimeError("the database does not keep up"))
             return
-        self._unwritten.append(sample(ALL, ALL, effect.total))
-        self._unwritten += [sample(item.artifact, item.op, item.shift) for item in effect.interventions]
+        self._unwritten += [
+            Sample(minute, share.artifact, share.op, finished.preset, effect.tokens, share.kl, share.entropy_change,
+                   share.top1_changed, effect.text.repetition, effect.text.length, effect.text.base_ended)
+            for share in effect.shares()]

@@ -7,22 +7,24 @@ must not touch the library.
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import structlog
 from sqlalchemy import Float, Integer, MetaData, String, create_engine, func, inspect, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from server.effects.report import ALL
 from steering.errors import TrimtabError
+from steering.finite import not_finite
 from vectors.database import migrate
 from vectors.errors import LibraryUnavailable
 
+log = structlog.get_logger("trimtab.effects")
 MINUTE_S = 60
-
-
 MIGRATIONS = Path(__file__).parent / "migrations"
 # Of a database from before there were migrations, which holds the tables of the first one.
 FIRST_REVISION = "0001"
@@ -34,6 +36,10 @@ class EffectsUnavailable(TrimtabError):
     """The database of measured effects cannot be used. Requests do not need it."""
 
     status, code = 503, "effects_unavailable"
+
+
+class RowRefused(EffectsUnavailable):
+    """The database works, and does not take a row."""
 
 
 class Base(DeclarativeBase):
@@ -130,6 +136,8 @@ class EffectStore:
                     self._ready = True
             with Session(self._engine) as session, session.begin():
                 yield session
+        except (DataError, IntegrityError) as error:
+            raise RowRefused(f"the database of effects refuses a row: {error.orig}"[:400]) from error
         except (SQLAlchemyError, OSError, LibraryUnavailable) as error:
             raise EffectsUnavailable(f"the database of effects cannot be used: {error}"[:400]) from error
 
@@ -139,17 +147,34 @@ class EffectStore:
             unrecorded = EffectMinute.__tablename__ in tables and "alembic_version" not in tables
             migrate(connection, MIGRATIONS, found=FIRST_REVISION if unrecorded else None)
 
-    def write(self, samples: Sequence[Sample]) -> None:
-        """Add the samples as minute rows. Raises EffectsUnavailable, and writes nothing, if that cannot be done."""
+    def write(self, samples: Sequence[Sample]) -> int:
+        """Add the samples as minute rows. Returns how many were refused: one that is not finite, or a row that the
+        database will not take, costs itself alone. Raises EffectsUnavailable, and writes nothing, if none can be."""
         groups: dict[tuple[int, str, str, str], list[Sample]] = {}
+        refused = 0
         for sample in samples:
-            groups.setdefault((sample.minute, sample.artifact, sample.op, sample.preset), []).append(sample)
-        with self._session() as session:
-            session.add_all(_row(key, found) for key, found in groups.items())
+            numbers = asdict(sample)
+            if None in numbers.values() or any(not_finite(numbers)):
+                refused += 1
+            else:
+                groups.setdefault((sample.minute, sample.artifact, sample.op, sample.preset), []).append(sample)
+        try:
+            with self._session() as session:
+                session.add_all(_row(key, found) for key, found in groups.items())
+        except RowRefused:
+            # One of them: each on its own then, so that it takes no other with it.
+            for key, found in groups.items():
+                try:
+                    with self._session() as session:
+                        session.add(_row(key, found))
+                except RowRefused as error:
+                    refused += len(found)
+                    log.warning("effect_row_refused", artifact=key[1], preset=key[3], error=error.message)
+        return refused
 
     def totals(self, *, group: str, since: int | None = None, until: int | None = None, artifact: str | None = None,
                preset: str | None = None, limit: int = 1000) -> list[Total]:
-        """Effects by group, largest KL first (by minute: newest first).
+        """Effects by group, largest KL first (by minute: newest first). No row counts a completion twice.
 
         Args:
             group: a key of `GROUPS`.
@@ -159,6 +184,9 @@ class EffectStore:
             EffectsUnavailable.
         """
         names = GROUPS[group]
+        if artifact is not None and "op" not in names:
+            # A completion may use an artifact with more than one op.
+            names = (*names, "op")
         columns: list[Any] = [getattr(EffectMinute, name) for name in names]
         weight = EffectMinute.completions
         means: list[Any] = [func.sum(getattr(EffectMinute, name) * weight) / func.sum(weight) for name in MEANS]
@@ -169,6 +197,9 @@ class EffectStore:
             query = query.where(EffectMinute.minute < -(-until // MINUTE_S))
         if artifact is not None:
             query = query.where(EffectMinute.artifact == artifact)
+        elif "artifact" not in names:
+            # A completion has a row for the whole spec and one per intervention: counted is the first.
+            query = query.where(EffectMinute.artifact == ALL)
         if preset is not None:
             query = query.where(EffectMinute.preset == preset)
         order: Any = EffectMinute.minute.desc() if group == "minute" else means[0].desc()

@@ -5,13 +5,13 @@ from collections.abc import AsyncIterator
 
 import anyio
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage, ChatCompletionTokenLogprob
 from openai.types.chat import chat_completion as whole_types
 from openai.types.chat import chat_completion_chunk as chunk_types
 from openai.types.chat.chat_completion_token_logprob import TopLogprob
 
+from server.answers import JsonAnswer
 from server.engines.base import FinishReason, Token
 from server.openai.generate import Piece
 from server.openai.schema import ChatRequest
@@ -46,7 +46,7 @@ async def create_chat_completion(body: ChatRequest, request: Request, state: Sta
         return await stream(answer.chunks(), request)
     pieces = started.run.pieces()
     completion = await while_connected(request, answer.whole(pieces), pieces)
-    return JSONResponse(completion.model_dump(mode="json", exclude_unset=True))
+    return JsonAnswer(completion.model_dump(mode="json", exclude_unset=True))
 
 
 async def _start(body: ChatRequest, request_id: str, state: ServerState) -> Started:

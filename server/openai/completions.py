@@ -6,10 +6,10 @@ from typing import cast
 
 import anyio
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 from openai.types import Completion, CompletionUsage
 from openai.types.completion_choice import CompletionChoice, Logprobs
 
+from server.answers import JsonAnswer
 from server.engines.base import FinishReason, Token
 from server.openai.chat import usage
 from server.openai.generate import Piece
@@ -42,7 +42,7 @@ async def create_completion(body: CompletionRequest, request: Request, state: St
         return await stream(answer.chunks(), request)
     pieces = started.run.pieces()
     completion = await while_connected(request, answer.whole(pieces), pieces)
-    return JSONResponse(completion.model_dump(mode="json", exclude_unset=True))
+    return JsonAnswer(completion.model_dump(mode="json", exclude_unset=True))
 
 
 async def _start(body: CompletionRequest, request_id: str, state: ServerState) -> Started:

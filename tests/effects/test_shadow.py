@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from prometheus_client import CollectorRegistry
 from sqlalchemy.exc import OperationalError
 
 from server.effects.divergence import Divergence, ResidualShift
@@ -17,6 +16,7 @@ from server.effects.metrics import MAX_NAMES, EffectMetrics
 from server.effects.shadow import Finished, Shadow
 from server.effects.store import EffectStore, Sample
 from server.engines.base import CompareRequest, Comparison
+from server.instruments import Registry
 from steering.errors import EngineUnavailable
 from steering.ops.base import Row
 from steering.program import Applied, Compiled, Program
@@ -58,8 +58,8 @@ class FakeEngine:
         return Comparison(one(0.2), parts, ResidualShift(torch.ones(count), torch.ones(count)), exact=True)
 
 
-def make(engine: Any, store: Any = None, **options: float) -> tuple[Shadow, CollectorRegistry]:
-    registry = CollectorRegistry()
+def make(engine: Any, store: Any = None, **options: float) -> tuple[Shadow, Registry]:
+    registry = Registry()
     metrics = EffectMetrics(registry, "lab-dense")
 
     def decode(ids: Sequence[int]) -> str:
@@ -69,7 +69,7 @@ def make(engine: Any, store: Any = None, **options: float) -> tuple[Shadow, Coll
     return Shadow(engine, metrics, store, decode=decode, seed=0, **settings), registry
 
 
-def value(registry: CollectorRegistry, name: str, **labels: str) -> float:
+def value(registry: Registry, name: str, **labels: str) -> float:
     return registry.get_sample_value(name, labels) or 0.0
 
 
@@ -174,7 +174,7 @@ def test_totals_group_filter_and_weigh(tmp_path: Path) -> None:
     by_artifact = {row.artifact: row for row in store.totals(group="artifact")}
     assert by_artifact["a@1"].completions == 3
     assert by_artifact["a@1"].kl_mean == pytest.approx(0.4)
-    assert [row.minute for row in store.totals(group="minute")] == [11, 10]
+    assert [row.minute for row in store.totals(group="minute", artifact="a@1")] == [11, 10]
     assert [row.artifact for row in store.totals(group="artifact", since=660)] == ["a@1"]
     assert [row.artifact for row in store.totals(group="artifact", until=660, artifact="b@1")] == ["b@1"]
     store.close()

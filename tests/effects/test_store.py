@@ -1,5 +1,6 @@
 """The database of effects: its migrations, what older ones become, and what a broken one costs."""
 
+import math
 import sqlite3
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def test_rows_from_before_there_were_migrations_are_kept(tmp_path: Path) -> None
     store.write([sample(kl=0.8)])
     [total] = store.totals(group="artifact")
     assert total.completions == 4 and total.kl_mean == pytest.approx((3 * 0.4 + 0.8) / 4)
-    assert [row.length for row in store.totals(group="minute")] == [4.0, None]
+    assert [row.length for row in store.totals(group="minute", artifact="a@1")] == [4.0, None]
     store.close()
 
 
@@ -86,7 +87,32 @@ def test_a_failed_write_leaves_no_part_of_it(tmp_path: Path) -> None:
 def test_ten_thousand_artifacts_in_one_minute(tmp_path: Path) -> None:
     store = EffectStore(f"sqlite:///{tmp_path}/effects.db")
     store.write([sample(artifact=f"name-{i}@1", kl=i / 10_000) for i in range(10_000)])
+    store.write([sample(artifact="all") for _ in range(10_000)])
     found = store.totals(group="artifact", limit=50)
     assert [row.artifact for row in found] == [f"name-{i}@1" for i in range(9_999, 9_949, -1)]
     assert store.totals(group="minute")[0].completions == 10_000
+    store.close()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, None])
+def test_a_sample_without_a_number_costs_itself_alone(tmp_path: Path, bad: float) -> None:
+    store = EffectStore(f"sqlite:///{tmp_path}/effects.db")
+    samples = [sample(artifact=f"name-{i % 7}@1", kl=0.5) for i in range(147)]
+    samples[80] = sample(artifact=f"name-{80 % 7}@1", kl=bad)
+    refused = store.write(samples)
+    rows = store.totals(group="artifact")
+    assert refused == 1 and sum(row.completions for row in rows) == 146
+    assert {row.kl_mean for row in rows} == {0.5}
+    store.close()
+
+
+def test_a_row_that_the_database_refuses_costs_itself_alone(tmp_path: Path) -> None:
+    store = EffectStore(f"sqlite:///{tmp_path}/effects.db")
+    store.write([sample()])
+    with sqlite3.connect(tmp_path / "effects.db") as connection:
+        connection.execute("CREATE TRIGGER picky BEFORE INSERT ON effect_minutes WHEN NEW.artifact = 'b@1' "
+                           "BEGIN SELECT RAISE(ABORT, 'not this one'); END")
+    connection.close()
+    assert store.write([sample(artifact=name) for name in ("a@1", "b@1", "b@1", "c@1")]) == 2
+    assert {row.artifact: row.completions for row in store.totals(group="artifact")} == {"a@1": 2, "c@1": 1}
     store.close()

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from prometheus_client import CollectorRegistry
 from transformers import AutoModelForCausalLM
 
 from server.effects.parts import compare_parts
 from server.engines.base import CompareRequest, Generation, Sampling, Token
 from server.guard import GuardedCompletion, GuardMetrics, repetition
+from server.instruments import Registry
 from server.monitor import Monitor, MonitorMetrics, Watched, watch
 from steering.compiler import compile_program
 from steering.errors import EngineUnavailable
@@ -36,7 +36,7 @@ def guarded(engine: Any, guard: dict[str, Any], *items: dict[str, Any], name: st
     settings: dict[str, Any] = {"max_tokens": 20, "temperature": 0.0, "logprobs": 2, **sampling}
     given = Generation(f"guarded-{name}", PROMPT, Sampling(**settings), compile_program(resolved, engine.facts), roles)
     return GuardedCompletion(engine, given, [Guard.model_validate({"every": 5, **guard})], weaken,
-                             GuardMetrics(CollectorRegistry()))
+                             GuardMetrics(Registry()))
 
 
 async def said(completion: GuardedCompletion) -> list[Token]:
@@ -166,7 +166,7 @@ async def test_effects_and_monitors_of_a_completion_in_parts(start_engine: Any, 
     monitor = Monitor(Reader("p@1", "resid_post", "linear", {1: {"weight": WEIGHT, "bias": torch.tensor(0.0)}}), None,
                       "above")
     watched = Watched(0, program, PROMPT, tokens, None, completion.parts)
-    report = (await watch([monitor], [watched], engine, MonitorMetrics(CollectorRegistry())))[0]
+    report = (await watch([monitor], [watched], engine, MonitorMetrics(Registry())))[0]
     model = AutoModelForCausalLM.from_pretrained(model_dir("qwen3"), dtype=torch.float32).eval()
     with torch.no_grad():
         plain = model(input_ids=torch.tensor([PROMPT + tokens]), output_hidden_states=True).hidden_states[2][0]

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from prometheus_client import CollectorRegistry
 from transformers import AutoModelForCausalLM
 
+from server.instruments import Registry
 from server.monitor import Monitor, MonitorMetrics, Watched, watch
 from steering.manifold import Manifold
 from steering.reading import Reader
@@ -44,7 +44,7 @@ async def test_scores_equal_hooks(start_engine: Any, model_dir: Any) -> None:
     for n, prompt in enumerate(PROMPTS[:3]):
         tokens, _ = await generate(engine, prompt, program if n else None)
         choices.append(Watched(n, program if n else None, prompt, ids(tokens), None))
-    reports = await watch([probe, vector], choices, engine, MonitorMetrics(CollectorRegistry()))
+    reports = await watch([probe, vector], choices, engine, MonitorMetrics(Registry()))
     for choice in choices:
         held: dict[tuple[str, int], torch.Tensor] = {}
 

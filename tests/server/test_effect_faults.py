@@ -5,6 +5,7 @@ import re
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ from server.engines.base import CompareRequest, Comparison
 from server.metrics import MAX_ARTIFACT_LABELS, Metrics
 from server.openai.vocabulary import Vocabulary
 from server.settings import Settings
+from steering.payload import Payload
 from steering.program import Applied
+from steering.spec import Spec
 from tests.server.conftest import MODEL, chat
 from tests.server.scripted import ScriptedEngine
+from vectors.artifact import Metadata
 from vectors.library import Library
 
 STEERED = {"interventions": [{"op": "add", "layers": [1], "inline": {"vector": [1.0] * 8}}]}
@@ -176,6 +180,56 @@ async def test_shadow_raising_in_the_middle(settings: Settings, engine: Measurin
         assert measured == REQUESTS / 2 + 2
         lines = logged(logs, "shadow_failed")
         assert len(lines) == REQUESTS / 2 + 2 and type(fault).__name__ in lines[0]["error"]
+
+
+async def test_a_measurement_that_is_not_finite_costs_itself_alone(
+        settings: Settings, engine: Measuring, library: Library, vocabulary: Vocabulary, logs: Logs) -> None:
+    compare = engine.compare
+
+    async def sometimes(request: CompareRequest) -> Comparison:
+        found = await compare(request)
+        if engine.compared % 3:
+            return found
+        return replace(found, total=replace(found.total, kl=torch.full_like(found.total.kl, torch.nan)))
+
+    engine.compare = sometimes  # type: ignore[method-assign]
+    async with serving(settings, engine, library, vocabulary) as (client, _):
+        told = [(await ask(client, "tokens"))["steering"]["effects"] for _ in range(REQUESTS)]
+        assert [effect["status"] for effect in told] == ["measured", "measured", "failed"] * (REQUESTS // 3)
+        assert "total.kl.mean" in told[2]["reason"]
+        labels = 'artifact="all",model="tiny",op="all",preset=""'
+        kept = REQUESTS * 2 // 3
+        assert await metric(client, f"trimtab_effect_kl_nats_sum{{{labels}}}") == pytest.approx(0.25 * kept)
+        assert await metric(client, f"trimtab_effect_kl_nats_count{{{labels}}}") == kept
+        assert await metric(client, 'trimtab_shadow_dropped_total{reason="not_finite"}') == REQUESTS - kept
+        rows = (await client.get("/v1/effects", params={"group": "artifact"})).json()["data"]
+        assert {(row["artifact"], row["completions"]) for row in rows} == {("all", kept), ("inline", kept)}
+        assert len(logged(logs, "effect_not_finite")) == REQUESTS - kept
+
+
+@pytest.mark.parametrize("group", ["artifact", "preset", "minute", "all"])
+async def test_every_grouping_counts_a_completion_once(settings: Settings, engine: Measuring, library: Library,
+                                                       vocabulary: Vocabulary, group: str) -> None:
+    """16 completions of a preset that uses one artifact twice, and another in two ways."""
+    for name in ("one", "two"):
+        library.create(Metadata(name=name, kind="vector", op="add", site="resid_post"),
+                       Payload.build("vector", {2: {"vector": torch.ones(8)}}))
+    library.presets.create("busy", Spec.model_validate({"interventions": [
+        {"artifact": "one"}, {"artifact": "one", "strength": 2}, {"artifact": "two"},
+        {"artifact": "two", "op": "ablate", "override": ["op"]}]}))
+    async with serving(settings, engine, library, vocabulary) as (client, _):
+        for _ in range(16):
+            answer = await client.post("/v1/chat/completions",
+                                       json=chat(steering={"preset": "busy", "report": "summary"}))
+            assert answer.json()["steering"]["effects"]["status"] == "measured"
+        for query in ({}, {"artifact": "one@1"}, {"artifact": "two@1"}, {"preset": "busy@1"}):
+            rows = (await client.get("/v1/effects", params={"group": group, **query})).json()["data"]
+            keys = [tuple(row.get(name) for name in ("artifact", "op", "preset")) for row in rows]
+            # Minutes may have changed on the way; within one key each completion is there once.
+            assert {key: sum(row["completions"] for row, own in zip(rows, keys, strict=True) if own == key)
+                    for key in keys} == dict.fromkeys(keys, 16) and rows, query
+        name = 'trimtab_effect_kl_nats_count{artifact="one@1",model="tiny",op="add",preset="busy@1"}'
+        assert await metric(client, name) == 16
 
 
 async def test_ten_scrapes_at_once_among_requests(settings: Settings, engine: Measuring, library: Library,

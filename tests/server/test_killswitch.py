@@ -12,10 +12,10 @@ import anyio
 import httpx
 import pytest
 from fastapi import FastAPI
-from prometheus_client import CollectorRegistry
 from sqlalchemy import event
 
 import server.killswitch
+from server.instruments import Registry
 from server.killswitch import KillSwitch
 from server.settings import Settings
 from tests.server.conftest import chat
@@ -103,7 +103,7 @@ async def test_a_change_by_another_server_arrives_and_survives_a_restart(
         client: httpx.AsyncClient, library: Library, settings: Settings) -> None:
     library.switches.set_kill_switch(True)
     await until(lambda: disabled(client))
-    restarted = KillSwitch(library.switches, CollectorRegistry(), always=False)
+    restarted = KillSwitch(library.switches, Registry(), always=False)
     await restarted.start()
     assert restarted.on
     await restarted.stop()
@@ -130,7 +130,7 @@ async def test_the_last_of_two_quick_changes_is_the_one_stored(library: Library,
         assert go_on.wait(60)
         store(on)
 
-    switch = KillSwitch(library.switches, CollectorRegistry(), always=False)
+    switch = KillSwitch(library.switches, Registry(), always=False)
     await switch.start()
     monkeypatch.setattr(library.switches, "set_kill_switch", slow)
     first = asyncio.create_task(switch.set(True))
@@ -150,7 +150,7 @@ async def test_the_last_of_two_quick_changes_is_the_one_stored(library: Library,
 
 async def test_what_could_not_be_stored_does_not_keep_the_server_from_stopping(
         library: Library, monkeypatch: pytest.MonkeyPatch, engine: ScriptedEngine) -> None:
-    switch = KillSwitch(library.switches, CollectorRegistry(), always=False)
+    switch = KillSwitch(library.switches, Registry(), always=False)
     await switch.start()
 
     def fails(on: bool) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from prometheus_client import CollectorRegistry
 
 from server.engines.base import Captured, CaptureRequest
+from server.instruments import Registry
 from server.monitor import MAX_NAMES, Monitor, MonitorChoice, MonitorMetrics
 from steering.payload import Payload
 from steering.reading import Reader
@@ -103,6 +103,26 @@ async def test_a_pass_that_fails_leaves_the_completion(client: httpx.AsyncClient
     assert "trimtab_monitor_failed_total 1.0" in (await client.get("/metrics")).text
 
 
+async def test_scores_that_are_not_finite_are_said_and_spoil_no_mean(client: httpx.AsyncClient, engine: ScriptedEngine
+                                                                    ) -> None:
+    capture, name = engine.capture, 'trimtab_monitor_score{part="generation",probe="mood"} '
+    await ask(client, {"monitor": ["mood"]})
+    before = (await client.get("/metrics")).text.partition(name)[2].partition("\n")[0]
+
+    async def overflowing(requests: Any, program: Any = None) -> Any:
+        return [{site: {layer: values * torch.inf for layer, values in layers.items()}
+                 for site, layers in found.items()} for found in await capture(requests, program)]
+
+    engine.capture = overflowing  # type: ignore[method-assign]
+    report = (await ask(client, {"monitor": ["mood"]}))["steering"]["monitor"][0]
+    assert report["status"] == "failed" and "not finite" in report["reason"] and report["choices"] == []
+    engine.capture = capture  # type: ignore[method-assign]
+    assert (await ask(client, {"monitor": ["mood"]}))["steering"]["monitor"][0]["status"] == "read"
+    page = (await client.get("/metrics")).text
+    assert float(page.partition(name)[2].partition("\n")[0]) == pytest.approx(float(before))
+    assert "trimtab_monitor_failed_total 1.0" in page
+
+
 async def test_reading_goes_on_under_the_kill_switch(client: httpx.AsyncClient) -> None:
     await client.put("/v1/admin/kill-switch", json={"on": True})
     answer = await ask(client, {"interventions": [{"artifact": "one"}], "monitor": ["mood"]})
@@ -128,7 +148,7 @@ async def test_too_many(client: httpx.AsyncClient) -> None:
 
 
 def test_metrics_are_running_means_with_bounded_names() -> None:
-    registry = CollectorRegistry()
+    registry = Registry()
     metrics = MonitorMetrics(registry)
 
     def read(name: str, prompt: list[float], said: list[float], direction: Any = "above") -> None:
