@@ -37,9 +37,9 @@ class Registry(CollectorRegistry):
 class _Watched(prometheus_client.metrics.MetricWrapperBase):
     """An instrument that asks its registry about every value; its children ask the same one."""
 
-    def __init__(self, *args: Any, registry: Registry | None = None, **kwargs: Any) -> None:
-        self._registry = registry
-        super().__init__(*args, registry=registry, **kwargs)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._registry: Registry | None = options.get("registry")
+        super().__init__(*arguments, **options)
 
     def labels(self, *labelvalues: object, **labelkwargs: object) -> Self:
         child = super().labels(*labelvalues, **labelkwargs)
