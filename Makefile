@@ -17,11 +17,12 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.t
 # vLLM ships its CPU build for Linux only; elsewhere the tests that run it are not collected.
 ON_LINUX := $(filter Linux,$(shell uname -s))
 
-.PHONY: help serve serve-vllm install test lint fmt types bench docs replications library clean
+.PHONY: help serve serve-vllm install test test-typescript lint fmt types bench docs replications library clean
 
 help:
 	@echo "serve  run $(MODEL) on http://$(HOST):$(PORT)      (PORT=, HOST=, MODEL=lab-moe)"
 	@echo "serve-vllm  the same on vLLM instead of the embedded engine"
+	@echo "test-typescript  the TypeScript client, in Node"
 	@echo "test   all tests        lint   ruff       types  mypy        fmt   ruff, fixing"
 	@echo "bench  the benchmarks   docs   regenerate reference docs      clean  remove what make made"
 	@echo "replications  every extraction method on the bundled models (ROWS=function-vectors for one)"
@@ -64,6 +65,15 @@ serve-vllm: $(VENV)/.test
 
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(PY) -m pytest $(PYTEST_ARGS)
+
+# Node of this machine if it is new enough, else one from the Python registry.
+$(VENV)/.node: scripts/install_node.sh | $(VENV)/.venv
+	scripts/install_node.sh $(VENV)
+	@touch $@
+
+test-typescript: $(VENV)/.node
+	cd clients/typescript && PATH="$(abspath $(VENV))/node:$$PATH" npm ci --no-fund --no-audit && \
+	  PATH="$(abspath $(VENV))/node:$$PATH" npm test
 
 lint: $(VENV)/.dev
 	$(PY) -m ruff check .

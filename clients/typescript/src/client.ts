@@ -1,0 +1,361 @@
+/** The client: one method per thing the server does. */
+
+import { JobFailed } from "./errors.js";
+import { Transport, type CallOptions, type ClientOptions } from "./transport.js";
+import type {
+  Artifact,
+  ArtifactPage,
+  ArtifactPatch,
+  Calibrated,
+  CalibrateOptions,
+  Calibration,
+  ChatCompletion,
+  ChatRequest,
+  CompletionRequest,
+  DefaultSpec,
+  Delta,
+  Extracted,
+  Job,
+  KillSwitch,
+  LensReading,
+  LensRequest,
+  Message,
+  Metadata,
+  Method,
+  Preset,
+  PresetPage,
+  Query,
+  Spec,
+  Steer,
+  Steering,
+  Tensors,
+  TextCompletion,
+} from "./types.js";
+
+const FIRST_PAUSE_MS = 50;
+const LONGEST_PAUSE_MS = 1000;
+
+type Fields<Body, Taken extends string> = Partial<Omit<Body, Taken | "steering" | "stream">> &
+  CallOptions & { steering?: Steer };
+
+/** Other fields of a chat request, `max_tokens` say. `model` is the server's base model if it is left out. */
+export type ChatFields = Fields<ChatRequest, "messages">;
+/** Other fields of a completion request. `model` is the server's base model if it is left out. */
+export type CompletionFields = Fields<CompletionRequest, "prompt">;
+/** Other fields of a reading. `model` is the server's base model if it is left out. */
+export type LensFields = Fields<LensRequest, "input">;
+
+export interface WaitOptions extends CallOptions {
+  onProgress?: (job: Job) => void;
+}
+
+export class Client {
+  readonly #http: Transport;
+
+  constructor(options: ClientOptions = {}) {
+    this.#http = new Transport(options);
+  }
+
+  // Completions
+
+  /** Names that can be asked for: the base model first, then one per preset. */
+  async models(options: CallOptions = {}): Promise<string[]> {
+    const list = await this.#http.json<{ data: { id: string }[] }>("GET", "/v1/models", options);
+    return list.data.map((entry) => entry.id);
+  }
+
+  /** A chat completion. A string is a single message of the user. */
+  async chat(messages: string | readonly Message[], fields: ChatFields = {}): Promise<ChatCompletion> {
+    return this.#http.json("POST", "/v1/chat/completions", await this.#chatCall(messages, fields, false));
+  }
+
+  /** The same as `chat`, piece by piece; the last piece carries the receipt. */
+  async *streamChat(messages: string | readonly Message[], fields: ChatFields = {}): AsyncGenerator<Delta, void, void> {
+    const call = await this.#chatCall(messages, fields, true);
+    for await (const event of this.#http.events("POST", "/v1/chat/completions", call)) {
+      yield delta(event as Chunk);
+    }
+  }
+
+  /** A continuation of plain text or token ids. */
+  async complete(prompt: string | number[], fields: CompletionFields = {}): Promise<TextCompletion> {
+    return this.#http.json("POST", "/v1/completions", await this.#call({ prompt }, fields));
+  }
+
+  /** The same as `complete`, piece by piece; the last piece carries the receipt. */
+  async *streamComplete(prompt: string | number[], fields: CompletionFields = {}): AsyncGenerator<Delta, void, void> {
+    const call = await this.#call({ prompt, stream: true }, fields);
+    for await (const event of this.#http.events("POST", "/v1/completions", call)) {
+      yield delta(event as Chunk);
+    }
+  }
+
+  /** What each layer would say next, for text, token ids or messages. */
+  async lens(input: LensRequest["input"], fields: LensFields = {}): Promise<LensReading> {
+    return this.#http.json("POST", "/v1/lens", await this.#call({ input }, fields));
+  }
+
+  // Artifacts
+
+  /** One entry per name: the version that the bare name means. */
+  listArtifacts(query: Query<"list_artifacts"> = {}, options: CallOptions = {}): Promise<ArtifactPage> {
+    return this.#http.json("GET", "/v1/artifacts", { ...options, query });
+  }
+
+  /** `ref` is "name", "name@3" or "name@alias". */
+  getArtifact(ref: string, options: CallOptions = {}): Promise<Artifact> {
+    return this.#http.json("GET", "/v1/artifacts/{ref}", { ...options, path: { ref } });
+  }
+
+  /** All versions, newest first. */
+  artifactVersions(name: string, options: CallOptions = {}): Promise<ArtifactPage> {
+    return this.#http.json("GET", "/v1/artifacts/{name}/versions", { ...options, path: { name } });
+  }
+
+  /** Store numbers. */
+  createArtifact(metadata: Partial<Metadata>, tensors: Tensors, options: CallOptions = {}): Promise<Artifact> {
+    return this.#http.json("POST", "/v1/artifacts", { ...options, json: { metadata, tensors } });
+  }
+
+  /** Take in a safetensors or GGUF file; fields of `metadata` win over those in the file. */
+  importArtifact(file: Uint8Array | Blob, metadata?: Partial<Metadata>, options: CallOptions = {}): Promise<Artifact> {
+    const query = metadata === undefined ? {} : { metadata: JSON.stringify(metadata) };
+    return this.#http.json("POST", "/v1/artifacts/import", { ...options, content: file, query });
+  }
+
+  /** The file, as safetensors unless `query.format` says otherwise. */
+  downloadArtifact(ref: string, query: Query<"download_artifact"> = {}, options: CallOptions = {}): Promise<Uint8Array> {
+    return this.#http.bytes("GET", "/v1/artifacts/{ref}/download", { ...options, path: { ref }, query });
+  }
+
+  /** Change what describes one version; fields that are left out stay as they are. */
+  patchArtifact(ref: string, fields: Partial<ArtifactPatch>, options: CallOptions = {}): Promise<Artifact> {
+    return this.#http.json("PATCH", "/v1/artifacts/{ref}", { ...options, path: { ref }, json: fields });
+  }
+
+  /** Delete one version, or with a bare name all; gives their references. `force` also deletes what is in use. */
+  async deleteArtifact(ref: string, force = false, options: CallOptions = {}): Promise<string[]> {
+    const call = { ...options, path: { ref }, query: { force } };
+    return (await this.#http.json<{ deleted: string[] }>("DELETE", "/v1/artifacts/{ref}", call)).deleted;
+  }
+
+  /** Point an alias of an artifact at a version. */
+  setAlias(name: string, alias: string, version: number, options: CallOptions = {}): Promise<Artifact> {
+    const call = { ...options, path: { name, alias }, json: { version } };
+    return this.#http.json("PUT", "/v1/artifacts/{name}/aliases/{alias}", call);
+  }
+
+  async removeAlias(name: string, alias: string, options: CallOptions = {}): Promise<void> {
+    await this.#http.send("DELETE", "/v1/artifacts/{name}/aliases/{alias}", { ...options, path: { name, alias } });
+  }
+
+  // Presets
+
+  /** One entry per name: the version that the bare name means. */
+  listPresets(query: Query<"list_presets"> = {}, options: CallOptions = {}): Promise<PresetPage> {
+    return this.#http.json("GET", "/v1/presets", { ...options, query });
+  }
+
+  getPreset(ref: string, options: CallOptions = {}): Promise<Preset> {
+    return this.#http.json("GET", "/v1/presets/{ref}", { ...options, path: { ref } });
+  }
+
+  /** All versions, newest first. */
+  presetVersions(name: string, options: CallOptions = {}): Promise<PresetPage> {
+    return this.#http.json("GET", "/v1/presets/{name}/versions", { ...options, path: { name } });
+  }
+
+  /** Store a spec as a new version. */
+  createPreset(name: string, spec: Spec, description = "", options: CallOptions = {}): Promise<Preset> {
+    return this.#http.json("POST", "/v1/presets", { ...options, json: { name, spec, description } });
+  }
+
+  /** Delete one version, or with a bare name all; gives their references. */
+  async deletePreset(ref: string, force = false, options: CallOptions = {}): Promise<string[]> {
+    const call = { ...options, path: { ref }, query: { force } };
+    return (await this.#http.json<{ deleted: string[] }>("DELETE", "/v1/presets/{ref}", call)).deleted;
+  }
+
+  /** Point an alias of a preset at a version. */
+  setPresetAlias(name: string, alias: string, version: number, options: CallOptions = {}): Promise<Preset> {
+    const call = { ...options, path: { name, alias }, json: { version } };
+    return this.#http.json("PUT", "/v1/presets/{name}/aliases/{alias}", call);
+  }
+
+  async removePresetAlias(name: string, alias: string, options: CallOptions = {}): Promise<void> {
+    await this.#http.send("DELETE", "/v1/presets/{name}/aliases/{alias}", { ...options, path: { name, alias } });
+  }
+
+  // What the server offers
+
+  /** Resolves if the server can serve requests. */
+  async health(options: CallOptions = {}): Promise<void> {
+    await this.#http.send("GET", "/health/ready", options);
+  }
+
+  /** Sites and ops that the loaded model offers, proven when the server started, and limits. */
+  capabilities(options: CallOptions = {}): Promise<Record<string, unknown>> {
+    return this.#http.json("GET", "/v1/capabilities", options);
+  }
+
+  /** What steering did, from the server's store, in rows as `query.group` asks. */
+  effects(query: Query<"list_effects"> = {}, options: CallOptions = {}): Promise<Record<string, unknown>> {
+    return this.#http.json("GET", "/v1/effects", { ...options, query });
+  }
+
+  // Making artifacts
+
+  /** Every extraction method of the server, with what it takes. */
+  async extractionMethods(options: CallOptions = {}): Promise<Method[]> {
+    return (await this.#http.json<{ data: Method[] }>("GET", "/v1/extract/methods", options)).data;
+  }
+
+  /** Begin to make an artifact; `fields` are those of the method's schema, the data among them. */
+  startExtraction(method: string, fields: { name: string } & Record<string, unknown>, options: CallOptions = {}): Promise<Job> {
+    const call = { ...options, path: { method: method.replaceAll("-", "_") }, json: fields };
+    return this.#http.json("POST", "/v1/extract/{method}", call);
+  }
+
+  /** As `startExtraction`, and wait for it. Throws JobFailed. */
+  async extract(method: string, fields: { name: string } & Record<string, unknown>, options: WaitOptions = {}): Promise<Extracted> {
+    const job = await this.startExtraction(method, fields, signalOf(options));
+    return (await this.wait(job.id, options)).result as unknown as Extracted;
+  }
+
+  /** Begin to measure what an artifact does at which strength. */
+  startCalibration(ref: string, settings: CalibrateOptions, options: CallOptions = {}): Promise<Job> {
+    return this.#http.json("POST", "/v1/artifacts/{ref}/calibrate", { ...options, path: { ref }, json: settings });
+  }
+
+  /** As `startCalibration`, and wait for it. Throws JobFailed. */
+  async calibrate(ref: string, settings: CalibrateOptions, options: WaitOptions = {}): Promise<Calibrated> {
+    const job = await this.startCalibration(ref, settings, signalOf(options));
+    return (await this.wait(job.id, options)).result as unknown as Calibrated;
+  }
+
+  /** The measured curves, one entry per setting. */
+  calibration(ref: string, options: CallOptions = {}): Promise<Calibration> {
+    return this.#http.json("GET", "/v1/artifacts/{ref}/calibration", { ...options, path: { ref } });
+  }
+
+  /** A picture of one setting's curve. */
+  calibrationPlot(ref: string, format: "png" | "svg" = "svg", setting = 0, options: CallOptions = {}): Promise<Uint8Array> {
+    const call = { ...options, path: { ref, format }, query: { setting } };
+    return this.#http.bytes("GET", "/v1/artifacts/{ref}/calibration.{format}", call);
+  }
+
+  // Jobs
+
+  async jobs(options: CallOptions = {}): Promise<Job[]> {
+    return (await this.#http.json<{ data: Job[] }>("GET", "/v1/jobs", options)).data;
+  }
+
+  getJob(id: string, options: CallOptions = {}): Promise<Job> {
+    return this.#http.json("GET", "/v1/jobs/{id}", { ...options, path: { id } });
+  }
+
+  /** Ask a job to stop. */
+  cancelJob(id: string, options: CallOptions = {}): Promise<Job> {
+    return this.#http.json("POST", "/v1/jobs/{id}/cancel", { ...options, path: { id } });
+  }
+
+  /** Wait until a job has succeeded. Throws JobFailed if it fails or is cancelled. */
+  async wait(id: string, options: WaitOptions = {}): Promise<Job> {
+    for (let pause = FIRST_PAUSE_MS; ; pause = Math.min(2 * pause, LONGEST_PAUSE_MS)) {
+      const job = await this.getJob(id, signalOf(options));
+      options.onProgress?.(job);
+      if (job.status === "succeeded") {
+        return job;
+      }
+      if (job.status === "failed" || job.status === "cancelled") {
+        const error = (job.error ?? {}) as { message?: string; code?: string; param?: string };
+        throw new JobFailed(error.message ?? `the job was ${job.status}`, id, error.code ?? null, error.param ?? null);
+      }
+      await sleep(pause, options.signal);
+    }
+  }
+
+  // Switches
+
+  /** The spec that acts first in every request that does not say otherwise. */
+  defaultSpec(options: CallOptions = {}): Promise<DefaultSpec> {
+    return this.#http.json("GET", "/v1/admin/default-spec", options);
+  }
+
+  setDefaultSpec(spec: Spec | { preset: string }, options: CallOptions = {}): Promise<DefaultSpec> {
+    return this.#http.json("PUT", "/v1/admin/default-spec", { ...options, json: spec });
+  }
+
+  clearDefaultSpec(options: CallOptions = {}): Promise<DefaultSpec> {
+    return this.#http.json("DELETE", "/v1/admin/default-spec", options);
+  }
+
+  killSwitch(options: CallOptions = {}): Promise<KillSwitch> {
+    return this.#http.json("GET", "/v1/admin/kill-switch", options);
+  }
+
+  /** True turns all steering off until it is turned off again. */
+  setKillSwitch(on: boolean, options: CallOptions = {}): Promise<KillSwitch> {
+    return this.#http.json("PUT", "/v1/admin/kill-switch", { ...options, json: { on } });
+  }
+
+  #chatCall(messages: string | readonly Message[], fields: ChatFields, stream: boolean) {
+    const given = typeof messages === "string" ? [{ role: "user", content: messages }] : messages;
+    return this.#call(stream ? { messages: given, stream } : { messages: given }, fields);
+  }
+
+  async #call(body: object, fields: CallOptions & { steering?: Steer; model?: string }) {
+    const { signal, steering, model, ...rest } = fields;
+    const options = signalOf({ signal });
+    const wanted = steering === undefined ? {} : { steering: steeringField(steering) };
+    return { ...options, json: { model: model ?? (await this.models(options))[0], ...body, ...wanted, ...rest } };
+  }
+}
+
+/** The `steering` object for what the methods take. */
+export function steeringField(steering: Steer): Steering {
+  if (typeof steering === "object" && !Array.isArray(steering)) {
+    return steering as Steering;
+  }
+  const names = typeof steering === "string" ? [steering] : (steering as readonly string[]);
+  return { interventions: names.map((artifact) => ({ artifact })) } as Steering;
+}
+
+interface Chunk {
+  choices: { index: number; text?: string; delta?: { content?: string | null }; finish_reason?: string | null }[];
+  usage?: Delta["usage"];
+  steering?: Delta["steering"];
+}
+
+function delta(chunk: Chunk): Delta {
+  const choice = chunk.choices[0];
+  return {
+    text: choice?.text ?? choice?.delta?.content ?? "",
+    index: choice?.index ?? 0,
+    finishReason: choice?.finish_reason ?? null,
+    usage: chunk.usage ?? null,
+    steering: chunk.steering ?? null,
+  };
+}
+
+function signalOf(options: { signal?: AbortSignal | undefined }): CallOptions {
+  return options.signal === undefined ? {} : { signal: options.signal };
+}
+
+function sleep(milliseconds: number, signal: AbortSignal | undefined): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const stop = () => {
+      clearTimeout(timer);
+      reject(signal?.reason);
+    };
+    const timer = setTimeout(() => {
+      signal?.removeEventListener("abort", stop);
+      resolve();
+    }, milliseconds);
+    if (signal?.aborted) {
+      stop();
+    } else {
+      signal?.addEventListener("abort", stop, { once: true });
+    }
+  });
+}

@@ -1,0 +1,72 @@
+/**
+ * Names for what the API takes and gives. All of them come from the server's OpenAPI file, generated twice: a field
+ * with a default may be left out of a request, and is always there in an answer.
+ */
+
+import type { components as Answers } from "./answers.js";
+import type { components as Requests, operations } from "./requests.js";
+
+type Taken = Requests["schemas"];
+type Given = Answers["schemas"];
+
+export type Steering = Taken["Steering"];
+export type Spec = Taken["Spec-Input"];
+export type Intervention = Taken["Intervention-Input"];
+export type Message = Taken["Message"];
+export type ChatRequest = Taken["ChatRequest"];
+export type CompletionRequest = Taken["CompletionRequest"];
+export type ChatCompletion = Given["SteeredChatCompletion"];
+export type TextCompletion = Given["SteeredCompletion"];
+export type Receipt = Given["Receipt"];
+export type Usage = Given["CompletionUsage"];
+export type LensRequest = Taken["LensRequest"];
+export type LensReading = Given["LensReading"];
+export type Artifact = Given["ArtifactView"];
+export type ArtifactPage = Given["ArtifactList"];
+export type Metadata = Taken["Metadata"];
+export type ArtifactPatch = Taken["Patch"];
+export type Preset = Given["PresetView"];
+export type PresetPage = Given["PresetList"];
+export type Job = Given["Job"];
+export type CalibrateOptions = Taken["CalibrateOptions"];
+export type Calibration = Given["Calibration"];
+export type KillSwitch = Given["KillSwitchView"];
+export type DefaultSpec = Given["DefaultSpecView"];
+
+/** Query parameters of an operation. */
+export type Query<Name extends keyof operations> = NonNullable<operations[Name]["parameters"]["query"]>;
+
+/** A reference ("cheerful", "cheerful@3"), several, or the full `steering` object. */
+export type Steer = string | readonly string[] | Steering;
+
+/** Numbers of an artifact: layer, then the tensor's name, then nested lists. */
+export type Tensors = Record<number, Record<string, unknown>>;
+
+/** An extraction method. `data` names the field that takes the data, `request` is the JSON schema of all fields. */
+export interface Method {
+  name: string;
+  summary: string;
+  data: string;
+  request: Record<string, unknown>;
+}
+
+/** Result of an extraction. `artifact` is the reference it was stored under. */
+export interface Extracted {
+  artifact: string;
+  report: Record<string, unknown>;
+}
+
+/** Result of a calibration. `settings` are the curves, one entry a setting, as the artifact's card keeps them. */
+export interface Calibrated {
+  artifact: string;
+  settings: Record<string, unknown>[];
+}
+
+/** A piece of a stream. The last one carries the receipt. */
+export interface Delta {
+  text: string;
+  index: number;
+  finishReason: string | null;
+  usage: Usage | null;
+  steering: Receipt | null;
+}

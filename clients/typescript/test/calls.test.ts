@@ -1,0 +1,134 @@
+/** Every call of the client against the server's OpenAPI file: nothing is asked that it does not offer, and the other way. */
+
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { test } from "node:test";
+
+import { Client } from "../src/index.js";
+
+interface Operation {
+  parameters?: { name: string; in: string }[];
+}
+const api = JSON.parse(readFileSync(new URL("../../../../docs/openapi.json", import.meta.url), "utf8")) as {
+  paths: Record<string, Record<string, Operation>>;
+};
+// Pages for people and machines that no program calls through a client.
+const NOT_CALLED = new Set(["GET /health", "GET /health/live", "GET /metrics", "GET /v1/spec/schema", "GET /v1/models/{name}"]);
+// An earlier spelling of POST /v1/extract/{method}.
+NOT_CALLED.add("POST /v1/extract");
+
+const CALLS: Record<string, (client: Client) => Promise<unknown>> = {
+  models: (c) => c.models(),
+  chat: (c) => c.chat("Hi", { model: "m" }),
+  streamChat: async (c) => drained(c.streamChat("Hi", { model: "m" })),
+  complete: (c) => c.complete("Hi", { model: "m" }),
+  streamComplete: async (c) => drained(c.streamComplete("Hi", { model: "m" })),
+  lens: (c) => c.lens("Hi", { model: "m" }),
+  listArtifacts: (c) => c.listArtifacts({ q: "x", limit: 3 }),
+  getArtifact: (c) => c.getArtifact("a@1"),
+  artifactVersions: (c) => c.artifactVersions("a"),
+  createArtifact: (c) => c.createArtifact({ name: "a" }, { 2: { vector: [1] } }),
+  importArtifact: (c) => c.importArtifact(new Uint8Array([1])),
+  downloadArtifact: (c) => c.downloadArtifact("a", { format: "gguf" }),
+  patchArtifact: (c) => c.patchArtifact("a", { description: "d" }),
+  deleteArtifact: (c) => c.deleteArtifact("a", true),
+  setAlias: (c) => c.setAlias("a", "production", 1),
+  removeAlias: (c) => c.removeAlias("a", "production"),
+  listPresets: (c) => c.listPresets({ limit: 3 }),
+  getPreset: (c) => c.getPreset("p"),
+  presetVersions: (c) => c.presetVersions("p"),
+  createPreset: (c) => c.createPreset("p", { interventions: [] }),
+  deletePreset: (c) => c.deletePreset("p"),
+  setPresetAlias: (c) => c.setPresetAlias("p", "production", 1),
+  removePresetAlias: (c) => c.removePresetAlias("p", "production"),
+  health: (c) => c.health(),
+  capabilities: (c) => c.capabilities(),
+  effects: (c) => c.effects({ group: "preset" }),
+  extractionMethods: (c) => c.extractionMethods(),
+  startExtraction: (c) => c.startExtraction("mean-difference", { name: "a" }),
+  extract: (c) => c.extract("mean_difference", { name: "a" }),
+  startCalibration: (c) => c.startCalibration("a", { prompts: ["x"] }),
+  calibrate: (c) => c.calibrate("a", { prompts: ["x"] }),
+  calibration: (c) => c.calibration("a"),
+  calibrationPlot: (c) => c.calibrationPlot("a", "png"),
+  jobs: (c) => c.jobs(),
+  getJob: (c) => c.getJob("job-1"),
+  cancelJob: (c) => c.cancelJob("job-1"),
+  wait: (c) => c.wait("job-1"),
+  defaultSpec: (c) => c.defaultSpec(),
+  setDefaultSpec: (c) => c.setDefaultSpec({ preset: "p" }),
+  clearDefaultSpec: (c) => c.clearDefaultSpec(),
+  killSwitch: (c) => c.killSwitch(),
+  setKillSwitch: (c) => c.setKillSwitch(true),
+};
+
+test("every method of the client is in this table", () => {
+  const methods = Object.getOwnPropertyNames(Client.prototype).filter((name) => name !== "constructor");
+  assert.deepEqual(methods.sort(), Object.keys(CALLS).sort());
+});
+
+test("the Python client has the same methods", () => {
+  const source = readFileSync(new URL("../../../python/trimtab_client/endpoints.py", import.meta.url), "utf8");
+  const python = [...source.matchAll(/^ {4}(\w+) = (?:Stream)?Endpoint\(/gm)].map((found) => camel(found[1] ?? ""));
+  assert.ok(python.length > 30);
+  assert.deepEqual(python.sort(), Object.keys(CALLS).sort());
+});
+
+test("what the client asks is what the server offers, and all of it", async () => {
+  const made = new Set<string>();
+  for (const [name, call] of Object.entries(CALLS)) {
+    const asked = await recorded(call);
+    assert.ok(asked.length > 0, name);
+    for (const { method, url } of asked) {
+      const { operation, template } = find(method, url);
+      made.add(`${method} ${template}`);
+      const known = new Set((operation.parameters ?? []).filter((p) => p.in === "query").map((p) => p.name));
+      for (const parameter of url.searchParams.keys()) {
+        assert.ok(known.has(parameter), `${name} sends ${parameter}, which ${method} ${template} does not know`);
+      }
+    }
+  }
+  const offered = Object.entries(api.paths).flatMap(([path, operations]) =>
+    Object.keys(operations).map((method) => `${method.toUpperCase()} ${path}`),
+  );
+  const left = offered.filter((operation) => !NOT_CALLED.has(operation) && !made.has(operation));
+  assert.deepEqual(left, []);
+});
+
+/** The operation of a request. Of two templates that fit, the one with more literal segments is meant. */
+function find(method: string, url: URL): { operation: Operation; template: string } {
+  const fitting = Object.keys(api.paths)
+    .filter((template) => new RegExp(`^${template.replace(/\./g, "\\.").replace(/\{\w+\}/g, "[^/]+?")}$`).test(url.pathname))
+    .sort((a, b) => (a.match(/\{/g) ?? []).length - (b.match(/\{/g) ?? []).length);
+  for (const template of fitting) {
+    const operation = api.paths[template]?.[method.toLowerCase()];
+    if (operation !== undefined) {
+      return { operation, template };
+    }
+  }
+  throw new assert.AssertionError({ message: `the server has no ${method} ${url.pathname}` });
+}
+
+async function recorded(call: (client: Client) => Promise<unknown>): Promise<{ method: string; url: URL }[]> {
+  const asked: { method: string; url: URL }[] = [];
+  const fetched: typeof fetch = async (input, init) => {
+    asked.push({ method: init?.method ?? "GET", url: new URL(String(input)) });
+    const streamed = typeof init?.body === "string" && init.body.includes('"stream":true');
+    const body = streamed
+      ? "data: [DONE]\n\n"
+      : JSON.stringify({ id: "job-1", status: "succeeded", result: {}, data: [], deleted: [] });
+    return new Response(body);
+  };
+  await call(new Client({ fetch: fetched }));
+  return asked;
+}
+
+async function drained(events: AsyncIterable<unknown>): Promise<void> {
+  for await (const event of events) {
+    assert.ok(event);
+  }
+}
+
+function camel(name: string): string {
+  return name.replace(/_(\w)/g, (_, letter: string) => letter.toUpperCase());
+}
