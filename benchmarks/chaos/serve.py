@@ -1,0 +1,62 @@
+"""`trimtab serve` with an embedded engine that can be hurt from outside.
+
+SIGUSR1 makes its next step fail. SIGUSR2 stalls it before its next step, a second one lets it go on.
+
+    python -m benchmarks.chaos.serve serve MODEL --port ...
+"""
+
+import signal
+import threading
+from typing import Any
+
+import server.engines.transformers.engine as embedded
+from server.cli import app
+
+LONGEST_STALL_S = 600.0
+
+
+class Hurt(RuntimeError):
+    """What a broken step raises."""
+
+
+class Trouble:
+    """What the signals ask of the next step."""
+
+    def __init__(self) -> None:
+        self._fail = threading.Event()
+        self._free = threading.Event()
+        self._free.set()
+
+    def fail(self, *_: Any) -> None:
+        self._fail.set()
+
+    def stall(self, *_: Any) -> None:
+        if self._free.is_set():
+            self._free.clear()
+        else:
+            self._free.set()
+
+    def before_step(self, module: Any, arguments: Any) -> None:
+        if self._fail.is_set():
+            self._fail.clear()
+            raise Hurt("a step fails on purpose")
+        self._free.wait(LONGEST_STALL_S)
+
+
+def main() -> None:
+    trouble = Trouble()
+    load = embedded.load_model
+
+    def load_hurtable(*args: Any, **kwargs: Any) -> Any:
+        model = load(*args, **kwargs)
+        model.register_forward_pre_hook(trouble.before_step)
+        return model
+
+    embedded.load_model = load_hurtable
+    signal.signal(signal.SIGUSR1, trouble.fail)
+    signal.signal(signal.SIGUSR2, trouble.stall)
+    app()
+
+
+if __name__ == "__main__":
+    main()
