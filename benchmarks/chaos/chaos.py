@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+from rich.console import Console
 
 from benchmarks.chaos.harness import Readiness, Server
 from benchmarks.chaos.oracle import Answer, Body, Broken, Innocent, Innocents, ask
@@ -17,6 +18,7 @@ from benchmarks.chaos.storing import Storing
 # Longer than any time limit of the server's own.
 HANG_S = 120.0
 CALM_S = 60.0
+log = Console(stderr=True, width=200)
 NONE: frozenset[str] = frozenset()
 BUSY = frozenset({"overloaded", "engine_busy", "too_many_requests", "queue_full", "slots_exhausted", "server_busy"})
 DOWN = frozenset({"engine_unavailable", "engine_restarting", "shutting_down"})
@@ -65,6 +67,7 @@ class Chaos:
 
     def fault(self, what: str) -> None:
         self.faults.append(f"{self.scenario}: {what}")
+        log.print(self.faults[-1][:1000], style="red", markup=False, highlight=False)
 
     async def try_(self, path: str, body: Body, http: httpx.AsyncClient | None = None) -> Answer | None:
         """An answer, or None and a fault: no answer in time, or one that cannot be read."""
@@ -126,7 +129,9 @@ class Chaos:
             await self.readiness.until(True, CALM_S)
         except TimeoutError:
             self.fault(f"not ready {CALM_S:.0f} s after it was over")
-            return
+            # Those that come next are to find faults of their own.
+            await self.server.kill()
+            await self.restart()
         deadline = asyncio.get_running_loop().time() + CALM_S
         while held := await self._held():
             if asyncio.get_running_loop().time() > deadline:

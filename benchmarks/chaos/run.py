@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from rich.console import Console
 
-from benchmarks.chaos.chaos import HANG_S, Amounts, Chaos
+from benchmarks.chaos.chaos import HANG_S, Amounts, Chaos, log
 from benchmarks.chaos.harness import Readiness, Server
 from benchmarks.chaos.oracle import Innocents
 from benchmarks.chaos.scenarios import SCENARIOS
@@ -24,7 +23,6 @@ NUM_INNOCENTS = 16
 SETTINGS: dict[str, object] = {"kv_cache_tokens": 8192, "max_requests": 32, "slots": 32, "log_format": "json"}
 # Resident memory may grow by this from the first rounds to the last: allocators and caches are never quite still.
 GROWTH_MIB = 96.0
-console = Console(stderr=True)
 
 
 async def run(model: str, engine: str, seed: int, amounts: Amounts, minutes: float,
@@ -59,7 +57,7 @@ async def _rounds(server: Server, http: httpx.AsyncClient, chance: random.Random
             for name in chance.sample(names, len(names)):
                 await _scenario(chaos, name)
                 memory.append(round(server.memory_mib()))
-            console.print(f"{(time.monotonic() - started) / 60:.1f} min, round {rounds}: {dict(chaos.counts)}, "
+            log.print(f"{(time.monotonic() - started) / 60:.1f} min, round {rounds}: {dict(chaos.counts)}, "
                           f"{len(chaos.faults)} faults, {memory[-1]} MiB", markup=False)
     chaos.scenario = "memory"
     _flat(chaos, memory, len(names))
@@ -83,7 +81,7 @@ async def _scenario(chaos: Chaos, name: str) -> None:
     except httpx.HTTPError as error:
         chaos.fault(f"the server did not answer: {error!r}")
         await chaos.server.kill()
-    console.print(f"  {name}: {time.monotonic() - started:.0f} s, {len(chaos.faults)} faults so far", markup=False)
+    log.print(f"  {name}: {time.monotonic() - started:.0f} s, {len(chaos.faults)} faults so far", markup=False)
 
 
 def _flat(chaos: Chaos, memory: list[int], per_round: int) -> None:

@@ -1,6 +1,7 @@
 """What stops a start: arguments of vLLM under which steering is not right, another vLLM, another signature."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 from server.engines.vllm import plugin, process
 from server.engines.vllm.arguments import ONE_ONLY, check_arguments, check_resolved
 from server.engines.vllm.engine import VllmEngine
+from server.engines.vllm.reading import read_model
 from server.settings import InvalidSettings
 from steering.errors import UnsupportedModel
 from tests.engines.vllm.conftest import options
+from tests.tiny import tiny
 
 REFUSED: list[dict[str, Any]] = [
     *({name: 2} for name in ONE_ONLY), {"enable_dbo": True}, {"speculative_config": {"method": "ngram"}},
@@ -118,3 +121,12 @@ def test_the_marker_does_not_outlive_a_start_that_failed(monkeypatch: pytest.Mon
 
 def _reading() -> Any:
     return SimpleNamespace(facts=SimpleNamespace(context_length=512, sites={}), kv_bytes_per_token=1)
+
+
+def test_a_model_that_asks_for_what_vllm_leaves_out(tmp_path: Path) -> None:
+    """The bias of the output projection: vLLM 0.32 loads the model without a word, and gives other numbers."""
+    tiny("qwen3", attention_bias=True).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModel, match="attention_bias.* qwen3"):
+        read_model(replace(options("lab-dense"), model=str(tmp_path)))
+    tiny("qwen3").save_pretrained(tmp_path)
+    assert read_model(replace(options("lab-dense"), model=str(tmp_path))).facts.family == "qwen3"
