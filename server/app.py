@@ -24,6 +24,7 @@ from server.openai import chat, completions, models
 from server.openai.prompts import ChatPrompts
 from server.openai.vocabulary import Vocabulary
 from server.planner import Planner
+from server.rehearsal import try_default_spec
 from server.routes import (
     admin,
     artifacts,
@@ -78,6 +79,7 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
             await kill_switch.start()
             await anyio.to_thread.run_sync(state.jobs.load)
             await shadow.start()
+            await try_default_spec(state)
             yield
         finally:
             await state.jobs.stop()

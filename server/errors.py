@@ -47,6 +47,12 @@ class DefaultSpecUnusable(TrimtabError):
     status, code = 503, "default_spec_unusable"
 
 
+class RehearsalFailed(InvalidRequest):
+    """A spec that was to be stored was tried on the engine, and the engine did not get through."""
+
+    status, code = 409, "rehearsal_failed"
+
+
 class ShuttingDown(TrimtabError):
     """The server stops: it takes no new requests and ends those that take too long."""
 

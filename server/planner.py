@@ -86,6 +86,7 @@ class Planner:
         self._facts = facts
         self._kill_switch = kill_switch
         self._programs: LRUCache[Any, Program] = LRUCache(settings.program_cache)
+        self._barred: tuple[Spec, str] | None = None
         self._lock = Lock()
 
     def plan(self, steering: Steering, model_preset: str | None) -> Plan:
@@ -118,9 +119,24 @@ class Planner:
     def default_spec(self) -> Spec | None:
         return self._library.switches.default_spec() or self._settings.default_spec
 
-    def check_spec(self, spec: Spec) -> None:
-        """Refuse a spec that cannot be applied. Errors name its fields as `interventions[i].layers`."""
-        self._compiled([Planned(item, "request", f"interventions[{i}]") for i, item in enumerate(spec.interventions)])
+    def bar_default_spec(self, spec: Spec, reason: str) -> None:
+        """Refuse what this default spec would act on, until it is another or is tried with success."""
+        self._barred = spec, reason
+
+    def unbar_default_spec(self) -> None:
+        self._barred = None
+
+    def default_spec_problem(self, spec: Spec) -> str | None:
+        """Why the default spec `spec` cannot be used, None where nothing is known against it."""
+        barred = self._barred
+        return barred[1] if barred is not None and barred[0] == spec else None
+
+    def check_spec(self, spec: Spec) -> Plan:
+        """The plan of a spec by itself, kill switch or not. Refuses one that cannot be applied; errors name its fields
+        as `interventions[i].layers`."""
+        planned = [Planned(item, "request", f"interventions[{i}]") for i, item in enumerate(spec.interventions)]
+        program, resolved = self._compiled(planned)
+        return Plan(program, tuple(planned), guards=() if spec.guard is None else (spec.guard,), resolved=resolved)
 
     def _collect(self, steering: Steering, model_preset: str | None) -> tuple[
             list[Planned], dict[str, str], tuple[Guard, ...]]:
@@ -129,6 +145,9 @@ class Planner:
         presets: dict[str, str] = {}
         default = self.default_spec() if steering.default == "inherit" else None
         if default is not None:
+            problem = self.default_spec_problem(default)
+            if problem is not None:
+                raise _unusable(f"failed when it was tried: {problem}", "default_spec")
             guards.append(default.guard)
             planned += [Planned(item, "default", f"default_spec.interventions[{i}]")
                         for i, item in enumerate(default.interventions)]
@@ -216,9 +235,7 @@ def localised(error: TrimtabError, planned: Sequence[Planned]) -> TrimtabError:
 
 def _placed(error: TrimtabError, item: Planned, field: str) -> TrimtabError:
     if item.origin == "default":
-        return DefaultSpecUnusable(f"the server's default spec cannot be applied: {error.message}",
-                                   param=f"{item.path}{field}",
-                                   fix='Change it at /v1/admin/default-spec, or send "default": "none" or "override".')
+        return _unusable(f"cannot be applied: {error.message}", f"{item.path}{field}")
     if item.preset is not None:
         # The fault lies in the preset; the request only named it.
         place = f"{field.lstrip('.')}: " if field else ""
@@ -227,6 +244,11 @@ def _placed(error: TrimtabError, item: Planned, field: str) -> TrimtabError:
         return error
     error.param = f"{item.path}{field}"
     return error
+
+
+def _unusable(what: str, param: str) -> DefaultSpecUnusable:
+    return DefaultSpecUnusable(f"the server's default spec {what}", param=param,
+                               fix='Change it at /v1/admin/default-spec, or send "default": "none" or "override".')
 
 
 def _names_roles(scope: Scope) -> bool:

@@ -2,9 +2,11 @@
 
 from typing import Self
 
+import anyio
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from server.rehearsal import rehearse
 from server.route import StrictRoute
 from server.state import State
 from steering.errors import Conflict
@@ -33,6 +35,8 @@ class DefaultSpecBody(BaseModel):
 
 class DefaultSpecView(BaseModel):
     spec: Spec | None = Field(description="Null: requests are steered only as they say themselves.")
+    problem: str | None = Field(default=None, description="Why the requests it would act on are refused: it failed "
+                                "when it was tried at the start of this server.")
 
 
 class KillSwitchBody(BaseModel):
@@ -51,17 +55,22 @@ class KillSwitchView(BaseModel):
 
 @router.get("/default-spec")
 def show_default_spec(state: State) -> DefaultSpecView:
-    return DefaultSpecView(spec=state.planner.default_spec())
+    spec = state.planner.default_spec()
+    return DefaultSpecView(spec=spec, problem=None if spec is None else state.planner.default_spec_problem(spec))
 
 
 @router.put("/default-spec")
-def set_default_spec(body: DefaultSpecBody, state: State) -> DefaultSpecView:
-    """Let a spec act first in every request that does not say otherwise. It must be applicable to the loaded model."""
+async def set_default_spec(body: DefaultSpecBody, state: State) -> DefaultSpecView:
+    """Let a spec act first in every request that does not say otherwise. It is run on the engine for a few tokens
+    first; what fails there is not stored."""
     given = {} if body.guard is None else {"guard": body.guard}
-    spec = state.library.presets.resolve(body.preset).spec if body.preset else Spec(
-        interventions=body.interventions or [], **given)
-    state.planner.check_spec(spec)
-    state.library.switches.set_default_spec(spec)
+    if body.preset is None:
+        spec = Spec(interventions=body.interventions or [], **given)
+    else:
+        spec = (await anyio.to_thread.run_sync(state.library.presets.resolve, body.preset)).spec
+    await rehearse(spec, state)
+    await anyio.to_thread.run_sync(state.library.switches.set_default_spec, spec)
+    state.planner.unbar_default_spec()
     return DefaultSpecView(spec=spec)
 
 
@@ -69,7 +78,7 @@ def set_default_spec(body: DefaultSpecBody, state: State) -> DefaultSpecView:
 def clear_default_spec(state: State) -> DefaultSpecView:
     """Take the default spec away; one given in the settings acts again."""
     state.library.switches.clear_default_spec()
-    return DefaultSpecView(spec=state.planner.default_spec())
+    return show_default_spec(state)
 
 
 # Coroutines, so that they wait for no thread: the switch works when everything else is stuck.

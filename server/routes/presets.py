@@ -3,9 +3,11 @@
 from datetime import datetime
 from typing import Annotated
 
+import anyio
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
+from server.rehearsal import rehearse
 from server.route import StrictRoute
 from server.routes.artifacts import AliasTarget, Deleted
 from server.state import State
@@ -52,13 +54,14 @@ class ListQuery(BaseModel):
 
 
 @router.post("", status_code=201)
-def create_preset(body: NewPreset, state: State) -> PresetView:
-    """Store a spec as a new version. It must be applicable to the loaded model."""
+async def create_preset(body: NewPreset, state: State) -> PresetView:
+    """Store a spec as a new version. It is run on the engine for a few tokens first; what fails there is not stored."""
     try:
-        state.planner.check_spec(body.spec)
+        await rehearse(body.spec, state)
     except TrimtabError as error:
-        raise error.at("spec") from None
-    return _view(state.library.presets.create(body.name, body.spec, body.description), state)
+        raise (error.at("spec") if error.param else error) from None
+    preset = await anyio.to_thread.run_sync(state.library.presets.create, body.name, body.spec, body.description)
+    return _view(preset, state)
 
 
 @router.get("")

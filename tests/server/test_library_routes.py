@@ -125,9 +125,9 @@ async def test_presets(client: httpx.AsyncClient, library: Library) -> None:
 
 async def test_default_spec(client: httpx.AsyncClient) -> None:
     await create(client)
-    assert (await client.get("/v1/admin/default-spec")).json() == {"spec": None}
+    assert (await client.get("/v1/admin/default-spec")).json() == {"spec": None, "problem": None}
     put = await client.put("/v1/admin/default-spec", json={"interventions": [{"artifact": "calm"}]})
     assert put.status_code == 200
     assert (await client.get("/v1/admin/default-spec")).json() == put.json()
     assert (await client.delete("/v1/artifacts/calm")).status_code == 409
-    assert (await client.delete("/v1/admin/default-spec")).json() == {"spec": None}
+    assert (await client.delete("/v1/admin/default-spec")).json() == {"spec": None, "problem": None}
