@@ -70,7 +70,7 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
         # After the start: the self-test has narrowed the facts to what it reached.
         app.state.server = state = ServerState(
             settings=settings, engine=engine, engine_name=engine_name, library=library, vocabulary=vocabulary,
-            chat_prompts=ChatPrompts(vocabulary), metrics=metrics,
+            chat_prompts=ChatPrompts(vocabulary, control_in_messages=settings.control_in_messages), metrics=metrics,
             planner=Planner(settings, library, engine.facts, kill_switch), kill_switch=kill_switch,
             jobs=Jobs(settings.data_dir / "jobs", settings.max_jobs), shadow=shadow,
             monitor_metrics=MonitorMetrics(metrics.registry), guard_metrics=GuardMetrics(metrics.registry),

@@ -73,6 +73,9 @@ class Settings(BaseSettings):
     max_prompts: int = Field(default=64, ge=1, le=4096, description="Prompts in one /v1/completions request.")
     max_output_tokens: int | None = Field(default=None, ge=1,
         description="Tokens one completion may have; by default what the context leaves.")
+    control_in_messages: bool = Field(default=False,
+        description="Take control tokens that a chat message holds for what they stand for, so that a message can end "
+        "its turn and open others. Off: they are text like any other.")
     max_body_bytes: int = Field(default=16 * 2**20, ge=1024, description="Bytes of a request body.")
     max_upload_bytes: int = Field(default=256 * 2**20, ge=1024, description="Bytes of an uploaded artifact file.")
     max_inline_bytes: int = Field(default=4 * 2**20, ge=0,

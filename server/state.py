@@ -16,6 +16,7 @@ from server.metrics import Metrics
 from server.monitor import MonitorMetrics
 from server.openai.prompts import ChatPrompts
 from server.openai.runs import Runs
+from server.openai.textpool import TextPool
 from server.openai.vocabulary import Vocabulary
 from server.planner import Planner
 from server.settings import Settings
@@ -39,6 +40,7 @@ class ServerState:
     effect_store: EffectStore
     kill_switch: KillSwitch
     runs: Runs = field(default_factory=Runs)
+    texts: TextPool = field(default_factory=TextPool)
 
 
 # Coroutines, although nothing is awaited: what every request needs must not wait for a thread.

@@ -3,7 +3,6 @@
 import time
 from collections.abc import AsyncIterator
 
-import anyio
 from fastapi import APIRouter, Request, Response
 from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage, ChatCompletionTokenLogprob
@@ -52,7 +51,10 @@ async def create_chat_completion(body: ChatRequest, request: Request, state: Sta
 async def _start(body: ChatRequest, request_id: str, state: ServerState) -> Started:
     _, plan = await plan_for(body, state)
     messages = [message.as_template() for message in body.messages]
-    prompt = await anyio.to_thread.run_sync(lambda: state.chat_prompts.prompt(messages, roles=plan.names_roles))
+    prompt = await state.texts.run(
+        lambda: state.chat_prompts.prompt(messages, roles=plan.names_roles,
+                                          at_most=state.engine.max_sequence_tokens - 1),
+        sum(len(message["content"]) for message in messages))
     field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     return await start(body, state, plan, [prompt], request_id=request_id, max_tokens=body.max_completion_tokens
                        or body.max_tokens, max_tokens_field=field, prompt_field="messages",

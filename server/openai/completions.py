@@ -4,7 +4,6 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import cast
 
-import anyio
 from fastapi import APIRouter, Request, Response
 from openai.types import Completion, CompletionUsage
 from openai.types.completion_choice import CompletionChoice, Logprobs
@@ -13,7 +12,7 @@ from server.answers import JsonAnswer
 from server.engines.base import FinishReason, Token
 from server.openai.chat import usage
 from server.openai.generate import Piece
-from server.openai.prompts import Prompt
+from server.openai.prompts import Prompt, check_length
 from server.openai.schema import CompletionRequest
 from server.openai.service import Started, plan_for, start
 from server.openai.streaming import stream, while_connected
@@ -50,30 +49,31 @@ async def _start(body: CompletionRequest, request_id: str, state: ServerState) -
     if plan.names_roles:
         raise InvalidSpec("plain completions have no chat roles, so scopes cannot name them",
                           param="steering.interventions", fix="Use /v1/chat/completions, or pick tokens by position.")
-    prompts = await anyio.to_thread.run_sync(_prompts, body, state)
-    return await start(body, state, plan, prompts, request_id=request_id,
-                       max_tokens=body.max_tokens or DEFAULT_MAX_TOKENS, max_tokens_field="max_tokens",
-                       prompt_field="prompt", logprobs=body.logprobs)
-
-
-def _prompts(body: CompletionRequest, state: ServerState) -> list[Prompt]:
     given = body.prompt
     single = isinstance(given, str) or isinstance(given[0], int)
     items = cast("list[str | list[int]]", [given] if single else given)
     if len(items) > state.settings.max_prompts:
         raise InvalidRequest(f"{len(items)} prompts, this server allows {state.settings.max_prompts}", param="prompt")
-    prompts = []
-    for i, item in enumerate(items):
-        param = "prompt" if single else f"prompt[{i}]"
-        ids = state.vocabulary.encode(item, special_tokens=True) if isinstance(item, str) else item
-        if not ids:
-            raise InvalidRequest("the prompt is empty", param=param, fix="Give at least one token.")
-        for j, token_id in enumerate(ids):
-            if token_id >= state.vocabulary.vocab_size:
-                raise InvalidRequest(f"there is no token {token_id}", param=f"{param}[{j}]",
-                                     fix=f"Use 0 to {state.vocabulary.vocab_size - 1}.")
-        prompts.append(Prompt(ids))
-    return prompts
+    prompts = await state.texts.run(
+        lambda: [_prompt(item, "prompt" if single else f"prompt[{i}]", state) for i, item in enumerate(items)],
+        sum(map(len, items)))
+    return await start(body, state, plan, prompts, request_id=request_id,
+                       max_tokens=body.max_tokens or DEFAULT_MAX_TOKENS, max_tokens_field="max_tokens",
+                       prompt_field="prompt", logprobs=body.logprobs)
+
+
+def _prompt(given: str | list[int], param: str, state: ServerState) -> Prompt:
+    ids = given
+    if isinstance(given, str):
+        check_length(state.vocabulary.least_tokens(given), state.engine.max_sequence_tokens - 1, param)
+        ids = state.vocabulary.encode(given, special_tokens=True)
+    if not ids:
+        raise InvalidRequest("the prompt is empty", param=param, fix="Give at least one token.")
+    for j, token_id in enumerate(ids):
+        if token_id >= state.vocabulary.vocab_size:
+            raise InvalidRequest(f"there is no token {token_id}", param=f"{param}[{j}]",
+                                 fix=f"Use 0 to {state.vocabulary.vocab_size - 1}.")
+    return Prompt(ids)
 
 
 class _Answer:

@@ -1,22 +1,26 @@
 """Chat messages to prompt tokens, and the role of each token for scopes.
 
-Roles are exact or refused. The chat template is rendered turn by turn; where each rendering begins with the one
-before, the text in between is that turn, markers included. Templates that move text between turns (a system message
-merged into the first user turn, say) have no such division, and a scope that names roles is refused.
+What a message says is data: control tokens of the model that a message holds are encoded as the text they are written
+as, so no message can end its turn or open another. Text without such tokens gives the tokens of the tokenizer's own
+`apply_chat_template`, to the id. Roles are exact or refused (`turns`). Methods block: call them in a thread.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from jinja2 import TemplateError
 
+from server.errors import ContextLengthExceeded
+from server.openai.literal import BREAK, Control, Encoded, unmarked
+from server.openai.turns import Message, marked, turn_ends
 from server.openai.vocabulary import Vocabulary
 from steering.errors import InvalidRequest, InvalidSpec
 
-Message = Mapping[str, str]
-# What a template puts before the first turn: a begin-of-text token, a default system prompt.
-PREAMBLE = "preamble"
-GENERATION = "assistant"
+_USER, _SYSTEM = {"role": "user", "content": "x"}, {"role": "system", "content": "x"}
+_REPLY = {"role": "assistant", "content": "x"}
+# Conversations in which a template writes its markers; the first that it takes is looked at.
+_PROBES: tuple[list[Message], ...] = ([_SYSTEM, _USER, _REPLY, _USER], [_USER, _REPLY, _USER], [_USER])
 
 
 @dataclass(frozen=True)
@@ -28,29 +32,99 @@ class Prompt:
 
 
 class ChatPrompts:
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, *, control_in_messages: bool = False) -> None:
+        """control_in_messages: control tokens that a message holds are meant, as the tokenizer itself would have it."""
         self._vocabulary = vocabulary
+        self._control = None if control_in_messages else self._find_control()
 
-    def prompt(self, messages: Sequence[Message], *, roles: bool) -> Prompt:
+    def prompt(self, messages: Sequence[Message], *, roles: bool, at_most: int | None = None) -> Prompt:
         """Tokens of a conversation up to where the assistant begins to speak.
+
+        Args:
+            at_most: tokens it may have; None for any number.
 
         Raises:
             InvalidRequest: the model's template refuses the conversation.
+            ContextLengthExceeded: it cannot have so few tokens, as could be told before it was tokenised.
             InvalidSpec: roles are wanted and the template does not keep turns apart.
         """
-        text = self._rendered(messages)
+        said = self._said(messages, "messages")
+        text = self._rendered(said)
+        if at_most is not None:
+            check_length(self._vocabulary.least_tokens(text), at_most, "messages")
         if not roles:
-            return Prompt(self._vocabulary.encode(text, special_tokens=False))
-        ends = self._turn_ends(messages, text)
-        token_ids, offsets = self._vocabulary.encode_with_offsets(text)
-        if ends is None or offsets is None:
+            return Prompt(self._encoded(text, "messages").ids)
+        with_ends = self._rendered(marked(said))
+        ends = None if unmarked(with_ends)[0] != unmarked(text)[0] else turn_ends(
+            said, with_ends, lambda some, generation: self._render(some, generation=generation),
+            self._vocabulary.tokenizer.bos_token)
+        if ends is None:
             raise _no_roles("the chat template of this model does not keep turns apart")
-        return Prompt(token_ids, _roles_of(offsets, ends))
+        found = self._encoded(with_ends, "messages", [end for end, _ in ends])
+        if found.offsets is None:
+            raise _no_roles("the tokenizer of this model does not tell which text a token stands for")
+        return Prompt(found.ids, _roles_of(found.offsets, found.places, [role for _, role in ends]))
 
     def conversation(self, messages: Sequence[Message], param: str) -> list[int]:
         """Tokens of a conversation to read: one the assistant ends stays as it is, others are opened for it."""
-        text = self._rendered(messages, generation=messages[-1]["role"] != "assistant", param=param)
-        return self._vocabulary.encode(text, special_tokens=False)
+        text = self._rendered(self._said(messages, param), generation=messages[-1]["role"] != "assistant", param=param)
+        return self._encoded(text, param).ids
+
+    def _find_control(self) -> Control | None:
+        """Special tokens, and what else the template writes between contents that the tokenizer knows as one."""
+        tokenizer = self._vocabulary.tokenizer
+        if tokenizer.chat_template is None:
+            return None
+        frame = ""
+        for probe in _PROBES:
+            try:
+                frame = self._render(probe, generation=True)
+                break
+            except TemplateError:
+                continue
+        added = tokenizer.added_tokens_decoder.values()
+        return Control(tokenizer, {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special),
+                                   *(str(token) for token in added if str(token) in frame)})
+
+    def _said(self, messages: Sequence[Message], param: str) -> list[Message]:
+        """The messages with control tokens in them broken up.
+
+        Raises:
+            InvalidRequest: there is one, and the tokenizer cannot take it for text.
+        """
+        if self._control is None:
+            return list(messages)
+        if self._control.separable:
+            return [{**message, "content": self._control.written(message["content"])} for message in messages]
+        for i, message in enumerate(messages):
+            token = self._control.find(message["content"])
+            if token is not None:
+                raise InvalidRequest(f"the text holds {token}, a control token of this model, which its tokenizer "
+                                     "cannot take for text", param=f"{param}[{i}].content", fix="Leave it out.")
+        return list(messages)
+
+    def _encoded(self, text: str, param: str, places: Sequence[int] | None = None) -> Encoded:
+        """Tokens of a rendered text with marks. places: what to find again in the characters of the offsets.
+
+        Raises:
+            InvalidRequest: the tokenizer takes a part of the text for a control token whatever is done.
+        """
+        control = self._control
+        plain, moved = unmarked(text, places or ())
+        literal = None
+        if BREAK not in text:
+            # The tokenizer's own tokens. One that folds case or width finds control tokens where none is written.
+            ids, offsets = ((self._vocabulary.encode(plain, special_tokens=False), None) if places is None
+                            else self._vocabulary.encode_with_offsets(plain))
+            if control is None or control.count(ids) == control.meant(plain):
+                # Offsets that count the spaces of a token are to be had of the other one only.
+                literal = control.encode(text, places) if control is not None and places is not None else None
+                return literal if literal is not None and literal.ids == ids else Encoded(ids, offsets, moved)
+        literal = None if control is None else control.encode(text, places or ())
+        if literal is None:
+            raise InvalidRequest("the text holds what the tokenizer takes for a control token of this model",
+                                 param=param, fix="Leave it out.")
+        return literal
 
     def _rendered(self, messages: Sequence[Message], *, generation: bool = True, param: str = "messages") -> str:
         if self._vocabulary.tokenizer.chat_template is None:
@@ -65,76 +139,24 @@ class ChatPrompts:
         return str(self._vocabulary.tokenizer.apply_chat_template(
             [dict(m) for m in messages], tokenize=False, add_generation_prompt=generation))
 
-    def _turn_ends(self, messages: Sequence[Message], whole: str) -> list[tuple[int, str]] | None:
-        """(end, role) of each part of the text in order; None where the template has no such parts."""
-        # Whether turns stay apart depends on their order, not on their words, so it is tried with words that cannot
-        # be mistaken for one another.
-        marked = [{"role": m["role"], "content": f"\ue000{chr(0xE100 + i)}\ue001"} for i, m in enumerate(messages)]
-        try:
-            ends = self._divide(marked, self._render(marked, generation=True))
-            if ends is None or not _holds_own_marks(marked, self._render(marked, generation=True), ends):
-                return None
-            return self._divide(messages, whole)
-        except TemplateError:
-            return None
 
-    def _divide(self, messages: Sequence[Message], whole: str) -> list[tuple[int, str]] | None:
-        grown = [self._render(messages[:k + 1], generation=False) for k in range(len(messages))]
-        if any(not longer.startswith(shorter) for shorter, longer in zip(grown, [*grown[1:], whole], strict=True)):
-            return None
-        preamble = self._preamble(messages, grown[0])
-        if preamble is None:
-            return None
-        ends = [(preamble, PREAMBLE), *((len(text), m["role"]) for text, m in zip(grown, messages, strict=True))]
-        return [*ends, (len(whole), GENERATION)]
-
-    def _preamble(self, messages: Sequence[Message], first: str) -> int | None:
-        """Length of what precedes the first turn: the same turn rendered later, behind others, has none."""
-        opener = messages[0]
-        other = {"user": "assistant", "assistant": "user"}.get(opener["role"])
-        if other is None:
-            # A system turn cannot be repeated everywhere; with one given, nothing but BOS comes before it.
-            bos = self._vocabulary.tokenizer.bos_token
-            return len(bos) if bos and first.startswith(bos) else 0
-        contexts: list[list[Message]] = [
-            [{"role": "system", "content": "-"}],
-            [{"role": opener["role"], "content": "-"}, {"role": other, "content": "-"}],
-        ]
-        for context in contexts:
-            try:
-                before = self._render(context, generation=False)
-                after = self._render([*context, opener], generation=False)
-            except TemplateError:
-                continue
-            turn = after.removeprefix(before)
-            if after.startswith(before) and turn and first.endswith(turn):
-                return len(first) - len(turn)
-        return None
+def check_length(least: int, at_most: int, param: str) -> None:
+    """Raises ContextLengthExceeded for a prompt of at least `least` tokens where `at_most` fit."""
+    if least > at_most:
+        raise ContextLengthExceeded(f"the prompt has {least} tokens at the least, the context here holds {at_most} "
+                                    "before the completion", param=param, fix="Shorten the prompt.")
 
 
-def _holds_own_marks(messages: Sequence[Message], text: str, ends: Sequence[tuple[int, str]]) -> bool:
-    """Whether the part of each message holds its content and no other's."""
-    start = ends[0][0]
-    if "\ue000" in text[:start] or "\ue000" in text[ends[-2][0]:]:
-        return False
-    for message, (end, _) in zip(messages, ends[1:], strict=False):
-        part = text[start:end]
-        if message["content"] not in part or part.count("\ue000") != part.count(message["content"]):
-            return False
-        start = end
-    return True
-
-
-def _roles_of(offsets: Sequence[tuple[int, int]], ends: Sequence[tuple[int, str]]) -> list[str]:
-    roles: list[str] = []
-    part = 0
-    for start, stop in offsets:
-        while part < len(ends) - 1 and start >= ends[part][0]:
-            part += 1
-        if stop > ends[part][0]:
-            raise _no_roles("a token of this prompt belongs to two turns")
-        roles.append(ends[part][1])
-    return roles
+def _roles_of(offsets: Sequence[tuple[int, int]], ends: Sequence[int], roles: Sequence[str]) -> list[str]:
+    """The role of each token: that of the part `[end before, end)` in which all of it lies."""
+    if not offsets:
+        return []
+    starts, stops = np.asarray(offsets, dtype=np.int64).T
+    # Of parts without a character the last one ends there.
+    part = np.minimum(np.searchsorted(ends, starts, side="right"), len(ends) - 1)
+    if np.any(stops > np.asarray(ends)[part]):
+        raise _no_roles("a token of this prompt belongs to two turns")
+    return [roles[i] for i in part.tolist()]
 
 
 def _no_roles(reason: str) -> InvalidSpec:

@@ -7,6 +7,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from server.openai.bounds import TokenBound
+
 REPLACEMENT = "\ufffd"
 
 
@@ -21,7 +23,11 @@ class Vocabulary:
         self.end_ids = tuple(sorted(set(end_ids)))
         self.vocab_size = vocab_size
         self.known = len(tokenizer)
-        self._special = frozenset(tokenizer.all_special_ids)
+        self._bound = TokenBound(tokenizer)
+
+    def least_tokens(self, text: str) -> int:
+        """Tokens that `text` has at least, told without tokenising it; 0 where the tokenizer allows no such bound."""
+        return self._bound.least(text)
 
     def encode(self, text: str, *, special_tokens: bool) -> list[int]:
         """`special_tokens`: whether the tokenizer adds its own (BOS), as models are trained to see plain text."""

@@ -13,7 +13,7 @@ from server.errors import ContextLengthExceeded
 from server.gates import Decided, decide
 from server.lens import SITE, Map, Seen, look
 from server.openai.models import parse_model
-from server.openai.prompts import Prompt
+from server.openai.prompts import Prompt, check_length
 from server.openai.schema import Message, TokenIds
 from server.planner import Plan
 from server.receipt import Outcome, Receipt, receipt
@@ -94,7 +94,7 @@ async def read_lens(body: LensRequest, state: State) -> LensReading:
     _check_steering(body.steering)
     model = parse_model(body.model, state)
     plan = await anyio.to_thread.run_sync(state.planner.plan, body.steering, model.preset)
-    prompt = await anyio.to_thread.run_sync(_prompt, body, plan, state)
+    prompt = await state.texts.run(lambda: _prompt(body, plan, state), _length(body))
     positions = _positions(body.positions, len(prompt.token_ids))
     tuned = None if body.lens == "logit" else await anyio.to_thread.run_sync(_map, body.lens, state)
     layers = _layers(body.layers, tuned, state)
@@ -130,17 +130,25 @@ def _check_steering(steering: Steering) -> None:
                               param=f"steering.{field}", fix="Leave it out.")
 
 
+def _length(body: LensRequest) -> int:
+    if isinstance(body.input, str):
+        return len(body.input)
+    return sum(len(part.as_template()["content"]) if isinstance(part, Message) else 1 for part in body.input)
+
+
 def _prompt(body: LensRequest, plan: Plan, state: ServerState) -> Prompt:
     if isinstance(body.input, list) and isinstance(body.input[0], Message):
         messages = [message.as_template() for message in body.input if isinstance(message, Message)]
-        prompt = state.chat_prompts.prompt(messages, roles=plan.names_roles)
+        prompt = state.chat_prompts.prompt(messages, roles=plan.names_roles, at_most=state.engine.max_sequence_tokens)
     else:
         if plan.names_roles:
             raise InvalidSpec("this input has no chat roles, so scopes cannot name them",
                               param="steering.interventions", fix="Give messages, or pick tokens by position.")
-        given = state.vocabulary.encode(body.input, special_tokens=True) if isinstance(body.input, str) else [
-            token for token in body.input if isinstance(token, int)]
-        prompt = Prompt(given)
+        if isinstance(body.input, str):
+            check_length(state.vocabulary.least_tokens(body.input), state.engine.max_sequence_tokens, "input")
+            prompt = Prompt(state.vocabulary.encode(body.input, special_tokens=True))
+        else:
+            prompt = Prompt([token for token in body.input if isinstance(token, int)])
     if not prompt.token_ids:
         raise InvalidRequest("the input is empty", param="input", fix="Give at least one token.")
     for token in prompt.token_ids:
