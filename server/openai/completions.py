@@ -63,10 +63,11 @@ async def _start(body: CompletionRequest, request_id: str, state: ServerState) -
 
 
 def _prompt(given: str | list[int], param: str, state: ServerState) -> Prompt:
-    ids = given
     if isinstance(given, str):
         check_length(state.vocabulary.least_tokens(given), state.engine.max_sequence_tokens - 1, param)
         ids = state.vocabulary.encode(given, special_tokens=True)
+    else:
+        ids = given
     if not ids:
         raise InvalidRequest("the prompt is empty", param=param, fix="Give at least one token.")
     for j, token_id in enumerate(ids):

@@ -65,8 +65,10 @@ class Control:
     """The control tokens of a tokenizer, found in texts: those that `tokens` name, by id."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]) -> None:
-        named = sorted({token for token in tokens if _is_mark(token)}, key=lambda token: (-len(token), token))
-        self.ids: Mapping[str, int] = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in named}
+        vocab = tokenizer.get_vocab()
+        named = sorted({token for token in tokens if _is_mark(token) and token in vocab},
+                       key=lambda token: (-len(token), token))
+        self.ids: Mapping[str, int] = {token: vocab[token] for token in named}
         self._known = frozenset(self.ids.values())
         # The longest of those that begin at the same place, as the tokenizer has it.
         self._pattern = re.compile("|".join(map(re.escape, named)) or r"(?!)")
