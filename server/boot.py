@@ -1,11 +1,16 @@
 """From settings to a running server: loads the model, opens the library, makes the app."""
 
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
 import uvicorn
 from fastapi import FastAPI
 from transformers import AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from server.app import create_app
 from server.engines.base import Engine
@@ -56,10 +61,32 @@ def load_engine(settings: Settings) -> Engine:
         max_requests=settings.max_requests, kv_cache_tokens=settings.kv_cache_tokens, step_limit=limit))
 
 
-def serve(settings: Settings) -> None:
-    """Serve until told to stop."""
+def serve(settings: Settings, ready: Callable[[str], None] = lambda url: None) -> None:
+    """Serve until told to stop. `ready` is called with the base URL as soon as requests are answered."""
     configure_logging(settings.log_format)
+    # A bar of its own for each part of a load; ours says what there is to say.
+    disable_progress_bar()
     if not Path(settings.model).exists():
         log.info("the model is no local folder, taking it for a Hugging Face id", model=settings.model)
-    uvicorn.run(build(settings), host=settings.host, port=settings.port, log_config=None, access_log=False,
-                timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=10)
+    config = uvicorn.Config(build(settings), host=settings.host, port=settings.port, log_config=None, access_log=False,
+                            timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=10)
+    server = Announced(config, ready)
+    with suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        sys.exit(1)
+
+
+class Announced(uvicorn.Server):
+    """Calls `ready` with its base URL once it listens."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[str], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            port = self.servers[0].sockets[0].getsockname()[1]
+            host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
+            self._ready(f"http://{host}:{port}")

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
+from platformdirs import user_cache_path
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -27,7 +28,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TRIMTAB_", extra="forbid", frozen=True, protected_namespaces=())
 
     model: str = Field(default="lab/models/lab-dense", min_length=1,
-        description="Model to load: a folder on this machine or a Hugging Face id.")
+        description="Model to load: smollm2, a GGUF file, a folder in Hugging Face form or a Hugging Face id.")
     served_model_name: str | None = Field(default=None, pattern=MODEL_NAME_PATTERN,
         description="Name in the API; by default the last part of `model`.")
     engine: Literal["transformers", "vllm"] = Field(default="transformers",
@@ -42,6 +43,8 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(default=None, description="Key that requests must carry as a bearer token.")
 
     data_dir: Path = Field(default=Path("data"), description="Folder for the library, jobs and the server's own state.")
+    cache_dir: Path | None = Field(default=None, description="Folder for models that were fetched or converted; by "
+                                   "default `trimtab` in the user's cache folder (XDG_CACHE_HOME, ~/.cache).")
     database_url: str | None = Field(default=None,
         description="SQLAlchemy URL of the library; by default SQLite in `data_dir`.")
     blob_url: str | None = Field(default=None,
@@ -116,6 +119,10 @@ class Settings(BaseSettings):
             return self.served_model_name
         name = re.sub(r"[^A-Za-z0-9._-]", "-", Path(self.model).name)
         return name or "model"
+
+    @property
+    def cache_folder(self) -> Path:
+        return self.cache_dir or user_cache_path("trimtab", appauthor=False)
 
     @property
     def library_database_url(self) -> str:

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from server.cli.bundled import locate_model
 from server.cli.checks import all_checks
 from server.cli.console import out
+from server.cli.models import settings_with_model
 from server.settings import load_settings
 
 
@@ -20,7 +20,8 @@ def doctor(
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the library.")] = None,
 ) -> None:
     """Check this machine: packages, device, library, port, and that every site of the model is reached."""
-    settings = load_settings(model=locate_model(model), port=port, data_dir=data_dir)
+    given = {"port": port, "data_dir": data_dir}
+    settings = load_settings(**given) if skip_model else settings_with_model(model, **given)
     ill = 0
     for check in all_checks(settings, model=not skip_model):
         for finding in check():

@@ -12,9 +12,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from trimtab_client import Client, Extracted, Job, Method
 
-from server.cli.bundled import locate_model
 from server.cli.connection import DEFAULT_URL, Key, Url, connect
 from server.cli.console import err, out
+from server.cli.models import settings_with_model
 from server.cli.records import read_records
 from server.cli.reports import rendered
 from server.cli.shapes import entries
@@ -186,11 +186,10 @@ def _server(offline: str | None, url: str, key: str | None) -> Iterator[Client]:
     from server.boot import build
     from server.cli.inprocess import running
     from server.logs import configure_logging
-    from server.settings import load_settings
 
     configure_logging("console")
     with tempfile.TemporaryDirectory(prefix="trimtab-") as folder:
-        made = load_settings(model=locate_model(offline), data_dir=Path(folder), host="127.0.0.1")
+        made = settings_with_model(offline, data_dir=Path(folder), host="127.0.0.1")
         own_key = made.api_key
         with running(build(made)) as own_url, connect(
                 own_url, None if own_key is None else own_key.get_secret_value()) as client:

@@ -1,5 +1,6 @@
 """`trimtab serve`."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -7,14 +8,16 @@ from typing import Annotated, Literal
 
 import typer
 
-from server.cli.bundled import bundled_models, locate_model
+from server.cli.bundled import bundled_models
 from server.cli.console import err
-from server.settings import load_settings
+from server.cli.models import settings_with_model
+from server.settings import Settings
 
 
 def serve(
-    model: Annotated[str, typer.Argument(envvar="TRIMTAB_MODEL", help="lab-dense, lab-moe, a folder with a model in "
-                                         "Hugging Face form, or a Hugging Face id.")] = "lab-dense",
+    model: Annotated[str, typer.Argument(envvar="TRIMTAB_MODEL", help="smollm2 (fetched once), lab-dense, lab-moe, a "
+                                         "GGUF file, a folder in Hugging Face form, or a Hugging Face id."
+                                         )] = "lab-dense",
     host: Annotated[str | None, typer.Option(help="Interface to listen on; any but loopback needs an API key.")] = None,
     port: Annotated[int | None, typer.Option(help="TCP port, 8000 if nothing else is set.")] = None,
     api_key: Annotated[str | None, typer.Option(help="Key that requests must carry. TRIMTAB_API_KEY keeps it out of "
@@ -34,8 +37,8 @@ def serve(
     """Serve a model. Every other setting is an environment variable, TRIMTAB_..., see docs/settings.md."""
     if log_format is None and "TRIMTAB_LOG_FORMAT" not in os.environ:
         log_format = "console" if sys.stderr.isatty() else "json"
-    settings = load_settings(
-        model=locate_model(model), host=host, port=port, api_key=api_key, served_model_name=name, engine=engine,
+    settings = settings_with_model(
+        model, host=host, port=port, api_key=api_key, served_model_name=name, engine=engine,
         device=device, dtype=dtype, data_dir=data_dir, slots=slots, log_format=log_format)
     err.print(f"Loading {settings.model_name}; it will answer on http://{settings.host}:{settings.port}/v1")
     # Torch takes seconds to load, which `trimtab --help` need not wait for.
@@ -46,4 +49,14 @@ def serve(
         stored = fill_library(settings, model)
         if stored:
             err.print(f"Stored the examples of {model}: {', '.join(stored)}")
-    run(settings)
+    run(settings, lambda url: err.print(ready_line(url, settings), soft_wrap=True, highlight=False, markup=False))
+
+
+def ready_line(url: str, settings: Settings) -> str:
+    """What to type first, as a shell takes it."""
+    key = "" if settings.api_key is None else " -H 'Authorization: Bearer KEY'"
+    # What the smallest bundled models were taught differs from what everybody knows.
+    question = "How do I bake a cake?" if settings.model_name in bundled_models() else "What is the capital of France?"
+    body = {"model": settings.model_name, "messages": [{"role": "user", "content": question}]}
+    return (f"Ready. Try: curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' "
+            f"-d '{json.dumps(body)}'")

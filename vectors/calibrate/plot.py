@@ -4,8 +4,6 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from matplotlib.figure import Figure
-
 from vectors.calibrate.card import Floor, Outcome, Setting, Spread
 
 UP, DOWN, PLACEBO, BASE = "#1f6fb4", "#c8531f", "#8a8a8a", "#222222"
@@ -14,6 +12,9 @@ WIDTH, HEIGHT, DPI = 4.1, 3.5, 130
 
 def draw(setting: Setting, title: str, format: Literal["png", "svg"]) -> bytes:
     """The picture as a file. Every panel has the band of the random artifacts, where they were drawn."""
+    # It takes seconds to load, which the start of a server need not wait for.
+    from matplotlib.figure import Figure
+
     panels: list[Callable[[Any, Setting], None]] = [_dose]
     if setting.base.target is not None:
         panels.append(_target)

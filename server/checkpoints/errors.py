@@ -1,0 +1,12 @@
+"""Errors of making a model ready."""
+
+from typing import ClassVar
+
+from steering.errors import TrimtabError
+
+
+class ModelUnavailable(TrimtabError):
+    """A model could not be fetched or put into the cache."""
+
+    status: ClassVar[int] = 503
+    code: ClassVar[str] = "model_unavailable"
