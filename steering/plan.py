@@ -11,6 +11,8 @@ from steering.row_table import NO_ROW, Key, RowTable
 from steering.scope import Bits
 
 Slots = npt.NDArray[np.int32]
+# Tokens that share a matrix, on the average, from which on each matrix is taken by itself.
+TOKENS_PER_ROW = 4
 
 
 @dataclass(frozen=True)
@@ -18,11 +20,17 @@ class Stage:
     """Tokens that one kernel acts on at one (site, layer), with the row of each.
 
     tokens: positions in the flat batch, or None for all of it, in order. rows: int64 of the same length.
+    shared: all of them have the same row. key, intervention: where it acts, and as which one of its programs.
+    positions: `tokens` on the host.
     """
 
     pool: Pool
     tokens: torch.Tensor | None
     rows: torch.Tensor
+    shared: bool = False
+    key: Key | None = None
+    intervention: int = 0
+    positions: npt.NDArray[np.int64] | None = None
 
 
 StepPlan = dict[Key, list[Stage]]
@@ -60,10 +68,13 @@ def plan_step(bank: RowTable, slots: Slots, bits: Bits) -> StepPlan:
             rows = cell.row[slot[present], depth[present]].astype(np.int64)
             stages = []
             for part in _runs(depth[present], pools[present]):
-                chosen = tokens[present[part]]
-                whole = chosen.size == slots.size
-                stages.append(Stage(bank.pools[int(pools[present[part[0]]])],
-                                    None if whole else to_device(chosen), to_device(rows[part])))
+                pool = bank.pools[int(pools[present[part[0]]])]
+                for same in _by_row(rows[part], pool.ranked):
+                    chosen, row = tokens[present[part[same]]], rows[part[same]]
+                    whole = chosen.size == slots.size
+                    stages.append(Stage(pool, None if whole else to_device(chosen), to_device(row),
+                                        bool((row == row[0]).all()), key, int(depth[present[part[0]]]),
+                                        None if whole else chosen))
             plan[key] = stages
     return plan
 
@@ -86,3 +97,13 @@ def _runs(depth: npt.NDArray[np.int64], pools: npt.NDArray[np.int32]) -> list[np
     if kinds.size == 1:
         return [np.arange(code.size)]
     return [np.flatnonzero(code == kind) for kind in kinds]
+
+
+def _by_row(rows: npt.NDArray[np.int64], ranked: bool) -> list[npt.NDArray[np.int64]]:
+    """Index arrays of equal rows, where gathering a row for every token costs more than a call for every row."""
+    if not ranked or (rows == rows[0]).all():
+        return [np.arange(rows.size)]
+    kinds = np.unique(rows)
+    if rows.size < TOKENS_PER_ROW * kinds.size:
+        return [np.arange(rows.size)]
+    return [np.flatnonzero(rows == kind) for kind in kinds]

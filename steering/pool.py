@@ -12,6 +12,9 @@ Signature = tuple[str, tuple[tuple[str, tuple[int, ...]], ...]]
 # Kernels whose tensors have a rank, and which axis of each it is.
 _RANKED = {"affine": {"up": 0, "down": 0, "bias": 0}, "nearest": {"basis": 0, "origin": 0, "points": 1, "goals": 1}}
 
+# Kernels whose rows hold matrices: a copy of the row for every token is what costs there.
+MATRIX_KERNELS = (*_RANKED, "rotate")
+
 
 def pad_rank(row: Row) -> Row:
     """Ranks rounded up to a power of two with zero rows, which do nothing, so that few pools serve all ranks."""
@@ -54,6 +57,7 @@ class Pool:
         self.kernel = row.kernel
         self.device = device
         self.tensors = {name: torch.zeros(1, *t.shape, device=device) for name, t in row.tensors.items()}
+        self.ranked = row.kernel.removeprefix(GATED) in MATRIX_KERNELS
         self._held: dict[bytes, _Held] = {}
         self._digest_of: dict[int, bytes] = {}
         self._free = [0]
@@ -65,6 +69,10 @@ class Pool:
     @property
     def num_rows(self) -> int:
         return len(self._held)
+
+    @property
+    def row_bytes(self) -> int:
+        return self.nbytes // self.capacity
 
     @property
     def nbytes(self) -> int:

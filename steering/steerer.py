@@ -1,6 +1,6 @@
 """Hooks of a loaded model that carry out the plan of the step at hand."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -9,8 +9,10 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from steering.bank import Bank
+from steering.containment import UNLIMITED, StepLimit, contain
 from steering.ops.kernel import get_kernel
 from steering.plan import Slots, Stage, StepPlan, plan_step
+from steering.record import Record
 from steering.routing import RouterRule, Routing, select
 from steering.row_table import Key
 from steering.scope import Bits
@@ -18,6 +20,10 @@ from steering.sites import attach, attach_router, router_rule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+# Bytes of rows that are gathered at a time.
+GATHERED_BYTES = 64 * 2**20
 
 
 class Steerer:
@@ -32,6 +38,7 @@ class Steerer:
         self.bank = bank
         self._hooks: dict[Key, RemovableHandle] = {}
         self._current: StepPlan = {}
+        self._record = Record(UNLIMITED)
         self._last: tuple[int, bytes, bytes] | None = None
         self._last_plan: StepPlan = {}
 
@@ -47,11 +54,11 @@ class Steerer:
         return self._last_plan
 
     @contextmanager
-    def acting(self, plan: StepPlan) -> Iterator[None]:
-        """Carry out `plan` in the forward passes of the block."""
-        self._current = plan
+    def acting(self, plan: StepPlan, limit: StepLimit = UNLIMITED) -> Iterator[Record]:
+        """Carry out `plan` in the forward passes of the block, and record each step."""
+        self._current, self._record = plan, Record(limit)
         try:
-            yield
+            yield self._record
         finally:
             self._current = {}
 
@@ -72,7 +79,8 @@ class Steerer:
     def _edit(self, key: Key) -> Callable[[Tensor], Tensor]:
         def edit(h: Tensor) -> Tensor:
             for stage in self._current.get(key, ()):
-                h = apply_stage(h, stage)
+                h, step = measured_stage(h, stage, self._record.limit)
+                self._record.note(stage, step)
             return h
 
         return edit
@@ -80,22 +88,49 @@ class Steerer:
     def _router_edit(self, key: Key, rule: RouterRule) -> Callable[[Tensor, Routing], Routing | None]:
         def edit(hidden: Tensor, routing: Routing) -> Routing | None:
             stages = self._current.get(key)
-            return route_stages(routing, stages, rule) if stages else None
+            if not stages:
+                return None
+            routed, steps = measured_route(routing, stages, rule)
+            for stage, step in zip(stages, steps, strict=True):
+                self._record.note(stage, step)
+            return routed
 
         return edit
 
 
 def apply_stage(h: Tensor, stage: Stage) -> Tensor:
-    """`h [T, width]` with the stage's kernel carried out on its tokens, in float32, returned in h's dtype."""
-    rows = {name: tensor[stage.rows] for name, tensor in stage.pool.tensors.items()}
-    kernel = get_kernel(stage.pool.kernel)
-    if stage.tokens is None:
-        return kernel(h.float(), rows).to(h.dtype)
-    return h.index_copy(0, stage.tokens, kernel(h[stage.tokens].float(), rows).to(h.dtype))
+    """`h [T, width]` with the stage's kernel carried out on its tokens; see `measured_stage`."""
+    return measured_stage(h, stage, UNLIMITED)[0]
 
 
-def route_stages(routing: Routing, stages: list[Stage], rule: RouterRule) -> Routing:
-    """Routing with all router interventions carried out.
+def measured_stage(h: Tensor, stage: Stage, limit: StepLimit) -> tuple[Tensor, Tensor]:
+    """`h [T, width]` with the stage's kernel carried out on its tokens, in float32, returned in h's dtype, and the
+    relative step of each of them, `[n]`; see `contain`."""
+    before = h if stage.tokens is None else h[stage.tokens]
+    after, step = contain(before, _carried_out(before.float(), stage), limit)
+    return after if stage.tokens is None else h.index_copy(0, stage.tokens, after), step
+
+
+def _carried_out(h: Tensor, stage: Stage) -> Tensor:
+    """The kernel on `h [n, width]`, float32. Rows are gathered for a part of the tokens at a time where all of them
+    would take too much memory; never where all tokens have the same one."""
+    kernel, tensors = get_kernel(stage.pool.kernel), stage.pool.tensors
+    if stage.shared:
+        return kernel(h, {name: tensor[stage.rows[:1]] for name, tensor in tensors.items()})
+    size = max(1, GATHERED_BYTES // max(stage.pool.row_bytes, 1))
+    parts = [kernel(part, {name: tensor[rows] for name, tensor in tensors.items()})
+             for part, rows in zip(h.split(size), stage.rows.split(size), strict=True)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def route_stages(routing: Routing, stages: Sequence[Stage], rule: RouterRule) -> Routing:
+    """Routing with all router interventions carried out; see `measured_route`."""
+    return measured_route(routing, stages, rule)[0]
+
+
+def measured_route(routing: Routing, stages: Sequence[Stage], rule: RouterRule) -> tuple[Routing, list[Tensor]]:
+    """Routing with all router interventions carried out, and per stage `[n]`: infinite where it would have made a
+    token's weights not finite, which then keep their value, else NaN, as routers have no relative step.
 
     Edits before the choice (bias, force) of all stages act first, then edits of the chosen weights, each in order: the
     choice is made once. Tokens of no stage keep the model's own routing, bit for bit.
@@ -114,6 +149,7 @@ def route_stages(routing: Routing, stages: list[Stage], rule: RouterRule) -> Rou
     if bool(reselect.any()):
         chosen = select(logits[reselect], rule, logit_bias=bias[reselect], force=force[reselect])
         weights[reselect], experts[reselect] = chosen.weights.to(weights.dtype), chosen.experts
+    steps = []
     for stage in stages:
         tokens = _tokens(stage, logits)
         rows = {name: tensor[stage.rows] for name, tensor in stage.pool.tensors.items()}
@@ -122,8 +158,11 @@ def route_stages(routing: Routing, stages: list[Stage], rule: RouterRule) -> Rou
         total = after.sum(-1, keepdim=True)
         renormalised = after * (before.sum(-1, keepdim=True) / torch.where(total > 0, total, 1.0))
         wanted = (rows["renormalise"] > 0).unsqueeze(-1) & (total > 0)
-        weights[tokens] = torch.where(wanted, renormalised, after).to(weights.dtype)
-    return Routing(logits, weights, experts)
+        edited = torch.where(wanted, renormalised, after).to(weights.dtype)
+        broken = ~edited.isfinite().all(-1) & before.isfinite().all(-1)
+        weights[tokens] = torch.where(broken.unsqueeze(-1), before.to(weights.dtype), edited)
+        steps.append(torch.where(broken, torch.inf, torch.nan))
+    return Routing(logits, weights, experts), steps
 
 
 def _tokens(stage: Stage, like: Tensor) -> Tensor:

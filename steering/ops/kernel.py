@@ -1,7 +1,8 @@
 """Kernels: what ops come down to on a batch. Several ops share one; a registry refuses duplicates.
 
-A kernel acts on `h [n, width]`, one row of numbers for every token: `rows[name][i]` belongs to `h[i]`. It computes in
-float32 and is free of Python work per token, so one call serves tokens of many requests.
+A kernel acts on `h [n, width]`, one row of numbers for every token: `rows[name][i]` belongs to `h[i]`; or with one row
+for all of them, `rows[name] [1, ...]`. It computes in float32 and is free of Python work per token, so one call serves
+tokens of many requests.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ GATED = "gated:"
 
 class Kernel(Protocol):
     def __call__(self, h: torch.Tensor, rows: Rows) -> torch.Tensor:
-        """New values for `h [n, width]` (float32), given one row per token."""
+        """New values for `h [n, width]` (float32), given one row per token or one for all."""
         ...
 
 

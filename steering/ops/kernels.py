@@ -5,6 +5,20 @@ import torch
 from steering.ops.kernel import Rows, kernel
 
 
+def _down(h: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """matrix h: `[n, r]` for `h [n, d]` and `matrix [n, r, d]`, or `[1, r, d]` for all tokens."""
+    if len(matrix) == 1:
+        return h @ matrix[0].T
+    return torch.einsum("nrd,nd->nr", matrix, h)
+
+
+def _up(inner: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """matrix^T inner: `[n, d]` for `inner [n, r]` and `matrix [n, r, d]`, or `[1, r, d]` for all tokens."""
+    if len(matrix) == 1:
+        return inner @ matrix[0]
+    return torch.einsum("nr,nrd->nd", inner, matrix)
+
+
 @kernel("add")
 def add(h: torch.Tensor, rows: Rows) -> torch.Tensor:
     """h + delta. delta `[n, d]`."""
@@ -29,8 +43,7 @@ def add_preserve_norm(h: torch.Tensor, rows: Rows) -> torch.Tensor:
 @kernel("affine")
 def affine(h: torch.Tensor, rows: Rows) -> torch.Tensor:
     """h + up^T (down h + bias). up, down `[n, r, d]`, bias `[n, r]`. Also ablation and subspace patching."""
-    inner = torch.einsum("nrd,nd->nr", rows["down"], h) + rows["bias"]
-    return h + torch.einsum("nr,nrd->nd", inner, rows["up"])
+    return h + _up(_down(h, rows["down"]) + rows["bias"], rows["up"])
 
 
 @kernel("clamp")
@@ -49,12 +62,18 @@ def nearest(h: torch.Tensor, rows: Rows) -> torch.Tensor:
     moves by goal - point, keep 0: onto the goal; amount: share of the move. Both `[n]`. Shapes are fixed and nothing
     depends on values, so it can be captured in a graph.
     """
-    inside = torch.einsum("nrd,nd->nr", rows["basis"], h) - rows["origin"]
-    distance = (rows["points"] - inside.unsqueeze(1)).square().sum(-1)
-    place = distance.argmin(dim=-1).view(-1, 1, 1).expand(-1, 1, inside.shape[1])
-    point, goal = (rows[name].gather(1, place).squeeze(1) for name in ("points", "goals"))
+    inside = _down(h, rows["basis"]) - rows["origin"]
+    points, goals = rows["points"], rows["goals"]
+    if len(points) == 1 < len(h):
+        # Not by a product of matrices, which rounds away what tells near points apart.
+        place = torch.cdist(inside, points[0], compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=-1)
+        point, goal = points[0][place], goals[0][place]
+    else:
+        distance = (points - inside.unsqueeze(1)).square().sum(-1)
+        chosen = distance.argmin(dim=-1).view(-1, 1, 1).expand(-1, 1, inside.shape[1])
+        point, goal = points.gather(1, chosen).squeeze(1), goals.gather(1, chosen).squeeze(1)
     start = torch.where(rows["keep"].unsqueeze(-1) > 0, point, inside)
-    return h + torch.einsum("nr,nrd->nd", rows["amount"].unsqueeze(-1) * (goal - start), rows["basis"])
+    return h + _up(rows["amount"].unsqueeze(-1) * (goal - start), rows["basis"])
 
 
 @kernel("rotate")
@@ -64,12 +83,12 @@ def rotate(h: torch.Tensor, rows: Rows) -> torch.Tensor:
     absolute 1: to the in-plane angle given by cos, sin; absolute 0: by that angle. adaptive 1: only tokens with a
     positive coordinate on the first axis. All `[n]`.
     """
-    x, y = torch.einsum("nkd,nd->kn", rows["plane"], h)
+    x, y = _down(h, rows["plane"]).T
     radius = torch.sqrt(x * x + y * y)
     absolute = rows["absolute"] > 0
     new_x = torch.where(absolute, radius * rows["cos"], x * rows["cos"] - y * rows["sin"])
     new_y = torch.where(absolute, radius * rows["sin"], x * rows["sin"] + y * rows["cos"])
-    change = torch.einsum("kn,nkd->nd", torch.stack([new_x - x, new_y - y]), rows["plane"])
+    change = _up(torch.stack([new_x - x, new_y - y], dim=-1), rows["plane"])
     idle = (rows["adaptive"] > 0) & (x <= 0)
     return torch.where(idle.unsqueeze(-1), h, h + change)
 
