@@ -101,6 +101,11 @@ class Program:
         self._check_decided()
         return sum(1 << j for j, item in enumerate(self.compiled) if item.rows)
 
+    @property
+    def first_acting(self) -> int:
+        """The first intervention that has rows, of a program that acts."""
+        return (self.acting & -self.acting).bit_length() - 1
+
     def without(self, index: int) -> "Program":
         """The program less its intervention `index`."""
         return replace(self, compiled=self.compiled[:index] + self.compiled[index + 1:])

@@ -49,6 +49,11 @@ class Taken:
     interventions: npt.NDArray[np.int64]
     stages: npt.NDArray[np.int64]
 
+    def strongest(self, start: int, stop: int) -> int | None:
+        """The intervention with the largest step among tokens `start <= position < stop`; None where none took one."""
+        mine = (self.positions >= start) & (self.positions < stop) & np.isfinite(self.values)
+        return int(self.interventions[mine][self.values[mine].argmax()]) if mine.any() else None
+
     def faults(self, limit: StepLimit) -> npt.NDArray[np.int64]:
         """Entries that were not carried out."""
         refused = np.isposinf(self.values)

@@ -107,14 +107,14 @@ class Touched:
 
     largest_step, mean_step: of the relative steps |h' - h| / |h| that it asked for, over the tokens and layers that ran
     (a prefix that came from the cache did not); None where none was measured. clipped: steps that were shortened to the
-    server's limit.
+    server's limit. They are measured in floating point and say nothing about equality.
     """
 
     prompt: int
     generation: int
-    largest_step: float | None = None
-    mean_step: float | None = None
-    clipped: int = 0
+    largest_step: float | None = field(default=None, compare=False)
+    mean_step: float | None = field(default=None, compare=False)
+    clipped: int = field(default=0, compare=False)
 
 
 class Completion(ABC):

@@ -1,6 +1,7 @@
 """The embedded engine: transformers' continuous batching with a program per request."""
 
 import asyncio
+import math
 import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -27,14 +28,16 @@ from server.engines.base import (
 )
 from server.engines.checks import check_capture, check_compare, check_room, check_tokens
 from server.engines.transformers.canary import check_batching
+from server.engines.transformers.finite import Watch
 from server.engines.transformers.forward import ForwardPass, TokenRun, batches, compared
 from server.engines.transformers.loading import load_model
 from server.engines.transformers.options import EngineOptions
 from server.engines.transformers.router import TokenRouter
-from server.engines.transformers.running import EngineCompletion, Running
+from server.engines.transformers.running import EngineCompletion, Failure, Running
 from server.engines.transformers.steps import Steps
 from steering.bank import Bank
-from steering.errors import EngineUnavailable, InvalidRequest, SlotsExhausted
+from steering.containment import Fault, fault_error, model_error
+from steering.errors import EngineUnavailable, InvalidRequest, SlotsExhausted, TrimtabError
 from steering.facts import ModelFacts
 from steering.ops import operations
 from steering.program import Program
@@ -81,8 +84,9 @@ class TransformersEngine(Engine):
         self.selftest: SelfTest | None = None
         self.bank = Bank(options.slots, self.model.device)
         self.steerer = Steerer(self.model, self.bank)
-        self.steps = Steps(self.steerer, self.bank, self._retired)
-        self.forward = ForwardPass(self.model, self.facts.num_layers - 1)
+        self.watch = Watch(self.model, self.facts.num_layers - 1)
+        self.steps = Steps(self.steerer, self.bank, self.watch, options.step_limit, self._retired)
+        self.forward = ForwardPass(self.model, self.facts.num_layers - 1, self.watch, options.step_limit)
         self._manager: _Manager | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiters: deque[asyncio.Future[None]] = deque()
@@ -106,12 +110,13 @@ class TransformersEngine(Engine):
             await asyncio.to_thread(manager.stop, block=True, hard_stop=True)
         self.steerer.detach()
         self.forward.steerer.detach()
+        self.watch.detach()
 
     def generate(self, generation: Generation) -> EngineCompletion:
         self._check(generation)
         seed = generation.sampling.seed
         running = Running.build(generation, secrets.randbits(63) if seed is None else seed % 2**63)
-        return EngineCompletion(running, self._begin, self._cancel, self.steps.processed)
+        return EngineCompletion(running, self._begin, self._cancel, self.steps.touched, self._explain)
 
     async def score(self, token_ids: Sequence[int], program: Program | None = None, *, prompt_length: int | None = None,
                     roles: Sequence[str] | None = None, full: bool = False) -> Scores:
@@ -245,6 +250,22 @@ class TransformersEngine(Engine):
     def _cancel(self, running: Running) -> None:
         if self._manager is not None and running.request_id in self.steps.completions:
             self._manager.cancel_request(running.request_id)
+
+    async def _explain(self, running: Running, failure: Failure) -> TrimtabError:
+        """Why a completion was given up. What overflowed behind the interventions may be the model's own doing: a pass
+        without them tells."""
+        if isinstance(failure, str):
+            return EngineUnavailable(f"the engine gave this request up: {failure}")
+        program = running.program
+        if isinstance(failure, Fault):
+            assert program is not None
+            return fault_error(program, failure, self.options.step_limit)
+        tokens = running.token_ids[:failure.position + 1]
+        if program is None or not await self._aside(lambda: self.forward.is_finite(tokens)):
+            return model_error(failure.position, self.model.dtype)
+        strongest = None if running.measured is None else running.measured.strongest()
+        return fault_error(program, Fault(program.first_acting if strongest is None else strongest, None, failure.layer,
+                                          failure.position, math.inf, behind=True))
 
     def _retired(self, running: Running) -> None:
         if running.program is not None and running.slot:

@@ -3,6 +3,7 @@
 They have a bank of their own, so that a measurement never waits for, or takes, a slot that a request needs.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,8 +16,13 @@ from torch import Tensor
 from server.effects.divergence import Divergence, divergence
 from server.engines.base import Captured, CaptureRequest, CompareRequest, Scores
 from server.engines.checks import length_of, positions_of
+from server.engines.transformers.finite import Watch
 from steering.bank import Bank
+from steering.containment import UNLIMITED, Fault, StepLimit, fault_error, model_error
+from steering.errors import TrimtabError
+from steering.plan import Stage
 from steering.program import Program
+from steering.record import Record, Taken
 from steering.scope import bits_at, touch_map
 from steering.sites import attach
 from steering.spec import Site
@@ -63,8 +69,10 @@ def batches(lengths: Sequence[int], tokens_per_pass: int = TOKENS_PER_PASS) -> I
 class ForwardPass:
     """Runs the model outside of the batching loop, which must be paused meanwhile. One pass at a time."""
 
-    def __init__(self, model: Any, last_layer: int) -> None:
+    def __init__(self, model: Any, last_layer: int, watch: Watch, limit: StepLimit) -> None:
         self.model = model
+        self.watch = watch
+        self.limit = limit
         self.bank = Bank(NUM_SLOTS, model.device)
         self.steerer = Steerer(model, self.bank)
         self._last_layer = last_layer
@@ -80,7 +88,7 @@ class ForwardPass:
     def next_logprobs(self, runs: Sequence[TokenRun]) -> Tensor:
         """After each sequence, `[len(runs), vocab_size]` float32 on the CPU; logits are made at their ends alone."""
         ends = sorted({len(run.token_ids) - 1 for run in runs})
-        logits = self._forward(runs, logits_to_keep=torch.tensor(ends, device=self.model.device)).logits
+        logits = self._forward(runs, kept=ends).logits
         columns = torch.tensor([ends.index(len(run.token_ids) - 1) for run in runs], device=logits.device)
         rows = logits[torch.arange(len(runs), device=logits.device), columns]
         return rows.float().log_softmax(dim=-1).cpu()
@@ -93,14 +101,13 @@ class ForwardPass:
         """The same for completions that fit one right-padded pass, all under one program."""
         runs = [TokenRun(r.token_ids, r.prompt_length, program, r.roles) for r in requests]
         longest = max(len(r.token_ids) for r in requests)
-        kept = longest - min(r.prompt_length for r in requests) + 1
+        first = min(r.prompt_length for r in requests) - 1
         found: dict[tuple[Site, int], Tensor] = {}
         key: tuple[Site, int] = ("resid_post", self._last_layer)
-        logits = self._forward(runs, capture=[key], found=found, logits_to_keep=kept).logits
+        logits = self._forward(runs, capture=[key], found=found, kept=range(first, longest)).logits
         hidden = found[key].view(len(requests), longest, -1)
-        # Row t predicts token t + 1; of the logits only the last `kept` positions are there.
+        # Row t predicts token t + 1; of the logits only positions from `first` on are there.
         rows = [slice(r.prompt_length - 1, len(r.token_ids) - 1) for r in requests]
-        first = longest - kept
         return [GeneratedPass(logits[i, row.start - first:row.stop - first], hidden[i, row].float())
                 for i, row in enumerate(rows)]
 
@@ -111,7 +118,7 @@ class ForwardPass:
         runs = [TokenRun(r.token_ids, length_of(r), program, r.roles) for r in requests]
         longest = max(len(r.token_ids) for r in requests)
         found: dict[tuple[Site, int], Tensor] = {}
-        self._forward(runs, capture=keys, found=found, logits_to_keep=1)
+        self._forward(runs, capture=keys, found=found, kept=[longest - 1])
         results: list[Captured] = []
         for i, request in enumerate(requests):
             rows = i * longest + torch.tensor(positions_of(request), dtype=torch.int64)
@@ -119,11 +126,85 @@ class ForwardPass:
                                    for layer in layers} for site, layers in request.sites.items()})
         return results
 
-    @torch.no_grad()
+    def is_finite(self, token_ids: Sequence[int]) -> bool:
+        """Whether the untouched model stays finite over these tokens."""
+        runs = [TokenRun(token_ids, len(token_ids))]
+        output, _ = self._run(runs, UNLIMITED, (), None, logits_to_keep=1)
+        return not self._broken(runs, output.logits, [len(token_ids) - 1])
+
     def _forward(self, runs: Sequence[TokenRun], capture: Sequence[tuple[Site, int]] = (),
-                 found: dict[tuple[Site, int], Tensor] | None = None, **kwargs: Any) -> Any:
-        """Model output for a right-padded batch. At most `NUM_SLOTS` distinct programs."""
-        longest = max(len(run.token_ids) for run in runs)
+                 found: dict[tuple[Site, int], Tensor] | None = None, kept: Sequence[int] | None = None) -> Any:
+        """Model output for a right-padded batch. At most `NUM_SLOTS` distinct programs.
+
+        Args:
+            kept: positions whose logits are made, the same in every sequence; None for all of them.
+
+        Raises:
+            SteeringOverflow, SteeringLimit: what a program asks for cannot be carried out.
+            ModelOverflow: the model itself makes values that are not finite.
+        """
+        limit = self.limit if all(run.program is None or run.program.limited for run in runs) else UNLIMITED
+        keeping = {} if kept is None else {"logits_to_keep": torch.tensor(kept, device=self.model.device)}
+        output, record = self._run(runs, limit, capture, found, **keeping)
+        self._check(runs, limit, record.stages, record.read())
+        broken = self._broken(runs, output.logits, range(_longest(runs)) if kept is None else kept)
+        if broken:
+            raise self._overflow(runs, broken[0], limit)
+        return output
+
+    def _check(self, runs: Sequence[TokenRun], limit: StepLimit, stages: Sequence[Stage], taken: Taken | None) -> None:
+        """Raises the error of the first step that was not carried out."""
+        for entry in [] if taken is None else taken.faults(limit).tolist():
+            assert taken is not None
+            number, position = divmod(int(taken.positions[entry]), _longest(runs))
+            program, (site, layer) = runs[number].program, stages[taken.stages[entry]].key or (None, None)
+            assert program is not None
+            raise fault_error(program, Fault(int(taken.interventions[entry]), site, layer, position,
+                                             float(taken.values[entry])), limit)
+
+    def _broken(self, runs: Sequence[TokenRun], logits: Tensor, kept: Sequence[int]) -> list[int]:
+        """Sequences of the last pass whose values are not finite. Padding counts for nothing.
+
+        kept: positions of the `logits [B, len(kept), vocab_size]`.
+        """
+        lengths = _lengths(runs, logits.device)
+        places = torch.arange(_longest(runs), device=logits.device)
+        broken = self.watch.broken().view(len(runs), -1) & (places < lengths)
+        voiceless = ~logits.amax(dim=-1).isfinite() & (torch.tensor(kept, device=logits.device) < lengths)
+        self.watch.forget()
+        found: list[int] = (broken.any(dim=1) | voiceless.any(dim=1)).nonzero().flatten().tolist()
+        return found
+
+    def _overflow(self, runs: Sequence[TokenRun], number: int, limit: StepLimit) -> TrimtabError:
+        """The error of a broken sequence: the model's own, if its text breaks it without interventions too."""
+        run = runs[number]
+        layer, position, taken = self._located(runs, number, limit)
+        program = run.program
+        if program is None or not program.acting or not self.is_finite(run.token_ids):
+            return model_error(position, self.model.dtype)
+        strongest = None if taken is None else taken.strongest(number * _longest(runs), (number + 1) * _longest(runs))
+        return fault_error(program, Fault(program.first_acting if strongest is None else strongest, None, layer,
+                                          position, math.inf, behind=True))
+
+    def _located(self, runs: Sequence[TokenRun], number: int, limit: StepLimit
+                 ) -> tuple[int | None, int, Taken | None]:
+        """The first layer and token of a sequence whose activations are not finite, from a pass that keeps all of
+        them. Only the logits: no layer, the last token."""
+        places: list[tuple[Site, int]] = [("resid_pre", 0), *(("resid_post", n) for n in range(self._last_layer + 1))]
+        found: dict[tuple[Site, int], Tensor] = {}
+        _, record = self._run(runs, limit, places, found, logits_to_keep=1)
+        self.watch.forget()
+        length = len(runs[number].token_ids)
+        for place in places:
+            fine = found[place].view(len(runs), _longest(runs), -1)[number, :length].isfinite().all(dim=-1)
+            if not bool(fine.all()):
+                return place[1], int((~fine).nonzero()[0]), record.read()
+        return None, length - 1, record.read()
+
+    @torch.no_grad()
+    def _run(self, runs: Sequence[TokenRun], limit: StepLimit, capture: Sequence[tuple[Site, int]],
+             found: dict[tuple[Site, int], Tensor] | None, **kwargs: Any) -> tuple[Any, Record]:
+        longest = _longest(runs)
         ids = torch.zeros(len(runs), longest, dtype=torch.int64)
         mask = torch.zeros_like(ids)
         slots = np.zeros((len(runs), longest), dtype=np.int32)
@@ -141,9 +222,9 @@ class ForwardPass:
             for key in capture:
                 assert found is not None
                 stack.callback(attach(self.model, *key, _keeper(found, key)).remove)
-            with self.steerer.acting(plan):
+            with self.steerer.acting(plan, limit) as record:
                 return self.model(input_ids=ids.to(self.model.device), attention_mask=mask.to(self.model.device),
-                                  use_cache=False, **kwargs)
+                                  use_cache=False, **kwargs), record
 
     def _pin(self, program: Program, stack: ExitStack) -> int:
         slot = self.bank.acquire(program)
@@ -174,3 +255,12 @@ def _bits(run: TokenRun, program: Program) -> Any:
     length = len(run.token_ids)
     touch = touch_map(program.scopes, run.token_ids[:run.prompt_length], length - run.prompt_length, run.roles)
     return bits_at(touch, program.rules, np.arange(length), np.asarray(run.token_ids, dtype=np.int64))
+
+
+def _longest(runs: Sequence[TokenRun]) -> int:
+    return max(len(run.token_ids) for run in runs)
+
+
+def _lengths(runs: Sequence[TokenRun], device: torch.device) -> Tensor:
+    """`[B, 1]`."""
+    return torch.tensor([len(run.token_ids) for run in runs], device=device).unsqueeze(1)

@@ -27,11 +27,15 @@ class TokenRouter(OutputRouter):
             completion = self._steps.completions.get(output.request_id)
             if completion is None:
                 continue
-            tokens = self._new_tokens(output, completion)
+            # What a completion that has been given up goes on with is no text of it.
+            given_up = output.request_id in self._steps.given_up
+            tokens = [] if given_up else self._new_tokens(output, completion)
             failure = (output.error or "it failed") if output.status == RequestStatus.FAILED else None
             if output.is_finished():
                 self._delivered.pop(output.request_id, None)
                 self._steps.retire(output.request_id)
+            if given_up:
+                continue
             events.setdefault(completion.loop, []).append((completion, tokens, failure))
         for loop, batch in events.items():
             # A loop that is closed has nobody left to tell.

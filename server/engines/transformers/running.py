@@ -2,14 +2,16 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from server.engines.base import Completion, Generation, Token, Touched
 from server.engines.touching import count_touched
-from steering.errors import EngineUnavailable
+from server.engines.transformers.measured import Measured
+from steering.containment import Fault
+from steering.errors import TrimtabError
 from steering.program import Program
 from steering.scope import TouchMap, bits_at, touch_map
 
@@ -27,7 +29,7 @@ class Running:
     """State of one completion, shared by the event loop (admission, delivery) and the engine's thread (steps).
 
     slot, base: where the program and the touch bits are while it runs; slot 0 for an unsteered one.
-    processed: tokens that went through the model at least once.
+    processed: tokens that went through the model at least once. measured: its steps, once it is over.
     choices: what the sampler reported, one per generated token.
     """
 
@@ -38,6 +40,7 @@ class Running:
     slot: int = 0
     base: int = 0
     processed: int = 0
+    measured: Measured | None = None
     token_ids: list[int] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
 
@@ -59,10 +62,24 @@ class Running:
     def request_id(self) -> str:
         return self.generation.request_id
 
-    def touched(self, processed: int) -> list[Touched]:
+    def touched(self, processed: int, measured: Measured | None) -> list[Touched]:
         """Per intervention of the request's program, tokens acted on among the first `processed` ones; an intervention
-        without rows has none."""
-        return count_touched(self.generation.program, self.touch, self.token_ids, processed)
+        without rows has none. With the steps that were measured."""
+        touched = count_touched(self.generation.program, self.touch, self.token_ids, processed)
+        return touched if measured is None else measured.add_to(touched)
+
+
+@dataclass(frozen=True)
+class Overflow:
+    """Values of a completion stopped being finite behind its interventions, or without any. layer: the first one that
+    shows it; None if only the logits do."""
+
+    position: int
+    layer: int | None
+
+
+# Why a completion is given up; a sentence where it is the engine's fault.
+Failure = str | Fault | Overflow
 
 
 class SaltedIds(list[int]):
@@ -98,11 +115,13 @@ class EngineCompletion(Completion):
     """Hands tokens from the engine's thread to the caller."""
 
     def __init__(self, running: Running, start: Callable[["EngineCompletion"], "asyncio.Future[None]"],
-                 cancel: Callable[[Running], None], processed: Callable[[Running], int]) -> None:
+                 cancel: Callable[[Running], None], touched: Callable[[Running], list[Touched]],
+                 explain: Callable[[Running, Failure], Awaitable[TrimtabError]]) -> None:
         self.running = running
-        self._processed = processed
+        self._touched = touched
+        self._explain = explain
         self.loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[Token | str] = asyncio.Queue()
+        self._queue: asyncio.Queue[Token | Failure] = asyncio.Queue()
         self._start = start
         self._cancel = cancel
         self._admitted: asyncio.Future[None] | None = None
@@ -118,18 +137,18 @@ class EngineCompletion(Completion):
         for token in tokens:
             self._queue.put_nowait(token)
 
-    def fail(self, reason: str) -> None:
-        """Called on the event loop: the engine gave the completion up."""
-        self._queue.put_nowait(reason)
+    def fail(self, failure: Failure) -> None:
+        """Called on the event loop: the completion is given up."""
+        self._queue.put_nowait(failure)
 
     async def __aiter__(self) -> AsyncIterator[Token]:
         try:
             await self.admit()
             while True:
                 item = await self._queue.get()
-                if isinstance(item, str):
+                if not isinstance(item, Token):
                     self._over = True
-                    raise EngineUnavailable(f"the engine gave this request up: {item}")
+                    raise await self._explain(self.running, item)
                 if item.finish_reason is not None:
                     self._over = True
                 yield item
@@ -148,4 +167,4 @@ class EngineCompletion(Completion):
         self._cancel(self.running)
 
     def touched(self) -> list[Touched]:
-        return self.running.touched(self._processed(self.running))
+        return self._touched(self.running)

@@ -27,16 +27,22 @@ def uniform(seeds: npt.NDArray[np.uint64], counters: npt.NDArray[np.uint64]) -> 
     return ((z >> np.uint64(11)).astype(np.float64) + 0.5) / float(1 << 53)
 
 
+NO_TOKEN = -1
+
+
 def sample(logits: torch.Tensor, running: Sequence[Running]) -> torch.Tensor:
-    """Token ids `[n]` int64 for `logits [n, vocab_size]` float32, one row per request; notes each one's Choice."""
+    """Token ids `[n]` int64 for `logits [n, vocab_size]` float32, one row per request; NO_TOKEN for a row that is not
+    finite. A row never changes what another one gets."""
     settings = [item.generation.sampling for item in running]
     scores = _penalised(logits, running, settings)
-    tokens = scores.argmax(dim=-1)
+    likeliest = scores.argmax(dim=-1)
+    # Of a row that holds NaN or infinity that is the likeliest; minus infinity only rules tokens out.
+    fine = scores.gather(1, likeliest.unsqueeze(1)).squeeze(1).isfinite()
     drawn = [i for i, s in enumerate(settings) if s.temperature > 0]
+    tokens = likeliest
     if drawn:
         tokens[drawn] = _draw(scores[drawn], [running[i] for i in drawn], [settings[i] for i in drawn])
-    _note(logits, tokens, running, settings)
-    return tokens
+    return torch.where(fine, tokens, NO_TOKEN)
 
 
 def _penalised(logits: torch.Tensor, running: Sequence[Running], settings: Sequence[Sampling]) -> torch.Tensor:
@@ -65,7 +71,8 @@ def _draw(scores: torch.Tensor, running: Sequence[Running], settings: Sequence[S
     def column(values: list[float]) -> torch.Tensor:
         return torch.tensor(values, device=scores.device, dtype=torch.float32).unsqueeze(1)
 
-    scaled = scores / column([s.temperature for s in settings])
+    # From the likeliest down: however low the temperature, nothing overflows but to a probability of 0.
+    scaled = (scores - scores.amax(dim=-1, keepdim=True)) / column([s.temperature for s in settings])
     # Sorted order makes truncation a cut, and the draw independent of how the vocabulary is numbered.
     ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
     probs = ordered.softmax(dim=-1)
@@ -87,23 +94,26 @@ def _draw(scores: torch.Tensor, running: Sequence[Running], settings: Sequence[S
     cumulative = probs.cumsum(-1)
     place = torch.searchsorted(cumulative, draws * cumulative[:, -1:]).clamp_max(probs.shape[-1] - 1)
     # Rounding at the end of the cumulative sum must not reach a token that was cut off.
-    last = (probs > 0).sum(-1, keepdim=True) - 1
+    last = ((probs > 0).sum(-1, keepdim=True) - 1).clamp_min(0)
     return order.gather(1, torch.minimum(place, last)).squeeze(1)
 
 
-def _note(logits: torch.Tensor, tokens: torch.Tensor, running: Sequence[Running], settings: Sequence[Sampling]) -> None:
+def choices(logits: torch.Tensor, tokens: Sequence[int], running: Sequence[Running]) -> list[Choice]:
+    """What is told of the tokens that were drawn from `logits [n, vocab_size]`, one per request."""
+    settings = [item.generation.sampling for item in running]
     wanted = [i for i, s in enumerate(settings) if s.logprobs is not None]
-    noted = [Choice(None, ())] * len(running)
-    if wanted:
-        logprobs = logits[wanted].log_softmax(dim=-1)
-        chosen = logprobs.gather(1, tokens[wanted].unsqueeze(1)).squeeze(1).tolist()
-        most = max(settings[i].logprobs or 0 for i in wanted)
-        values, ids = logprobs.topk(min(most, logprobs.shape[-1]), dim=-1) if most else (None, None)
-        for row, i in enumerate(wanted):
-            count = settings[i].logprobs or 0
-            top: tuple[tuple[int, float], ...] = ()
-            if values is not None and ids is not None and count:
-                top = tuple(zip(ids[row, :count].tolist(), values[row, :count].tolist(), strict=True))
-            noted[i] = Choice(chosen[row], top)
-    for item, choice in zip(running, noted, strict=True):
-        item.choices.append(choice)
+    found = [Choice(None, ())] * len(running)
+    if not wanted:
+        return found
+    logprobs = logits[wanted].log_softmax(dim=-1)
+    picked = torch.tensor([tokens[i] for i in wanted], device=logits.device).unsqueeze(1)
+    chosen = logprobs.gather(1, picked).squeeze(1).tolist()
+    most = max(settings[i].logprobs or 0 for i in wanted)
+    values, ids = logprobs.topk(min(most, logprobs.shape[-1]), dim=-1) if most else (None, None)
+    for row, i in enumerate(wanted):
+        count = settings[i].logprobs or 0
+        top: tuple[tuple[int, float], ...] = ()
+        if values is not None and ids is not None and count:
+            top = tuple(zip(ids[row, :count].tolist(), values[row, :count].tolist(), strict=True))
+        found[i] = Choice(chosen[row], top)
+    return found

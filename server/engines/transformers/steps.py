@@ -2,14 +2,17 @@
 
 The stock engine is not forked: five bound methods of one batch processor are wrapped when it is made (`bind`).
   prepare_batch_tensors  knows which tokens of which requests come next -> the steering plan of the batch
-  _generation_step       runs the forward pass -> the plan is carried out around it
+  _generation_step       runs the forward pass -> the plan is carried out around it, and what was not finite is told
   _sample                has the logits -> tokens per request's own settings and seed
-  search_prefix_match, mark_complete_blocks  hash token ids for prefix sharing -> ids salted by what a program did
+  search_prefix_match, mark_complete_blocks  hash token ids for prefix sharing -> ids salted by what a program did, and
+                         nothing of a request that has been given up
   clear_cancelled_requests  drops requests -> their slots come free
 """
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,19 +20,58 @@ import torch
 from transformers.generation.continuous_batching.requests import FutureRequestState
 
 from server.engines.arena import Arena
-from server.engines.transformers.running import EngineCompletion, Running, SaltedIds
-from server.engines.transformers.sampler import sample
+from server.engines.base import Touched
+from server.engines.transformers.finite import Examined, Watch, examining
+from server.engines.transformers.measured import Indices, MeasuredTable
+from server.engines.transformers.running import EngineCompletion, Overflow, Running, SaltedIds
+from server.engines.transformers.sampler import NO_TOKEN, choices, sample
 from steering.bank import Bank
+from steering.containment import Fault, StepLimit
 from steering.plan import StepPlan
+from steering.record import Record
 from steering.steerer import Steerer
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Requests of a step in the order of its flat batch: their rows in the table, tokens before and tokens in it.
+
+    known: tokens that had been run already, more than come before it where a request is computed again.
+    """
+
+    request_ids: list[str]
+    rows: Indices
+    offsets: Indices
+    lengths: Indices
+    known: Indices
+
+    @cached_property
+    def owners(self) -> Indices:
+        """Index of the request that each token of the flat batch belongs to."""
+        return np.repeat(np.arange(len(self.lengths)), self.lengths)
+
+    @cached_property
+    def positions(self) -> Indices:
+        """Position of each token of the flat batch in its request."""
+        shift = self.offsets - (np.cumsum(self.lengths) - self.lengths)
+        return np.arange(len(self.owners)) + shift[self.owners]
+
+    def place(self, token: int) -> tuple[int, int]:
+        """Request and position in it of a token of the flat batch."""
+        return int(self.owners[token]), int(self.positions[token])
 
 
 class Steps:
     """Running completions and the steps they take part in. `on_retired` is called from the engine's thread."""
 
-    def __init__(self, steerer: Steerer, bank: Bank, on_retired: Callable[[Running], None]) -> None:
+    def __init__(self, steerer: Steerer, bank: Bank, watch: Watch, limit: StepLimit,
+                 on_retired: Callable[[Running], None]) -> None:
         self.steerer = steerer
         self.bank = bank
+        self.watch = watch
+        self.limit = limit
+        # Requests that have been told of a failure and are still in the scheduler.
+        self.given_up: set[str] = set()
         self.completions: dict[str, EngineCompletion] = {}
         self._on_retired = on_retired
         self._lock = threading.Lock()
@@ -37,10 +79,16 @@ class Steps:
         # One row per running completion: slot, where its bits begin, tokens processed.
         self._row_of: dict[str, int] = {}
         self._table = np.zeros((64, 3), dtype=np.int64)
+        self._measured = MeasuredTable(64)
         self._free_rows = list(range(63, -1, -1))
         self._num_steered = 0
+        # Of the step at hand: its plan, its batch, who gets a token, and whether the pass was finite.
         self._plan: StepPlan = {}
+        self._batch = Batch([], *(np.zeros(0, dtype=np.int64),) * 4)
         self._sampling: list[Running] = []
+        self._examined: Examined | None = None
+        self._broken = False
+        self._voiceless: list[str] = []
 
     # Admission and end, called with the request's slot already pinned.
 
@@ -53,9 +101,11 @@ class Steps:
             if not self._free_rows:
                 size = len(self._table)
                 self._table = np.concatenate([self._table, np.zeros_like(self._table)])
+                self._measured.grow()
                 self._free_rows = list(range(2 * size - 1, size - 1, -1))
             row = self._free_rows.pop()
             self._table[row] = (running.slot, running.base, 0)
+            self._measured.reset(row)
             self._row_of[running.request_id] = row
             self.completions[running.request_id] = completion
 
@@ -68,17 +118,22 @@ class Steps:
             running = completion.running
             row = self._row_of.pop(request_id)
             running.processed = int(self._table[row, 2])
+            running.measured = self._measured.of(row)
+            self.given_up.discard(request_id)
             self._free_rows.append(row)
             if running.touch is not None:
                 self._arena.drop(running.base, len(running.touch.on))
                 self._num_steered -= 1
         self._on_retired(running)
 
-    def processed(self, running: Running) -> int:
-        """Tokens of the completion that went through the model."""
+    def touched(self, running: Running) -> list[Touched]:
+        """What its interventions acted on among the tokens that went through the model, and how far they moved them."""
         with self._lock:
             row = self._row_of.get(running.request_id)
-            return running.processed if row is None else int(self._table[row, 2])
+            if row is None:
+                return running.touched(running.processed, running.measured)
+            processed, measured = int(self._table[row, 2]), self._measured.of(row)
+        return running.touched(processed, measured)
 
     # The steps, called from the engine's thread.
 
@@ -93,8 +148,15 @@ class Steps:
             prepare(requests_in_batch, *args, **kwargs)
 
         def generation_step(model: Any) -> None:
-            with self.steerer.acting(self._plan):
+            self._examined, self._broken, self._voiceless = None, False, []
+            with self.steerer.acting(self._plan, self.limit) as record:
                 step(model)
+            if self._broken:
+                # The same step once more: it writes the same pages, this time without what is not finite.
+                with examining(cache) as self._examined, self.steerer.acting(self._plan, self.limit) as record:
+                    step(model)
+            self._settle(record, processor.scheduler)
+            self.watch.forget()
 
         def search_prefix_match(request_id: str, prompt_ids: list[int]) -> int:
             matched: int = search(request_id, self._salted(request_id, prompt_ids))
@@ -116,7 +178,8 @@ class Steps:
 
     def _salting(self, mark: Callable[[str, list[int], int], None]) -> Callable[[str, list[int], int], None]:
         def mark_complete_blocks(request_id: str, token_ids: list[int], num_blocks: int) -> None:
-            mark(request_id, self._salted(request_id, token_ids), num_blocks)
+            if num_blocks and request_id not in self.given_up:
+                mark(request_id, self._salted(request_id, token_ids), num_blocks)
 
         return mark_complete_blocks
 
@@ -134,6 +197,7 @@ class Steps:
         self._sampling = [self.completions[item.state.request_id].running for item in batch if item.has_new_token]
         with self._lock:
             table = self._table
+            self._batch = Batch([item.state.request_id for item in batch], rows, offsets, lengths, table[rows, 2])
             table[rows, 2] = np.maximum(table[rows, 2], offsets + lengths)
             if not self._num_steered or not table[rows, 0].any():
                 self._plan = {}
@@ -147,12 +211,23 @@ class Steps:
 
     def _sample(self, scores: torch.Tensor, output_ids: torch.Tensor) -> None:
         count = len(self._sampling)
-        if count == 0:
-            return
-        tokens = sample(scores[0, :count], self._sampling)
-        output_ids[0, :count].copy_(tokens)
-        for running, token in zip(self._sampling, tokens.tolist(), strict=True):
-            self._note(running, token)
+        logits = scores[0, :count]
+        drawn = sample(logits, self._sampling)
+        if self._examined is None:
+            # One transfer: whether the whole pass was finite goes with the tokens.
+            *tokens, whole = torch.cat([drawn, self.watch.total().isfinite().long().unsqueeze(0)]).tolist()
+            self._broken = not whole or NO_TOKEN in tokens
+            if self._broken:
+                return
+        else:
+            tokens = drawn.tolist()
+        output_ids[0, :count].copy_(drawn.clamp_min(0))
+        told = choices(logits, [max(token, 0) for token in tokens], self._sampling)
+        for running, token, choice in zip(self._sampling, tokens, told, strict=True):
+            if token == NO_TOKEN:
+                self._voiceless.append(running.request_id)
+            running.choices.append(choice)
+            self._note(running, max(token, 0))
 
     def _note(self, running: Running, token: int) -> None:
         position = len(running.token_ids)
@@ -163,3 +238,48 @@ class Steps:
         with self._lock:
             self._arena.on[running.base + position] |= np.uint32(program.rules.on.get(token, 0))
             self._arena.off[running.base + position] |= np.uint32(program.rules.off.get(token, 0))
+
+    def _settle(self, record: Record, scheduler: Any) -> None:
+        """Sum up the steps of a pass and give up the requests that are at fault for what it could not carry out."""
+        faults: dict[int, Fault | Overflow] = {}
+        batch, taken = self._batch, record.read()
+        if taken is not None:
+            owners = batch.owners[taken.positions]
+            new = batch.positions[taken.positions] >= batch.known[owners]
+            with self._lock:
+                self._measured.add(batch.rows[owners[new]], taken.interventions[new], taken.values[new], self.limit)
+            for entry in taken.faults(self.limit).tolist():
+                site, layer = record.stages[taken.stages[entry]].key or (None, None)
+                owner, position = batch.place(int(taken.positions[entry]))
+                faults.setdefault(owner, Fault(int(taken.interventions[entry]), site, layer, position,
+                                               float(taken.values[entry])))
+        if self._examined is not None:
+            self._blame(self._examined, faults)
+        for owner, fault in faults.items():
+            self._give_up(batch.request_ids[owner], fault, scheduler)
+
+    def _blame(self, examined: Examined, faults: dict[int, Fault | Overflow]) -> None:
+        """Add the requests whose values stopped being finite in the layers."""
+        for token, layer in sorted(examined.tokens.items(), key=lambda item: (item[1], item[0])):
+            owner, position = self._batch.place(token)
+            faults.setdefault(owner, Overflow(position, layer))
+        for owner, (layer, position) in examined.cached.items():
+            faults.setdefault(owner, Overflow(position, layer))
+        for token in self.watch.broken().nonzero().flatten().tolist():
+            owner, position = self._batch.place(token)
+            faults.setdefault(owner, Overflow(position, self.watch.last_layer))
+        for request_id in self._voiceless:
+            owner = self._batch.request_ids.index(request_id)
+            last = int(self._batch.offsets[owner] + self._batch.lengths[owner]) - 1
+            faults.setdefault(owner, Overflow(last, None))
+
+    def _give_up(self, request_id: str, failure: Fault | Overflow, scheduler: Any) -> None:
+        """Tell the caller, and let the scheduler drop the request before the next step."""
+        completion = self.completions[request_id]
+        self.given_up.add(request_id)
+        with self._lock:
+            completion.running.measured = self._measured.of(self._row_of[request_id])
+        scheduler.set_request_cancellation(request_id)
+        # A loop that is closed has nobody left to tell.
+        if not completion.loop.is_closed():
+            completion.loop.call_soon_threadsafe(completion.fail, failure)
