@@ -15,6 +15,7 @@ from server.effects.store import EffectStore
 from server.engines.base import Engine
 from server.guard import GuardMetrics
 from server.handlers import add_handlers
+from server.housekeeping import Housekeeping
 from server.jobs import Jobs
 from server.killswitch import KillSwitch
 from server.metrics import Metrics
@@ -67,6 +68,7 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
                         sample=settings.shadow_sample, budget=settings.shadow_budget, decode=vocabulary.decode,
                         end_ids=vocabulary.end_ids)
         kill_switch = KillSwitch(library.switches, metrics.registry, always=settings.kill_switch)
+        housekeeping = Housekeeping(library, metrics.registry, settings.gc_interval_s)
         # After the start: the self-test has narrowed the facts to what it reached.
         app.state.server = state = ServerState(
             settings=settings, engine=engine, engine_name=engine_name, library=library, vocabulary=vocabulary,
@@ -79,9 +81,11 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
             await kill_switch.start()
             await anyio.to_thread.run_sync(state.jobs.load)
             await shadow.start()
+            await housekeeping.start()
             await try_default_spec(state)
             yield
         finally:
+            await housekeeping.stop()
             await state.jobs.stop()
             await shadow.stop()
             await kill_switch.stop()

@@ -34,7 +34,10 @@ def build(settings: Settings) -> FastAPI:
     """The app. Loads the model; the engine starts with the app."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     library = Library.open(settings.library_database_url, settings.library_blob_url,
-                           Limits(payload_bytes=settings.max_upload_bytes))
+                           Limits(payload_bytes=settings.max_upload_bytes,
+                                  library_bytes=settings.library_bytes or None,
+                                  library_names=settings.library_names or None,
+                                  library_versions=settings.library_versions or None))
     engine = load_engine(settings)
     tokenizer = AutoTokenizer.from_pretrained(settings.model)
     end_ids = [*engine.end_ids, tokenizer.eos_token_id]

@@ -83,6 +83,14 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(default=256 * 2**20, ge=1024, description="Bytes of an uploaded artifact file.")
     max_inline_bytes: int = Field(default=4 * 2**20, ge=0,
         description="Bytes the numbers written inline in one spec may take.")
+    library_bytes: int = Field(default=64 * 2**30, ge=0, description="Bytes the library may hold, numbers and metadata "
+                               "of all versions; 0: no limit.")
+    library_names: int = Field(default=10_000, ge=0,
+        description="Artifacts and presets the library may hold; 0: no limit.")
+    library_versions: int = Field(default=100_000, ge=0,
+        description="Versions of them the library may hold; 0: no limit.")
+    gc_interval_s: float = Field(default=3600.0, ge=0, le=10**7, description="Seconds between two collections of what "
+                                 "deleted versions and crashes left on the disk; 0: only when asked for.")
     max_jobs: int = Field(default=16, ge=1, le=1024, description="Background jobs that may wait or run at once.")
     program_cache: int = Field(default=256, ge=1, le=2**16, description="Compiled programs kept for reuse.")
 

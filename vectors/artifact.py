@@ -33,11 +33,15 @@ WIDTH_TENSOR: dict[Kind, str] = {"vector": "vector", "subspace": "basis", "affin
 
 @dataclass(frozen=True)
 class Limits:
-    """Sizes beyond which an artifact is refused with `PayloadTooLarge`."""
+    """Sizes beyond which an artifact is refused with `PayloadTooLarge`, and those beyond which the whole library takes
+    no more (`LibraryFull`; None: no limit)."""
 
     payload_bytes: int = 256 * 2**20
     document_bytes: int = 256 * 2**10
     layers: int = 512
+    library_bytes: int | None = None
+    library_names: int | None = None
+    library_versions: int | None = None
 
 
 def _printable(text: str) -> str:

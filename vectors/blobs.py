@@ -20,11 +20,12 @@ PARTIAL = "partial"
 
 @dataclass(frozen=True)
 class Stored:
-    """One file in the store. `digest` is None for what a killed writer left behind."""
+    """One file in the store. `digest` is None for what is half-written."""
 
     path: str
     digest: str | None
     age_s: float
+    nbytes: int
 
 
 def digest_of(data: bytes) -> str:
@@ -77,12 +78,14 @@ class BlobStore:
             self._fs.rm_file(stored.path)
 
     def files(self) -> Iterator[Stored]:
-        """All files, those half-written included."""
+        """All blobs and all that is half-written. What else lies there is not the library's."""
         self._fs.invalidate_cache()
         now = datetime.now(UTC).timestamp()
         for path, info in sorted(self._fs.find(self._root, detail=True).items()):
             stem = path.rsplit("/", 1)[-1].removesuffix(SUFFIX)
-            yield Stored(path, stem if self._path(stem) == path else None, now - _modified(info))
+            whole = self._path(stem) == path
+            if whole or path.startswith(f"{self._root}/{PARTIAL}/"):
+                yield Stored(path, stem if whole else None, now - _modified(info), int(info.get("size") or 0))
 
     def _path(self, digest: str) -> str:
         return f"{self._root}/{digest[:2]}/{digest}{SUFFIX}"

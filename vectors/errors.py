@@ -2,7 +2,7 @@
 
 from pydantic import ValidationError
 
-from steering.errors import InvalidPayload, TrimtabError
+from steering.errors import InvalidPayload, InvalidRequest, TrimtabError
 
 
 class InvalidMetadata(InvalidPayload):
@@ -16,6 +16,12 @@ class InvalidMetadata(InvalidPayload):
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"])
         return cls(first["msg"].removeprefix("Value error, "), param=f"{prefix}.{field}" if field else prefix)
+
+
+class LibraryFull(InvalidRequest):
+    """What is to be stored is over the library's limit on bytes, names or versions."""
+
+    status, code = 409, "library_full"
 
 
 class CorruptBlob(TrimtabError):

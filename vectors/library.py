@@ -26,6 +26,7 @@ from vectors.errors import CorruptBlob, LibraryUnavailable
 from vectors.naming import Ref
 from vectors.paging import Page, fetch
 from vectors.presets import Presets
+from vectors.quota import Usage, check_room, usage
 from vectors.switches import Switches
 from vectors.tables import ArtifactRow, Named, Setting, Tag, Version
 
@@ -46,10 +47,12 @@ class Filter:
 
 @dataclass(frozen=True)
 class Collected:
-    """What `gc` removed: digests of unreferenced blobs, and the number of files that killed writers left."""
+    """What `gc` removed: digests of unreferenced blobs, the number of files that killed writers left, and the bytes of
+    both."""
 
     blobs: list[str] = field(default_factory=list)
     partial: int = 0
+    nbytes: int = 0
 
 
 class Library:
@@ -63,7 +66,7 @@ class Library:
         self._database = database
         self._blobs = blobs
         self.limits = limits
-        self.presets = Presets(database)
+        self.presets = Presets(database, limits)
         self.switches = Switches(database)
         # With the card it was made from: of what a source holds, only the card can change.
         self._cache: LRUCache[str, tuple[Source, Any]] = LRUCache(cache_bytes, getsizeof=lambda e: cached_bytes(e[0]))
@@ -89,13 +92,16 @@ class Library:
         The same metadata and numbers again give the version that holds them already.
 
         Raises:
-            InvalidMetadata, PayloadTooLarge: see `vectors.artifact.check`.
+            InvalidMetadata, PayloadTooLarge: see `vectors.artifact.check`. LibraryFull: there is no room for it.
         """
         metadata = check(metadata, payload, self.limits)
         data = save(payload.to_tensors())
         document = metadata.document()
         content = hashlib.sha256(f"{digest_of(data)}\n{document}".encode()).hexdigest()
 
+        with self._database.read() as session:
+            # Before the numbers are written; what counts is the check within the transaction.
+            self._check_room(session, naming.find_name(session, "artifact", metadata.name), data, document, content)
         self._blobs.put(data)
         return self._database.write(partial(self._insert, metadata, document, payload, data, content))
 
@@ -186,10 +192,7 @@ class Library:
                 row.tags = _tags(patch.tags)
             if "card" in patch.model_fields_set:
                 row.card = patch.card
-            session.flush()
-            artifact = _artifacts(session, [version.id])[0]
-            check_storable(artifact.metadata, self.limits)
-            return artifact
+            return self._changed(session, version)
 
         return self._database.write(work)
 
@@ -201,10 +204,7 @@ class Library:
             version = naming.resolve(session, "artifact", wanted, lock=True)
             row = session.get_one(ArtifactRow, version.id)
             row.card = with_settings(row.card, settings)
-            session.flush()
-            artifact = _artifacts(session, [version.id])[0]
-            check_storable(artifact.metadata, self.limits)
-            return artifact
+            return self._changed(session, version)
 
         return self._database.write(work)
 
@@ -254,20 +254,23 @@ class Library:
         """Remove blobs that no version names and files that killed writers left, if older than `min_age_s`.
 
         Safe beside running uploads at any age: a writer that finds its blob gone stores it again. Files still being
-        written are protected by their age alone.
+        written are protected by their age alone. Files of other names are not the library's and stay.
         """
-        collected, left = [], 0
+        with self._database.read() as session:
+            used = set(session.scalars(select(ArtifactRow.blob)))
+        collected, left, nbytes = [], 0, 0
         for stored in self._blobs.files():
-            if stored.age_s < min_age_s:
+            if stored.age_s < min_age_s or stored.digest in used:
                 continue
             if stored.digest is None:
                 self._blobs.remove(stored)
                 left += 1
-                continue
-
-            if self._database.write(partial(self._remove_unused, stored)):
+            elif self._database.write(partial(self._remove_unused, stored)):
                 collected.append(stored.digest)
-        return Collected(collected, left)
+            else:
+                continue
+            nbytes += stored.nbytes
+        return Collected(collected, left, nbytes)
 
     def damaged(self) -> Sequence[str]:
         """References of all versions whose numbers are missing or damaged. Reads everything."""
@@ -281,12 +284,35 @@ class Library:
                 found.append(artifact.ref)
         return found
 
+    def usage(self) -> Usage:
+        """How much the library holds."""
+        with self._database.read() as session:
+            return usage(session)
+
+    def _changed(self, session: Session, version: Version) -> Artifact:
+        """The version after a change of what describes it. Raises PayloadTooLarge, LibraryFull."""
+        session.flush()
+        artifact = _artifacts(session, [version.id])[0]
+        check_storable(artifact.metadata, self.limits)
+        nbytes = len(artifact.metadata.document())
+        check_room(session, self.limits, nbytes=nbytes - version.nbytes)
+        version.nbytes = nbytes
+        return artifact
+
     def _remove_unused(self, stored: Stored, session: Session) -> bool:
         _lock_blobs(session, shared=False)
         if session.scalar(select(exists().where(ArtifactRow.blob == stored.digest))):
             return False
         self._blobs.remove(stored)
         return True
+
+    def _check_room(self, session: Session, named: Named | None, data: bytes, document: str, content: str) -> None:
+        """Raises LibraryFull, unless the version is there already."""
+        if named is not None and naming.same_content(session, named, content) is not None:
+            return
+        known = session.scalar(select(exists().where(ArtifactRow.blob == digest_of(data))))
+        check_room(session, self.limits, names=named is None or not naming.has_versions(session, named), versions=1,
+                   nbytes=len(document) + (0 if known else len(data)))
 
     def _insert(self, metadata: Metadata, document: str, payload: Payload, data: bytes, content: str,
                 session: Session) -> Artifact:
@@ -295,11 +321,12 @@ class Library:
         named = naming.take_name(session, "artifact", metadata.name)
         version = naming.same_content(session, named, content)
         if version is None:
+            self._check_room(session, named, data, document, content)
             blob = digest_of(data)
             if not self._blobs.exists(blob):
                 # `gc` took it in between; from here on the lock keeps it out.
                 self._blobs.put(data)
-            version = naming.add_version(session, named, content)
+            version = naming.add_version(session, named, content, len(document))
             session.add(ArtifactRow(
                 version=version, blob=blob, nbytes=len(data), layers=list(payload.layers), kind=metadata.kind,
                 op=metadata.op, site=metadata.site, model_id=metadata.model_id, description=metadata.description,

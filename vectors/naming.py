@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import ScalarSelect, delete, func, select
+from sqlalchemy import ScalarSelect, delete, exists, func, select
 from sqlalchemy.orm import Session, aliased
 
 from steering.errors import InvalidRequest, NotFound
@@ -67,7 +67,7 @@ def searchable(text: str, param: str) -> str:
 
 def take_name(session: Session, collection: Collection, name: str) -> Named:
     """The row of the name, made if it is new, and locked against other writers."""
-    named = _find_name(session, collection, name, lock=True)
+    named = find_name(session, collection, name, lock=True)
     if named is None:
         named = Named(collection=collection, name=name, last_number=0)
         session.add(named)
@@ -75,13 +75,17 @@ def take_name(session: Session, collection: Collection, name: str) -> Named:
     return named
 
 
-def add_version(session: Session, named: Named, digest: str) -> Version:
-    """The next version of a locked name."""
+def add_version(session: Session, named: Named, digest: str, nbytes: int) -> Version:
+    """The next version of a locked name. nbytes: of its document."""
     named.last_number += 1
-    version = Version(named=named, number=named.last_number, digest=digest)
+    version = Version(named=named, number=named.last_number, digest=digest, nbytes=nbytes)
     session.add(version)
     session.flush()
     return version
+
+
+def has_versions(session: Session, named: Named) -> bool:
+    return bool(session.scalar(select(exists().where(Version.named_id == named.id))))
 
 
 def same_content(session: Session, named: Named, digest: str) -> Version | None:
@@ -95,7 +99,7 @@ def versions(session: Session, collection: Collection, name: str, *, lock: bool 
     Raises:
         NotFound: there is none.
     """
-    named = _find_name(session, collection, name, lock)
+    named = find_name(session, collection, name, lock)
     found = [] if named is None else session.scalars(
         select(Version).where(Version.named_id == named.id).order_by(Version.number.desc())).all()
     if not found:
@@ -109,7 +113,7 @@ def resolve(session: Session, collection: Collection, ref: Ref, *, lock: bool = 
     Raises:
         NotFound: no such name, version or alias.
     """
-    named = _find_name(session, collection, ref.name, lock)
+    named = find_name(session, collection, ref.name, lock)
     version = None if named is None else session.get(Version, _select(session, named, ref) or 0)
     if version is None:
         known = f"{ref.name}@{ref.selector}" if ref.selector else ref.name
@@ -148,7 +152,7 @@ def set_alias(session: Session, collection: Collection, name: str, alias: str, n
 
 
 def remove_alias(session: Session, collection: Collection, name: str, alias: str) -> None:
-    named = _find_name(session, collection, name, lock=True)
+    named = find_name(session, collection, name, lock=True)
     row = None if named is None else session.get(Alias, (named.id, alias))
     if row is None:
         raise NotFound(f"there is no {collection} alias {name}@{alias}", param="alias")
@@ -159,7 +163,8 @@ def drop_aliases(session: Session, version_ids: Iterable[int]) -> None:
     session.execute(delete(Alias).where(Alias.version_id.in_(list(version_ids))))
 
 
-def _find_name(session: Session, collection: Collection, name: str, lock: bool) -> Named | None:
+def find_name(session: Session, collection: Collection, name: str, lock: bool = False) -> Named | None:
+    """The row of a name; one may be there that has no versions any more."""
     statement = select(Named).where(Named.collection == collection, Named.name == name)
     return session.scalars(statement.with_for_update() if lock else statement).one_or_none()
 

@@ -11,9 +11,11 @@ from sqlalchemy.orm import Session
 from steering.errors import Conflict, InvalidRequest, PayloadTooLarge
 from steering.spec import Spec
 from vectors import naming
+from vectors.artifact import Limits
 from vectors.database import Database
 from vectors.naming import Ref
 from vectors.paging import Page, fetch
+from vectors.quota import check_room
 from vectors.specs import check_refs, from_json, refs_of, to_json
 from vectors.tables import Named, PresetRow, PresetUse, Version
 
@@ -41,14 +43,16 @@ class Preset:
 class Presets:
     """References are read as those of artifacts are: "name", "name@3", "name@alias", "name@latest"."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, limits: Limits) -> None:
         self._database = database
+        self._limits = limits
 
     def create(self, name: str, spec: Spec, description: str = "") -> Preset:
         """Store a new version. The same spec and description again give the version that holds them already.
 
         Raises:
             InvalidRequest: name, description or spec. NotFound: the spec names an artifact that is not there.
+            LibraryFull: there is no room for it.
         """
         naming.check_name(name, "preset")
         if len(description) > MAX_DESCRIPTION or any(not (c.isprintable() or c in "\n\t") for c in description):
@@ -65,7 +69,9 @@ class Presets:
             named = naming.take_name(session, "preset", name)
             version = naming.same_content(session, named, digest)
             if version is None:
-                version = naming.add_version(session, named, digest)
+                check_room(session, self._limits, names=not naming.has_versions(session, named), versions=1,
+                           nbytes=len(document))
+                version = naming.add_version(session, named, digest, len(document))
                 uses = sorted({(ref.name, ref.selector) for _, ref in refs_of(spec)})
                 session.add(PresetRow(version=version, description=description, spec=document,
                                       uses=[PresetUse(name=used, selector=selector) for used, selector in uses]))

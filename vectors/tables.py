@@ -50,7 +50,8 @@ class Named(Base):
 
 
 class Version(Base):
-    """`digest` identifies the content as created, numbers and metadata; equal content is not stored twice."""
+    """`digest` identifies the content as created, numbers and metadata; equal content is not stored twice. `nbytes`:
+    of its document, metadata or spec."""
 
     __tablename__ = "version"
     __table_args__ = (UniqueConstraint("named_id", "number"), Index(None, "named_id", "digest"))
@@ -60,6 +61,7 @@ class Version(Base):
     number: Mapped[int]
     digest: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+    nbytes: Mapped[int] = mapped_column(BigInteger, server_default="0")
 
     named: Mapped[Named] = relationship()
 

@@ -1,7 +1,6 @@
 """`trimtab extract`: an artifact from data of one's own, by any method that the server offers, with a progress bar."""
 
 import json
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -186,10 +185,11 @@ def _server(offline: str | None, url: str, key: str | None) -> Iterator[Client]:
     from server.boot import build
     from server.cli.inprocess import running
     from server.logs import configure_logging
+    from vectors.scratch import ScratchFolder
 
     configure_logging("console")
-    with tempfile.TemporaryDirectory(prefix="trimtab-") as folder:
-        made = settings_with_model(offline, data_dir=Path(folder), host="127.0.0.1")
+    with ScratchFolder() as folder:
+        made = settings_with_model(offline, data_dir=folder, host="127.0.0.1")
         own_key = made.api_key
         with running(build(made)) as own_url, connect(
                 own_url, None if own_key is None else own_key.get_secret_value()) as client:

@@ -1,9 +1,9 @@
-"""`/v1/admin`: the default spec and the kill switch. Both are kept in the library and hold for all its servers."""
+"""`/v1/admin`: the default spec and the kill switch, which hold for all servers of a library, and its housekeeping."""
 
-from typing import Self
+from typing import Annotated, Self
 
 import anyio
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from server.rehearsal import rehearse
@@ -53,6 +53,23 @@ class KillSwitchView(BaseModel):
     failure: str | None = Field(default=None, description="Why the library could not be reached at the last try.")
 
 
+class LibraryView(BaseModel):
+    """What the library holds, and its limits (null: none)."""
+
+    names: int = Field(description="Artifacts and presets.")
+    versions: int
+    bytes: int = Field(description="Of the numbers, equal ones once, and of the metadata.")
+    max_names: int | None
+    max_versions: int | None
+    max_bytes: int | None
+
+
+class CollectedView(BaseModel):
+    blobs: int = Field(description="Numbers that no version names any more.")
+    partial: int = Field(description="Files that killed writers left.")
+    bytes: int = Field(description="Of both.")
+
+
 @router.get("/default-spec")
 def show_default_spec(state: State) -> DefaultSpecView:
     spec = state.planner.default_spec()
@@ -96,3 +113,22 @@ async def set_kill_switch(body: KillSwitchBody, state: State) -> KillSwitchView:
                        fix="Start the server without TRIMTAB_KILL_SWITCH.")
     await state.kill_switch.set(body.on)
     return await show_kill_switch(state)
+
+
+@router.get("/library")
+def show_library(state: State) -> LibraryView:
+    """How much the library holds."""
+    held, limits = state.library.usage(), state.library.limits
+    return LibraryView(names=held.names, versions=held.versions, bytes=held.nbytes, max_names=limits.library_names,
+                       max_versions=limits.library_versions, max_bytes=limits.library_bytes)
+
+
+@router.post("/library/gc")
+def collect_library(
+    state: State,
+    min_age_s: Annotated[float, Query(ge=60, le=10**9, description="Only what is at least so old: younger files may "
+                                      "still be being written.")] = 3600.0,
+) -> CollectedView:
+    """Remove from the storage what deleted versions and crashes left. It also happens on a schedule (gc_interval_s)."""
+    found = state.library.gc(min_age_s)
+    return CollectedView(blobs=len(found.blobs), partial=found.partial, bytes=found.nbytes)

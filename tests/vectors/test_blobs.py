@@ -76,12 +76,13 @@ def test_gc_takes_orphans_only_and_only_old_ones(library: Library, tmp_path: Pat
     library.delete("doomed")
     library.delete("same-numbers")
     (tmp_path / "blobs" / "partial" / "half").write_bytes(b"half written")
-    (tmp_path / "blobs" / "stray.txt").write_bytes(b"not ours, but here")
+    stray = tmp_path / "blobs" / "stray.txt"
+    stray.write_bytes(b"not ours, but here")
     assert library.gc(min_age_s=3600) == library.gc(min_age_s=3600)
     assert len(files(tmp_path)) == 4
     collected = library.gc(min_age_s=0)
-    assert (collected.blobs, collected.partial) == ([doomed.digest], 2)
-    assert [path.stem for path in files(tmp_path)] == [kept.digest]
+    assert (collected.blobs, collected.partial, collected.nbytes) == ([doomed.digest], 1, doomed.nbytes + 12)
+    assert [path.stem for path in files(tmp_path)] == sorted([kept.digest, "stray"])
     assert library.damaged() == []
 
 

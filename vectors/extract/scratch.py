@@ -1,8 +1,6 @@
 """Numbers of all texts on disk, so that memory holds one layer at a time."""
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -10,15 +8,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from vectors.scratch import ScratchFolder
+
 
 class Scratch:
     """One row of float32 per text and layer, `[num_layers, num_texts, width]`, in a file that goes with the block."""
 
     def __init__(self, layers: Sequence[int], num_texts: int, width: int) -> None:
         self.layers, self.width = tuple(layers), width
-        self._folder = tempfile.TemporaryDirectory(prefix="trimtab-extract-")
+        self._folder = ScratchFolder()
         # Layer first: fitting reads one layer of all texts at once.
-        self._data: npt.NDArray[np.float32] = np.memmap(Path(self._folder.name) / "rows", dtype=np.float32, mode="w+",
+        self._data: npt.NDArray[np.float32] = np.memmap(self._folder.path / "rows", dtype=np.float32, mode="w+",
                                                         shape=(len(self.layers), num_texts, width))
 
     def __enter__(self) -> Self:

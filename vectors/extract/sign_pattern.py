@@ -6,9 +6,7 @@ whose mean magnitude is over 50 times the median dim's (massive activations; the
 streamed) are left out; anchors are split 60/20/20, the layer is chosen on dev.
 """
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -24,6 +22,7 @@ from vectors.extract.items import digest_of, split_items
 from vectors.extract.recipe import Made, Recipe, RecipeOptions, Span, Work, register, site_layers
 from vectors.extract.standing import auc, rounded, standing
 from vectors.extract.subject import Subject, stream
+from vectors.scratch import ScratchFolder
 
 MASSIVE = 50.0
 
@@ -113,8 +112,8 @@ class TypeCache:
         self.mean_norm: dict[int, float] = {}
         self._size = torch.zeros(len(layers), width, dtype=torch.float64)
         self._positive = torch.zeros(len(layers), width, dtype=torch.float64)
-        self._folder = tempfile.TemporaryDirectory(prefix="trimtab-extract-")
-        self._bits: npt.NDArray[np.uint8] = np.memmap(Path(self._folder.name) / "signs", dtype=np.uint8, mode="w+",
+        self._folder = ScratchFolder()
+        self._bits: npt.NDArray[np.uint8] = np.memmap(self._folder.path / "signs", dtype=np.uint8, mode="w+",
                                                       shape=(len(self.layers), num_tokens, (width + 7) // 8))
 
     def __enter__(self) -> "TypeCache":

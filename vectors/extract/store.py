@@ -1,8 +1,6 @@
 """Activations of all pairs on disk, so that memory holds one layer at a time."""
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -13,6 +11,7 @@ import torch
 from steering.spec import Site
 from vectors.extract.contract import Cancelled, Capture, Pair, Progress, TokenPosition
 from vectors.extract.errors import ExtractionCancelled, FitFailed
+from vectors.scratch import ScratchFolder
 
 BATCH_TOKENS = 4096
 BATCH_TEXTS = 64
@@ -27,10 +26,10 @@ class ActivationStore:
     def __init__(self, layers: Sequence[int], num_pairs: int, width: int) -> None:
         self.layers = tuple(layers)
         self.residual_norm: dict[int, float] = {}
-        self._folder = tempfile.TemporaryDirectory(prefix="trimtab-extract-")
+        self._folder = ScratchFolder()
         # Layer first: fitting reads one layer of all texts at once.
         self._data: npt.NDArray[np.float32] = np.memmap(
-            Path(self._folder.name) / "activations", dtype=np.float32, mode="w+",
+            self._folder.path / "activations", dtype=np.float32, mode="w+",
             shape=(len(self.layers), num_pairs, 2, width))
 
     def __enter__(self) -> Self:

@@ -9,7 +9,6 @@ at the output of block N - 1 `direction.N`; llama.cpp adds that to the output of
 import re
 import tempfile
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -22,6 +21,7 @@ from steering.payload import Payload
 from vectors.artifact import Limits, Metadata
 from vectors.errors import InvalidMetadata
 from vectors.formats.base import Format, check_size, pick_layers, register
+from vectors.scratch import ScratchFolder
 
 ARCHITECTURE = "controlvector"
 METADATA_KEY = "trimtab.metadata"
@@ -85,8 +85,8 @@ class Gguf(Format):
         if 0 in payload.layers:
             raise InvalidRequest("llama.cpp refuses control vectors with a layer 0", param="layers",
                                  fix="Name the layers to write, from 1 on.")
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "vector.gguf"
+        with ScratchFolder() as folder:
+            path = folder / "vector.gguf"
             writer = GGUFWriter(path, ARCHITECTURE)
             writer.add_string(f"{ARCHITECTURE}.model_hint", metadata.model_id or "unknown")
             writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(payload.layers))

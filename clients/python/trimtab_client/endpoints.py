@@ -48,5 +48,7 @@ class Endpoints:
     default_spec = Endpoint(work.default_spec)
     set_default_spec = Endpoint(work.set_default_spec)
     clear_default_spec = Endpoint(work.clear_default_spec)
+    library = Endpoint(work.library)
+    collect_library = Endpoint(work.collect_library)
     kill_switch = Endpoint(work.kill_switch)
     set_kill_switch = Endpoint(work.set_kill_switch)

@@ -195,3 +195,22 @@ class KillSwitch(Model):
 
 class DefaultSpec(Model):
     spec: dict[str, Any] | None = Field(default=None)
+
+
+class LibraryUsage(Model):
+    """What the library holds; max_*: its limits, None for none."""
+
+    names: int
+    versions: int
+    bytes: int
+    max_names: int | None = None
+    max_versions: int | None = None
+    max_bytes: int | None = None
+
+
+class Collected(Model):
+    """What a collection removed: unused numbers, files of killed writers, bytes of both."""
+
+    blobs: int
+    partial: int
+    bytes: int

@@ -6,7 +6,17 @@ from urllib.parse import quote
 
 from trimtab_client.errors import JobFailed
 from trimtab_client.flow import Call, Flow, Pause
-from trimtab_client.models import Calibrated, DefaultSpec, Extracted, Job, KillSwitch, Method, Page
+from trimtab_client.models import (
+    Calibrated,
+    Collected,
+    DefaultSpec,
+    Extracted,
+    Job,
+    KillSwitch,
+    LibraryUsage,
+    Method,
+    Page,
+)
 from trimtab_client.reading import content_of, nothing, plain, reader
 
 FIRST_PAUSE_S = 0.05
@@ -132,6 +142,16 @@ def set_default_spec(spec: Mapping[str, Any]) -> Call[DefaultSpec]:
 
 def clear_default_spec() -> Call[DefaultSpec]:
     return Call("DELETE", "/v1/admin/default-spec", reader(DefaultSpec))
+
+
+def library() -> Call[LibraryUsage]:
+    """What the library holds, and its limits."""
+    return Call("GET", "/v1/admin/library", reader(LibraryUsage))
+
+
+def collect_library(*, min_age_s: float = 3600.0) -> Call[Collected]:
+    """Remove from the storage what deleted versions and crashes left, if at least so old."""
+    return Call("POST", "/v1/admin/library/gc", reader(Collected), params={"min_age_s": min_age_s})
 
 
 def kill_switch() -> Call[KillSwitch]:

@@ -11,6 +11,7 @@ import type {
   Calibration,
   ChatCompletion,
   ChatRequest,
+  Collected,
   CompletionRequest,
   DefaultSpec,
   Delta,
@@ -19,6 +20,7 @@ import type {
   KillSwitch,
   LensReading,
   LensRequest,
+  LibraryUsage,
   Message,
   Metadata,
   Method,
@@ -288,6 +290,16 @@ export class Client {
 
   clearDefaultSpec(options: CallOptions = {}): Promise<DefaultSpec> {
     return this.#http.json("DELETE", "/v1/admin/default-spec", options);
+  }
+
+  /** What the library holds, and its limits. */
+  library(options: CallOptions = {}): Promise<LibraryUsage> {
+    return this.#http.json("GET", "/v1/admin/library", options);
+  }
+
+  /** Remove from the storage what deleted versions and crashes left, if at least so old. */
+  collectLibrary(minAgeS = 3600, options: CallOptions = {}): Promise<Collected> {
+    return this.#http.json("POST", "/v1/admin/library/gc", { ...options, query: { min_age_s: minAgeS } });
   }
 
   killSwitch(options: CallOptions = {}): Promise<KillSwitch> {

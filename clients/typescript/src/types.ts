@@ -32,6 +32,8 @@ export type CalibrateOptions = Taken["CalibrateOptions"];
 export type Calibration = Given["Calibration"];
 export type KillSwitch = Given["KillSwitchView"];
 export type DefaultSpec = Given["DefaultSpecView"];
+export type LibraryUsage = Given["LibraryView"];
+export type Collected = Given["CollectedView"];
 
 /** Query parameters of an operation. */
 export type Query<Name extends keyof operations> = NonNullable<operations[Name]["parameters"]["query"]>;

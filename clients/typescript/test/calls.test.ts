@@ -58,6 +58,8 @@ const CALLS: Record<string, (client: Client) => Promise<unknown>> = {
   defaultSpec: (c) => c.defaultSpec(),
   setDefaultSpec: (c) => c.setDefaultSpec({ preset: "p" }),
   clearDefaultSpec: (c) => c.clearDefaultSpec(),
+  library: (c) => c.library(),
+  collectLibrary: (c) => c.collectLibrary(),
   killSwitch: (c) => c.killSwitch(),
   setKillSwitch: (c) => c.setKillSwitch(true),
 };

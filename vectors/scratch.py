@@ -1,0 +1,60 @@
+"""Folders for numbers that do not fit into memory: gone with the work, or after a crash at the next `sweep`."""
+
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+PREFIX = "trimtab-scratch-"
+LOCK = "lock"
+# A folder without a held lock may be one that is being made this moment.
+YOUNG_S = 600.0
+
+
+class ScratchFolder:
+    """A new folder under the system's temporary one. Its lock is held as long as the process lives, however it ends."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix=PREFIX)
+        self.path = Path(self._folder.name)
+        self._lock = os.open(self.path / LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        self.cleanup()
+
+    def cleanup(self) -> None:
+        self._folder.cleanup()
+        os.close(self._lock)
+
+
+def sweep(min_age_s: float = YOUNG_S) -> int:
+    """Remove scratch folders that no living process holds; returns how many."""
+    removed = 0
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        # Another user's, or gone meanwhile: neither is ours to remove.
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime >= min_age_s and not _held(folder):
+                shutil.rmtree(folder)
+                removed += 1
+    return removed
+
+
+def _held(folder: Path) -> bool:
+    try:
+        handle = os.open(folder / LOCK, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
