@@ -105,7 +105,7 @@ def test_preset_commands(run: Run, client: Client) -> None:
     assert "deleted cli-preset@1" in run("presets", "delete", "cli-preset", "-y").output
 
 
-def test_library_commands(run: Run, client: Client) -> None:
+def test_the_library_says_what_it_holds_and_is_collected(run: Run, client: Client) -> None:
     store(client, "cli-library-vector")
     held = client.library()
     assert held.names >= 1 and held.max_names == 10_000
