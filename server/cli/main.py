@@ -2,7 +2,7 @@
 
 import typer
 
-from server.cli import artifacts, presets
+from server.cli import artifacts, library, presets
 from server.cli.calibrate import calibrate
 from server.cli.capabilities import capabilities
 from server.cli.chat import chat
@@ -18,6 +18,7 @@ app.command()(serve)
 app.command()(chat)
 app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(presets.app, name="presets")
+app.add_typer(library.app, name="library")
 app.command()(extract)
 app.command()(calibrate)
 app.command()(lens)

@@ -105,6 +105,16 @@ def test_preset_commands(run: Run, client: Client) -> None:
     assert "deleted cli-preset@1" in run("presets", "delete", "cli-preset", "-y").output
 
 
+def test_the_library_says_what_it_holds_and_is_collected(run: Run, client: Client) -> None:
+    store(client, "cli-library-vector")
+    held = client.library()
+    assert held.names >= 1 and held.max_names == 10_000
+    done = run("library", "usage")
+    assert done.exit_code == 0 and f"{held.bytes:,}" in done.output
+    assert "removed 0 unused blobs" in run("library", "gc").output
+    assert run("library", "gc", "--min-age-s", "5").exit_code != 0
+
+
 def test_extract_prints_its_report_and_writes_the_file(run: Run, client: Client, tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text("".join(json.dumps({"positive": f"Item {n} was a joy.", "negative": f"Item {n} was a shame.",
