@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from server.engines.base import Completion, Generation, Token, Touched
 from server.engines.touching import count_touched
 from server.engines.vllm.sampling import tokens_of
+from server.engines.vllm.schemas import check_schema, refused
 from steering.errors import EngineUnavailable
 from steering.scope import TouchMap, touch_map
 
@@ -39,6 +40,9 @@ class VllmCompletion(Completion):
         await asyncio.shield(self._admitting)
 
     async def _admit(self) -> int:
+        schema = self.generation.sampling.json_schema
+        if schema is not None:
+            await asyncio.to_thread(check_schema, schema)
         slot = 0
         if self._program is not None:
             slot = await self._engine.pin(self._program)
@@ -52,6 +56,7 @@ class VllmCompletion(Completion):
             assert self._admitting is not None
             self._outputs = self._engine.run(self.generation, self._program, self._touch, self._admitting.result())
             async for output in self._outputs:
+                self._check_finish(output.outputs[0].finish_reason)
                 for token in tokens_of(output, self.generation.sampling):
                     self._token_ids.append(token.token_id)
                     if token.finish_reason is not None:
@@ -61,6 +66,15 @@ class VllmCompletion(Completion):
                 raise EngineUnavailable("the engine gave this request up")
         finally:
             await self.cancel()
+
+    def _check_finish(self, reason: str | None) -> None:
+        """Raises where vLLM ended the request instead of finishing it."""
+        if reason not in ("error", "abort"):
+            return
+        if reason == "error" and self.generation.sampling.json_schema is not None and not self._token_ids:
+            # The schema passed all checks and vLLM's compiler still could not do it for this vocabulary.
+            raise refused("its grammar cannot be compiled for this model")
+        raise EngineUnavailable("the engine gave this request up")
 
     async def cancel(self) -> None:
         self._over = True

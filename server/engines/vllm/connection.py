@@ -11,14 +11,14 @@ from server.engines.base import Condition, Sampling
 from server.engines.vllm.options import VllmOptions
 from server.engines.vllm.process import start_llm
 from server.engines.vllm.reading import ModelReading
+from server.engines.vllm.refusals import RESTARTING, refusal
 from server.engines.vllm.sampling import sampling_params
 from server.engines.vllm.wire import encode_program
-from steering.errors import EngineUnavailable, InvalidRequest, TrimtabError, UnsupportedSite
+from steering.errors import EngineUnavailable, UnsupportedSite
 from steering.program import Program
 
 log = structlog.get_logger(__name__)
 WATCH_S = 0.2
-RESTARTING = "It is being restarted; try again in a while."
 T = TypeVar("T")
 
 
@@ -118,13 +118,15 @@ class Connection:
         # Of several replicas the first measures: it is the one that answers calls.
         outputs = self._llm.generate({"prompt_token_ids": list(token_ids)}, params, request_id,
                                      priority=int(measuring), data_parallel_rank=0 if measuring else None)
+        begun = False
         try:
             async for output in outputs:
+                begun = True
                 yield output
         except (asyncio.CancelledError, GeneratorExit):
             raise
         except Exception as error:
-            raise self._failure(error) from error
+            raise self._failure(error, begun=begun) from error
         finally:
             await outputs.aclose()
             self.running.discard(request_id)
@@ -190,12 +192,12 @@ class Connection:
         if not self._answers:
             raise EngineUnavailable("the engine does not run", fix=RESTARTING)
 
-    def _failure(self, error: Exception) -> Exception:
-        """What a failure of vLLM is to the caller."""
-        if isinstance(error, TrimtabError):
-            return error
+    def _failure(self, error: Exception, *, begun: bool = True) -> Exception:
+        """What a failure of vLLM is to the caller. begun: see `refusal`."""
         if not self._answers or type(error).__name__ == "EngineDeadError":
             return EngineUnavailable("the engine stopped", fix=RESTARTING)
-        if isinstance(error, ValueError):
-            return InvalidRequest(str(error))
-        return EngineUnavailable(f"the engine failed: {error}")
+        found = refusal(error, begun=begun)
+        if found is None:
+            log.error("engine_failed", exc_info=error)
+            found = EngineUnavailable("the engine failed on this request; the log says more")
+        return found
