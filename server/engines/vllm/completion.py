@@ -8,6 +8,7 @@ from server.engines.base import Completion, Generation, Token, Touched
 from server.engines.touching import count_touched
 from server.engines.vllm.sampling import tokens_of
 from server.engines.vllm.schemas import check_schema, refused
+from server.engines.vllm.slots import Lease
 from steering.errors import EngineUnavailable
 from steering.scope import TouchMap, touch_map
 
@@ -28,33 +29,28 @@ class VllmCompletion(Completion):
                                     generation.roles)
         self._engine = engine
         self._outputs: Any = None
-        self._admitting: asyncio.Task[int] | None = None
+        self._admitting: asyncio.Task[None] | None = None
+        self._lease: Lease | None = None
         self._token_ids: list[int] = list(generation.generated_ids)
         self._over = False
-        self._holds_slot = False
-        self._epoch = 0
 
     async def admit(self) -> None:
         if self._admitting is None:
             self._admitting = asyncio.ensure_future(self._admit())
         await asyncio.shield(self._admitting)
 
-    async def _admit(self) -> int:
+    async def _admit(self) -> None:
         schema = self.generation.sampling.json_schema
         if schema is not None:
             await asyncio.to_thread(check_schema, schema)
-        slot = 0
         if self._program is not None:
-            slot = await self._engine.pin(self._program)
-            self._epoch = self._engine.slots.epoch
-            self._holds_slot = True
-        return slot
+            self._lease = await self._engine.pin(self._program)
 
     async def __aiter__(self) -> AsyncIterator[Token]:
         try:
             await self.admit()
-            assert self._admitting is not None
-            self._outputs = self._engine.run(self.generation, self._program, self._touch, self._admitting.result())
+            slot = 0 if self._lease is None else self._lease.slot
+            self._outputs = self._engine.run(self.generation, self._program, self._touch, slot)
             async for output in self._outputs:
                 self._check_finish(output.outputs[0].finish_reason)
                 for token in tokens_of(output, self.generation.sampling):
@@ -84,9 +80,8 @@ class VllmCompletion(Completion):
             # Closing it aborts the request in vLLM; only then may its slot be another's.
             outputs, self._outputs = self._outputs, None
             await outputs.aclose()
-        if self._holds_slot and self._program is not None:
-            self._holds_slot = False
-            self._engine.unpin(self._program, self._epoch)
+        if self._lease is not None:
+            self._lease.release()
 
     def touched(self) -> list[Touched]:
         # The newest token has been sampled and not yet read.

@@ -20,18 +20,18 @@ from server.engines.base import (
     Scores,
 )
 from server.engines.checks import check_capture, check_compare, check_room, check_tokens
-from server.engines.vllm.arguments import check_arguments
 from server.engines.vllm.completion import VllmCompletion
+from server.engines.vllm.config import MEASURE_SLOTS, awake, check_names, context_of, engine_config
 from server.engines.vllm.connection import Connection
 from server.engines.vllm.fuse import STAGE_OPS
 from server.engines.vllm.measuring import Measuring
 from server.engines.vllm.options import VllmOptions
-from server.engines.vllm.process import MEASURE_SLOTS, context_of
 from server.engines.vllm.reading import ModelReading, engine_dtype, read_model
+from server.engines.vllm.refusals import RESTARTING
 from server.engines.vllm.selftest import run_selftest
-from server.engines.vllm.slots import SlotTable
+from server.engines.vllm.slots import Lease, SlotTable
 from server.engines.vllm.wire import extra_of
-from steering.errors import InvalidRequest, SlotsExhausted
+from steering.errors import EngineUnavailable, InvalidRequest, SlotsExhausted
 from steering.facts import ModelFacts
 from steering.ops import operations
 from steering.program import Program
@@ -46,18 +46,23 @@ class VllmEngine(Engine):
     not_resumed = ("presence_penalty", "frequency_penalty", "json_schema")
 
     def __init__(self, options: VllmOptions) -> None:
-        check_arguments(options.extra)
+        """
+        Raises:
+            InvalidSettings: an argument that vLLM refuses, or under which steering is not right.
+            UnsupportedModel: no model there, or one of a family that is not steered in vLLM.
+        """
+        check_names(options)
         self.options = options
         self.reading: ModelReading = read_model(options)
+        with awake():
+            engine_config(options, self.reading)
         self.facts: ModelFacts = self.reading.facts
         self.end_ids = self.reading.end_ids
         self.connection = Connection(options, self.reading, launched=self._forget_slots, prove=self._prove,
-                                     lost=self._wake)
-        self.slots = SlotTable(options.slots, self.connection.place)
+                                     lost=self._interrupt)
+        self.slots = SlotTable(options.slots, self.connection.place, max_waiting=options.max_waiting)
         self._measure_slots = SlotTable(MEASURE_SLOTS, self.connection.place, first=options.slots + 1)
         self.measuring = Measuring(self.connection, self._measure_slots, self.facts.num_layers - 1)
-        self._waiting = 0
-        self._freed = asyncio.Condition()
 
     async def start(self) -> None:
         await self.connection.start()
@@ -68,7 +73,7 @@ class VllmEngine(Engine):
     def generate(self, generation: Generation) -> VllmCompletion:
         self.connection.check_alive()
         check_tokens([*generation.prompt_ids, *generation.generated_ids], self.facts)
-        check_room(generation, context_of(self.options, self.reading))
+        check_room(generation, self.max_sequence_tokens)
         if generation.request_id in self.connection.running:
             raise InvalidRequest(f"request id {generation.request_id} is in use", param="request_id")
         wrong = [name for name in self.not_resumed if getattr(generation.sampling, name)]
@@ -113,7 +118,7 @@ class VllmEngine(Engine):
                 "compiled": not self.options.eager, "self_test": self.options.self_test, "sites": sites}
 
     def stats(self) -> dict[str, float]:
-        return {"running": len(self.connection.running), "waiting": self._waiting,
+        return {"running": len(self.connection.running), "waiting": self.slots.num_waiting,
                 "slots_total": self.slots.num_slots, "slots_used": self.slots.num_pinned,
                 "slots_resident": self.slots.num_resident,
                 "bank_bytes": float(sum(described["bytes"] for described in self.connection.described)),
@@ -125,33 +130,25 @@ class VllmEngine(Engine):
         names = [name for name in REGISTRY._names_to_collectors if name.startswith("vllm:")]
         return generate_latest(REGISTRY.restricted_registry(names)) if names else b""
 
+    @property
+    def max_sequence_tokens(self) -> int:
+        return context_of(self.options, self.reading)
+
     def condition(self) -> Condition:
         return self.connection.condition()
 
     # Used by completions.
 
-    async def pin(self, program: Program) -> int:
-        """A slot for the program, waiting for one if need be."""
-        self._waiting += 1
+    async def pin(self, program: Program) -> Lease:
+        """A slot for the program, waiting for one in turn if need be."""
+        self.connection.check_alive()
         try:
-            async with asyncio.timeout(self.options.slot_wait_s), self._freed:
-                while True:
-                    self.connection.check_alive()
-                    resident = self.slots.reserve(program)
-                    if resident is not None:
-                        break
-                    await self._freed.wait()
+            async with asyncio.timeout(self.options.slot_wait_s):
+                return await self.slots.lease(program)
         except TimeoutError:
             raise SlotsExhausted(f"all {self.options.slots} slots were in use for {self.options.slot_wait_s:g} s",
+                                 param="steering", retry_after_s=5,
                                  fix="Send fewer distinct specs at a time, or start with more slots.") from None
-        finally:
-            self._waiting -= 1
-        # Outside of the time limit and the lock: an upload is no waiting for others.
-        return await self.slots.settled(program, resident)
-
-    def unpin(self, program: Program, epoch: int) -> None:
-        self.slots.release(program, epoch)
-        asyncio.ensure_future(self._wake())
 
     async def run(self, generation: Generation, program: Program | None, touch: TouchMap | None, slot: int,
                   ) -> AsyncGenerator[Any]:
@@ -176,7 +173,7 @@ class VllmEngine(Engine):
         if self.options.self_test:
             self.facts = await run_selftest(self)
 
-    async def _wake(self) -> None:
-        """Those that wait for a slot look again."""
-        async with self._freed:
-            self._freed.notify_all()
+    async def _interrupt(self) -> None:
+        """Those that wait for a slot of a dead vLLM need wait no longer."""
+        for table in (self.slots, self._measure_slots):
+            table.interrupt(EngineUnavailable("the engine stopped", fix=RESTARTING))

@@ -16,7 +16,6 @@ from server.engines.vllm.connection import Connection
 from server.engines.vllm.passes import Pass, divergence_of, tensor_of
 from server.engines.vllm.slots import SlotTable
 from server.engines.vllm.wire import extra_of
-from steering.errors import SlotsExhausted
 from steering.program import Program
 
 # Completions that are compared in the same passes.
@@ -101,23 +100,20 @@ class Measuring:
     async def run(self, given: Pass, slots: SlotTable) -> None:
         """One pass, its program in a slot of `slots`; what it keeps stays in the workers under its tag."""
         program = given.program if given.program is not None and given.program.acting else None
-        touch, slot, epoch = None, 0, slots.epoch
+        touch, lease = None, None
         if program is not None:
             touch = given.touch(program)
-            found = await slots.acquire(program)
-            if found is None:
-                raise SlotsExhausted("no slot is left for measuring")
-            slot = found
+            lease = await slots.lease(program)
         try:
             sampling = Sampling(max_tokens=1, temperature=0.0, ignore_eos=True)
-            outputs = self._connection.outputs(given.tag, given.token_ids, sampling,
-                                               extra_of(program, touch, slot) | given.extra, measuring=True)
+            carried = extra_of(program, touch, 0 if lease is None else lease.slot) | given.extra
+            outputs = self._connection.outputs(given.tag, given.token_ids, sampling, carried, measuring=True)
             async with aclosing(outputs):
                 async for _ in outputs:
                     pass
         finally:
-            if program is not None:
-                slots.release(program, epoch)
+            if lease is not None:
+                lease.release()
 
     async def _run_all(self, passes: Sequence[Pass]) -> None:
         """All at once. If one fails the others end before the failure is told."""

@@ -18,7 +18,8 @@ class VllmOptions:
         model, model_id: folder or hub name, and the name it is served under.
         dtype: "auto" is float32 on the CPU and the checkpoint's own elsewhere.
         eager: no compiled graph.
-        slots, slot_wait_s: programs resident at a time; how long a request waits for a slot before 503.
+        slots, slot_wait_s, max_waiting: programs resident at a time; how long a request waits for a slot, and how many may
+        wait, before 503.
         max_batch_tokens, max_requests, kv_cache_tokens, max_model_len, block_size: of vLLM's scheduler and cache.
         tensor_parallel: ranks that share the model.
         sites: hooked places. graph_sites: those whose simple programs the compiled graph carries out by itself.
@@ -37,6 +38,7 @@ class VllmOptions:
     eager: bool = False
     slots: int = 64
     slot_wait_s: float = 10.0
+    max_waiting: int = 1024
     max_batch_tokens: int = 2048
     max_requests: int = 128
     kv_cache_tokens: int = 32768

@@ -31,10 +31,14 @@ def read_model(options: VllmOptions) -> ModelReading:
     """Load the checkpoint once into memory, as transformers has it, and let it go.
 
     Raises:
-        UnsupportedModel: a family whose blocks vLLM lays out in a way that is not hooked, or a model that asks for what
-            vLLM leaves out.
+        UnsupportedModel: no model that transformers can load, a family whose blocks are not hooked in vLLM, or a model
+            that asks for what vLLM leaves out.
     """
-    model: Any = AutoModelForCausalLM.from_pretrained(options.model, dtype="auto")
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(options.model, dtype="auto")
+    except (OSError, ValueError, KeyError) as error:
+        raise UnsupportedModel(f"cannot load {options.model}: {str(error).strip().splitlines()[0]}",
+                               param="model") from error
     facts = model_facts(model, model_id=options.model_id, fingerprint=fingerprint(model))
     if facts.family not in FAMILIES:
         raise UnsupportedModel(f"the vLLM engine does not steer {facts.family}", param="model",

@@ -1,5 +1,5 @@
-"""JSON schemas that answers must follow: refused before a request runs where the grammar compiler refuses them, or would
-leave a constraint out without a word."""
+"""JSON schemas that answers must follow: refused before a request runs where the grammar compiler refuses them, or
+would leave a constraint out without a word."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -9,8 +9,8 @@ from steering.errors import InvalidRequest
 
 PARAM = "response_format.json_schema.schema"
 # Constraints that xgrammar reads past: an answer might break them.
-LEFT_OUT = ("not", "if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies", "multipleOf", "contains",
-            "minContains", "maxContains", "$dynamicRef", "$recursiveRef")
+LEFT_OUT = ("not", "if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies", "multipleOf",
+            "contains", "minContains", "maxContains", "$dynamicRef", "$recursiveRef")
 # These are all that is read of a schema that has one of them; `type` beside them is implied by their branches.
 EXCLUSIVE = ("$ref", "anyOf", "oneOf", "allOf")
 CONSTRAINTS = frozenset((

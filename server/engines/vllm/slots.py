@@ -1,100 +1,229 @@
-"""Which program is in which slot of the workers, decided in the server process."""
+"""Which program is in which slot of the workers, and who waits for one: decided in the server process.
+
+Programs share slots: a request whose program is resident has it at once. One whose program is not takes a free slot, or
+that of the longest unused program; if every slot is in use it waits, first come, first served. A popular program could
+hold its slot for ever, so for each waiting program one resident is drained: the one with the fewest requests, whose new
+requests now wait their turn like everybody.
+"""
 
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from steering.errors import SlotsExhausted
 from steering.program import Program
 
 
-@dataclass
+@dataclass(eq=False)
 class _Resident:
+    digest: str
     slot: int
-    pins: int
-    placed: "asyncio.Task[bool]"
+    placed: "asyncio.Future[bool]"
+    pins: int = 0
+    draining: bool = False
+
+
+@dataclass(eq=False)
+class _Waiter:
+    program: Program
+    given: "asyncio.Future[_Resident]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Lease:
+    """The slot of a program, for one request."""
+
+    def __init__(self, table: "SlotTable", resident: _Resident) -> None:
+        self.slot = resident.slot
+        self._table = table
+        self._resident: _Resident | None = resident
+
+    def release(self) -> None:
+        """Give it back. Does nothing the second time, or when the workers are others by now."""
+        resident, self._resident = self._resident, None
+        if resident is not None:
+            self._table._unpin(resident)
+
+    def distrust(self) -> None:
+        """The workers do not hold the program that they should: it is placed anew for whoever comes next."""
+        if self._resident is not None:
+            self._table._drop(self._resident)
 
 
 class SlotTable:
-    """Pins programs in `num_slots` slots from `first` on; the least recently used one without pins makes room.
+    """`num_slots` slots from `first` on. For one event loop; nothing is awaited between a decision and its effect.
 
-    For one event loop.
-
-    A slot may be given to another program as soon as nobody pins it: vLLM hears of the end or the abort of its last
+    A slot may be given to another program as soon as nobody holds it: vLLM hears of the end or the abort of its last
     request, and then of the new program, over one ordered channel.
+
+    Args:
+        place: uploads a program into a slot. True if the compiled graph carries it out.
+        max_waiting: requests that may wait for a slot; one more is refused.
     """
 
-    def __init__(self, num_slots: int, place: Callable[[int, Program], Awaitable[bool]], first: int = 1) -> None:
+    def __init__(self, num_slots: int, place: Callable[[int, Program], Awaitable[bool]], first: int = 1,
+                 max_waiting: int = 1024) -> None:
         self.num_slots = num_slots
-        self._first = first
-        self.epoch = 0
-        self._place = place
+        self._first, self._place, self._max_waiting = first, place, max_waiting
         self._residents: OrderedDict[str, _Resident] = OrderedDict()
-        self._free = list(range(first + num_slots - 1, first - 1, -1))
+        # Slots of programs that are not handed out any more and still have requests.
+        self._dropped: set[_Resident] = set()
+        self._waiting: list[_Waiter] = []
+        self._free: list[int] = []
+        self.clear()
 
-    async def acquire(self, program: Program) -> int | None:
-        """Pin the program, uploading it if it is not there. None if every slot is pinned."""
-        resident = self.reserve(program)
-        return None if resident is None else await self.settled(program, resident)
+    async def lease(self, program: Program) -> Lease:
+        """A slot that holds the program, uploaded.
 
-    def reserve(self, program: Program) -> _Resident | None:
-        """Pin the program and begin its upload, if it is not there; None if every slot is pinned.
-
-        `settled` comes next."""
-        resident = self._residents.get(program.digest)
+        Raises:
+            SlotsExhausted: too many wait for a slot already.
+        """
+        resident = self._shared(program) or (self._settled(program) if not self._waiting else None)
         if resident is None:
-            if not self._free and not self._evict_one():
-                return None
-            slot = self._free.pop()
-            resident = _Resident(slot, 0, asyncio.ensure_future(self._upload(slot, program)))
-            self._residents[program.digest] = resident
-        resident.pins += 1
-        self._residents.move_to_end(program.digest)
-        return resident
-
-    async def settled(self, program: Program, resident: _Resident) -> int:
-        """The slot of a reserved program once it is uploaded; the pin is taken back if that fails."""
+            resident = await self._turn(program)
         try:
             await asyncio.shield(resident.placed)
         except BaseException:
-            resident.pins -= 1
-            failed = resident.placed.done() and (resident.placed.cancelled() or resident.placed.exception() is not None)
-            if failed and self._residents.get(program.digest) is resident:
-                del self._residents[program.digest]
-                self._free.append(resident.slot)
+            self._unpin(resident)
             raise
-        return resident.slot
+        return Lease(self, resident)
 
-    def release(self, program: Program, epoch: int) -> None:
-        """Take back one pin of the given epoch; nothing is left of those before the last `clear`."""
-        if epoch == self.epoch:
-            self._residents[program.digest].pins -= 1
+    def interrupt(self, error: Exception) -> None:
+        """Nobody can be served: all that wait get `error`."""
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            if not waiter.given.done():
+                waiter.given.set_exception(error)
+
+    def clear(self) -> None:
+        """The workers are new: nothing is resident, and leases of before mean nothing."""
+        self._residents.clear()
+        self._dropped.clear()
+        self._free = list(range(self._first + self.num_slots - 1, self._first - 1, -1))
+        self._serve()
 
     def in_graph(self, program: Program) -> bool:
         """Whether the compiled graph carries a resident program out."""
         return self._residents[program.digest].placed.result()
 
-    def clear(self) -> None:
-        """The workers are new: nothing is resident, and a new epoch begins."""
-        self.epoch += 1
-        self._residents.clear()
-        self._free = list(range(self._first + self.num_slots - 1, self._first - 1, -1))
-
     @property
     def num_pinned(self) -> int:
-        return sum(resident.pins > 0 for resident in self._residents.values())
+        return sum(resident.pins > 0 for resident in self._residents.values()) + len(self._dropped)
 
     @property
     def num_resident(self) -> int:
         return len(self._residents)
 
-    async def _upload(self, slot: int, program: Program) -> bool:
-        return await self._place(slot, program)
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    async def _turn(self, program: Program) -> _Resident:
+        if len(self._waiting) >= self._max_waiting:
+            raise SlotsExhausted(f"{len(self._waiting)} requests wait for one of {self.num_slots} slots already",
+                                 param="steering", retry_after_s=5,
+                                 fix="Try again later, send fewer distinct specs at a time, or raise slots.")
+        waiter = _Waiter(program)
+        self._waiting.append(waiter)
+        self._serve()
+        try:
+            return await waiter.given
+        except BaseException:
+            if waiter.given.done() and not waiter.given.cancelled() and waiter.given.exception() is None:
+                # It came in the moment in which this request went.
+                self._unpin(waiter.given.result())
+            elif waiter in self._waiting:
+                self._waiting.remove(waiter)
+                self._serve()
+            raise
+
+    def _shared(self, program: Program) -> _Resident | None:
+        """The resident of a program that may take one more, pinned."""
+        resident = self._residents.get(program.digest)
+        if resident is None or resident.draining:
+            return None
+        resident.pins += 1
+        self._residents.move_to_end(program.digest)
+        return resident
+
+    def _settled(self, program: Program) -> _Resident | None:
+        """A new resident in a slot that nobody uses, pinned and on its way to the workers."""
+        if program.digest in self._residents or not (self._free or self._evict_one()):
+            return None
+        slot = self._free.pop()
+        resident = _Resident(program.digest, slot, asyncio.ensure_future(self._place(slot, program)), pins=1)
+        self._residents[program.digest] = resident
+        resident.placed.add_done_callback(lambda placed: self._arrived(resident, placed))
+        return resident
+
+    def _arrived(self, resident: _Resident, placed: "asyncio.Future[bool]") -> None:
+        """An upload is over. One that failed leaves no program, one that nobody waited for may make room."""
+        if placed.cancelled() or placed.exception() is not None:
+            self._drop(resident)
+        self._serve()
+
+    def _unpin(self, resident: _Resident) -> None:
+        resident.pins -= 1
+        if resident.pins == 0 and resident in self._dropped:
+            self._dropped.discard(resident)
+            self._free.append(resident.slot)
+        self._serve()
+
+    def _drop(self, resident: _Resident) -> None:
+        """Hand a resident out no more; its slot is free when its last request has left."""
+        if self._residents.get(resident.digest) is not resident:
+            return
+        del self._residents[resident.digest]
+        if resident.pins:
+            self._dropped.add(resident)
+        else:
+            self._free.append(resident.slot)
 
     def _evict_one(self) -> bool:
-        for digest, resident in self._residents.items():
+        for resident in self._residents.values():
             if resident.pins == 0 and resident.placed.done():
-                del self._residents[digest]
-                self._free.append(resident.slot)
+                self._drop(resident)
                 return True
         return False
+
+    def _serve(self) -> None:
+        """Give what there is to those that wait, in order, and drain a slot for each program that goes on waiting."""
+        draining = [resident for resident in self._residents.values() if resident.draining]
+        if not self._waiting and not draining:
+            return
+        wanted: set[str] = set()
+        missing = 0
+        left: list[_Waiter] = []
+        for waiter in self._waiting:
+            program = waiter.program
+            if waiter.given.done():
+                continue
+            if not wanted and (own := self._residents.get(program.digest)) is not None and own.draining:
+                # Nobody is before this one any more: what was to be drained for others is its own.
+                own.draining = False
+                draining.remove(own)
+            resident = None if program.digest in wanted else (
+                self._shared(program) or (None if wanted else self._settled(program)))
+            if resident is not None:
+                waiter.given.set_result(resident)
+                continue
+            left.append(waiter)
+            # One that waits because its own slot is drained asks for no second one to be.
+            missing += program.digest not in wanted and program.digest not in self._residents
+            wanted.add(program.digest)
+            if len(draining) < missing:
+                draining += self._drain_one()
+        self._waiting = left
+        spared = draining[missing:]
+        for resident in spared:
+            resident.draining = False
+        if spared and left:
+            self._serve()
+
+    def _drain_one(self) -> list[_Resident]:
+        least = min((resident for resident in self._residents.values() if resident.pins and not resident.draining),
+                    key=lambda resident: resident.pins, default=None)
+        if least is None:
+            return []
+        least.draining = True
+        return [least]

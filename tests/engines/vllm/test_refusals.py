@@ -30,6 +30,47 @@ def test_arguments_refused_before_anything_is_loaded(extra: dict[str, Any]) -> N
     assert refused.value.param == f"vllm_args.{next(iter(extra))}"
 
 
+# What vLLM itself refuses, each of them a traceback of up to 120 lines before.
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"tensor_paralel_size": 2}, "tensor_parallel_size"), ({"max_num_seqs": "many"}, "whole|integer"),
+    ({"max_num_seqs": 0}, "greater"), ({"quantization": "foo"}, "foo"), ({"load_format": "abc"}, "abc"),
+    ({"block_size": 7}, "32"), ({"tokenizer": "/nowhere"}, "/nowhere"), ({"max_model_len": "long"}, "whole"),
+    ({"tensor_parallel_size": 4, "pipeline_parallel_size": 2}, "Use fewer ranks|Ray"),
+    ({"distributed_executor_backend": "nobody"}, "nobody|distributed_executor_backend"),
+]
+
+
+@pytest.mark.parametrize(("extra", "match"), WRONG, ids=[next(iter(extra)) for extra, _ in WRONG])
+def test_what_vllm_refuses_of_its_arguments_is_said_before_the_start(extra: dict[str, Any], match: str) -> None:
+    with pytest.raises(InvalidSettings, match=match) as refused:
+        VllmEngine(replace(options("lab-dense"), extra=extra))
+    assert (refused.value.param or "").startswith("vllm_args") and "\n" not in refused.value.message
+    assert refused.value.fix
+
+
+def test_no_model_is_said_in_one_line() -> None:
+    with pytest.raises(UnsupportedModel, match="/nowhere") as refused:
+        VllmEngine(replace(options("lab-dense"), model="/nowhere"))
+    assert refused.value.param == "model" and "\n" not in refused.value.message
+
+
+def test_warnings_that_no_operator_caused_are_held_back_and_others_are_not(caplog: pytest.LogCaptureFixture,
+                                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    import logging
+
+    import vllm.logger
+
+    for name in ("vllm", "vllm.config.model", "vllm.platforms.cpu"):
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+        logging.getLogger(name).setLevel(logging.WARNING)
+    vllm.logger._print_warning_once.cache_clear()
+    VllmEngine(options("lab-dense"))
+    found = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not found, found
+    logging.getLogger("vllm.config.model").warning("a warning of another kind")
+    assert "a warning of another kind" in caplog.text
+
+
 def test_what_is_served_passes() -> None:
     check_arguments({"tensor_parallel_size": 2, "pipeline_parallel_size": 2, "speculative_config": None,
                      "distributed_executor_backend": "ray", "max_num_seqs": 4})

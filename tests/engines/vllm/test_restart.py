@@ -44,6 +44,21 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
         yield Server(client, engine, app.state.server.library)
 
 
+@pytest.mark.parametrize("part", [
+    {"type": "integer", "multipleOf": 3}, {"type": "array", "items": {"type": "integer"}, "uniqueItems": True},
+    {"type": "string", "pattern": "^(?=a)b$"}, {"$ref": "#/$defs/nothing"},
+    {"type": "integer", "minimum": 5, "maximum": 2}])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_schema_that_cannot_be_held_to_is_no_outage(server: Server, part: dict[str, Any], stream: bool) -> None:
+    schema = {"type": "object", "properties": {"a": part}, "required": ["a"]}
+    response = await server.client.post(CHAT, json=long_body(stream=stream, max_tokens=8, response_format={
+        "type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}))
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_request", "response_format.json_schema.schema")
+    assert server.engine.alive
+
+
 async def test_kill_and_come_back(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     client, engine = server.client, server.engine
     ref = store(server.library, engine.facts)

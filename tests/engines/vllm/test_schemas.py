@@ -4,8 +4,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("vllm", reason="the vLLM engine needs vLLM, which has no build for this platform")
-
 from server.engines.vllm.refusals import refusal
 from server.engines.vllm.schemas import MAX_SCHEMAS, check_schema
 from steering.errors import EngineUnavailable, InvalidRequest
@@ -61,9 +59,10 @@ def test_a_schema_that_cannot_be_held_to_is_refused_by_name(name: str) -> None:
     {"type": "integer", "minimum": 1, "maximum": 9}, {"type": "string", "pattern": "^[a-z]{2,5}$"},
     {"type": "array", "items": {"type": "number"}, "minItems": 1, "maxItems": 3}, {"enum": ["not", "if", 3, None]},
     {"anyOf": [{"type": "integer"}, {"type": "null"}], "default": None, "title": "A"},
-    {"type": "object", "anyOf": [{"type": "object", "properties": {"b": {"type": "integer"}}}]}, {"$ref": "#"}, nested(10),
+    {"type": "object", "anyOf": [{"type": "object", "properties": {"b": {"type": "integer"}}}]},
+    {"$ref": "#"}, nested(10),
     # Properties may have the names of keywords.
-    {"type": "object", "properties": {"not": {"type": "string"}, "if": {"$ref": "#"}, "multipleOf": {"type": "integer"}}},
+    {"type": "object", "properties": {"not": {"type": "string"}, "if": {"$ref": "#"}, "multipleOf": {"enum": [1]}}},
     {"type": "string", "description": "a pattern such as (?=x)"}, {"type": "string", "format": "date-time"},
 ])
 def test_what_answers_can_be_held_to_passes(part: dict[str, Any]) -> None:

@@ -1,11 +1,13 @@
-"""Who gets which slot of vLLM's workers, without vLLM."""
+"""Who gets which slot of vLLM's workers, and in what order, without vLLM."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from server.engines.vllm.slots import SlotTable
+from server.engines.vllm.slots import Lease, SlotTable
+from steering.errors import EngineUnavailable, SlotsExhausted
 from steering.program import Program
 
 
@@ -36,31 +38,147 @@ class Workers:
         return True
 
 
+class Queue:
+    """Requests that lease, each in a task of its own; `served` has their names in the order in which they were."""
+
+    def __init__(self, table: SlotTable) -> None:
+        self.table = table
+        self.served: list[str] = []
+        self.leases: dict[str, Lease] = {}
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def ask(self, *names: str) -> None:
+        """Requests called as their programs, with anything behind a dot."""
+        for name in names:
+            self.tasks[name] = asyncio.ensure_future(self._lease(name))
+            await settle(lambda name=name: name in self.served or self.table.num_waiting > 0)
+
+    async def leave(self, *names: str) -> None:
+        for name in names:
+            self.leases.pop(name).release()
+        await settle()
+
+    async def _lease(self, name: str) -> None:
+        self.leases[name] = await self.table.lease(program(name.split(".")[0]))
+        self.served.append(name)
+
+
+async def settle(until: Callable[[], bool] = lambda: True) -> None:
+    """Let everything happen that can happen without time."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert until()
+
+
 async def test_programs_share_slots_and_the_longest_unused_goes_first() -> None:
     workers = Workers()
     table = SlotTable(2, workers.place)
-    a, b, c = program("a"), program("b"), program("c")
-    assert await table.acquire(a) == await table.acquire(a) == 1
-    assert await table.acquire(b) == 2
-    assert await table.acquire(c) is None, "both slots are pinned"
-    table.release(a, table.epoch)
-    assert await table.acquire(c) is None, "one pin of a is left"
-    table.release(a, table.epoch)
-    table.release(b, table.epoch)
-    assert await table.acquire(a) == 1
-    assert await table.acquire(c) == 2, "b was unused for longest"
+    queue = Queue(table)
+    await queue.ask("a.1", "a.2", "b.1")
+    assert [queue.leases[name].slot for name in ("a.1", "a.2", "b.1")] == [1, 1, 2]
+    await queue.leave("a.1", "a.2", "b.1")
+    await queue.ask("a.3", "c.1")
+    assert queue.leases["a.3"].slot == 1 and queue.leases["c.1"].slot == 2, "b was unused for longest"
     assert workers.placed == [(1, "a"), (2, "b"), (2, "c")]
+
+
+async def test_more_programs_than_slots_are_served_in_the_order_in_which_they_came() -> None:
+    table = SlotTable(3, Workers().place)
+    queue = Queue(table)
+    names = [f"p{n}.{n}" for n in range(20)]
+    await queue.ask(*names)
+    assert queue.served == names[:3] and table.num_waiting == 17
+    for n in range(17):
+        # Whichever leaves, the next in line comes.
+        await queue.leave(queue.served[n])
+        assert queue.served == names[:n + 4]
+    assert table.num_waiting == 0 and table.num_pinned == 3
+
+
+async def test_a_freed_slot_is_never_missed_between_a_try_and_the_queue() -> None:
+    """Whatever the order of events, nobody waits beside a free slot."""
+    table = SlotTable(1, Workers().place)
+    held = await table.lease(program("a"))
+    waiting = asyncio.ensure_future(table.lease(program("b")))
+    held.release()
+    assert (await asyncio.wait_for(waiting, 10)).slot == 1
+    waiting.result().release()
+    for n in range(20):
+        first = asyncio.ensure_future(table.lease(program(f"x{n}")))
+        second = asyncio.ensure_future(table.lease(program(f"y{n}")))
+        for _ in range(n):
+            await asyncio.sleep(0)
+        (await first).release()
+        (await asyncio.wait_for(second, 10)).release()
+    assert table.num_pinned == table.num_waiting == 0
+
+
+async def test_a_program_in_demand_does_not_keep_a_waiting_one_out() -> None:
+    """The slot with the fewest requests is drained for whoever waits; its own later requests queue up behind."""
+    table = SlotTable(2, Workers().place)
+    queue = Queue(table)
+    await queue.ask("a.1", "a.2", "b.1", "w.1", "b.2", "a.3")
+    assert queue.served == ["a.1", "a.2", "b.1", "a.3"], "b is drained, a is shared on"
+    await queue.leave("b.1")
+    assert queue.served[-1] == "w.1"
+    # Now b waits. Of a and w it is w that has fewer requests.
+    await queue.ask("a.4")
+    assert queue.served[-1] == "a.4"
+    await queue.leave("w.1")
+    assert queue.served[-1] == "b.2" and table.num_waiting == 0
+    await queue.ask("b.3")
+    assert queue.served[-1] == "b.3", "nobody waits, so nothing is drained any more"
+
+
+async def test_those_that_wait_for_one_program_come_together() -> None:
+    table = SlotTable(1, Workers().place)
+    queue = Queue(table)
+    await queue.ask("a.1", "b.1", "c.1", "b.2")
+    await queue.leave("a.1")
+    assert queue.served == ["a.1", "b.1", "b.2"]
+    await queue.leave("b.1", "b.2")
+    assert queue.served[-1] == "c.1"
+
+
+async def test_one_who_stops_waiting_leaves_no_trace() -> None:
+    table = SlotTable(1, Workers().place)
+    queue = Queue(table)
+    await queue.ask("a.1", "w.1", "a.2")
+    assert queue.served == ["a.1"], "a is drained for w"
+    queue.tasks["w.1"].cancel()
+    await settle()
+    assert queue.served == ["a.1", "a.2"] and table.num_waiting == 0, "with w gone a is shared again"
+    # A slot that is handed over in the very moment in which its waiter goes is not lost.
+    await queue.ask("v.1")
+    queue.leases.pop("a.1").release()
+    queue.leases.pop("a.2").release()
+    queue.tasks["v.1"].cancel()
+    await settle()
+    assert table.num_pinned == 0
+    assert (await table.lease(program("z"))).slot == 1
+
+
+async def test_only_a_queue_over_its_bound_refuses() -> None:
+    table = SlotTable(1, Workers().place, max_waiting=2)
+    queue = Queue(table)
+    await queue.ask("a.1", "b.1", "c.1")
+    with pytest.raises(SlotsExhausted) as refused:
+        await table.lease(program("d"))
+    assert refused.value.retry_after_s
+    await queue.leave("a.1")
+    await queue.ask("d.1")
+    assert queue.served == ["a.1", "b.1"] and table.num_waiting == 2
 
 
 async def test_everybody_waits_for_one_upload() -> None:
     workers = Workers()
     workers.gate.clear()
     table = SlotTable(2, workers.place)
-    waiting = [asyncio.ensure_future(table.acquire(program("a"))) for _ in range(3)]
-    await asyncio.sleep(0)
+    waiting = [asyncio.ensure_future(table.lease(program("a"))) for _ in range(3)]
+    await settle()
     assert not any(task.done() for task in waiting)
     workers.gate.set()
-    assert await asyncio.gather(*waiting) == [1, 1, 1]
+    assert [lease.slot for lease in await asyncio.gather(*waiting)] == [1, 1, 1]
     assert len(workers.placed) == 1
 
 
@@ -68,10 +186,10 @@ async def test_a_lost_upload_leaves_no_program_and_no_hole() -> None:
     workers = Workers()
     workers.fail = True
     table = SlotTable(1, workers.place)
-    lost = await asyncio.gather(*(table.acquire(program("a")) for _ in range(3)), return_exceptions=True)
+    lost = await asyncio.gather(*(table.lease(program("a")) for _ in range(3)), return_exceptions=True)
     assert all(isinstance(error, RuntimeError) for error in lost)
     workers.fail = False
-    assert await table.acquire(program("b")) == 1
+    assert (await table.lease(program("b"))).slot == 1
     assert table.num_pinned == table.num_resident == 1
 
 
@@ -79,23 +197,54 @@ async def test_one_who_goes_away_takes_no_slot_along() -> None:
     workers = Workers()
     workers.gate.clear()
     table = SlotTable(1, workers.place)
-    waiting = asyncio.ensure_future(table.acquire(program("a")))
-    await asyncio.sleep(0)
-    waiting.cancel()
+    gone = asyncio.ensure_future(table.lease(program("a")))
+    await settle()
+    gone.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await waiting
+        await gone
+    after = asyncio.ensure_future(table.lease(program("b")))
+    await settle()
+    assert not after.done(), "the upload of a is still under way"
     workers.gate.set()
-    await asyncio.sleep(0.01)
-    assert await table.acquire(program("b")) == 1, "the program nobody waits for makes room"
+    assert (await asyncio.wait_for(after, 10)).slot == 1, "the program nobody waits for makes room"
+
+
+async def test_a_program_that_the_workers_lost_is_uploaded_again_elsewhere() -> None:
+    workers = Workers()
+    table = SlotTable(2, workers.place)
+    first, other = await table.lease(program("a")), await table.lease(program("a"))
+    first.distrust()
+    again = await table.lease(program("a"))
+    assert (again.slot, workers.placed) == (2, [(1, "a"), (2, "a")])
+    first.release()
+    waiting = asyncio.ensure_future(table.lease(program("b")))
+    await settle()
+    assert not waiting.done(), "the other request still has its slot"
+    other.release()
+    assert (await waiting).slot == 1
 
 
 async def test_measuring_slots_are_apart_and_clear_forgets() -> None:
-    workers = Workers()
-    table = SlotTable(2, workers.place, first=9)
-    assert await table.acquire(program("a")) == 9
-    before = table.epoch
+    table = SlotTable(2, Workers().place, first=9)
+    before = await table.lease(program("a"))
+    assert before.slot == 9
     table.clear()
     assert table.num_resident == 0
-    assert [await table.acquire(program(name)) for name in "ba"] == [9, 10]
-    table.release(program("a"), before)
-    assert table.num_pinned == 2, "a pin of workers that are gone is none of these"
+    assert [(await table.lease(program(name))).slot for name in "ba"] == [9, 10]
+    before.release()
+    before.release()
+    assert table.num_pinned == 2, "a lease of workers that are gone is none of these"
+
+
+async def test_those_that_wait_when_the_workers_die_are_told() -> None:
+    table = SlotTable(1, Workers().place)
+    queue = Queue(table)
+    await queue.ask("a.1", "b.1", "c.1")
+    table.interrupt(EngineUnavailable("dead"))
+    await settle()
+    for name in ("b.1", "c.1"):
+        with pytest.raises(EngineUnavailable):
+            queue.tasks[name].result()
+    assert table.num_waiting == 0
+    table.clear()
+    assert (await table.lease(program("b"))).slot == 1
