@@ -2,14 +2,18 @@
 
 import asyncio
 import itertools
+import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import structlog
 
-from server.engines.base import Condition, Sampling
+from server.engines.base import Condition, Sampling, Unready
+from server.engines.vllm.forecast import Forecast
 from server.engines.vllm.options import VllmOptions
 from server.engines.vllm.process import start_llm
+from server.engines.vllm.pulse import Processes, Pulse
 from server.engines.vllm.reading import ModelReading
 from server.engines.vllm.refusals import RESTARTING, refusal
 from server.engines.vllm.sampling import sampling_params
@@ -19,6 +23,8 @@ from steering.program import Program
 
 log = structlog.get_logger(__name__)
 WATCH_S = 0.2
+# How long a killed process may take to be gone.
+KILL_S = 30.0
 T = TypeVar("T")
 
 
@@ -31,7 +37,8 @@ class Connection:
         lost: awaited when the processes have died.
 
     Attributes:
-        described: what each rank has hooked. running: names of requests in vLLM. restarts: since the first start.
+        described: what each rank has hooked. running: names of requests in vLLM. restarts: since the first start, by
+        what was wrong.
     """
 
     def __init__(self, options: VllmOptions, reading: ModelReading, *, launched: Callable[[], None],
@@ -39,16 +46,20 @@ class Connection:
         self._options, self._reading = options, reading
         self._launched, self._prove, self._lost = launched, prove, lost
         self._llm: Any = None
+        self._pulse = Pulse()
+        self._processes: Processes | None = None
         self._proven = False
+        self._stalled_since: float | None = None
+        self._forecast = Forecast(options.back_off_s, options.restart_attempts)
         self._watcher: asyncio.Task[None] | None = None
         self.running: set[str] = set()
         self.described: list[dict[str, Any]] = []
-        self.restarts = 0
+        self.restarts: Counter[Unready] = Counter()
 
     @property
     def alive(self) -> bool:
-        """Whether vLLM runs and its start was proven."""
-        return self._proven and self._answers
+        """Whether vLLM runs, its start was proven and it makes progress."""
+        return self._proven and self._answers and self._stalled_since is None
 
     @property
     def _answers(self) -> bool:
@@ -57,12 +68,15 @@ class Connection:
     def condition(self) -> Condition:
         if self.alive:
             return Condition(ready=True)
-        return Condition(ready=False, reason="starting" if self._watcher is None else "restarting")
+        if self._stalled_since is not None and not (self._forecast.hung or self._forecast.stopped):
+            left = self._stalled_since + self._options.stall_s - time.monotonic()
+            return Condition(ready=False, reason="stalled", retry_after_s=max(left, 0) + self._forecast.launch_s)
+        return self._forecast.condition("starting" if self._watcher is None else "restarting")
 
     def check_alive(self) -> None:
         """Raises EngineUnavailable."""
         if not self.alive:
-            raise EngineUnavailable("the engine does not run", fix=RESTARTING)
+            raise self.condition().error()
 
     async def start(self) -> None:
         try:
@@ -73,6 +87,7 @@ class Connection:
         self._watcher = asyncio.ensure_future(self._watch())
 
     async def stop(self) -> None:
+        self._forecast.stopped = True
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
@@ -86,9 +101,11 @@ class Connection:
         """Call a method of ours on every worker."""
         self._check_answers()
         try:
-            answers: list[Any] = await self._while_it_answers(self._llm.collective_rpc(method, args=args))
+            with self._pulse.work():
+                answers: list[Any] = await self._while_it_answers(self._llm.collective_rpc(method, args=args))
         except Exception as error:
             raise self._failure(error) from error
+        self._pulse.beat()
         return answers
 
     async def first_answer(self, method: str, *args: Any) -> Any:
@@ -120,7 +137,12 @@ class Connection:
                                      priority=int(measuring), data_parallel_rank=0 if measuring else None)
         begun = False
         try:
-            async for output in outputs:
+            while True:
+                # Work waits while somebody asks for the next output; one who is slow to ask proves nothing.
+                with self._pulse.work():
+                    output = await anext(outputs, None)
+                if output is None:
+                    break
                 begun = True
                 yield output
         except (asyncio.CancelledError, GeneratorExit):
@@ -144,8 +166,9 @@ class Connection:
             task.cancel()
 
     async def _launch(self) -> None:
+        self._forecast.begins()
         self._launched()
-        starting = asyncio.ensure_future(asyncio.to_thread(start_llm, self._options, self._reading))
+        starting = asyncio.ensure_future(asyncio.to_thread(start_llm, self._options, self._reading, self._pulse))
         try:
             self._llm = await asyncio.shield(starting)
         except asyncio.CancelledError:
@@ -153,44 +176,73 @@ class Connection:
             await asyncio.wait({starting})
             self._llm = None if starting.exception() else starting.result()
             raise
+        self._processes = Processes(self._llm)
         self.described = await self.rpc("trimtab_describe")
         await self._prove()
         self._proven = True
+        self._forecast.done()
 
     async def _shut_down(self) -> None:
         self._proven = False
         llm, self._llm = self._llm, None
+        processes, self._processes = self._processes, None
         if llm is not None:
             await asyncio.to_thread(llm.shutdown)
             # Its destructor would shut it down again, at an exit where half of its modules are gone.
             llm.shutdown = lambda timeout=None: None
+        if processes is not None:
+            processes.kill()
 
     async def _watch(self) -> None:
-        """Start vLLM again when its process has died, waiting longer each time it fails at once."""
+        """Start vLLM again when its process has died or makes no progress, waiting longer each time that fails."""
         while True:
             await asyncio.sleep(WATCH_S)
-            if self._answers:
+            reason = await self._wrong()
+            if reason is None:
                 continue
-            log.error("engine_died", restarts=self.restarts)
+            log.error("engine_stalled" if reason == "stalled" else "engine_died", restarts=self.restarts.total())
             await self._lost()
             await self._shut_down()
-            back_off = self._options.back_off_s
+            self._stalled_since = None
             for attempt in itertools.count():
-                await asyncio.sleep(back_off[min(attempt, len(back_off) - 1)])
+                await asyncio.sleep(self._forecast.pause())
                 try:
                     await self._launch()
-                except Exception:
+                except Exception as error:
                     # Whatever it was, the next attempt is all that can be done; /health/ready says 503 meanwhile.
-                    log.exception("engine_restart_failed", attempt=attempt)
+                    self._forecast.failed()
+                    log.error("engine_restart_failed", attempt=attempt, error=str(error))
                     await self._shut_down()
                 else:
                     break
-            self.restarts += 1
-            log.info("engine_restarted", restarts=self.restarts)
+            self.restarts[reason] += 1
+            log.info("engine_restarted", restarts=self.restarts.total(), reason=reason)
+
+    async def _wrong(self) -> Literal["restarting", "stalled"] | None:
+        """What vLLM has to be started again for. One that stalled for long enough is ended first."""
+        if not self._answers or self._processes is None:
+            return "restarting"
+        now, silent = time.monotonic(), self._pulse.silent_s
+        if self._processes.stopped:
+            # Nothing will come of it, whether work waits or not; but it may be let go on.
+            self._stalled_since = min(self._stalled_since or now, now - silent)
+        elif silent > self._options.stall_s:
+            self._stalled_since = now - silent
+        else:
+            self._stalled_since = None
+        if self._stalled_since is None or now - self._stalled_since <= self._options.stall_s:
+            return None
+        self._processes.kill()
+        for _ in range(int(KILL_S / WATCH_S)):
+            if not self._processes.running:
+                return "stalled"
+            await asyncio.sleep(WATCH_S)
+        self._forecast.hung = True
+        return "stalled"
 
     def _check_answers(self) -> None:
         if not self._answers:
-            raise EngineUnavailable("the engine does not run", fix=RESTARTING)
+            raise self.condition().error()
 
     def _failure(self, error: Exception, *, begun: bool = True) -> Exception:
         """What a failure of vLLM is to the caller. begun: see `refusal`."""

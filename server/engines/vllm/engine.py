@@ -1,7 +1,7 @@
 """The production engine: stock vLLM, compiled, with a program per request."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -18,6 +18,7 @@ from server.engines.base import (
     Engine,
     Generation,
     Scores,
+    Unready,
 )
 from server.engines.checks import check_capture, check_compare, check_room, check_tokens
 from server.engines.vllm.completion import VllmCompletion
@@ -60,7 +61,7 @@ class VllmEngine(Engine):
         self.end_ids = self.reading.end_ids
         self.connection = Connection(options, self.reading, launched=self._forget_slots, prove=self._prove,
                                      lost=self._interrupt)
-        self.slots = SlotTable(options.slots, self.connection.place, max_waiting=options.max_waiting)
+        self.slots = SlotTable(options.slots, self.connection.place, max_waiting=options.slot_queue)
         self._measure_slots = SlotTable(MEASURE_SLOTS, self.connection.place, first=options.slots + 1)
         self.measuring = Measuring(self.connection, self._measure_slots, self.facts.num_layers - 1)
 
@@ -122,7 +123,7 @@ class VllmEngine(Engine):
                 "slots_total": self.slots.num_slots, "slots_used": self.slots.num_pinned,
                 "slots_resident": self.slots.num_resident,
                 "bank_bytes": float(sum(described["bytes"] for described in self.connection.described)),
-                "restarts": self.connection.restarts,
+                "restarts": self.connection.restarts.total(),
                 "kv_blocks_total": max(2, -(-self.options.kv_cache_tokens // self.options.block_size))}
 
     def metrics(self) -> bytes:
@@ -136,6 +137,9 @@ class VllmEngine(Engine):
 
     def condition(self) -> Condition:
         return self.connection.condition()
+
+    def restarts(self) -> Mapping[Unready, int]:
+        return dict(self.connection.restarts)
 
     # Used by completions.
 

@@ -18,8 +18,8 @@ class VllmOptions:
         model, model_id: folder or hub name, and the name it is served under.
         dtype: "auto" is float32 on the CPU and the checkpoint's own elsewhere.
         eager: no compiled graph.
-        slots, slot_wait_s, max_waiting: programs resident at a time; how long a request waits for a slot, and how many may
-        wait, before 503.
+        slots: programs resident at a time. slot_wait_s: how long a request waits for a slot before 503. slot_queue: how
+        many may wait.
         max_batch_tokens, max_requests, kv_cache_tokens, max_model_len, block_size: of vLLM's scheduler and cache.
         tensor_parallel: ranks that share the model.
         sites: hooked places. graph_sites: those whose simple programs the compiled graph carries out by itself.
@@ -29,6 +29,9 @@ class VllmOptions:
         step_limit: relative steps that are carried out and what is done with larger ones.
         self_test: prove at start that every hooked place is reached.
         back_off_s: seconds before each attempt to start vLLM again after its process has died; the last one repeats.
+        restart_attempts: failures in a row after which the server itself counts as dead; it goes on trying.
+        stall_s: how long nothing may come from vLLM while work waits, or a process of it be stopped, before it is ended
+        and started again.
         extra: further arguments of vLLM's AsyncEngineArgs.
     """
 
@@ -36,9 +39,9 @@ class VllmOptions:
     model_id: str
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     eager: bool = False
-    slots: int = 64
-    slot_wait_s: float = 10.0
-    max_waiting: int = 1024
+    slots: int = 128
+    slot_wait_s: float = 600.0
+    slot_queue: int = 1024
     max_batch_tokens: int = 2048
     max_requests: int = 128
     kv_cache_tokens: int = 32768
@@ -55,4 +58,6 @@ class VllmOptions:
     step_limit: StepLimit = UNLIMITED
     self_test: bool = True
     back_off_s: tuple[float, ...] = (1.0, 2.0, 5.0, 15.0, 30.0, 60.0)
+    restart_attempts: int = 10
+    stall_s: float = 120.0
     extra: Mapping[str, Any] = field(default_factory=dict)

@@ -20,6 +20,7 @@ def register() -> None:
     from server.engines.vllm.cachekeys import wrap
 
     check()
+    import torch
     import vllm.v1.core.block_pool as block_pool
     import vllm.v1.core.kv_cache_utils as kv_cache_utils
     from vllm.v1.worker.gpu_worker import Worker
@@ -27,6 +28,28 @@ def register() -> None:
     for module in (kv_cache_utils, block_pool):
         wrap(module)
     _wrap_worker(Worker)
+    _wrap_loading(torch.compiler)
+
+
+def _wrap_loading(compiler: Any) -> None:
+    """Let vLLM take a compiled graph of its CPU mode from its cache.
+
+    vLLM compares all that went into the graph, and every source file that was traced, and then has parts of the graph
+    loaded that only its piecewise compiler makes: a graph of one piece has no such method, and was compiled again.
+    """
+    load = compiler.load_compiled_function
+    if getattr(load, "trimtab", False):
+        return
+
+    def load_compiled_function(*args: Any, **kwargs: Any) -> Any:
+        loaded = load(*args, **kwargs)
+        compiled = loaded._artifacts.compiled_fn
+        if not hasattr(compiled, "finalize_loading"):
+            compiled.finalize_loading = lambda config: None
+        return loaded
+
+    load_compiled_function.trimtab = True  # type: ignore[attr-defined]
+    compiler.load_compiled_function = load_compiled_function
 
 
 def _wrap_worker(worker_class: Any) -> None:

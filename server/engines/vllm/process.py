@@ -4,12 +4,13 @@ from typing import Any
 
 from server.engines.vllm.config import awake, engine_config
 from server.engines.vllm.options import VllmOptions
+from server.engines.vllm.pulse import Pulse, beating
 from server.engines.vllm.reading import ModelReading
 from steering.errors import TrimtabError, UnsupportedModel
 
 
-def start_llm(options: VllmOptions, reading: ModelReading) -> Any:
-    """An AsyncLLM in a process of its own, hooks attached.
+def start_llm(options: VllmOptions, reading: ModelReading, pulse: Pulse) -> Any:
+    """An AsyncLLM in a process of its own, hooks attached; `pulse` beats with each of its steps.
 
     Raises:
         InvalidSettings: an argument that vLLM refuses, or under which steering is not right.
@@ -22,6 +23,7 @@ def start_llm(options: VllmOptions, reading: ModelReading) -> Any:
         config = engine_config(options, reading)
         try:
             return AsyncLLM.from_vllm_config(config, usage_context=UsageContext.ENGINE_CONTEXT,
+                                             stat_loggers=[beating(pulse)],
                                              disable_log_stats=bool(options.extra.get("disable_log_stats", False)))
         except TrimtabError:
             raise
