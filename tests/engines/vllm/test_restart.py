@@ -100,7 +100,7 @@ async def test_kill_and_come_back(server: Server, monkeypatch: pytest.MonkeyPatc
     for response in await asyncio.gather(plain, steered):
         assert_unavailable(response)
     for events in await asyncio.gather(*streams):
-        assert json.loads(events[-1])["error"]["code"] == "engine_unavailable"
+        assert json.loads(events[-2])["error"]["code"] == "engine_unavailable" and events[-1] == "[DONE]"
     with pytest.raises(EngineUnavailable):
         await call
     # While it is away: typed errors for what needs the model, the rest of the server answers.
@@ -126,7 +126,7 @@ async def test_kill_and_come_back(server: Server, monkeypatch: pytest.MonkeyPatc
                 [t["logprob"] for t in was["logprobs"]["content"]], abs=1e-4)
         same_numbers(other["steering"]["applied"], one["steering"]["applied"])
     assert server.library.resolve(ref).ref == ref
-    assert engine.stats()["restarts"] == 1
+    assert dict(engine.restarts()) == {"restarting": 1}
     assert proofs == [False], "proven again, before anything was served"
 
 
@@ -151,4 +151,5 @@ async def read_stream(client: httpx.AsyncClient, body: dict[str, Any]) -> list[s
 def assert_unavailable(response: httpx.Response) -> None:
     assert response.status_code == 503, response.text
     assert response.json()["error"]["code"] == "engine_unavailable"
-    assert response.headers["Retry-After"]
+    # As long as the start took that the fixture waited for, or what is left of that.
+    assert 1 <= int(response.headers["Retry-After"]) <= 600

@@ -12,6 +12,7 @@ import pytest_asyncio
 
 from server.engines.base import Generation, Sampling
 from server.engines.vllm import engine as engine_module
+from server.engines.vllm.slots import Lease
 from steering.errors import InvalidRequest, InvalidSpec, SlotsExhausted
 from steering.program import Program
 from tests.engines import reference as ref
@@ -216,7 +217,7 @@ async def test_aborts_free_slots_and_leave_no_wrong_answers(group: Group) -> Non
 async def test_vllm_hears_of_an_abort_before_the_slot_is_given_away(group: Group, monkeypatch: pytest.MonkeyPatch
                                                                     ) -> None:
     engine, order = group.engine, []
-    abort, release = engine.connection._llm.abort, engine.slots.release
+    abort, release = engine.connection._llm.abort, Lease.release
 
     async def aborting(*args: Any, **kwargs: Any) -> Any:
         result = await abort(*args, **kwargs)
@@ -224,7 +225,7 @@ async def test_vllm_hears_of_an_abort_before_the_slot_is_given_away(group: Group
         return result
 
     monkeypatch.setattr(engine.connection._llm, "abort", aborting)
-    monkeypatch.setattr(engine.slots, "release", lambda *args: (order.append("release"), release(*args)))
+    monkeypatch.setattr(Lease, "release", lambda lease: (order.append("release"), release(lease)))
     completion = engine.generate(Generation("long", checks.prompt_of(1), Sampling(max_tokens=200, temperature=0.0),
                                             add(group, 240)))
     async for _ in completion:
