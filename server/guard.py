@@ -10,6 +10,7 @@ Unlike a shadow run a guard is a promise: it has no budget and is never dropped.
 breach of everything, and all interventions stop.
 """
 
+import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -95,7 +96,7 @@ class GuardedCompletion(Completion):
         self._lowered = [0] * len(program.compiled)
         self._generated: list[int] = []
         self._measured: list[list[Touched]] = []
-        self._over = False
+        self._over = asyncio.Event()
         self.parts.append(Part(0, program))
         self._running = self._begin()
 
@@ -112,16 +113,18 @@ class GuardedCompletion(Completion):
                     yield token if ended else replace(token, finish_reason=None)
                     if ended:
                         return
-                if self._over:
+                if self._over.is_set():
                     return
                 self._measured.append(self._running.touched())
                 await self._check()
+                if self._over.is_set():
+                    return
                 self._running = self._begin()
         finally:
             await self.cancel()
 
     async def cancel(self) -> None:
-        self._over = True
+        self._over.set()
         await self._running.cancel()
 
     def touched(self) -> list[Touched]:

@@ -50,9 +50,13 @@ class Settings(BaseSettings):
     blob_url: str | None = Field(default=None,
         description="fsspec URL of the blobs; by default a folder in `data_dir`.")
 
-    slots: int = Field(default=64, ge=1, le=4096, description="Distinct programs that can be resident at once.")
-    slot_wait_s: float = Field(default=10.0, ge=0, le=3600,
-        description="Seconds a request waits for a slot before it gets a 503.")
+    slots: int | None = Field(default=None, ge=1, le=4096,
+        description="Distinct programs that can be resident at once; by default `max_requests`, what a batch can hold.")
+    slot_wait_s: float = Field(default=600.0, ge=0, le=86400,
+        description="Seconds a request whose spec has no slot waits its turn before it gets a 503, if its own time is "
+        "not over before.")
+    slot_queue: int = Field(default=1024, ge=0, le=2**16,
+        description="Requests that may wait for a slot; one more gets a 503 at once.")
     max_batch_tokens: int = Field(default=512, ge=16, le=2**20, description="Tokens a step processes at most.")
     max_requests: int = Field(default=128, ge=1, le=4096, description="Completions in one batch; more wait their turn.")
     kv_cache_tokens: int = Field(default=32768, ge=64,
@@ -131,6 +135,10 @@ class Settings(BaseSettings):
     @property
     def cache_folder(self) -> Path:
         return self.cache_dir or user_cache_path("trimtab", appauthor=False)
+
+    @property
+    def num_slots(self) -> int:
+        return self.max_requests if self.slots is None else self.slots
 
     @property
     def library_database_url(self) -> str:

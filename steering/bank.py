@@ -36,7 +36,7 @@ class Bank(RowTable):
             if resident is None:
                 if not self._free and not self._evict_one():
                     return None
-                resident = self._load(program, self._free.pop())
+                resident = self._load(program)
             resident.pins += 1
             self._residents.move_to_end(program.digest)
             return resident.slot
@@ -49,6 +49,12 @@ class Bank(RowTable):
                 raise ValueError("released a slot that is not pinned")
             resident.pins -= 1
 
+    def in_use(self, program: Program) -> bool:
+        """Whether the program has a slot that is pinned, so that to acquire it takes none from others."""
+        with self.lock:
+            resident = self._residents.get(program.digest)
+            return resident is not None and resident.pins > 0
+
     @property
     def num_pinned(self) -> int:
         with self.lock:
@@ -58,8 +64,10 @@ class Bank(RowTable):
     def num_resident(self) -> int:
         return len(self._residents)
 
-    def _load(self, program: Program, slot: int) -> _Resident:
+    def _load(self, program: Program) -> _Resident:
+        slot = self._free[-1]
         resident = _Resident(program, slot, 0, self.place(slot, [item.rows for item in program.compiled]))
+        self._free.pop()
         self._residents[program.digest] = resident
         return resident
 

@@ -85,9 +85,10 @@ class Pool:
         if held is None:
             if not self._free:
                 self._grow()
-            held = _Held(self._free.pop(), 0)
+            held = _Held(self._free[-1], 0)
             for name, tensor in row.tensors.items():
                 self.tensors[name][held.index].copy_(tensor)
+            self._free.pop()
             self._held[digest] = held
             self._digest_of[held.index] = digest
         held.count += 1
@@ -103,8 +104,7 @@ class Pool:
 
     def _grow(self) -> None:
         old = self.capacity
-        for name, tensor in self.tensors.items():
-            self.tensors[name] = torch.cat([tensor, torch.zeros_like(tensor)])
+        self.tensors = {name: torch.cat([tensor, torch.zeros_like(tensor)]) for name, tensor in self.tensors.items()}
         self._free.extend(range(2 * old - 1, old - 1, -1))
 
 

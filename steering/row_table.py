@@ -49,14 +49,18 @@ class RowTable:
         """Upload the rows of a program, one mapping per intervention, into an empty slot."""
         held: Held = []
         with self.lock:
-            for j, by_key in enumerate(rows):
-                for key, plain in by_key.items():
-                    row = pad_rank(plain)
-                    pool = self._pool(row)
-                    index = pool.acquire(row)
-                    cell = self._cell(key)
-                    cell.pool[slot, j], cell.row[slot, j] = pool.number, index
-                    held.append((key, j, pool, index))
+            try:
+                for j, by_key in enumerate(rows):
+                    for key, plain in by_key.items():
+                        row = pad_rank(plain)
+                        cell, pool = self._cell(key), self._pool(row)
+                        index = pool.acquire(row)
+                        held.append((key, j, pool, index))
+                        cell.pool[slot, j], cell.row[slot, j] = pool.number, index
+            except BaseException:
+                # Out of memory on the device, say: all of a program or nothing.
+                self.remove(slot, held)
+                raise
             self.version += 1
         return held
 

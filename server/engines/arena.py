@@ -26,6 +26,11 @@ class Arena:
         """Give back what `put` handed out for `length` positions."""
         self._free.setdefault(_size(length), []).append(base)
 
+    @property
+    def num_used(self) -> int:
+        """Positions that are handed out."""
+        return self._end - sum(size * len(stack) for size, stack in self._free.items())
+
     def _extend(self, size: int) -> int:
         base = self._end
         self._end += size

@@ -28,7 +28,7 @@ def show_capabilities(state: State) -> dict[str, Any]:
         "ops": {op.name: {"sites": list(op.sites), "kinds": list(op.kinds),
                           "strength_units": ["raw", "unit", "rel", "sigma"] if op.adds_direction else ["raw"]}
                 for op in operations()},
-        "limits": {"interventions": MAX_INTERVENTIONS, "slots": settings.slots, "n": settings.max_choices,
+        "limits": {"interventions": MAX_INTERVENTIONS, "slots": settings.num_slots, "n": settings.max_choices,
                    "prompts": settings.max_prompts, "inline_bytes": settings.max_inline_bytes,
                    "body_bytes": settings.max_body_bytes, "upload_bytes": settings.max_upload_bytes},
     }

@@ -135,7 +135,7 @@ async def test_a_client_that_leaves_while_waiting_gets_no_slot(start_engine: Any
     await anext(aiter(holder))
     waiting = engine.generate(Generation("waiting", PROMPT, Sampling(max_tokens=400), compiled(engine, add(2))))
     reading = asyncio.ensure_future(anext(aiter(waiting)))
-    while not engine._waiters:
+    while not len(engine._turns):
         await asyncio.sleep(0)
     reading.cancel()
     await asyncio.gather(reading, return_exceptions=True)
@@ -143,7 +143,7 @@ async def test_a_client_that_leaves_while_waiting_gets_no_slot(start_engine: Any
     await holder.cancel()
     # The slot comes free and goes to the next that asks, not to the one that left.
     tokens, _ = await generate(engine, PROMPT, compiled(engine, add(3)), max_tokens=3)
-    assert len(tokens) == 3 and not engine.steps.completions and not engine._waiters
+    assert len(tokens) == 3 and not engine.steps.completions and not len(engine._turns)
 
 
 async def test_all_slots_pinned_waits_then_refuses(start_engine: Any) -> None:

@@ -287,4 +287,4 @@ async def test_a_stream_of_faults_leaves_nothing_behind(start_engine: Any) -> No
     assert len((await generate(engine, OTHER))[0]) == 12
     stats = engine.stats()
     assert (stats["running"], stats["waiting"], stats["slots_used"]) == (0, 0, 0)
-    assert not engine.steps.given_up and not engine.steps.completions
+    assert not engine.steps._given_up and not engine.steps.completions

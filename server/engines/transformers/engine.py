@@ -3,12 +3,13 @@
 import asyncio
 import math
 import secrets
-from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from itertools import groupby
 from typing import Any, TypeVar
 
+import anyio
 import structlog
 import torch
 from transformers import GenerationConfig
@@ -30,14 +31,17 @@ from server.engines.checks import check_capture, check_compare, check_room, chec
 from server.engines.transformers.canary import check_batching
 from server.engines.transformers.finite import Watch
 from server.engines.transformers.forward import ForwardPass, TokenRun, batches, compared
+from server.engines.transformers.handover import on_loop
 from server.engines.transformers.loading import load_model
 from server.engines.transformers.options import EngineOptions
 from server.engines.transformers.router import TokenRouter
 from server.engines.transformers.running import EngineCompletion, Failure, Running
 from server.engines.transformers.steps import Steps
+from server.engines.turns import Turns
+from server.threads import in_thread
 from steering.bank import Bank
 from steering.containment import Fault, fault_error, model_error
-from steering.errors import EngineUnavailable, InvalidRequest, SlotsExhausted, TrimtabError
+from steering.errors import EngineUnavailable, InvalidRequest, TrimtabError
 from steering.facts import ModelFacts
 from steering.ops import operations
 from steering.program import Program
@@ -89,17 +93,17 @@ class TransformersEngine(Engine):
         self.forward = ForwardPass(self.model, self.facts.num_layers - 1, self.watch, options.step_limit)
         self._manager: _Manager | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._turns = Turns(self.bank, most_waiting=options.slot_queue, wait_s=options.slot_wait_s)
         self._pass_lock = asyncio.Lock()
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         if self.options.self_test:
-            self.selftest = await asyncio.to_thread(run_selftest, self.model, self.facts)
+            self.selftest = await in_thread(partial(run_selftest, self.model, self.facts))
             if self.selftest.missed:
                 log.warning("sites_not_reached", missed=[f"{s}[{n}]" for s, n in self.selftest.missed])
             self.facts = narrowed(self.facts, self.selftest)
-        self._manager = await asyncio.to_thread(self._make_manager)
+        self._manager = await in_thread(self._make_manager)
         self._manager.start()
         if self.options.self_test:
             await check_batching(self, self.model.dtype)
@@ -107,7 +111,7 @@ class TransformersEngine(Engine):
     async def stop(self) -> None:
         if self._manager is not None:
             manager, self._manager = self._manager, None
-            await asyncio.to_thread(manager.stop, block=True, hard_stop=True)
+            await in_thread(partial(manager.stop, block=True, hard_stop=True))
         self.steerer.detach()
         self.forward.steerer.detach()
         self.watch.detach()
@@ -116,7 +120,7 @@ class TransformersEngine(Engine):
         self._check(generation)
         seed = generation.sampling.seed
         running = Running.build(generation, secrets.randbits(63) if seed is None else seed % 2**63)
-        return EngineCompletion(running, self._begin, self._cancel, self.steps.touched, self._explain)
+        return EngineCompletion(running, self._admit, self._leave, self.steps.touched, self._explain)
 
     async def score(self, token_ids: Sequence[int], program: Program | None = None, *, prompt_length: int | None = None,
                     roles: Sequence[str] | None = None, full: bool = False) -> Scores:
@@ -195,7 +199,7 @@ class TransformersEngine(Engine):
         active = 0 if scheduler is None else len(scheduler.active_requests)
         total = 0 if processor is None else processor.cache.num_blocks
         free = 0.0 if processor is None else processor.cache.compute_free_capacity()
-        return {"running": active, "waiting": max(len(self.steps.completions) - active, 0) + len(self._waiters),
+        return {"running": active, "waiting": max(len(self.steps.completions) - active, 0) + len(self._turns),
                 "slots_total": self.bank.num_slots, "slots_used": self.bank.num_pinned,
                 "slots_resident": self.bank.num_resident, "bank_bytes": self.bank.nbytes,
                 "kv_blocks_total": total, "kv_blocks_used": round(total * (1 - float(free)))}
@@ -211,51 +215,40 @@ class TransformersEngine(Engine):
 
     # Admission: a slot, then the engine's queue.
 
-    def _begin(self, completion: EngineCompletion) -> "asyncio.Future[None]":
-        return asyncio.ensure_future(self._admit(completion))
-
     async def _admit(self, completion: EngineCompletion) -> None:
         running = completion.running
         if running.program is not None:
-            running.slot = await self._slot(running.program)
-        self.steps.add(completion)
+            running.slot = await self._turns.take(running.program)
+        try:
+            self.steps.add(completion)
+        except BaseException:
+            self._retired(running)
+            raise
+        try:
+            self._enqueue(running)
+        except BaseException:
+            self.steps.retire(running.request_id)
+            raise
+
+    def _enqueue(self, running: Running) -> None:
         sampling = running.generation.sampling
         stops = [-1] if sampling.ignore_eos or not sampling.stop_token_ids else list(sampling.stop_token_ids)
         accepted = None if self._manager is None else self._manager.add_request(
-            list(running.token_ids), request_id=running.request_id,
-            max_new_tokens=sampling.max_tokens - len(running.generation.generated_ids),
+            list(running.token_ids), request_id=running.request_id, max_new_tokens=sampling.max_tokens - running.before,
             streaming=True, eos_token_id=stops)
         if accepted is None:
-            self.steps.retire(running.request_id)
             raise EngineUnavailable("the engine does not accept requests")
 
-    async def _slot(self, program: Program) -> int:
-        deadline = asyncio.get_running_loop().time() + self.options.slot_wait_s
-        while (slot := self.bank.acquire(program)) is None:
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await waiter
-            except TimeoutError:
-                raise SlotsExhausted(
-                    f"all {self.bank.num_slots} slots are held by other specs, none came free in "
-                    f"{self.options.slot_wait_s:g} s", param="steering",
-                    fix="Try again, use fewer distinct specs at a time, or raise the setting slots.") from None
-            finally:
-                if waiter in self._waiters:
-                    self._waiters.remove(waiter)
-        return slot
-
-    def _cancel(self, running: Running) -> None:
-        if self._manager is not None and running.request_id in self.steps.completions:
+    def _leave(self, running: Running) -> None:
+        if self.steps.leave(running.request_id) and self._manager is not None:
+            # Also wakes the loop.
             self._manager.cancel_request(running.request_id)
 
     async def _explain(self, running: Running, failure: Failure) -> TrimtabError:
         """Why a completion was given up. What overflowed behind the interventions may be the model's own doing: a pass
         without them tells."""
-        if isinstance(failure, str):
-            return EngineUnavailable(f"the engine gave this request up: {failure}")
+        if isinstance(failure, TrimtabError):
+            return failure
         program = running.program
         if isinstance(failure, Fault):
             assert program is not None
@@ -270,31 +263,29 @@ class TransformersEngine(Engine):
     def _retired(self, running: Running) -> None:
         if running.program is not None and running.slot:
             self.bank.release(running.program)
-            self._wake_waiters()
-
-    def _wake_waiters(self) -> None:
-        if self._waiters and self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._wake_all)
-
-    def _wake_all(self) -> None:
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+            assert self._loop is not None
+            on_loop(self._loop, Turns.freed, self._turns)
 
     # Passes beside generation.
 
     async def _aside(self, work: Callable[[], T]) -> T:
-        """Run `work` in a thread while the generation loop is paused."""
-        manager = self._manager
-        if manager is None or not manager.is_running():
-            raise EngineUnavailable("the engine does not run")
-
-        def paused() -> T:
-            with manager.pause():
-                return work()
-
+        """Run `work` in a thread while the generation loop is paused. One at a time, as all of them use one set of
+        hooks, and whoever leaves stays until its thread has ended."""
         async with self._pass_lock:
-            return await asyncio.to_thread(paused)
+            manager = self._manager
+            if manager is None or not manager.is_running():
+                raise EngineUnavailable("the engine does not run")
+
+            def paused() -> T:
+                with ExitStack() as stack:
+                    try:
+                        stack.enter_context(manager.pause())
+                    except RuntimeError as error:
+                        raise EngineUnavailable("the engine stopped before it could measure") from error
+                    return work()
+
+            # In no other queue for threads: a measurement that has its turn begins.
+            return await in_thread(paused, limiter=anyio.CapacityLimiter(1))
 
     # Checks and set-up.
 

@@ -16,7 +16,7 @@ class EngineOptions:
         device: "auto" takes CUDA, then MPS, then the CPU.
         dtype: "auto" is float32 on the CPU and the checkpoint's own elsewhere.
         slots: programs resident at a time.
-        slot_wait_s: how long a request waits for a slot before 503.
+        slot_wait_s: how long a request waits for a slot before 503. slot_queue: how many may wait.
         max_batch_tokens: tokens of one forward pass; longer prompts are prefilled in chunks.
         max_requests: requests in one batch.
         kv_cache_tokens: tokens the key-value cache holds, shared by all requests.
@@ -30,8 +30,9 @@ class EngineOptions:
     model_id: str
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    slots: int = 64
-    slot_wait_s: float = 10.0
+    slots: int = 128
+    slot_wait_s: float = 600.0
+    slot_queue: int = 1024
     max_batch_tokens: int = 512
     max_requests: int = 128
     kv_cache_tokens: int = 32768

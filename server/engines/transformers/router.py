@@ -6,8 +6,12 @@ from transformers.generation.continuous_batching.continuous_api import OutputRou
 from transformers.generation.continuous_batching.requests import GenerationOutput, RequestStatus
 
 from server.engines.base import FinishReason, Token
-from server.engines.transformers.running import EngineCompletion
+from server.engines.transformers.handover import on_loop
+from server.engines.transformers.running import EngineCompletion, Running
 from server.engines.transformers.steps import Steps
+from steering.errors import EngineUnavailable, TrimtabError
+
+Events = list[tuple[EngineCompletion, list[Token], TrimtabError | None]]
 
 
 class TokenRouter(OutputRouter):
@@ -16,51 +20,46 @@ class TokenRouter(OutputRouter):
     def __init__(self, steps: Steps) -> None:
         super().__init__()
         self._steps = steps
-        self._delivered: dict[str, int] = {}
 
     def deliver(self, output: GenerationOutput) -> None:
         self.deliver_batch([output])
 
     def deliver_batch(self, outputs: list[GenerationOutput]) -> None:
-        events: dict[asyncio.AbstractEventLoop, list[tuple[EngineCompletion, list[Token], str | None]]] = {}
+        events: dict[asyncio.AbstractEventLoop, Events] = {}
         for output in outputs:
             completion = self._steps.completions.get(output.request_id)
             if completion is None:
                 continue
-            # What a completion that has been given up goes on with is no text of it.
-            given_up = output.request_id in self._steps.given_up
-            tokens = [] if given_up else self._new_tokens(output, completion)
-            failure = (output.error or "it failed") if output.status == RequestStatus.FAILED else None
+            # What a completion goes on with that was given up, or that nobody reads, is no text of it.
+            read = self._steps.open(output.request_id) is not None
+            tokens, error = [], None
+            if output.status == RequestStatus.FAILED:
+                error = EngineUnavailable(f"the engine gave this request up: {output.error or 'it failed'}")
+            elif read:
+                tokens = _new_tokens(output, completion.running)
             if output.is_finished():
-                self._delivered.pop(output.request_id, None)
                 self._steps.retire(output.request_id)
-            if given_up:
-                continue
-            events.setdefault(completion.loop, []).append((completion, tokens, failure))
+            if read:
+                events.setdefault(completion.loop, []).append((completion, tokens, error))
         for loop, batch in events.items():
-            # A loop that is closed has nobody left to tell.
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(_hand_over, batch)
-
-    def _new_tokens(self, output: GenerationOutput, completion: EngineCompletion) -> list[Token]:
-        if output.status == RequestStatus.FAILED:
-            return []
-        sampling = completion.running.generation.sampling
-        start = self._delivered.get(output.request_id, 0)
-        ids = output.generated_tokens
-        self._delivered[output.request_id] = len(ids)
-        tokens, resumed = [], len(completion.running.generation.generated_ids)
-        for i in range(start, len(ids)):
-            choice = completion.running.choices[resumed + i]
-            reason: FinishReason | None = None
-            if output.status == RequestStatus.FINISHED and i == len(ids) - 1:
-                reason = "stop" if ids[i] in sampling.stop_token_ids and not sampling.ignore_eos else "length"
-            tokens.append(Token(ids[i], choice.logprob, choice.top, reason))
-        return tokens
+            on_loop(loop, _hand_over, batch)
 
 
-def _hand_over(batch: list[tuple[EngineCompletion, list[Token], str | None]]) -> None:
-    for completion, tokens, failure in batch:
+def _new_tokens(output: GenerationOutput, running: Running) -> list[Token]:
+    sampling, ids = running.generation.sampling, output.generated_tokens
+    start, running.delivered = running.delivered, len(ids)
+    tokens = []
+    for i in range(start, len(ids)):
+        choice = running.choices[running.before + i]
+        reason: FinishReason | None = None
+        if output.status == RequestStatus.FINISHED and i == len(ids) - 1:
+            reason = "stop" if ids[i] in sampling.stop_token_ids and not sampling.ignore_eos else "length"
+        tokens.append(Token(ids[i], choice.logprob, choice.top, reason))
+    return tokens
+
+
+def _hand_over(batch: Events) -> None:
+    for completion, tokens, error in batch:
         completion.deliver(tokens)
-        if failure is not None:
-            completion.fail(failure)
+        if error is not None:
+            completion.fail(error)

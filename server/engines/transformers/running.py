@@ -2,8 +2,9 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from server.engines.base import Completion, Generation, Token, Touched
 from server.engines.touching import count_touched
 from server.engines.transformers.measured import Measured
 from steering.containment import Fault
-from steering.errors import TrimtabError
+from steering.errors import EngineUnavailable, TrimtabError
 from steering.program import Program
 from steering.scope import TouchMap, bits_at, touch_map
 
@@ -31,6 +32,8 @@ class Running:
     slot, base: where the program and the touch bits are while it runs; slot 0 for an unsteered one.
     processed: tokens that went through the model at least once. measured: its steps, once it is over.
     choices: what the sampler reported, one per generated token.
+    before: generated tokens that the loop was given as part of the prompt. delivered: of those that it generates
+    itself, how many were handed over.
     """
 
     generation: Generation
@@ -43,6 +46,8 @@ class Running:
     measured: Measured | None = None
     token_ids: list[int] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
+    before: int = 0
+    delivered: int = 0
 
     @classmethod
     def build(cls, generation: Generation, seed: int) -> "Running":
@@ -56,7 +61,7 @@ class Running:
                 touch.off[position] |= np.uint32(program.rules.off.get(token, 0))
         # Earlier tokens have their place among the choices, as the sampler goes by their number.
         return cls(generation, program, touch, seed, token_ids=[*generation.prompt_ids, *generation.generated_ids],
-                   choices=[Choice(None, ())] * len(generation.generated_ids))
+                   choices=[Choice(None, ())] * len(generation.generated_ids), before=len(generation.generated_ids))
 
     @property
     def request_id(self) -> str:
@@ -79,7 +84,7 @@ class Overflow:
 
 
 # Why a completion is given up; a sentence where it is the engine's fault.
-Failure = str | Fault | Overflow
+Failure = TrimtabError | Fault | Overflow
 
 
 class SaltedIds(list[int]):
@@ -114,8 +119,8 @@ class SaltedIds(list[int]):
 class EngineCompletion(Completion):
     """Hands tokens from the engine's thread to the caller."""
 
-    def __init__(self, running: Running, start: Callable[["EngineCompletion"], "asyncio.Future[None]"],
-                 cancel: Callable[[Running], None], touched: Callable[[Running], list[Touched]],
+    def __init__(self, running: Running, start: Callable[["EngineCompletion"], Coroutine[Any, Any, None]],
+                 leave: Callable[[Running], None], touched: Callable[[Running], list[Touched]],
                  explain: Callable[[Running, Failure], Awaitable[TrimtabError]]) -> None:
         self.running = running
         self._touched = touched
@@ -123,13 +128,15 @@ class EngineCompletion(Completion):
         self.loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Token | Failure] = asyncio.Queue()
         self._start = start
-        self._cancel = cancel
-        self._admitted: asyncio.Future[None] | None = None
+        self._leave = leave
+        self._admitted: asyncio.Task[None] | None = None
         self._over = False
 
     async def admit(self) -> None:
+        if self._over:
+            raise EngineUnavailable("this completion was cancelled")
         if self._admitted is None:
-            self._admitted = self._start(self)
+            self._admitted = asyncio.create_task(self._start(self))
         await asyncio.shield(self._admitted)
 
     def deliver(self, tokens: list[Token]) -> None:
@@ -138,7 +145,7 @@ class EngineCompletion(Completion):
             self._queue.put_nowait(token)
 
     def fail(self, failure: Failure) -> None:
-        """Called on the event loop: the completion is given up."""
+        """Called on the event loop: the completion ends with this, after the tokens that are there."""
         self._queue.put_nowait(failure)
 
     async def __aiter__(self) -> AsyncIterator[Token]:
@@ -147,7 +154,6 @@ class EngineCompletion(Completion):
             while True:
                 item = await self._queue.get()
                 if not isinstance(item, Token):
-                    self._over = True
                     raise await self._explain(self.running, item)
                 if item.finish_reason is not None:
                     self._over = True
@@ -164,7 +170,8 @@ class EngineCompletion(Completion):
         if self._admitted is not None and not self._admitted.done():
             # Still waiting for a slot: it must not get one for nobody.
             self._admitted.cancel()
-        self._cancel(self.running)
+            await asyncio.wait({self._admitted})
+        self._leave(self.running)
 
     def touched(self) -> list[Touched]:
         return self._touched(self.running)

@@ -1,12 +1,14 @@
 """What Trimtab adds to each step of transformers' continuous batching.
 
-The stock engine is not forked: five bound methods of one batch processor are wrapped when it is made (`bind`).
+The stock engine is not forked: bound methods of one batch processor are wrapped when it is made (`bind`), and
+`stock.py` holds what is expected of them.
+  clear_cancelled_requests  begins each round -> who left is gone from every table, whatever state it was in
+  schedule_batch  chooses who takes part -> what was held back for one that left is let go
   prepare_batch_tensors  knows which tokens of which requests come next -> the steering plan of the batch
-  _generation_step       runs the forward pass -> the plan is carried out around it, and what was not finite is told
-  _sample                has the logits -> tokens per request's own settings and seed
+  _generation_step  runs the forward pass -> the plan is carried out around it, and what was not finite is told
+  _sample  has the logits -> tokens per request's own settings and seed
   search_prefix_match, mark_complete_blocks  hash token ids for prefix sharing -> ids salted by what a program did, and
-                         nothing of a request that has been given up
-  clear_cancelled_requests  drops requests -> their slots come free
+      nothing of a request that has been given up
 """
 
 import threading
@@ -22,11 +24,13 @@ from transformers.generation.continuous_batching.requests import FutureRequestSt
 from server.engines.arena import Arena
 from server.engines.base import Touched
 from server.engines.transformers.finite import Examined, Watch, examining
+from server.engines.transformers.handover import on_loop
 from server.engines.transformers.measured import Indices, MeasuredTable
-from server.engines.transformers.running import EngineCompletion, Overflow, Running, SaltedIds
+from server.engines.transformers.running import EngineCompletion, Failure, Overflow, Running, SaltedIds
 from server.engines.transformers.sampler import NO_TOKEN, choices, sample
 from steering.bank import Bank
 from steering.containment import Fault, StepLimit
+from steering.errors import InvalidRequest
 from steering.plan import StepPlan
 from steering.record import Record
 from steering.steerer import Steerer
@@ -62,7 +66,14 @@ class Batch:
 
 
 class Steps:
-    """Running completions and the steps they take part in. `on_retired` is called from the engine's thread."""
+    """Running completions and the steps they take part in. `on_retired` is called from the engine's thread.
+
+    A completion is known here from its admission (`add`) until the engine has let go of it (`retire`). In between it
+    may be asked to leave (`leave`, from the event loop; `fail`, from the engine's thread): the engine's thread drops
+    it before its next step, and until then its rows stay its own.
+
+    done: steps that were carried out, counted on.
+    """
 
     def __init__(self, steerer: Steerer, bank: Bank, watch: Watch, limit: StepLimit,
                  on_retired: Callable[[Running], None]) -> None:
@@ -70,11 +81,13 @@ class Steps:
         self.bank = bank
         self.watch = watch
         self.limit = limit
-        # Requests that have been told of a failure and are still in the scheduler.
-        self.given_up: set[str] = set()
         self.completions: dict[str, EngineCompletion] = {}
         self._on_retired = on_retired
+        self.done = 0
         self._lock = threading.Lock()
+        # Completions that nobody reads any more; of those, the ones that were told of a failure.
+        self._leaving: set[str] = set()
+        self._given_up: set[str] = set()
         self._arena = Arena()
         # One row per running completion: slot, where its bits begin, tokens processed.
         self._row_of: dict[str, int] = {}
@@ -93,8 +106,11 @@ class Steps:
     # Admission and end, called with the request's slot already pinned.
 
     def add(self, completion: EngineCompletion) -> None:
+        """Raises InvalidRequest if there is one of that name."""
         running = completion.running
         with self._lock:
+            if running.request_id in self.completions:
+                raise InvalidRequest(f"request id {running.request_id} is in use", param="request_id")
             if running.touch is not None:
                 running.base = self._arena.put(running.touch.on, running.touch.off)
                 self._num_steered += 1
@@ -109,17 +125,41 @@ class Steps:
             self._row_of[running.request_id] = row
             self.completions[running.request_id] = completion
 
+    def open(self, request_id: str) -> EngineCompletion | None:
+        """The completion, if somebody still reads it."""
+        with self._lock:
+            return None if request_id in self._leaving else self.completions.get(request_id)
+
+    def leave(self, request_id: str) -> bool:
+        """Have a completion dropped before the next step. False if it is gone already."""
+        with self._lock:
+            known = request_id in self.completions
+            if known:
+                self._leaving.add(request_id)
+            return known
+
+    def fail(self, request_id: str, failure: Failure) -> None:
+        """End one completion of the step that is under way; called from the engine's thread. Its reader gets `failure`,
+        the step's token is dropped, none of its pages are shared."""
+        completion = self.open(request_id)
+        if completion is not None and self.leave(request_id):
+            self._given_up.add(request_id)
+            with self._lock:
+                completion.running.measured = self._measured.of(self._row_of[request_id])
+            on_loop(completion.loop, completion.fail, failure)
+
     def retire(self, request_id: str) -> None:
         """Forget a completion and free what it holds. Does nothing for one that is gone already."""
         with self._lock:
             completion = self.completions.pop(request_id, None)
+            self._leaving.discard(request_id)
+            self._given_up.discard(request_id)
             if completion is None:
                 return
             running = completion.running
             row = self._row_of.pop(request_id)
             running.processed = int(self._table[row, 2])
             running.measured = self._measured.of(row)
-            self.given_up.discard(request_id)
             self._free_rows.append(row)
             if running.touch is not None:
                 self._arena.drop(running.base, len(running.touch.on))
@@ -139,9 +179,9 @@ class Steps:
 
     def bind(self, processor: Any) -> None:
         """Wrap the methods of a fresh batch processor."""
-        ios, cache = processor.inputs_and_outputs, processor.cache
-        prepare, step = ios.prepare_batch_tensors, processor._generation_step
-        search, clear = cache.search_prefix_match, processor.scheduler.clear_cancelled_requests
+        ios, cache, scheduler = processor.inputs_and_outputs, processor.cache, processor.scheduler
+        prepare, step, search = ios.prepare_batch_tensors, processor._generation_step, cache.search_prefix_match
+        clear, schedule = scheduler.clear_cancelled_requests, scheduler.schedule_batch
 
         def prepare_batch_tensors(requests_in_batch: list[FutureRequestState], *args: Any, **kwargs: Any) -> None:
             self._prepare(requests_in_batch)
@@ -155,30 +195,46 @@ class Steps:
                 # The same step once more: it writes the same pages, this time without what is not finite.
                 with examining(cache) as self._examined, self.steerer.acting(self._plan, self.limit) as record:
                     step(model)
-            self._settle(record, processor.scheduler)
+            self._settle(record)
             self.watch.forget()
+            self.done += 1
 
         def search_prefix_match(request_id: str, prompt_ids: list[int]) -> int:
             matched: int = search(request_id, self._salted(request_id, prompt_ids))
             return matched
 
         def clear_cancelled_requests() -> Any:
+            # The stock queue of cancellations may be read before the request it is for has come; this set is kept until
+            # the request is found.
+            with self._lock, scheduler._cancellation_lock:
+                scheduler._requests_to_cancel |= self._leaving
             cancelled = clear()
             for state in cancelled:
                 self.retire(state.request_id)
+            if cancelled:
+                scheduler.block_new_requests = False
             return cancelled
+
+        def schedule_batch(token_budget: int, cache_budget: int) -> Any:
+            # After one was offloaded, new requests wait until an active one is over. Where none is active nobody would
+            # ever let them in.
+            if not scheduler.active_requests:
+                scheduler.block_new_requests = False
+            return schedule(token_budget, cache_budget)
 
         ios.prepare_batch_tensors = prepare_batch_tensors
         processor._generation_step = generation_step
         processor.model_runner._sample = self._sample
-        processor.scheduler.clear_cancelled_requests = clear_cancelled_requests
+        scheduler.clear_cancelled_requests = clear_cancelled_requests
+        scheduler.schedule_batch = schedule_batch
         cache.search_prefix_match = search_prefix_match
         for allocator in cache.cache_allocators.values():
             allocator.mark_complete_blocks = self._salting(allocator.mark_complete_blocks)
 
     def _salting(self, mark: Callable[[str, list[int], int], None]) -> Callable[[str, list[int], int], None]:
         def mark_complete_blocks(request_id: str, token_ids: list[int], num_blocks: int) -> None:
-            if num_blocks and request_id not in self.given_up:
+            # Without a salt the pages of one that is gone would be everybody's.
+            if num_blocks and request_id in self.completions and request_id not in self._given_up:
                 mark(request_id, self._salted(request_id, token_ids), num_blocks)
 
         return mark_complete_blocks
@@ -239,7 +295,7 @@ class Steps:
             self._arena.on[running.base + position] |= np.uint32(program.rules.on.get(token, 0))
             self._arena.off[running.base + position] |= np.uint32(program.rules.off.get(token, 0))
 
-    def _settle(self, record: Record, scheduler: Any) -> None:
+    def _settle(self, record: Record) -> None:
         """Sum up the steps of a pass and give up the requests that are at fault for what it could not carry out."""
         faults: dict[int, Fault | Overflow] = {}
         batch, taken = self._batch, record.read()
@@ -256,7 +312,7 @@ class Steps:
         if self._examined is not None:
             self._blame(self._examined, faults)
         for owner, fault in faults.items():
-            self._give_up(batch.request_ids[owner], fault, scheduler)
+            self.fail(batch.request_ids[owner], fault)
 
     def _blame(self, examined: Examined, faults: dict[int, Fault | Overflow]) -> None:
         """Add the requests whose values stopped being finite in the layers."""
@@ -272,14 +328,3 @@ class Steps:
             owner = self._batch.request_ids.index(request_id)
             last = int(self._batch.offsets[owner] + self._batch.lengths[owner]) - 1
             faults.setdefault(owner, Overflow(last, None))
-
-    def _give_up(self, request_id: str, failure: Fault | Overflow, scheduler: Any) -> None:
-        """Tell the caller, and let the scheduler drop the request before the next step."""
-        completion = self.completions[request_id]
-        self.given_up.add(request_id)
-        with self._lock:
-            completion.running.measured = self._measured.of(self._row_of[request_id])
-        scheduler.set_request_cancellation(request_id)
-        # A loop that is closed has nobody left to tell.
-        if not completion.loop.is_closed():
-            completion.loop.call_soon_threadsafe(completion.fail, failure)
