@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ import httpx
 from rich.console import Console
 
 from benchmarks.chaos.harness import Readiness, Server
-from benchmarks.chaos.oracle import Answer, Body, Broken, Innocent, Innocents, ask
+from benchmarks.chaos.oracle import Answer, Body, Broken, Innocent, Innocents, ask, brief
 from benchmarks.chaos.storing import Storing
 
 # Longer than any time limit of the server's own.
@@ -50,7 +50,7 @@ class Amounts:
 
 @dataclass
 class Chaos:
-    """`settings`: of the server. `amounts`: how much of each scenario. `faults`: what must not have happened."""
+    """`settings`: of the server, for each start. `amounts`: of each scenario. `faults`: what must not have happened."""
 
     server: Server
     http: httpx.AsyncClient
@@ -58,7 +58,7 @@ class Chaos:
     innocents: Innocents
     storing: Storing
     random: random.Random
-    settings: dict[str, object]
+    settings: Iterator[dict[str, object]]
     amounts: Amounts
     counts: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
@@ -75,14 +75,14 @@ class Chaos:
             async with asyncio.timeout(HANG_S):
                 answer = await ask(http or self.http, path, body)
         except TimeoutError:
-            self.fault(f"no answer within {HANG_S:.0f} s: {path} {str(body)[:300]}")
+            self.fault(f"no answer within {HANG_S:.0f} s: {path} {brief(body)}")
         except Broken as broken:
-            self.fault(f"{broken}: {path} {str(body)[:300]}")
+            self.fault(f"{broken}: {path} {brief(body)}")
         except httpx.HTTPError as error:
-            self.fault(f"the connection broke ({error!r}): {path} {str(body)[:300]}")
+            self.fault(f"the connection broke ({error!r}): {path} {brief(body)}")
         else:
             if answer.code == "internal_error":
-                self.fault(f"internal_error: {path} {str(body)[:300]}")
+                self.fault(f"internal_error: {path} {brief(body)}")
             return answer
         return None
 
@@ -95,12 +95,12 @@ class Chaos:
         if answer.code is not None:
             self.counts[f"innocent refused: {answer.code}"] += 1
             if answer.code not in refusals:
-                self.fault(f"an innocent request got {answer.status} {answer.code}: {str(innocent.body)[:300]}")
+                self.fault(f"an innocent request got {answer.status} {answer.code}: {brief(innocent.body)}")
             elif answer.status == 503 and answer.retry_after is None:
                 self.fault(f"503 {answer.code} without Retry-After")
             return False
         if not answer.same_as(innocent.alone):
-            self.fault(f"another answer than alone: {innocent.path} {str(innocent.body)[:300]}: {answer.texts} "
+            self.fault(f"another answer than alone: {innocent.path} {brief(innocent.body)}: {answer.texts} "
                        f"applied {answer.steered}, alone {innocent.alone.texts} applied {innocent.alone.steered}")
         return True
 
@@ -181,10 +181,11 @@ class Chaos:
         for wrong in await self.storing.lost(self.http):
             self.fault(wrong)
 
-    async def restart(self, **settings: object) -> None:
-        """Start the server again on the same data."""
+    async def restart(self) -> None:
+        """Start the server again on the same data, with the next of the settings; what was stored is there."""
         started = asyncio.get_running_loop().time()
-        await self.server.start(**{**self.settings, **settings})
+        await self.server.start(**next(self.settings))
         self.http.base_url = httpx.URL(self.server.url)
         self.counts["restarts"] += 1
         self.notes.append(f"{self.scenario}: started again in {asyncio.get_running_loop().time() - started:.0f} s")
+        await self.nothing_lost()

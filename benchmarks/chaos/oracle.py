@@ -15,6 +15,17 @@ SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out")
 Body = dict[str, Any]
 
 
+def brief(body: Any) -> str:
+    """A body for people: vectors without most of their numbers."""
+    if isinstance(body, dict):
+        return "{" + ", ".join(f"{key}: {brief(value)}" for key, value in body.items()) + "}"
+    if isinstance(body, list) and len(body) > 4 and isinstance(body[0], int | float):
+        return f"[{body[0]}, {body[1]}, ... {len(body)}]"
+    if isinstance(body, list):
+        return "[" + ", ".join(map(brief, body[:8])) + "]"
+    return repr(body)[:120]
+
+
 class Broken(Exception):
     """An answer that no client could read: no JSON, no code, a stream without an end."""
 

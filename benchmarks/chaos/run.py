@@ -1,11 +1,12 @@
 """One run: start the server, learn what the innocents get alone, then trouble after trouble."""
 
 import asyncio
+import itertools
 import random
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from benchmarks.chaos.storing import Storing
 # A scenario that has not ended by then hangs.
 SCENARIO_S = 1200.0
 NUM_INNOCENTS = 16
-SETTINGS: dict[str, object] = {"kv_cache_tokens": 8192, "max_requests": 32, "slots": 32, "log_format": "json"}
+# By turns: a cache that three long requests fill, and one with room.
+SETTINGS: tuple[dict[str, object], ...] = tuple(
+    {"kv_cache_tokens": tokens, "max_requests": 32, "slots": 16, "log_format": "json"} for tokens in (528, 8192))
 # Resident memory may grow by this from the first rounds to the last: allocators and caches are never quite still.
 GROWTH_MIB = 96.0
 
@@ -30,23 +33,25 @@ async def run(model: str, engine: str, seed: int, amounts: Amounts, minutes: flo
     """Results as data. `faults` is empty if all went well."""
     chance = random.Random(seed)
     names = list(only or SCENARIOS)
+    settings = itertools.cycle(SETTINGS)
     with tempfile.TemporaryDirectory() as folder:
         server = Server(Path(folder), model, engine)
         try:
-            await server.start(**SETTINGS)
+            await server.start(**next(settings))
             async with httpx.AsyncClient(base_url=server.url, timeout=HANG_S,
                                          limits=httpx.Limits(max_connections=200)) as http:
-                return await _rounds(server, http, chance, amounts, minutes, names)
+                return await _rounds(server, http, settings, chance, amounts, minutes, names)
         finally:
             await server.close()
 
 
-async def _rounds(server: Server, http: httpx.AsyncClient, chance: random.Random, amounts: Amounts, minutes: float,
-                  names: list[str]) -> dict[str, Any]:
+async def _rounds(server: Server, http: httpx.AsyncClient, settings: Iterator[dict[str, object]],
+                  chance: random.Random, amounts: Amounts, minutes: float, names: list[str]) -> dict[str, Any]:
     facts = (await http.get("/v1/capabilities")).json()
     model = (await http.get("/v1/models")).json()["data"][0]["id"]
     innocents = Innocents(model, facts["d_model"], facts["num_layers"], chance.randrange(10**6))
-    chaos = Chaos(server, http, Readiness(), innocents, Storing(facts["d_model"], chance), chance, SETTINGS, amounts)
+    chaos = Chaos(server, http, Readiness(), innocents, Storing(facts["d_model"], chance), chance, settings,
+                  amounts)
     chaos.scenario = "alone"
     await innocents.learn(http, NUM_INNOCENTS)
     await chaos.store()
