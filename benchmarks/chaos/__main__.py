@@ -12,6 +12,7 @@ hold.
 import argparse
 import asyncio
 import json
+import signal
 import sys
 
 from rich.console import Console
@@ -33,6 +34,8 @@ def main() -> int:
     parser.add_argument("--json", default=None)
     options = parser.parse_args()
     amounts = Amounts(options.size, options.mixed, options.uploads, options.kills, options.mutations)
+    # Ended from outside, it ends its server too.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     result = asyncio.run(run(options.model, options.engine, options.seed, amounts, options.minutes, options.only))
     console = Console()
     console.print({key: value for key, value in result.items() if key != "faults"})

@@ -1,10 +1,12 @@
 """A disk of its own for the server's data, which can fill up and become read-only without harm to anyone else's.
 
 It is a small tmpfs in a mount namespace that a sleeping process holds, so it outlives the server. Where the system does
-not allow that, the data lie in a plain folder: a full disk is then a limit on file sizes, and read-only is left out.
+not allow that, the data lie in a plain folder, and a full disk is a limit on file sizes.
 """
 
+import os
 import shutil
+import stat
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,6 +17,10 @@ import psutil
 SIZE_MIB = 192
 # What the filler leaves: less than a page of the database.
 LEFT_BYTES = 1024
+
+# Root, also that of a namespace, may write everywhere unless this is taken from it.
+_UNPRIVILEGED = ([] if shutil.which("setpriv") is None else
+                 ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"])
 
 
 class Disk:
@@ -28,16 +34,16 @@ class Disk:
             self.seen = Path(f"/proc/{self._holder.pid}/root{folder}")
 
     @property
-    def own(self) -> bool:
-        """Whether it is a disk of its own."""
-        return self._holder is not None
+    def protects(self) -> bool:
+        """Whether the server is bound by permissions: not if it is root and nothing takes that from it."""
+        return bool(_UNPRIVILEGED) or (self._holder is None and os.geteuid() != 0)
 
     @property
     def prefix(self) -> list[str]:
-        """What a command must start with to see the disk."""
+        """What a command must start with to see the disk, and to be bound by its permissions."""
         if self._holder is None:
-            return []
-        return ["nsenter", "-t", str(self._holder.pid), "-U", "-m", "--preserve-credentials", "--"]
+            return _UNPRIVILEGED if os.geteuid() == 0 else []
+        return ["nsenter", "-t", str(self._holder.pid), "-U", "-m", "--preserve-credentials", "--", *_UNPRIVILEGED]
 
     def fill(self, server: int) -> None:
         """Nothing more fits, whatever the process `server` writes."""
@@ -58,9 +64,10 @@ class Disk:
         (self.seen / "filler").unlink(missing_ok=True)
 
     def write_protect(self, on: bool) -> None:
-        """Remount it, for all that is opened from now on and all that is open. Only for a disk of its own."""
-        how = "ro" if on else "rw"
-        subprocess.run([*self.prefix, "mount", "-o", f"remount,{how}", str(self.folder)], check=True, timeout=30)
+        """Take the right to write from its folders and files, or give it back. What is open stays as it is."""
+        for path in (self.seen, *self.seen.rglob("*")):
+            mode = stat.S_IMODE(path.stat().st_mode)
+            path.chmod(mode & ~0o222 if on else mode | stat.S_IWUSR)
 
     def close(self) -> None:
         if self._holder is not None:

@@ -176,18 +176,18 @@ async def disk_full(chaos: Chaos) -> None:
 
 
 async def read_only(chaos: Chaos) -> None:
-    """The data folder becomes read-only under the server."""
-    if not chaos.server.disk.own:
-        chaos.notes.append("read_only: left out, this system gives no disk of its own")
+    """Nothing in the data folder may be written any more; what the server has open stays open."""
+    if not chaos.server.disk.protects:
+        chaos.notes.append("read_only: left out, nothing is read-only for root here")
         return
     await chaos.store()
-    # The library keeps its files open for writing; a disk can be write-protected only in force.
     chaos.server.disk.write_protect(True)
     try:
         async with chaos.beside():
             for answer in await asyncio.gather(*(chaos.store() for _ in range(4))):
                 if answer is not None and (answer.status == 201 or answer.code is None):
                     chaos.fault(f"an upload onto a read-only disk got {answer.status} {answer.code}")
+            await chaos.truth(True, "a read-only disk")
     finally:
         chaos.server.disk.write_protect(False)
     await _writes_again(chaos)
