@@ -39,8 +39,7 @@ def main() -> int:
     result = asyncio.run(run(options.model, options.engine, options.seed, amounts, options.minutes, options.only))
     console = Console()
     console.print({key: value for key, value in result.items() if key != "faults"})
-    for fault in result["faults"]:
-        console.print(fault, style="red", markup=False)
+    console.print(f"{len(result['faults'])} faults")
     if options.json:
         with open(options.json, "w") as file:
             json.dump(result, file, indent=1)
