@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from starlette.types import Lifespan
 
 from server.answers import JsonAnswer
@@ -16,10 +16,11 @@ from server.engines.base import Engine
 from server.guard import GuardMetrics
 from server.handlers import add_handlers
 from server.housekeeping import Housekeeping
+from server.http.frame import RequestFrame
+from server.http.open_requests import OpenRequests
 from server.jobs import Jobs
 from server.killswitch import KillSwitch
 from server.metrics import Metrics
-from server.middleware import RequestFrame
 from server.monitor import MonitorMetrics
 from server.openai import chat, completions, models
 from server.openai.prompts import ChatPrompts
@@ -40,7 +41,7 @@ from server.routes import (
     recipes,
 )
 from server.settings import Settings
-from server.state import ServerState, require_key
+from server.state import ServerState
 from vectors.library import Library
 
 ROUTERS = (chat.router, completions.router, models.router, artifacts.router, calibration.router, presets.router,
@@ -94,8 +95,8 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
             await anyio.to_thread.run_sync(library.close)
 
     app = routed(lifespan)
-    app.add_middleware(RequestFrame, metrics=metrics, max_body_bytes=settings.max_body_bytes,
-                       max_upload_bytes=settings.max_upload_bytes)
+    app.state.open_requests = open_requests = OpenRequests()
+    app.add_middleware(RequestFrame, settings=settings, metrics=metrics, open_requests=open_requests)
     add_handlers(app, metrics)
     return app
 
@@ -109,5 +110,5 @@ def routed(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
     responses: dict[int | str, dict[str, Any]] = {"4XX": {"model": health.ErrorBody, "description": "Refused."},
                                                   "5XX": {"model": health.ErrorBody, "description": "Failed."}}
     for router in ROUTERS:
-        app.include_router(router, dependencies=[Depends(require_key)], responses=responses)
+        app.include_router(router, responses=responses)
     return app

@@ -38,7 +38,36 @@ class UnsupportedMediaType(InvalidRequest):
 
 
 class Unauthorized(InvalidRequest):
+    """scheme: how the key is wanted, for the header WWW-Authenticate."""
+
     status, code, type = 401, "invalid_api_key", "authentication_error"
+
+    def __init__(self, message: str, *, scheme: str = "Bearer", param: str | None = None, fix: str | None = None
+                 ) -> None:
+        super().__init__(message, param=param, fix=fix)
+        self.scheme = scheme
+
+
+class ForbiddenHost(InvalidRequest):
+    """A server without a key was asked under a name not its own, as by a page that rebinds its name to this machine."""
+
+    status, code = 403, "forbidden_host"
+
+
+class ForbiddenOrigin(InvalidRequest):
+    """A server without a key was asked by a web page of another site."""
+
+    status, code = 403, "forbidden_origin"
+
+
+class RequestTimeout(InvalidRequest):
+    """The client sent its request too slowly."""
+
+    status, code = 408, "request_timeout"
+
+
+class HeadersTooLarge(InvalidRequest):
+    status, code = 431, "headers_too_large"
 
 
 class DefaultSpecUnusable(TrimtabError):

@@ -6,12 +6,16 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
-from server.errors import InternalError, InvalidJson, MethodNotAllowed, RouteNotFound, error_body
+from server.errors import InternalError, InvalidJson, MethodNotAllowed, RouteNotFound, Unauthorized, error_body
 from server.metrics import Metrics
 from steering.errors import InvalidRequest, TrimtabError
 
 log = structlog.get_logger("trimtab.server")
+# Of nginx: the client closed the connection. Nobody reads it; logs and metrics do.
+CLIENT_GONE = 499
+_REFUSAL = "refusal"
 
 
 def add_handlers(app: FastAPI, metrics: Metrics) -> None:
@@ -31,13 +35,23 @@ def add_handlers(app: FastAPI, metrics: Metrics) -> None:
 
 def answer(request: Request, error: TrimtabError, metrics: Metrics) -> JSONResponse:
     """The response of an error."""
-    metrics.refused(error.code)
-    if error.status >= 500:
-        log.warning("refused", code=error.code, message=str(error), request_id=request.state.request_id)
-    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+    note(request, error, metrics)
+    headers = {"WWW-Authenticate": error.scheme} if isinstance(error, Unauthorized) else {}
     if error.status in (429, 503):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s or 1)))
     return JSONResponse(error_body(error), error.status, headers)
+
+
+def note(request: Request, error: TrimtabError, metrics: Metrics) -> None:
+    """Count an error that the client is told, and keep it for the request's line in the log."""
+    metrics.refused(error.code)
+    request.scope.setdefault("state", {})[_REFUSAL] = error
+
+
+def refusal(scope: Scope) -> TrimtabError | None:
+    """The error that the request was answered with."""
+    found = scope.get("state", {}).get(_REFUSAL)
+    return found if isinstance(found, TrimtabError) else None
 
 
 def report_unexpected(error: BaseException, request_id: str) -> InternalError:

@@ -41,6 +41,8 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="Interface to listen on. Any but loopback needs `api_key`.")
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port.")
     api_key: SecretStr | None = Field(default=None, description="Key that requests must carry as a bearer token.")
+    allowed_hosts: tuple[str, ...] = Field(default=(), description="Further names (JSON list) under which a server "
+        "without a key may be asked, and whose web pages may ask it. Loopback names and `host` always may.")
 
     data_dir: Path = Field(default=Path("data"), description="Folder for the library, jobs and the server's own state.")
     cache_dir: Path | None = Field(default=None, description="Folder for models that were fetched or converted; by "
@@ -83,8 +85,13 @@ class Settings(BaseSettings):
     control_in_messages: bool = Field(default=False,
         description="Take control tokens that a chat message holds for what they stand for, so that a message can end "
         "its turn and open others. Off: they are text like any other.")
-    max_body_bytes: int = Field(default=16 * 2**20, ge=1024, description="Bytes of a request body.")
+    max_header_bytes: int = Field(default=16 * 2**10, ge=1024, le=2**20,
+        description="Bytes of a request's address and headers.")
+    max_body_bytes: int = Field(default=8 * 2**20, ge=1024,
+        description="Bytes of a JSON body. More numbers than fit are uploaded as a file.")
     max_upload_bytes: int = Field(default=256 * 2**20, ge=1024, description="Bytes of an uploaded artifact file.")
+    body_timeout_s: float = Field(default=30.0, gt=0, le=3600, description="Seconds in which a body must arrive; for "
+                                  "a large one a second more per 16 KiB.")
     max_inline_bytes: int = Field(default=4 * 2**20, ge=0,
         description="Bytes the numbers written inline in one spec may take.")
     library_bytes: int = Field(default=64 * 2**30, ge=0, description="Bytes the library may hold, numbers and metadata "

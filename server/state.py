@@ -5,7 +5,6 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
-from server.auth import check_key
 from server.effects.shadow import Shadow
 from server.effects.store import EffectStore
 from server.engines.base import Engine
@@ -19,6 +18,7 @@ from server.openai.runs import Runs
 from server.openai.textpool import TextPool
 from server.openai.vocabulary import Vocabulary
 from server.planner import Planner
+from server.pools import Pools
 from server.settings import Settings
 from vectors.library import Library
 
@@ -41,15 +41,12 @@ class ServerState:
     kill_switch: KillSwitch
     runs: Runs = field(default_factory=Runs)
     texts: TextPool = field(default_factory=TextPool)
+    pools: Pools = field(default_factory=Pools)
 
 
-# Coroutines, although nothing is awaited: what every request needs must not wait for a thread.
+# A coroutine, although nothing is awaited: what every request needs must not wait for a thread.
 async def get_state(request: Request) -> ServerState:
     return cast(ServerState, request.app.state.server)
-
-
-async def require_key(request: Request) -> None:
-    check_key(request, (await get_state(request)).settings.api_key)
 
 
 State = Annotated[ServerState, Depends(get_state)]

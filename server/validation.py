@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from server.errors import UnsupportedParameter
-from server.strict_json import join, printable
+from server.json_faults import join, printable
 from steering.errors import InvalidRequest, InvalidSpec
 
 _PYTHON_WORDS = re.compile(r"a valid dictionary( or object to extract fields from)?")

@@ -355,8 +355,8 @@ class Gate(Model):
     when: Literal["prompt", "token"] = Field(
         default="prompt", description="prompt: decided once per prompt, by the untouched model, for the whole "
         "completion. token: for each token, from what acts on it at the same site and layer.")
-    override: list[Literal["model"]] = Field(default=[], description="Use the probe although it was made for another "
-                                             "model.")
+    override: list[Literal["model"]] = Field(
+        default=[], max_length=8, description="Use the probe although it was made for another model.")
 
 
 class Gates(Model):
@@ -408,7 +408,7 @@ class Intervention(Model):
     options: dict[Annotated[str, StringConstraints(max_length=32)], Any] = Field(
         default={}, description="Options of the op; see the table of options.")
     override: list[Literal["model", "site", "op"]] = Field(
-        default=[], description="Use the artifact although it was made for another model, site or op.")
+        default=[], max_length=8, description="Use the artifact although it was made for another model, site or op.")
 
     @field_validator("strength", mode="before", json_schema_input_type=Strength | Dose | Finite | None)
     @classmethod

@@ -41,7 +41,7 @@ class ChatRequest(CompletionFields):
     top_logprobs: int | None = Field(default=None, ge=0, le=20, description="Alternatives per token; with logprobs.")
 
     response_format: ResponseFormat | None = Field(default=None, description="text, or JSON where the engine can.")
-    modalities: Annotated[list[str] | None, only(["text"])] = None
+    modalities: Annotated[list[str] | None, Field(max_length=1), only(["text"])] = None
     tool_choice: Annotated[str | None, only("none")] = None
     service_tier: Annotated[str | None, only("auto", "default")] = None
     store: OnlyFalse = None
@@ -77,11 +77,14 @@ def _whole_numbers(value: Any) -> Any:
     return value
 
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), BeforeValidator(_whole_numbers)]
+# Long lists end at their first fault: a complaint for each item of a million takes a second and a gigabyte.
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True),
+                     BeforeValidator(_whole_numbers)]
 
 
 class CompletionRequest(CompletionFields):
-    prompt: str | Annotated[list[str], Field(min_length=1)] | TokenIds | Annotated[list[TokenIds], Field(min_length=1)]
+    prompt: str | Annotated[list[str], Field(min_length=1, fail_fast=True)] | TokenIds | Annotated[
+        list[TokenIds], Field(min_length=1, fail_fast=True)]
     max_tokens: int | None = Field(default=16, ge=1, description="Tokens per completion; null: 16.")
     logprobs: int | None = Field(default=None, ge=0, le=20, description="Alternatives per token.")
 

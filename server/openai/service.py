@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import anyio
-
 from server.effects.shadow import Finished
 from server.engines.base import Completion, Generation, Sampling
 from server.errors import ContextLengthExceeded, UnsupportedParameter
@@ -66,7 +64,8 @@ async def plan_for(body: CompletionFields, state: ServerState) -> tuple[ModelNam
     model = parse_model(body.model, state)
     if body.n > state.settings.max_choices:
         raise InvalidRequest(f"n is {body.n}, this server allows {state.settings.max_choices}", param="n")
-    return model, await anyio.to_thread.run_sync(state.planner.plan, body.steering, model.preset)
+    return model, await state.pools.complete(
+        lambda: state.planner.plan(body.steering, model.preset))
 
 
 async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts: Sequence[Prompt], *, request_id: str,
@@ -119,7 +118,7 @@ def _begin(state: ServerState, plan: Plan, generation: Generation, decided: Deci
     closed = [j for j, decision in decided.gates.items() if not decision.open]
 
     async def weaken(factors: Sequence[float]) -> Program:
-        return await anyio.to_thread.run_sync(state.planner.weakened, plan, closed, list(factors))
+        return await state.pools.complete(lambda: state.planner.weakened(plan, closed, list(factors)))
 
     return GuardedCompletion(state.engine, generation, plan.guards, weaken, state.guard_metrics)
 

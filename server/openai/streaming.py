@@ -1,7 +1,8 @@
 """Server-sent events, and leaving when the client does."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from typing import Any, TypeVar
 
 import anyio
@@ -9,16 +10,17 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from server.errors import error_body
-from server.handlers import report_unexpected
+from server.handlers import CLIENT_GONE, note, report_unexpected
+from server.http.open_requests import ended_by
 from steering.errors import TrimtabError
 
 T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
-# Of nginx: the client closed the connection. Nobody reads it; logs and metrics do.
-CLIENT_GONE = 499
+# How long the last event of a stream that is ended from outside may wait for its client.
+FAREWELL_S = 5.0
 
 
 class EventStream(StreamingResponse):
@@ -26,16 +28,38 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
         super().__init__(events, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sent = _Sent(send)
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, sent.send)
+        except anyio.get_cancelled_exc_class():
+            error = ended_by(scope)
+            if error is not None and sent.begun and not sent.ended:
+                with anyio.move_on_after(FAREWELL_S, shield=True):
+                    last = b"" if sent.done else _failure(error) + DONE
+                    await send({"type": "http.response.body", "body": last, "more_body": False})
+            raise
         finally:
             with anyio.CancelScope(shield=True):
                 await close(self._events)
+
+
+class _Sent:
+    """`send` of a stream, and how far it came. done: the event `[DONE]` is out; ended: the response is."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.begun = self.done = self.ended = False
+
+    async def send(self, message: Message) -> None:
+        await self._send(message)
+        self.begun = True
+        self.done = self.done or message.get("body") == DONE
+        self.ended = message["type"] == "http.response.body" and not message.get("more_body")
 
 
 def event(chunk: BaseModel, *, keep_null: bool = False) -> bytes:
@@ -45,29 +69,31 @@ def event(chunk: BaseModel, *, keep_null: bool = False) -> bytes:
 async def stream(chunks: AsyncIterator[BaseModel], request: Request) -> EventStream:
     """The response of a stream. What fails before the first chunk is raised here and becomes the status."""
     first = await while_connected(request, anext(chunks), chunks)
-    return EventStream(_events(first, chunks, request.state.request_id))
+    return EventStream(_events(first, chunks, request))
 
 
-async def _events(first: BaseModel, chunks: AsyncIterator[BaseModel], request_id: str) -> AsyncIterator[bytes]:
+async def _events(first: BaseModel, chunks: AsyncIterator[BaseModel], request: Request) -> AsyncGenerator[bytes, None]:
     try:
-        yield event(first)
-        async for chunk in chunks:
-            yield event(chunk)
-    except TrimtabError as error:
-        yield _failure(error_body(error))
-    except Exception as error:  # the status is sent: the stream itself must say that it failed
-        yield _failure(error_body(report_unexpected(error, request_id)))
+        try:
+            yield event(first)
+            async for chunk in chunks:
+                yield event(chunk)
+        except TrimtabError as error:
+            yield _told(request, error)
+        except Exception as error:  # the status is sent: the stream itself must say that it failed
+            yield _told(request, report_unexpected(error, request.state.request_id))
+        yield DONE
     finally:
         await close(chunks)
-    yield DONE
 
 
-def _failure(body: dict[str, Any]) -> bytes:
-    return b"data: " + _Failure(**body).model_dump_json().encode() + b"\n\n"
+def _told(request: Request, error: TrimtabError) -> bytes:
+    note(request, error, request.app.state.server.metrics)
+    return _failure(error)
 
 
-class _Failure(BaseModel):
-    error: dict[str, Any]
+def _failure(error: TrimtabError) -> bytes:
+    return b"data: " + json.dumps(error_body(error)).encode() + b"\n\n"
 
 
 async def while_connected(request: Request, work: Awaitable[T], source: AsyncIterator[Any]) -> T:

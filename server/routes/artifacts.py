@@ -101,14 +101,16 @@ async def import_artifact(request: Request, state: State, metadata: Annotated[st
         ) -> ArtifactView:
     """Take in a safetensors or GGUF file."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
-        data, metadata = await _form(request, metadata)
-    elif kind == "application/octet-stream":
-        data = await request.body()
-    else:
+    if kind not in ("multipart/form-data", "application/octet-stream"):
         raise UnsupportedMediaType(f"the body is {kind[:80] or 'of no stated type'}", param="Content-Type",
                                    fix="Send multipart/form-data with a part file, or application/octet-stream.")
-    return await anyio.to_thread.run_sync(_import, data, _fields(metadata), state)
+    # Not a byte is read before its turn: what waits lies in the client's memory.
+    async with state.pools.uploads:
+        if kind == "multipart/form-data":
+            data, metadata = await _form(request, metadata)
+        else:
+            data = await request.body()
+        return await anyio.to_thread.run_sync(_import, data, _fields(metadata), state)
 
 
 @router.get("")

@@ -42,5 +42,5 @@ def show_spec_schema() -> dict[str, Any]:
 
 @router.get("/metrics", response_class=Response,
             responses={200: {"content": {"text/plain": {}}, "description": "Prometheus text format."}})
-def show_metrics(state: State) -> Response:
-    return Response(state.metrics.render(state.engine), media_type=CONTENT_TYPE_LATEST)
+async def show_metrics(state: State) -> Response:
+    return Response(await state.pools.watch(lambda: state.metrics.render(state.engine)), media_type=CONTENT_TYPE_LATEST)

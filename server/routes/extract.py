@@ -23,8 +23,8 @@ from vectors.extract.spelling import spelling_report
 
 router = APIRouter(tags=["extract"], route_class=StrictRoute)
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-Conversation = Annotated[list[Message], Field(min_length=1)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
+Conversation = Annotated[list[Message], Field(min_length=1, fail_fast=True)]
 
 
 class TextPair(Model):

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-import anyio
 import torch
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
@@ -93,10 +92,10 @@ async def read_lens(body: LensRequest, state: State) -> LensReading:
     """What each layer of the model would say next, had it to speak from there."""
     _check_steering(body.steering)
     model = parse_model(body.model, state)
-    plan = await anyio.to_thread.run_sync(state.planner.plan, body.steering, model.preset)
+    plan = await state.pools.complete(lambda: state.planner.plan(body.steering, model.preset))
     prompt = await state.texts.run(lambda: _prompt(body, plan, state), _length(body))
     positions = _positions(body.positions, len(prompt.token_ids))
-    tuned = None if body.lens == "logit" else await anyio.to_thread.run_sync(_map, body.lens, state)
+    tuned = None if body.lens == "logit" else await state.pools.complete(lambda: _map(body.lens, state))
     layers = _layers(body.layers, tuned, state)
     if len(positions) * len(layers) > MAX_ROWS:
         raise InvalidRequest(f"{len(positions)} positions at {len(layers)} layers are more than {MAX_ROWS} readings",

@@ -130,7 +130,7 @@ async def test_three_stored_kinds_in_one_request_equal_hooks(family: str, model_
     model = AutoModelForCausalLM.from_pretrained(model_dir(family), dtype=torch.float32).eval()
     stacks = [(stored, names) for of, stored, names in STACKS if of == family]
     async with app.router.lifespan_context(app), httpx.AsyncClient(
-            transport=httpx.ASGITransport(app=app), base_url="http://test", timeout=60) as client:
+            transport=httpx.ASGITransport(app=app), base_url="http://localhost", timeout=60) as client:
         for name, (metadata, tensors, _) in stacks[0][0].items():
             answer = await client.post("/v1/artifacts", json={
                 "metadata": {"name": name, **metadata},

@@ -61,7 +61,7 @@ def app(settings: Settings, engine: ScriptedEngine, library: Library, vocabulary
 async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     async with app.router.lifespan_context(app), httpx.AsyncClient(
-            transport=transport, base_url="http://test", timeout=30) as found:
+            transport=transport, base_url="http://localhost", timeout=30) as found:
         yield found
 
 

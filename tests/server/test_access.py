@@ -3,6 +3,7 @@
 import httpx
 import pytest
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
 from server.metrics import MAX_ARTIFACT_LABELS, OTHER, Metrics
 from server.settings import Settings
@@ -10,9 +11,9 @@ from steering.program import Applied
 from tests.server.conftest import chat
 from tests.server.scripted import ScriptedEngine
 
-OPEN = ("/health", "/health/ready", "/openapi.json")
-CLOSED = ("/v1/models", "/v1/artifacts", "/v1/presets", "/v1/jobs", "/v1/capabilities", "/v1/admin/kill-switch",
-          "/metrics", "/v1/spec/schema")
+OPEN = ("/health", "/health/ready")
+CLOSED = ("/docs", "/openapi.json", "/nowhere", "/v1/models", "/v1/artifacts", "/v1/presets", "/v1/jobs",
+          "/v1/capabilities", "/v1/admin/kill-switch", "/metrics", "/v1/spec/schema")
 
 
 class TestWithKey:
@@ -26,7 +27,7 @@ class TestWithKey:
         for path in CLOSED:
             answer = await client.get(path)
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key"), path
-            assert answer.headers["www-authenticate"] == "Bearer"
+            assert answer.headers["www-authenticate"] == ("Basic" if path in ("/docs", "/openapi.json") else "Bearer")
 
     @pytest.mark.parametrize(("header", "status"), [
         ("Bearer sesame-\u00e9", 200), ("bearer sesame-\u00e9", 200), ("Bearer sesame", 401), ("Bearer", 401),
@@ -41,6 +42,30 @@ async def test_ready_follows_the_engine(client: httpx.AsyncClient, engine: Scrip
     await engine.stop()
     assert (await client.get("/health/ready")).status_code == 503
     assert (await client.get("/health")).status_code == 200
+
+
+async def test_polls_of_an_engine_that_is_away_are_one_line(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    with capture_logs() as logged:
+        for _ in range(3):
+            await client.get("/health/ready")
+        await engine.stop()
+        for _ in range(3):
+            assert (await client.get("/health/ready")).status_code == 503
+        await engine.start()
+        for _ in range(3):
+            await client.get("/health/ready")
+    assert [(line["route"], line["status"], line.get("code")) for line in logged] == [
+        ("/health/ready", 503, "engine_unavailable"), ("/health/ready", 200, None)]
+
+
+async def test_a_refusal_is_one_line_that_says_why(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    engine.full = True
+    with capture_logs() as logged:
+        await client.post("/v1/chat/completions", json=chat())
+        await client.post("/v1/chat/completions", json=chat(n=0))
+    assert [(line["log_level"], line["status"], line["code"]) for line in logged] == [
+        ("warning", 503, "slots_exhausted"), ("info", 400, "invalid_request")]
+    assert "slots" in logged[0]["message"] and "message" not in logged[1]
 
 
 async def test_metrics(client: httpx.AsyncClient) -> None:

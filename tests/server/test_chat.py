@@ -1,5 +1,6 @@
 """Chat through the unmodified `openai` client: what is sent reaches the engine, what comes back is OpenAI's."""
 
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from server.openai.generate import choice_seed
+from steering.errors import TrimtabError
 from tests.server.conftest import MODEL, chat
 from tests.server.scripted import ScriptedEngine
 
@@ -24,7 +26,7 @@ STEER = {"steering": {"interventions": [
 async def api(app: FastAPI) -> AsyncIterator[AsyncOpenAI]:
     http = httpx.AsyncClient(transport=httpx.ASGITransport(app=app, raise_app_exceptions=False))
     async with app.router.lifespan_context(app), AsyncOpenAI(
-            base_url="http://test/v1", api_key="any", http_client=http, max_retries=0) as found:
+            base_url="http://localhost/v1", api_key="any", http_client=http, max_retries=0) as found:
         yield found
 
 
@@ -208,6 +210,19 @@ async def test_what_fails_in_a_stream_is_said_in_the_stream(api: AsyncOpenAI, en
     with pytest.raises(openai.APIError) as unexpected:
         await joined(api, model=MODEL, messages=HI)
     assert "secret" not in unexpected.value.message and "req-" in unexpected.value.message
+
+
+@pytest.mark.parametrize("failure", [TrimtabError("the engine fell over"), RuntimeError("secret path /etc")])
+async def test_a_stream_that_fails_ends_with_its_error_and_done(client: httpx.AsyncClient, engine: ScriptedEngine,
+                                                                failure: Exception) -> None:
+    engine.fails_at, engine.failure = 1, failure
+    events = (await client.post("/v1/chat/completions", json=chat(stream=True))).text.strip().split("\n\n")
+    assert '"delta"' in events[0] and len(events) == 3
+    error = json.loads(events[1].removeprefix("data: "))["error"]
+    assert (error["code"], error["type"], set(error)) == ("internal_error", "server_error",
+                                                          {"message", "type", "param", "code"})
+    assert events[2] == "data: [DONE]"
+    assert 'trimtab_refusals_total{code="internal_error"} 1.0' in (await client.get("/metrics")).text
 
 
 async def test_unexpected_errors_leak_nothing(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:

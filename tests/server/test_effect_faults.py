@@ -66,7 +66,7 @@ async def serving(settings: Settings, engine: ScriptedEngine, library: Library, 
                   ) -> AsyncIterator[tuple[httpx.AsyncClient, Any]]:
     app = create_app(settings, engine, library, vocabulary, engine_name="scripted")
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://test",
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://localhost",
                                                                    timeout=60) as client:
         yield client, app.state.server
 

@@ -137,7 +137,7 @@ async def test_a_stored_default_spec_that_fails_refuses_requests_and_starts_the_
         app: FastAPI = create_app(settings, engine, library, vocabulary)
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport,
-                                                                       base_url="http://test") as client:
+                                                                       base_url="http://localhost") as client:
             assert (await client.get("/health/ready")).status_code == 200
             seen = len(engine.completions)
             answer = await client.post("/v1/chat/completions", json=chat())
@@ -149,7 +149,7 @@ async def test_a_stored_default_spec_that_fails_refuses_requests_and_starts_the_
     app = create_app(settings, engine, library, vocabulary)
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport,
-                                                                   base_url="http://test") as client:
+                                                                   base_url="http://localhost") as client:
         assert (await put_default(client, CALM)).json()["problem"] is None
         answer = await client.post("/v1/chat/completions", json=chat())
         assert names(answer.json()["steering"]) == [("default", "one@1")]
@@ -160,7 +160,7 @@ async def test_what_a_default_spec_lacks_may_still_come(client: httpx.AsyncClien
     lacking = settings.model_copy(update={"default_spec": _spec("later")})
     app = create_app(lacking, engine, library, vocabulary)
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://test") as own:
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://localhost") as own:
         assert (await own.post("/v1/chat/completions", json=chat())).status_code == 503
         store(library, "later")
         assert (await own.post("/v1/chat/completions", json=chat())).status_code == 200

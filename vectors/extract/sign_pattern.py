@@ -32,7 +32,7 @@ class SignPatternRequest(RecipeOptions):
 
     anchors: Annotated[list[str], Field(min_length=1, max_length=10_000)] = Field(
         description="Texts of one token each, spelled as they follow other text (most with a space before them).")
-    splits: list[Split] | None = Field(default=None, description="Fixed split of each anchor.")
+    splits: list[Split] | None = Field(default=None, max_length=100_000, description="Fixed split of each anchor.")
     single_token: bool = Field(default=False, description="Leave out anchors that are more than one token.")
     site: Site = Field(default="resid_post", description="Where signs are read, and later flipped.")
     min_auc: float = Field(default=0.75, gt=0.5, le=1, description="Dims at least this good are in the pattern.")

@@ -47,5 +47,5 @@ def make_app(name: str, engine: Any, engine_name: str, folder: Path) -> FastAPI:
 async def client_of(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     async with app.router.lifespan_context(app), httpx.AsyncClient(
-            transport=transport, base_url="http://test", timeout=300) as client:
+            transport=transport, base_url="http://localhost", timeout=300) as client:
         yield client

@@ -1,0 +1,132 @@
+"""Around every request: an id, the gate, the bounds of its body, its end, one log line, the request metrics."""
+
+import secrets
+import time
+
+import anyio
+import structlog
+from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.handlers import CLIENT_GONE, answer, refusal, report_unexpected
+from server.http.body import BoundedBody, body_limit
+from server.http.gate import HEALTH, READY, Gate
+from server.http.open_requests import OpenRequest, OpenRequests
+from server.metrics import Metrics
+from server.settings import Settings
+from steering.errors import TrimtabError
+
+log = structlog.get_logger("trimtab.access")
+
+UNMATCHED = "unmatched"
+# What the server's own connections offer beyond ASGI: to drop the client at once.
+ABORT = "trimtab.abort"
+
+
+class RequestFrame:
+    """Pure ASGI, so that streams pass through untouched."""
+
+    def __init__(self, app: ASGIApp, *, settings: Settings, metrics: Metrics, open_requests: OpenRequests) -> None:
+        self.app = app
+        self._settings = settings
+        self._metrics = metrics
+        self._open = open_requests
+        self._gate = Gate(settings)
+        self._health: dict[str, int] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = f"req-{secrets.token_hex(12)}"
+        started = time.perf_counter()
+        limit = body_limit(scope["path"], json_bytes=self._settings.max_body_bytes,
+                           upload_bytes=self._settings.max_upload_bytes)
+        body = BoundedBody(scope, receive, limit=limit, timeout_s=self._settings.body_timeout_s)
+        response = _Response(send, body, request_id, self._open)
+        mine = OpenRequest()
+        scope.setdefault("state", {}).update(request_id=request_id, open_request=mine)
+        try:
+            await self._answer(scope, body, response, mine)
+        except ClientDisconnect:
+            response.status = CLIENT_GONE
+        finally:
+            self._record(scope, response.status, request_id, time.perf_counter() - started)
+
+    async def _answer(self, scope: Scope, body: BoundedBody, response: "_Response", mine: OpenRequest) -> None:
+        error: TrimtabError | None = None
+        try:
+            self._gate.check(scope)
+            if scope["path"] == READY:
+                self._open.check()
+            if scope["path"] in HEALTH:
+                # Never waited for when the server shuts down.
+                await self.app(scope, body.receive, response.send)
+            else:
+                self._open.check()
+                with self._open.entered(mine):
+                    await self.app(scope, body.receive, response.send)
+                error = mine.error
+        except ClientDisconnect:
+            raise
+        except TrimtabError as refused:
+            error = refused
+        except Exception as unexpected:
+            error = report_unexpected(unexpected, response.request_id)
+            if response.status and ABORT not in scope.get("extensions", {}):
+                raise
+        if error is None or response.complete:
+            return
+        if response.status:
+            # The response has begun and cannot become an error any more; the connection is cut.
+            scope["extensions"][ABORT]()
+        else:
+            await answer(Request(scope), error, self._metrics)(scope, body.receive, response.send)
+
+    def _record(self, scope: Scope, status: int, request_id: str, elapsed_s: float) -> None:
+        route = getattr(scope.get("route"), "path", UNMATCHED)
+        self._metrics.answered(route, scope["method"], status, elapsed_s)
+        if route in HEALTH:
+            # Polled every few seconds: only what changed is worth a line.
+            before, self._health[route] = self._health.get(route), status
+            if before == status or (before is None and status < 400):
+                return
+        error = refusal(scope)
+        why = {} if error is None else {"code": error.code}
+        if error is not None and status >= 500:
+            why["message"] = str(error)
+        write = log.warning if status >= 500 else log.info
+        write("request", request_id=request_id, method=scope["method"], route=route, status=status,
+              elapsed_ms=round(elapsed_s * 1e3, 1), **why)
+
+
+class _Response:
+    """`send` of one request. status: 0 until the response has begun; complete: whether all of it was sent."""
+
+    def __init__(self, send: Send, body: BoundedBody, request_id: str, open_requests: OpenRequests) -> None:
+        self._send = send
+        self._body = body
+        self._open = open_requests
+        self._whole = False
+        self.request_id = request_id
+        self.status = 0
+        self.complete = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-ID"] = self.request_id
+            self._whole = "content-length" in headers
+            if self._body.unread or self._open.closing:
+                headers["Connection"] = "close"
+        last = message["type"] == "http.response.body" and not message.get("more_body")
+        if last and self._body.unread and self._whole:
+            # The client has its answer with this; the connection ends after what it still sends.
+            await self._send({**message, "more_body": True})
+            with anyio.CancelScope(shield=True):
+                await self._body.discard()
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
+        await self._send(message)
+        self.complete = self.complete or last

@@ -1,0 +1,104 @@
+"""What is asked of a request before a byte of its body is read: size of its headers, where it comes from, the key."""
+
+import base64
+import binascii
+import hmac
+import ipaddress
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from server.errors import ForbiddenHost, ForbiddenOrigin, HeadersTooLarge, Unauthorized
+from server.settings import Settings, is_loopback
+
+# Whoever watches the server needs no key: these tell nothing but whether it runs.
+READY = "/health/ready"
+HEALTH = frozenset({"/health", "/health/live", READY})
+# Read by people in browsers, which can ask for a password but not for a bearer token.
+PAGES = frozenset({"/docs", "/openapi.json"})
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+class Gate:
+    """Checks that need the head of a request only. A server without a key is open to whoever can reach it, and web
+    pages in a browser on this machine can: there `Host` and `Origin` must be its own."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._key = None if settings.api_key is None else settings.api_key.get_secret_value().encode()
+        self._max_header_bytes = settings.max_header_bytes
+        self._hosts = frozenset(name.lower() for name in (settings.host, *settings.allowed_hosts))
+
+    def check(self, scope: Scope) -> None:
+        """
+        Raises:
+            HeadersTooLarge, ForbiddenHost, ForbiddenOrigin, Unauthorized.
+        """
+        size = len(scope.get("raw_path") or b"") + len(scope["query_string"]) + sum(
+            len(name) + len(value) for name, value in scope["headers"])
+        if size > self._max_header_bytes:
+            raise HeadersTooLarge(f"the address and the headers take {size} bytes, this server allows "
+                                  f"{self._max_header_bytes}", param="headers", fix="Send less of them.")
+        headers = Headers(scope=scope)
+        if self._key is None:
+            self._check_host(headers)
+            self._check_origin(headers, scope["method"])
+        elif scope["path"] not in HEALTH:
+            self._check_key(headers, scope["path"])
+
+    def _check_key(self, headers: Headers, path: str) -> None:
+        given = _bearer(headers)
+        if given is None and path in PAGES:
+            given = _password(headers)
+        if given is None or self._key is None or not hmac.compare_digest(given, self._key):
+            scheme = "Basic" if path in PAGES else "Bearer"
+            raise Unauthorized("the API key is missing or wrong", param="Authorization", scheme=scheme,
+                               fix="Send the header Authorization: Bearer KEY.")
+
+    def _check_host(self, headers: Headers) -> None:
+        # Without Host it is HTTP/1.0, which no browser speaks.
+        host = headers.get("host")
+        if host is not None and not self._own(host):
+            raise ForbiddenHost(f"this server is not {host[:100]!r}", param="Host",
+                                fix="Name it in TRIMTAB_ALLOWED_HOSTS, or set an API key.")
+
+    def _check_origin(self, headers: Headers, method: str) -> None:
+        origin = headers.get("origin")
+        foreign = origin is not None and not self._own(urlsplit(origin).netloc)
+        # A browser that leaves Origin out still says that another site asks.
+        if foreign or (method not in SAFE_METHODS and headers.get("sec-fetch-site") == "cross-site"):
+            raise ForbiddenOrigin("a page of another site asks, and this server has no key", param="Origin",
+                                  fix="Name the page's host in TRIMTAB_ALLOWED_HOSTS, or set an API key.")
+
+    def _own(self, authority: str) -> bool:
+        name = _host_of(authority)
+        return name is not None and (is_loopback(name) or name.endswith(".localhost") or name in self._hosts)
+
+
+def _host_of(authority: str) -> str | None:
+    """`name`, `name:port`, `[v6]:port` -> the name in lower case, None where it is none of these."""
+    try:
+        parts = urlsplit(f"//{authority}")
+        host, _ = parts.hostname, parts.port
+        if host and ":" in host:
+            ipaddress.IPv6Address(host)
+    except ValueError:
+        return None
+    return host if host and parts.username is None and not parts.path else None
+
+
+def _bearer(headers: Headers) -> bytes | None:
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    # Starlette reads the bytes of headers as Latin-1; compared are the bytes.
+    return given.strip().encode("latin-1") if scheme.lower() == "bearer" else None
+
+
+def _password(headers: Headers) -> bytes | None:
+    """Of HTTP's Basic scheme, whatever the user name."""
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        return base64.b64decode(given.strip(), validate=True).partition(b":")[2]
+    except (binascii.Error, ValueError):
+        return None

@@ -1,0 +1,75 @@
+"""Work that waits for a database takes its threads from nobody else."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+
+import httpx
+import pytest
+
+from server.pools import UPLOADS
+from tests.server.conftest import chat
+from vectors.library import Library
+
+MORE_THAN_THE_POOL = 45
+
+
+@pytest.fixture
+def stuck(library: Library, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Semaphore]:
+    """Changes of the library wait until the test is over; released once per call that waits."""
+    waiting, go_on = threading.Semaphore(0), threading.Event()
+
+    def wait(*_: object, **__: object) -> None:
+        waiting.release()
+        go_on.wait(60)
+        raise RuntimeError("over")
+
+    monkeypatch.setattr(library, "patch", wait)
+    yield waiting
+    go_on.set()
+
+
+async def test_completions_and_health_go_on_beside_a_locked_library(client: httpx.AsyncClient,
+                                                                    stuck: threading.Semaphore) -> None:
+    patches = [asyncio.create_task(client.patch("/v1/artifacts/a", json={"description": "x"}))
+               for _ in range(MORE_THAN_THE_POOL)]
+    try:
+        for _ in range(40):
+            while not stuck.acquire(blocking=False):
+                await asyncio.sleep(0.001)
+        async with asyncio.timeout(20):
+            answers = [await client.get(path) for path in ("/health", "/health/ready", "/metrics")]
+            answers.append(await client.post("/v1/chat/completions", json=chat()))
+            answers.append(await client.post("/v1/completions", json={"model": "tiny", "prompt": "a"}))
+        assert [answer.status_code for answer in answers] == [200] * 5
+        assert not any(task.done() for task in patches)
+    finally:
+        for task in patches:
+            task.cancel()
+
+
+async def test_uploads_wait_their_turn_unread(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, go_on = threading.Semaphore(0), threading.Event()
+    read = 0
+
+    def held(*_: object) -> None:
+        reading.release()
+        go_on.wait(60)
+        raise RuntimeError("over")
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal read
+        read += 1
+        yield b"x"
+
+    monkeypatch.setattr("server.routes.artifacts._import", held)
+    headers = {"Content-Type": "application/octet-stream"}
+    uploads = [asyncio.create_task(client.post("/v1/artifacts/import", content=body(), headers=headers))
+               for _ in range(UPLOADS + 3)]
+    for _ in range(UPLOADS):
+        while not reading.acquire(blocking=False):
+            await asyncio.sleep(0.001)
+    assert read == UPLOADS
+    go_on.set()
+    await asyncio.gather(*uploads)
+    assert read == UPLOADS + 3
