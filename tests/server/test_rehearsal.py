@@ -160,7 +160,8 @@ async def test_what_a_default_spec_lacks_may_still_come(client: httpx.AsyncClien
     lacking = settings.model_copy(update={"default_spec": _spec("later")})
     app = create_app(lacking, engine, library, vocabulary)
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://localhost") as own:
+    async with app.router.lifespan_context(app), httpx.AsyncClient(
+            transport=transport, base_url="http://localhost") as own:
         assert (await own.post("/v1/chat/completions", json=chat())).status_code == 503
         store(library, "later")
         assert (await own.post("/v1/chat/completions", json=chat())).status_code == 200
