@@ -99,7 +99,7 @@ async def floods(chaos: Chaos) -> None:
 async def switches(chaos: Chaos) -> None:
     """Kill switch and default spec flip under load: each answer is the one of a state that held, and says which."""
     d_model, num_layers = chaos.innocents.d_model, chaos.innocents.num_layers
-    default = {"interventions": [{"op": "add", "layers": [num_layers // 2], "strength": {"value": 4.0, "unit": "unit"},
+    default = {"interventions": [{"op": "add", "layers": [num_layers // 2], "strength": {"value": 40.0, "unit": "unit"},
                                   "inline": {"vector": [(-1.0) ** i for i in range(d_model)]}}]}
     body = chaos.completion(temperature=0, ignore_eos=True)
     plain = await chaos.try_(COMPLETE, body)

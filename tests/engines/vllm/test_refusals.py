@@ -11,11 +11,11 @@ from server.engines.vllm import plugin, process
 from server.engines.vllm.arguments import ONE_ONLY, check_arguments, check_resolved
 from server.engines.vllm.engine import VllmEngine
 from server.engines.vllm.pulse import Pulse
-from server.engines.vllm.reading import read_model
+from server.engines.vllm.reading import DROPPED, read_model
 from server.settings import InvalidSettings
 from steering.errors import UnsupportedModel
 from tests.engines.vllm.conftest import options
-from tests.tiny import tiny
+from tests.tiny import SWITCHES, tiny
 
 REFUSED: list[dict[str, Any]] = [
     *({name: 2} for name in ONE_ONLY), {"enable_dbo": True}, {"speculative_config": {"method": "ngram"}},
@@ -165,10 +165,11 @@ def _reading() -> Any:
     return SimpleNamespace(facts=SimpleNamespace(context_length=512, sites={}), kv_bytes_per_token=1)
 
 
-def test_a_model_that_asks_for_what_vllm_leaves_out(tmp_path: Path) -> None:
-    """The bias of the output projection: vLLM 0.32 loads the model without a word, and gives other numbers."""
-    tiny("qwen3", attention_bias=True).save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModel, match="attention_bias.* qwen3"):
+@pytest.mark.parametrize(("family", "field"), [(family, field) for family in DROPPED for field in DROPPED[family]])
+def test_a_model_that_asks_for_what_vllm_leaves_out(tmp_path: Path, family: str, field: str) -> None:
+    """vLLM 0.32 loads such a model without a word, and gives other numbers."""
+    tiny(family, **{field: SWITCHES[field]}).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModel, match=f"{field}.* {family}"):
         read_model(replace(options("lab-dense"), model=str(tmp_path)))
-    tiny("qwen3").save_pretrained(tmp_path)
-    assert read_model(replace(options("lab-dense"), model=str(tmp_path))).facts.family == "qwen3"
+    tiny(family, **{field: None if field == "clip_qkv" else False}).save_pretrained(tmp_path)
+    assert read_model(replace(options("lab-dense"), model=str(tmp_path))).facts.family == family
