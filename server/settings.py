@@ -9,7 +9,7 @@ from platformdirs import user_cache_path
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from server.engines.vllm.options import ALL_SITES
+from server.engines.vllm.places import ALL_SITES
 from steering.errors import TrimtabError
 from steering.spec import Site, Spec
 

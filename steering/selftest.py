@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PROBES_PER_PASS = 64
-PROMPT_LENGTH = 6
+PROMPT_LENGTH = 4
 # Interventions of one program.
 BITS = 32
 ATTEMPTS = 2
@@ -38,6 +38,7 @@ class SelfTest:
     missed: tuple[tuple[Site, int], ...]
 
 
+@torch.no_grad()
 def run_selftest(model: "PreTrainedModel", facts: ModelFacts) -> SelfTest:
     """Probe every offered site of `model`.
 
@@ -49,9 +50,14 @@ def run_selftest(model: "PreTrainedModel", facts: ModelFacts) -> SelfTest:
     hit: set[tuple[Site, int]] = set()
     for attempt in range(ATTEMPTS):
         left = [key for key in keys if key not in hit]
-        for start in range(0, len(left), PROBES_PER_PASS):
-            part = left[start:start + PROBES_PER_PASS]
-            hit.update(key for key, moved in zip(part, _probe(model, facts, part, attempt), strict=True) if moved)
+        # Passes of one size, so that one untouched pass serves them all.
+        passes = -(-len(left) // PROBES_PER_PASS)
+        rows = -(-len(left) // passes) if passes else 0
+        plain = _logits(model, _prompt(model, facts, rows + 1), last=1) if rows else torch.empty(0)
+        for start in range(0, len(left), rows or 1):
+            part = left[start:start + rows]
+            moved = _probe(model, facts, part, attempt, plain)
+            hit.update(key for key, did in zip(part, moved, strict=True) if did)
     reached: dict[Site, tuple[int, ...]] = {}
     for site in facts.sites:
         layers = tuple(layer for other, layer in keys if other == site and (other, layer) in hit)
@@ -77,15 +83,15 @@ def _check_idle(model: "PreTrainedModel", facts: ModelFacts, keys: Sequence[tupl
 
 
 @torch.no_grad()
-def _probe(model: "PreTrainedModel", facts: ModelFacts, keys: Sequence[tuple[Site, int]], attempt: int) -> list[bool]:
-    """Whether a push at each key moves the logits behind the prompt."""
+def _probe(model: "PreTrainedModel", facts: ModelFacts, keys: Sequence[tuple[Site, int]], attempt: int,
+           plain: torch.Tensor) -> list[bool]:
+    """Whether a push at each key moves the logits behind the prompt. plain: those of one row more, or of several."""
     generator = torch.Generator().manual_seed(attempt)
-    # The row behind the last probe is the control: its slot stays 0.
-    ids = _prompt(model, facts, len(keys) + 1)
-    plain = _logits(model, ids, last=1)
     programs: list[Program | None] = [Program((_compiled({key: _push(facts, key[0], attempt, generator)}),))
                                       for key in keys]
-    steered = _steered(model, ids, [*programs, None], last=1)
+    # The rows behind the last probe are the control: their slot stays 0.
+    programs += [None] * (len(plain) - len(keys))
+    steered = _steered(model, _prompt(model, facts, len(plain)), programs, last=1)
     if not torch.allclose(plain[-1], steered[-1], rtol=1e-3, atol=1e-3):
         raise UnsupportedModel(f"{facts.model_id}: steering one request changes another", param="model")
     # Rounding may differ by row; a probe must move the logits by far more.

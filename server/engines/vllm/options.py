@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from server.engines.vllm.places import ALL_SITES
 from steering.containment import UNLIMITED, StepLimit
 from steering.spec import Site
-
-ALL_SITES: tuple[Site, ...] = ("resid_pre", "attn_out", "mlp_out", "head_out", "mlp_act", "router", "resid_post")
 
 
 @dataclass(frozen=True)
