@@ -8,6 +8,7 @@ import anyio
 from fastapi import FastAPI
 from starlette.types import Lifespan
 
+from server.admission.queue import AdmissionQueue
 from server.answers import JsonAnswer
 from server.effects.metrics import EffectMetrics
 from server.effects.shadow import Shadow
@@ -59,6 +60,8 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
         engine_name: as receipts state it.
     """
     metrics = Metrics()
+    queue = AdmissionQueue(metrics.registry, places=settings.max_requests, most_requests=settings.queue_requests,
+                           most_tokens=settings.queue_tokens)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -77,7 +80,7 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
             planner=Planner(settings, library, engine.facts, kill_switch), kill_switch=kill_switch,
             jobs=Jobs(settings.data_dir / "jobs", settings.max_jobs), shadow=shadow,
             monitor_metrics=MonitorMetrics(metrics.registry), guard_metrics=GuardMetrics(metrics.registry),
-            effect_store=store)
+            effect_store=store, queue=queue)
         try:
             await kill_switch.start()
             await anyio.to_thread.run_sync(state.jobs.load)

@@ -60,10 +60,10 @@ class ForbiddenOrigin(InvalidRequest):
     status, code = 403, "forbidden_origin"
 
 
-class RequestTimeout(InvalidRequest):
+class BodyTimeout(InvalidRequest):
     """The client sent its request too slowly."""
 
-    status, code = 408, "request_timeout"
+    status, code = 408, "body_timeout"
 
 
 class HeadersTooLarge(InvalidRequest):
@@ -86,6 +86,18 @@ class ShuttingDown(TrimtabError):
     """The server stops: it takes no new requests and ends those that take too long."""
 
     status, code = 503, "shutting_down"
+
+
+class Overloaded(TrimtabError):
+    """Too much waits in front of the engine already; nothing of the request was begun."""
+
+    status, code = 503, "overloaded"
+
+
+class RequestTimeout(TrimtabError):
+    """The request took longer than it may; what it began has ended."""
+
+    status, code = 504, "request_timeout"
 
 
 class InternalError(TrimtabError):

@@ -6,12 +6,14 @@ of the last layer's, by the op `patch`, in a pass over as many tokens. So every 
 soft-capped or scaled logits are read as the model makes them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 import torch
 
 from server.engines.base import CaptureRequest, Engine
+from server.threads import in_thread
 from steering.compiler import compile_program
 from steering.errors import SteeringOverflow
 from steering.facts import ModelFacts
@@ -20,6 +22,7 @@ from steering.program import Program
 from steering.source import Resolved, Source
 from steering.spec import MAX_INTERVENTIONS, Intervention, PromptSelection, Scope, Site
 
+T = TypeVar("T")
 SITE: Site = "resid_post"
 
 
@@ -38,47 +41,54 @@ class Map:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Of one text: layer -> log-probabilities `[num_positions, vocab_size]`, positions counted from the start."""
+class Seen(Generic[T]):
+    """Of one text: layer -> what was read at each position, positions counted from the start."""
 
     positions: Sequence[int]
-    layers: Mapping[int, torch.Tensor]
+    layers: Mapping[int, Sequence[T]]
 
 
 async def look(engine: Engine, token_ids: Sequence[int], layers: Sequence[int], positions: Sequence[int],
-               program: Program | None, tuned: Map | None, roles: Sequence[str] | None = None) -> Seen:
+               program: Program | None, tuned: Map | None, roles: Sequence[str] | None = None, *,
+               read: Callable[[torch.Tensor], Sequence[T]]) -> Seen[T]:
     """The lens at every layer and position of a text that runs under `program`.
+
+    Args:
+        read: what is wanted of some rows of log-probabilities `[n, vocab_size]`, one entry each; called in a thread.
+            Only a few rows are ever held at once.
 
     Raises:
         TrimtabError: as the engine.
     """
     request = CaptureRequest(token_ids, {SITE: layers}, positions, roles=roles)
     found = (await engine.capture([request], program))[0][SITE]
-    rows = {layer: found[layer] if tuned is None else tuned.applied(layer, found[layer]) for layer in layers}
-    for layer, mapped in rows.items():
-        if not bool(mapped.isfinite().all()):
+    mapped = {layer: found[layer] if tuned is None else tuned.applied(layer, found[layer]) for layer in layers}
+    for layer, h in mapped.items():
+        if not bool(h.isfinite().all()):
             raise SteeringOverflow(f"the lens {'logit' if tuned is None else tuned.ref} makes values that are not "
                                    f"finite of layer {layer}'s activations", param="lens", fix="Use the logit lens.")
-    logprobs = await unembed(engine, torch.cat([rows[layer] for layer in layers]))
-    parts = logprobs.split(len(positions))
-    return Seen([n % len(token_ids) for n in positions], dict(zip(layers, parts, strict=True)))
-
-
-async def unembed(engine: Engine, hidden: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities `[n, vocab_size]` of the next token for last-layer activations `hidden [n, d_model]`."""
-    parts = []
+    hidden = torch.cat([mapped[layer] for layer in layers])
+    entries: list[T] = []
     for rows in hidden.split(min(MAX_INTERVENTIONS, engine.facts.context_length)):
-        # Whatever tokens these are: nothing of them is left.
-        try:
-            scores = await engine.score([0] * len(rows), _placing(rows, engine.facts), full=True)
-        except SteeringOverflow as error:
-            # The program is the server's own; its interventions are none of the request's.
-            raise SteeringOverflow("what the lens puts in the last layer's place makes logits that are not finite",
-                                   param="lens") from error
-        if scores.full is None:
-            raise RuntimeError("the engine gave no log-probabilities though they were asked for")
-        parts.append(scores.full[:len(rows)].float().cpu())
-    return torch.cat(parts)
+        entries += await _unembedded(engine, rows, read)
+    count = len(positions)
+    return Seen([n % len(token_ids) for n in positions],
+                {layer: entries[i * count:(i + 1) * count] for i, layer in enumerate(layers)})
+
+
+async def _unembedded(engine: Engine, rows: torch.Tensor, read: Callable[[torch.Tensor], Sequence[T]]) -> Sequence[T]:
+    """What `read` makes of the log-probabilities of the next token for last-layer activations `rows [n, d_model]`."""
+    program = await in_thread(lambda: _placing(rows, engine.facts))
+    # Whatever tokens these are: nothing of them is left.
+    try:
+        full = (await engine.score([0] * len(rows), program, full=True)).full
+    except SteeringOverflow as error:
+        # The program is the server's own; its interventions are none of the request's.
+        raise SteeringOverflow("what the lens puts in the last layer's place makes logits that are not finite",
+                               param="lens") from error
+    if full is None:
+        raise RuntimeError("the engine gave no log-probabilities though they were asked for")
+    return await in_thread(lambda: read(full[:len(rows)].float().cpu()))
 
 
 def _placing(rows: torch.Tensor, facts: ModelFacts) -> Program:

@@ -10,6 +10,8 @@ from dataclasses import replace
 import anyio
 import structlog
 
+from server.admission.caller import OWN, Caller
+from server.admission.deadline import Deadline
 from server.errors import RehearsalFailed
 from server.handlers import report_unexpected
 from server.openai.prompts import Prompt
@@ -88,7 +90,8 @@ async def _run(spec: Spec, state: ServerState) -> None:
     body = CompletionRequest(model=state.settings.model_name, prompt=prompt.token_ids, temperature=0.0, ignore_eos=True)
     started = await start(body, state, plan, [prompt], request_id=f"rehearsal-{secrets.token_hex(12)}",
                           max_tokens=min(TOKENS, state.settings.max_output_tokens or TOKENS),
-                          max_tokens_field="max_tokens", prompt_field="prompt", logprobs=None)
+                          max_tokens_field="max_tokens", prompt_field="prompt", logprobs=None,
+                          caller=Caller(OWN, Deadline(state.settings.request_timeout_s or None)))
     for choice in started.run.choices:
         # Gates have been read; here they stand open, so that everything behind them acts.
         program = None if plan.program is None else plan.program.decided(())

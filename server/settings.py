@@ -78,6 +78,15 @@ class Settings(BaseSettings):
     vllm_eager: bool = Field(default=False, description="Run vLLM without its compiled graph.")
     vllm_args: dict[str, Any] = Field(default_factory=dict, description="Further arguments of vLLM's AsyncEngineArgs "
                                       "(JSON), such as tensor_parallel_size or distributed_executor_backend.")
+    queue_requests: int = Field(default=1024, ge=4, le=2**20,
+        description="Requests that may wait in front of the engine; more get a 503. One client may be three quarters "
+        "of them.")
+    queue_tokens: int = Field(default=2**20, ge=1024,
+        description="Tokens that may wait in front of the engine: prompts, and what each completion is likely to "
+        "generate (512 at most).")
+    request_timeout_s: float = Field(default=600.0, ge=0, le=86400,
+        description="Seconds a completion request may take in all; 0: any number. `timeout_s` of a request can only "
+        "lower it.")
     max_choices: int = Field(default=16, ge=1, le=1024, description="Largest n, completions per prompt.")
     max_prompts: int = Field(default=64, ge=1, le=4096, description="Prompts in one /v1/completions request.")
     max_output_tokens: int | None = Field(default=None, ge=1,

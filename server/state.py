@@ -5,6 +5,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from server.admission.queue import AdmissionQueue
 from server.effects.shadow import Shadow
 from server.effects.store import EffectStore
 from server.engines.base import Engine
@@ -38,6 +39,7 @@ class ServerState:
     monitor_metrics: MonitorMetrics
     guard_metrics: GuardMetrics
     effect_store: EffectStore
+    queue: AdmissionQueue
     kill_switch: KillSwitch
     runs: Runs = field(default_factory=Runs)
     texts: TextPool = field(default_factory=TextPool)

@@ -4,7 +4,7 @@ import anyio
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope
 
-from server.errors import RequestTimeout
+from server.errors import BodyTimeout
 from steering.errors import PayloadTooLarge
 
 # Files of any size are sent here; all other bodies are JSON.
@@ -36,7 +36,7 @@ class BoundedBody:
         """
         Raises:
             PayloadTooLarge: more bytes, sent or announced, than the limit.
-            RequestTimeout: they come too slowly.
+            BodyTimeout: they come too slowly.
         """
         if not self.unread:
             return await self._receive()
@@ -48,7 +48,7 @@ class BoundedBody:
             message = await self._receive()
         if message is None:
             self._sends_at_once = False
-            raise RequestTimeout("the body did not arrive in time", param="body", fix="Send it without pauses.")
+            raise BodyTimeout("the body did not arrive in time", param="body", fix="Send it without pauses.")
         self.unread = message["type"] == "http.request" and bool(message.get("more_body"))
         self._received += len(message.get("body", b""))
         self._check(self._received)

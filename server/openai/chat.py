@@ -10,6 +10,7 @@ from openai.types.chat import chat_completion as whole_types
 from openai.types.chat import chat_completion_chunk as chunk_types
 from openai.types.chat.chat_completion_token_logprob import TopLogprob
 
+from server.admission.caller import Caller, caller_of
 from server.answers import JsonAnswer
 from server.engines.base import FinishReason, Token
 from server.openai.generate import Piece
@@ -39,7 +40,10 @@ class SteeredChatChunk(ChatCompletionChunk):
 @router.post("/v1/chat/completions", response_model=SteeredChatCompletion)
 async def create_chat_completion(body: ChatRequest, request: Request, state: State) -> Response:
     """Chat, steered as `steering` says."""
-    started = await _start(body, request.state.request_id, state)
+    caller = caller_of(request, state.settings.request_timeout_s, body.timeout_s)
+    with state.queue.entering(caller.client):
+        async with caller.deadline.held():
+            started = await _start(body, request.state.request_id, state, caller)
     answer = _Answer(started, state.vocabulary, body, f"chatcmpl-{request.state.request_id.removeprefix('req-')}")
     if body.stream:
         return await stream(answer.chunks(), request)
@@ -48,7 +52,7 @@ async def create_chat_completion(body: ChatRequest, request: Request, state: Sta
     return JsonAnswer(completion.model_dump(mode="json", exclude_unset=True))
 
 
-async def _start(body: ChatRequest, request_id: str, state: ServerState) -> Started:
+async def _start(body: ChatRequest, request_id: str, state: ServerState, caller: Caller) -> Started:
     _, plan = await plan_for(body, state)
     messages = [message.as_template() for message in body.messages]
     prompt = await state.texts.run(
@@ -58,7 +62,7 @@ async def _start(body: ChatRequest, request_id: str, state: ServerState) -> Star
     field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     return await start(body, state, plan, [prompt], request_id=request_id, max_tokens=body.max_completion_tokens
                        or body.max_tokens, max_tokens_field=field, prompt_field="messages",
-                       logprobs=(body.top_logprobs or 0) if body.logprobs else None)
+                       logprobs=(body.top_logprobs or 0) if body.logprobs else None, caller=caller)
 
 
 class _Answer:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 from openai.types import Completion, CompletionUsage
 from openai.types.completion_choice import CompletionChoice, Logprobs
 
+from server.admission.caller import Caller, caller_of
 from server.answers import JsonAnswer
 from server.engines.base import FinishReason, Token
 from server.openai.chat import usage
@@ -35,7 +36,10 @@ class SteeredCompletion(Completion):
 @router.post("/v1/completions", response_model=SteeredCompletion)
 async def create_completion(body: CompletionRequest, request: Request, state: State) -> Response:
     """Continue text or tokens, steered as `steering` says."""
-    started = await _start(body, request.state.request_id, state)
+    caller = caller_of(request, state.settings.request_timeout_s, body.timeout_s)
+    with state.queue.entering(caller.client):
+        async with caller.deadline.held():
+            started = await _start(body, request.state.request_id, state, caller)
     answer = _Answer(started, state.vocabulary, body, f"cmpl-{request.state.request_id.removeprefix('req-')}")
     if body.stream:
         return await stream(answer.chunks(), request)
@@ -44,7 +48,7 @@ async def create_completion(body: CompletionRequest, request: Request, state: St
     return JsonAnswer(completion.model_dump(mode="json", exclude_unset=True))
 
 
-async def _start(body: CompletionRequest, request_id: str, state: ServerState) -> Started:
+async def _start(body: CompletionRequest, request_id: str, state: ServerState, caller: Caller) -> Started:
     _, plan = await plan_for(body, state)
     if plan.names_roles:
         raise InvalidSpec("plain completions have no chat roles, so scopes cannot name them",
@@ -59,7 +63,7 @@ async def _start(body: CompletionRequest, request_id: str, state: ServerState) -
         sum(map(len, items)))
     return await start(body, state, plan, prompts, request_id=request_id,
                        max_tokens=body.max_tokens or DEFAULT_MAX_TOKENS, max_tokens_field="max_tokens",
-                       prompt_field="prompt", logprobs=body.logprobs)
+                       prompt_field="prompt", logprobs=body.logprobs, caller=caller)
 
 
 def _prompt(given: str | list[int], param: str, state: ServerState) -> Prompt:

@@ -101,6 +101,8 @@ class CompletionFields(BaseModel):
     stop: Annotated[str, Field(min_length=1, max_length=1024)] | Annotated[
         list[Annotated[str, Field(min_length=1, max_length=1024)]], Field(max_length=16)] | None = Field(
         default=None, description="Texts that end a completion; they are not part of it.")
+    timeout_s: float | None = Field(default=None, gt=0, le=86400, description="Seconds the request may take in all, "
+                                    "less than the server allows; then it ends with the error request_timeout.")
     ignore_eos: bool = Field(default=False, description="Do not end at the end-of-text token.")
 
     user: Note | None = Field(default=None, description="Accepted, not used.")

@@ -1,4 +1,4 @@
-"""One request's completions: all choices run at once, their events come merged in the order they happen."""
+"""One request's completions: as many choices run at once as find a place; their events come merged as they happen."""
 
 import asyncio
 import time
@@ -9,6 +9,9 @@ from typing import Any, Literal
 
 import anyio
 
+from server.admission.deadline import Deadline
+from server.admission.fairness import Client
+from server.admission.queue import AdmissionQueue, Cost, Place
 from server.engines.base import Completion, Generation, Sampling, Token, Touched
 from server.gates import Decided
 from server.guard import Event, GuardedCompletion, Part
@@ -60,10 +63,11 @@ class Run:
     def __init__(self, vocabulary: Vocabulary, metrics: Metrics, runs: Runs, *, request_id: str,
                  prompts: Sequence[Prompt], decided: Sequence[Decided], n: int, sampling: Sequence[Sampling],
                  stops: Sequence[str], begin: Callable[[Generation, Decided], Completion],
-                 begun: Callable[["Run"], None], placed: Callable[[TrimtabError], TrimtabError]) -> None:
+                 begun: Callable[["Run"], None], placed: Callable[[TrimtabError], TrimtabError],
+                 queue: AdmissionQueue, client: Client, deadline: Deadline) -> None:
         """`decided`: one per prompt. `sampling`: one per choice of a prompt. Choice p * n + i is completion i of
-        prompt p. `begin`: starts a choice in the engine. `begun`: called when the engine has taken all of them.
-        `placed`: an engine's error in the request's words."""
+        prompt p. `begin`: starts a choice in the engine. `begun`: called when the engine has taken the first ones.
+        `placed`: an engine's error in the request's words. `queue`: gives the places, to `client` in its turn."""
         self._vocabulary = vocabulary
         self._metrics = metrics
         self._runs = runs
@@ -72,7 +76,8 @@ class Run:
         self._begin, self._begun, self._placed = begin, begun, placed
         self.prompts = prompts
         self.choices = [Choice(p * n + i, prompt, decided[p]) for p, prompt in enumerate(prompts) for i in range(n)]
-        self._events: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
+        self._queue, self._client, self._deadline = queue, client, deadline
+        self._events: asyncio.Queue[Piece | Exception] = asyncio.Queue()
 
     @property
     def prompt_tokens(self) -> int:
@@ -90,18 +95,20 @@ class Run:
         open_choices = len(self.choices)
         async with AsyncExitStack() as stack:
             stack.enter_context(self._runs.opened(self))
-            completions = [await stack.enter_async_context(self._completion(choice)) for choice in self.choices]
-            self._begun(self)
-            await stack.enter_async_context(_running(self._admit(completions)))
-            # All of them first: a stream must not begin if one of its choices finds no room.
-            if (failure := await self._events.get()) is not None:
-                raise _raised(failure)
-            for choice, completion in zip(self.choices, completions, strict=True):
-                await stack.enter_async_context(_running(self._follow(choice, completion)))
+            if (left_s := self._deadline.left_s) is not None:
+                timer = asyncio.get_running_loop().call_later(left_s, lambda: self.fail(self._deadline.error))
+                stack.callback(timer.cancel)
+            costs = [Cost(0 if choice.index % self._n else len(choice.prompt.token_ids),
+                          self._sampling[choice.index % self._n].max_tokens) for choice in self.choices]
+            places = stack.enter_context(self._queue.joined(self._client, costs))
+            # Those that find a place at once begin together: a stream must not begin if one of them finds no room.
+            together = _Together(max(1, sum(place.granted.is_set() for place in places)), lambda: self._begun(self))
+            for choice, place in zip(self.choices, places, strict=True):
+                await stack.enter_async_context(_running(self._follow(choice, place, together)))
             while open_choices:
                 item = await self._events.get()
-                if not isinstance(item, Piece):
-                    raise _raised(item)
+                if isinstance(item, Exception):
+                    raise item
                 open_choices -= item.finish_reason is not None
                 yield item
 
@@ -117,19 +124,14 @@ class Run:
             with anyio.CancelScope(shield=True):
                 await completion.cancel()
 
-    async def _admit(self, completions: Sequence[Completion]) -> None:
+    async def _follow(self, choice: Choice, place: Place, together: "_Together") -> None:
         try:
-            for completion in completions:
+            async with place, self._completion(choice) as completion:
                 await completion.admit()
-        except Exception as error:  # handed to the reader of the queue, which raises it
-            self._events.put_nowait(error)
-        else:
-            self._events.put_nowait(None)
-
-    async def _follow(self, choice: Choice, completion: Completion) -> None:
-        try:
-            async for piece in self._choice(choice, completion):
-                self._events.put_nowait(piece)
+                await together.arrived()
+                async for piece in self._choice(choice, completion):
+                    self._events.put_nowait(piece)
+                    place.generated = len(choice.token_ids)
         except TrimtabError as error:
             self._events.put_nowait(self._placed(error))
         except Exception as error:  # handed to the reader of the queue, which raises it
@@ -177,10 +179,19 @@ async def _running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
             await asyncio.gather(task, return_exceptions=True)
 
 
-def _raised(item: Piece | Exception | None) -> Exception:
-    """The exception among the events."""
-    assert isinstance(item, Exception)
-    return item
+class _Together:
+    """Lets nobody through until so many have arrived, then everybody."""
+
+    def __init__(self, count: int, all_here: Callable[[], None]) -> None:
+        self._missing, self._all_here = count, all_here
+        self._open = asyncio.Event()
+
+    async def arrived(self) -> None:
+        self._missing -= 1
+        if self._missing == 0:
+            self._all_here()
+            self._open.set()
+        await self._open.wait()
 
 
 def choice_seed(seed: int | None, index: int) -> int | None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from server.admission.caller import Caller
+from server.admission.deadline import Deadline
 from server.effects.shadow import Finished
 from server.engines.base import Completion, Generation, Sampling
 from server.errors import ContextLengthExceeded, UnsupportedParameter
@@ -34,6 +36,7 @@ class Started:
     run: Run
     plan: Plan
     state: ServerState
+    deadline: Deadline
 
     async def receipt(self) -> Receipt:
         """Once all pieces were read. With the measured effects and the monitors' scores, if the request asked for
@@ -41,13 +44,14 @@ class Started:
         shadow = self.state.shadow
         shadow.served(self.run.prompt_tokens + self.run.completion_tokens)
         effects = None
-        if self.plan.report != "none":
-            effects = await shadow.measure(self._finished(), per_token=self.plan.report == "tokens")
-        else:
-            shadow.offer(self._finished())
-        watched = [Watched(choice.index, choice.decided.program, choice.prompt.token_ids, choice.token_ids,
-                           choice.prompt.roles, choice.parts) for choice in self.run.choices]
-        monitor = await watch(self.plan.monitors, watched, self.state.engine, self.state.monitor_metrics)
+        async with self.deadline.held():
+            if self.plan.report != "none":
+                effects = await shadow.measure(self._finished(), per_token=self.plan.report == "tokens")
+            else:
+                shadow.offer(self._finished())
+            watched = [Watched(choice.index, choice.decided.program, choice.prompt.token_ids, choice.token_ids,
+                               choice.prompt.roles, choice.parts) for choice in self.run.choices]
+            monitor = await watch(self.plan.monitors, watched, self.state.engine, self.state.monitor_metrics)
         return receipt(self.plan, [choice.outcome() for choice in self.run.choices], self.state.engine_name, effects,
                        monitor)
 
@@ -69,7 +73,8 @@ async def plan_for(body: CompletionFields, state: ServerState) -> tuple[ModelNam
 
 
 async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts: Sequence[Prompt], *, request_id: str,
-                max_tokens: int | None, max_tokens_field: str, prompt_field: str, logprobs: int | None) -> Started:
+                max_tokens: int | None, max_tokens_field: str, prompt_field: str, logprobs: int | None,
+                caller: Caller) -> Started:
     """Check the prompts and decide what is gated. The choices go to the engine when the run is read.
 
     Args:
@@ -94,8 +99,8 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
     run = Run(state.vocabulary, state.metrics, state.runs, request_id=request_id, prompts=prompts, decided=decided,
               n=body.n, sampling=sampling, stops=body.stops, begin=partial(_begin, state, plan),
               begun=lambda run: state.metrics.admitted(run.prompt_tokens, used, plan.disabled is not None),
-              placed=plan.placed)
-    return Started(body.model, run, plan, state)
+              placed=plan.placed, queue=state.queue, client=caller.client, deadline=caller.deadline)
+    return Started(body.model, run, plan, state, caller.deadline)
 
 
 def _check_guarded(sampling: Sampling, state: ServerState) -> None:

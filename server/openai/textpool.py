@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import anyio
-import anyio.to_thread
+
+from server.threads import in_thread
 
 T = TypeVar("T")
 LONG_CHARACTERS = 2**16
@@ -23,4 +24,4 @@ class TextPool:
     async def run(self, work: Callable[[], T], characters: int) -> T:
         """The result of `work` on a text of so many characters."""
         limiter = self._long if characters > LONG_CHARACTERS else self._short
-        return await anyio.to_thread.run_sync(work, limiter=limiter)
+        return await in_thread(work, limiter=limiter)

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from server.admission.caller import caller_of
+from server.admission.queue import Cost
 from server.engines.touching import count_touched
 from server.errors import ContextLengthExceeded
 from server.gates import Decided, decide
-from server.lens import SITE, Map, Seen, look
+from server.lens import SITE, Map, look
 from server.openai.models import parse_model
 from server.openai.prompts import Prompt, check_length
 from server.openai.schema import Message, TokenIds
@@ -64,12 +66,15 @@ class GroupReading(BaseModel):
     spelling: str = Field(description="The best one.")
 
 
-class LensPosition(BaseModel):
-    position: int = Field(description="From the start.")
-    token: str = Field(description="The token that is there.")
+class LensRow(BaseModel):
     entropy: float = Field(description="In nats.")
     top: list[LensToken] = Field(description="Likeliest next tokens.")
     groups: dict[str, GroupReading]
+
+
+class LensPosition(LensRow):
+    position: int = Field(description="From the start.")
+    token: str = Field(description="The token that is there.")
 
 
 class LensLayer(BaseModel):
@@ -88,35 +93,45 @@ class LensReading(BaseModel):
 
 
 @router.post("/v1/lens")
-async def read_lens(body: LensRequest, state: State) -> LensReading:
+async def read_lens(body: LensRequest, request: Request, state: State) -> LensReading:
     """What each layer of the model would say next, had it to speak from there."""
     _check_steering(body.steering)
     model = parse_model(body.model, state)
-    plan = await state.pools.complete(lambda: state.planner.plan(body.steering, model.preset))
-    prompt = await state.texts.run(lambda: _prompt(body, plan, state), _length(body))
+    caller = caller_of(request, state.settings.request_timeout_s, None)
+    with state.queue.entering(caller.client):
+        plan = await state.pools.complete(lambda: state.planner.plan(body.steering, model.preset))
+        prompt = await state.texts.run(lambda: _prompt(body, plan, state), _length(body))
+        tuned = None if body.lens == "logit" else await state.pools.complete(
+            lambda: _map(body.lens, state))
+        groups = await state.texts.run(lambda: _groups(body, state), sum(
+            len(spelling) for spellings in body.groups.values() for spelling in spellings))
     positions = _positions(body.positions, len(prompt.token_ids))
-    tuned = None if body.lens == "logit" else await state.pools.complete(lambda: _map(body.lens, state))
     layers = _layers(body.layers, tuned, state)
     if len(positions) * len(layers) > MAX_ROWS:
         raise InvalidRequest(f"{len(positions)} positions at {len(layers)} layers are more than {MAX_ROWS} readings",
                              param="positions", fix="Look at fewer.")
-    groups = {name: {spelling: _first(spelling, f"groups.{name}[{n}]", state) for n, spelling in enumerate(spellings)}
-              for name, spellings in body.groups.items()}
     plan.check_prompt(prompt.token_ids, prompt.roles)
-    try:
-        decided = (await decide(plan, [prompt], state.engine))[0]
-        seen = await look(state.engine, prompt.token_ids, layers, positions, decided.program, tuned, prompt.roles)
-    except TrimtabError as error:
-        raise plan.placed(error) from None
+    # Of the passes that read the rows, each has as many tokens as it reads.
+    cost = Cost(len(prompt.token_ids) + len(positions) * len(layers), 0)
+    with state.queue.joined(caller.client, [cost]) as [place]:
+        async with caller.deadline.held(), place:
+            try:
+                decided = (await decide(plan, [prompt], state.engine))[0]
+                seen = await look(state.engine, prompt.token_ids, layers, positions, decided.program, tuned,
+                                  prompt.roles, read=lambda rows: [_row(one, body.top_k, groups, state)
+                                                                   for one in rows])
+            except TrimtabError as error:
+                raise plan.placed(error) from None
     vocabulary = state.vocabulary
     return LensReading(
         model=body.model, lens="logit" if tuned is None else tuned.ref, tokens=len(prompt.token_ids),
         layers=[LensLayer(layer=layer, positions=[
-            _at(position, prompt.token_ids[position], logprobs, body.top_k, groups, state)
-            for position, logprobs in zip(seen.positions, seen.layers[layer], strict=True)]) for layer in layers],
+            LensPosition(position=position, token=vocabulary.token_text(prompt.token_ids[position]),
+                         **row.model_dump()) for position, row in zip(seen.positions, seen.layers[layer], strict=True)])
+            for layer in layers],
         first_tokens={name: {spelling: vocabulary.token_text(token) for spelling, token in spellings.items()}
                       for name, spellings in groups.items()},
-        steering=receipt(plan, [_outcome(prompt, decided, seen)], state.engine_name))
+        steering=receipt(plan, [_outcome(prompt, decided)], state.engine_name))
 
 
 def _check_steering(steering: Steering) -> None:
@@ -207,11 +222,15 @@ def _first(spelling: str, param: str, state: ServerState) -> int:
     return ids[0]
 
 
-def _at(position: int, token: int, logprobs: torch.Tensor, top_k: int, groups: dict[str, dict[str, int]],
-        state: ServerState) -> LensPosition:
-    vocabulary = state.vocabulary
+def _groups(body: LensRequest, state: ServerState) -> dict[str, dict[str, int]]:
+    return {name: {spelling: _first(spelling, f"groups.{name}[{n}]", state) for n, spelling in enumerate(spellings)}
+            for name, spellings in body.groups.items()}
+
+
+def _row(logprobs: torch.Tensor, top_k: int, groups: dict[str, dict[str, int]], state: ServerState) -> LensRow:
+    """What is told of log-probabilities `[vocab_size]`."""
     values, ids = logprobs.topk(min(top_k, len(logprobs)))
-    top = [LensToken(id=i, text=vocabulary.token_text(i), logprob=p)
+    top = [LensToken(id=i, text=state.vocabulary.token_text(i), logprob=p)
            for i, p in zip(ids.tolist(), values.tolist(), strict=True)]
     readings: dict[str, GroupReading] = {}
     for name, spellings in groups.items():
@@ -221,11 +240,10 @@ def _at(position: int, token: int, logprobs: torch.Tensor, top_k: int, groups: d
         readings[name] = GroupReading(logprob=float(together), spelling=best,
                                       rank=int((logprobs > logprobs[spellings[best]]).sum()))
     entropy = -float(torch.where(logprobs.isneginf(), 0.0, logprobs.exp() * logprobs).sum())
-    return LensPosition(position=position, token=vocabulary.token_text(token), entropy=entropy, top=top,
-                        groups=readings)
+    return LensRow(entropy=entropy, top=top, groups=readings)
 
 
-def _outcome(prompt: Prompt, decided: Decided, seen: Seen) -> Outcome:
+def _outcome(prompt: Prompt, decided: Decided) -> Outcome:
     program = decided.program
     touch: Any = None
     if program is not None and program.acting:

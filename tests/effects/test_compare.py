@@ -1,6 +1,7 @@
 """The engine's comparisons against plain Hugging Face hooks: one, two and three stacked interventions, on tiny models
 and on both lab models."""
 
+import threading
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lab import MODEL_NAMES, model_path
 from server.engines.base import CompareRequest, Comparison
+from server.engines.transformers import engine as embedded
 from tests.engines import reference as ref
 from tests.engines.conftest import compiled, generate, ids, model_dir, start_engine  # noqa: F401
 
@@ -71,6 +73,24 @@ LAB_STACK: list[tuple[dict[str, Any], str, int, int, Any, Any]] = [
       "scope": {"prompt": {"positions": [-1]}, "generation": "all"}}, "mlp_out", 1, 1,
      lambda v: ref.add(120 * v / v.norm()), ref.last_prompt_and_generated),
 ]
+
+
+async def test_divergences_are_computed_off_the_event_loop(start_engine: Any,  # noqa: F811
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = await start_engine("qwen3")
+    threads: list[int] = []
+    for name in ("compared", "residual_shift"):
+        work = getattr(embedded, name)
+
+        def noted(*arguments: Any, work: Any = work) -> Any:
+            threads.append(threading.get_ident())
+            return work(*arguments)
+
+        monkeypatch.setattr(embedded, name, noted)
+    program = compiled(engine, *(spec for spec, _ in STACK[:2]))
+    await engine.compare(CompareRequest(PROMPT * 2, len(PROMPT), program))
+    assert len(threads) == 4, "in all, the shift, and one for each intervention left out"
+    assert threading.get_ident() not in threads
 
 
 @pytest.mark.parametrize("name", MODEL_NAMES)

@@ -40,11 +40,11 @@ async def test_logit_lens(start_engine: Any, model_dir: Any, family: str) -> Non
         if getattr(model.config, "final_logit_softcapping", None):
             cap = model.config.final_logit_softcapping
             expected = [cap * torch.tanh(logits / cap) for logits in expected]
-    seen = await look(engine, PROMPTS[0], LAYERS, POSITIONS, None, None)
+    seen = await look(engine, PROMPTS[0], LAYERS, POSITIONS, None, None, read=list)
     for layer, logits in zip(LAYERS[:-1], expected, strict=True):
-        torch.testing.assert_close(seen.layers[layer], logits.log_softmax(-1), atol=1e-4, rtol=0)
+        torch.testing.assert_close(torch.stack(seen.layers[layer]), logits.log_softmax(-1), atol=1e-4, rtol=0)
     # The last layer needs no lens.
-    torch.testing.assert_close(seen.layers[2], output.logits[0].log_softmax(-1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(torch.stack(seen.layers[2]), output.logits[0].log_softmax(-1), atol=1e-4, rtol=0)
 
 
 async def test_tuned_and_steered(start_engine: Any, model_dir: Any) -> None:
@@ -57,21 +57,21 @@ async def test_tuned_and_steered(start_engine: Any, model_dir: Any) -> None:
     edits = [ref.Edit("resid_post", 1, ref.add(VECTOR), ref.prompt_window(5, 99))]
     held = plain(model, edits)
     program = compiled(engine, {**ADD, "scope": scope})
-    seen = await look(engine, PROMPTS[0], LAYERS, [3, -1, 10], program, Map("lens@1", maps))
+    seen = await look(engine, PROMPTS[0], LAYERS, [3, -1, 10], program, Map("lens@1", maps), read=list)
     assert list(seen.positions) == [3, 23, 10]
     with torch.no_grad():
         for layer in LAYERS:
             h = held[layer][[3, 23, 10]]
             mapped = h * maps[layer]["scale"] + maps[layer]["shift"] if layer in maps else h
             expected = model.lm_head(model.model.norm(mapped)).log_softmax(-1)
-            torch.testing.assert_close(seen.layers[layer], expected, atol=1e-4, rtol=0)
+            torch.testing.assert_close(torch.stack(seen.layers[layer]), expected, atol=1e-4, rtol=0)
 
 
 async def test_more_rows_than_one_program_holds_beside_generation(start_engine: Any) -> None:
     engine = await start_engine("qwen3")
     alone, _ = await generate(engine, PROMPTS[1])
-    seen = await look(engine, PROMPTS[0] * 3, [0, 2], list(range(72)), None, None)
-    parts = [await look(engine, PROMPTS[0] * 3, [0, 2], [n], None, None) for n in (0, 40, 71)]
+    seen = await look(engine, PROMPTS[0] * 3, [0, 2], list(range(72)), None, None, read=list)
+    parts = [await look(engine, PROMPTS[0] * 3, [0, 2], [n], None, None, read=list) for n in (0, 40, 71)]
     for part in parts:
         n = part.positions[0]
         for layer in (0, 2):

@@ -48,7 +48,7 @@ class ScriptedCompletion(Completion):
             tokens = [*script] * (sampling.max_tokens // max(len(script), 1) + 1)
         for n, token_id in enumerate(tokens[:sampling.max_tokens]):
             await asyncio.sleep(0)
-            if self.engine.gate is not None:
+            if self.engine.gate is not None and self.engine.held(self.generation):
                 await self.engine.gate.wait()
             if self.cancelled.is_set():
                 return
@@ -85,7 +85,7 @@ class ScriptedEngine(Engine):
     """
     Attributes:
         script: what to say. By default " good day" unsteered, " bad day" steered.
-        gate: if set, tokens come only while it is open.
+        gate: if set, tokens come only while it is open. held: the generations that it holds.
         full: whether no slot is free.
         room: tokens of one request.
         fails_at: number of the token at which `failure` is raised instead.
@@ -101,6 +101,7 @@ class ScriptedEngine(Engine):
                for steered, text in ((False, " good day"), (True, " bad day"))}
         self.script: Script = lambda generation: say[generation.program is not None]
         self.gate: asyncio.Event | None = None
+        self.held: Callable[[Generation], bool] = lambda generation: True
         self.full = False
         self.room = FACTS["context_length"]
         self.fails_at: int | None = None

@@ -1,5 +1,6 @@
 """`POST /v1/lens`: what it lists, groups by spelling, and what it refuses."""
 
+import threading
 from typing import Any
 
 import httpx
@@ -7,7 +8,9 @@ import pytest
 import torch
 
 from server.engines.base import Scores
+from server.routes import lens as lens_route
 from steering.payload import Payload
+from steering.spec import MAX_INTERVENTIONS
 from tests.server.conftest import MODEL
 from tests.server.scripted import LAYERS, WIDTH, ScriptedEngine
 from tests.server.test_steering import store
@@ -80,6 +83,28 @@ async def test_a_tuned_lens_maps_before_it_looks(client: httpx.AsyncClient, libr
         assert entry["positions"][0]["top"][0]["logprob"] == pytest.approx(float(expected.max()), abs=1e-4)
     missing = await client.post("/v1/lens", json={"model": MODEL, "input": [40], "lens": "lens", "layers": [2]})
     assert (missing.status_code, missing.json()["error"]["param"]) == (400, "layers")
+
+
+async def test_rows_are_read_in_threads_a_few_at_a_time(client: httpx.AsyncClient, engine: ScriptedEngine,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+    threads: set[int] = set()
+    score, row = engine.score, lens_route._row
+
+    async def counted(token_ids: Any, *arguments: Any, **fields: Any) -> Scores:
+        held.append(len(token_ids))
+        return await score(token_ids, *arguments, **fields)
+
+    def seen(*arguments: Any) -> Any:
+        threads.add(threading.get_ident())
+        return row(*arguments)
+
+    monkeypatch.setattr(engine, "score", counted)
+    monkeypatch.setattr(lens_route, "_row", seen)
+    found = await look(client, input=[40, 41, 42] * 40, positions=None)
+    assert sum(held) == 120 * LAYERS and max(held) <= MAX_INTERVENTIONS
+    assert [len(layer["positions"]) for layer in found["layers"]] == [120] * LAYERS
+    assert threads and threading.get_ident() not in threads
 
 
 async def test_steering_carries_its_receipt(client: httpx.AsyncClient, library: Library) -> None:

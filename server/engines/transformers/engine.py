@@ -30,7 +30,7 @@ from server.engines.base import (
 from server.engines.checks import check_capture, check_compare, check_room, check_tokens
 from server.engines.transformers.canary import check_batching
 from server.engines.transformers.finite import Watch
-from server.engines.transformers.forward import ForwardPass, TokenRun, batches, compared
+from server.engines.transformers.forward import ForwardPass, GeneratedPass, TokenRun, batches, compared
 from server.engines.transformers.handover import on_loop
 from server.engines.transformers.loading import load_model
 from server.engines.transformers.options import EngineOptions
@@ -169,14 +169,17 @@ class TransformersEngine(Engine):
         program = requests[0].program
         steered = await self._aside(partial(self.forward.generated_all, requests, program))
         base = await self._aside(partial(self.forward.generated_all, requests, None))
-        totals = [compared(s, b, r) for s, b, r in zip(steered, base, requests, strict=True)]
-        shifts = [residual_shift(s.hidden, b.hidden) for s, b in zip(steered, base, strict=True)]
+        # Over the whole vocabulary, so in threads: the event loop serves everybody.
+        totals = await in_thread(partial(_all_compared, steered, base, requests))
+        shifts = await in_thread(lambda: [residual_shift(s.hidden, b.hidden)
+                                          for s, b in zip(steered, base, strict=True)])
         count = len(program.compiled)
         without: list[list[Divergence]] = [[] for _ in requests]
         for i in range(count if count > 1 else 0):
             others = await self._aside(partial(self.forward.generated_all, requests, program.without(i)))
-            for shares, s, o, r in zip(without, steered, others, requests, strict=True):
-                shares.append(compared(s, o, r))
+            for shares, found in zip(without, await in_thread(partial(_all_compared, steered, others, requests)),
+                                     strict=True):
+                shares.append(found)
         return [Comparison(total, tuple(shares) or (total,) * count,
                            ResidualShift(shift.relative.cpu(), shift.cosine.cpu()), exact=True)
                 for total, shares, shift in zip(totals, without, shifts, strict=True)]
@@ -314,3 +317,8 @@ class TransformersEngine(Engine):
                            continuous_batching_config=config)
         manager.warmup()
         return manager
+
+
+def _all_compared(steered: Sequence[GeneratedPass], others: Sequence[GeneratedPass], requests: Sequence[CompareRequest]
+                  ) -> list[Divergence]:
+    return [compared(s, o, r) for s, o, r in zip(steered, others, requests, strict=True)]
