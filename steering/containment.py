@@ -37,6 +37,7 @@ class StepLimit:
 
 
 UNLIMITED = StepLimit()
+LARGEST = torch.finfo(torch.float32).max
 
 
 def contain(before: Tensor, after: Tensor, limit: StepLimit = UNLIMITED) -> tuple[Tensor, Tensor]:
@@ -49,25 +50,29 @@ def contain(before: Tensor, after: Tensor, limit: StepLimit = UNLIMITED) -> tupl
         where it is zero.
     """
     old = before.float()
-    own = old.norm(dim=-1)
+    own = torch.linalg.vector_norm(old, dim=-1)
     asked = None
     if limit.action == "clip" and limit.largest < math.inf:
         change = after - old
-        asked = _relative(change, own)
+        asked = _relative(torch.linalg.vector_norm(change, dim=-1), own)
         after = old + change * (limit.largest / asked.clamp_min(limit.largest)).unsqueeze(-1)
     moved = after.to(before.dtype)
-    step = _relative(moved.float() - old, own)
-    if asked is None:
-        fits = step <= limit.largest if limit.largest < math.inf else step < math.inf
-    else:
-        fits = step < math.inf
+    length = torch.linalg.vector_norm(moved.float() - old, dim=-1)
+    if asked is None and before.device.type == "cpu":
+        # Nearly always all is well, and on the host a look costs less than what follows.
+        step = length / own
+        if bool((step <= min(limit.largest, LARGEST)).all()):
+            return moved, step
+    step = _relative(length, own)
+    fits = step <= (LARGEST if asked is not None else min(limit.largest, LARGEST))
+    if asked is not None:
         step = torch.where(fits & (asked > limit.largest), asked, step)
     return torch.where(fits.unsqueeze(-1), moved, before), step
 
 
-def _relative(change: Tensor, own: Tensor) -> Tensor:
-    length = change.norm(dim=-1).nan_to_num(nan=math.inf, posinf=math.inf)
-    return torch.where((own == 0) & (length < math.inf), 0.0, length / own)
+def _relative(length: Tensor, own: Tensor) -> Tensor:
+    length = length.nan_to_num(nan=math.inf, posinf=math.inf)
+    return (length / own).masked_fill((own == 0) & (length < math.inf), 0.0)
 
 
 @dataclass(frozen=True)
