@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from server.engines.base import CaptureRequest, Engine
+from server.engines.base import Captured, CaptureRequest, Engine
 from server.openai.prompts import Prompt
 from server.planner import Plan
+from steering.errors import TrimtabError
 from steering.gate import CompiledGate, Decision
 from steering.program import Program
 from steering.spec import Site
@@ -36,12 +37,19 @@ async def decide(plan: Plan, prompts: Sequence[Prompt], engine: Engine) -> list[
     decided = []
     programs: dict[frozenset[int], Program] = {}
     for captured in found:
-        decisions = {j: gate.decide(captured) for j, gate in program.gates.items()}
+        decisions = {j: _decision(j, gate, captured) for j, gate in program.gates.items()}
         closed = frozenset(j for j, decision in decisions.items() if not decision.open)
         if closed not in programs:
             programs[closed] = program.decided(closed)
         decided.append(Decided(programs[closed], decisions))
     return decided
+
+
+def _decision(index: int, gate: CompiledGate, captured: Captured) -> Decision:
+    try:
+        return gate.decide(captured)
+    except TrimtabError as error:
+        raise error.at(f"interventions[{index}]") from None
 
 
 def _sites(gates: Sequence[CompiledGate]) -> dict[Site, list[int]]:

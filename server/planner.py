@@ -180,7 +180,7 @@ class Planner:
             program = self._programs.get(key)
         if program is None:
             try:
-                program = compile_program(resolved, self._facts)
+                program = compile_program(resolved, self._facts, most_numbers=self._settings.max_program_numbers)
             except TrimtabError as error:
                 raise localised(error, planned) from None
             with self._lock:

@@ -114,6 +114,8 @@ class Settings(BaseSettings):
     max_jobs: int = Field(default=16, ge=1, le=1024, description="Background jobs that may wait or run at once.")
     program_cache: int = Field(default=256, ge=1, le=2**16, description="Compiled programs kept for reuse.")
 
+    max_program_numbers: int = Field(default=2**23, ge=1024, le=2**32, description="Numbers one program may have "
+        "at all its layers together. Every touched token reads them in every step, and each takes 4 bytes in a slot.")
     step_limit: float = Field(default=10_000.0, ge=0, le=1e30, description="Largest relative step: how far an "
         "intervention may move a token's activation, in multiples of its own norm. 0: no limit.")
     step_limit_action: Literal["refuse", "clip"] = Field(default="refuse", description="refuse: a request with a "

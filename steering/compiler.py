@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from steering.dose import Calibrated, canonical, canonical_scope
-from steering.errors import ArtifactMismatch, InvalidSpec, NotCalibrated, TrimtabError, UnsupportedSite
+from steering.errors import ArtifactMismatch, InvalidSpec, NotCalibrated, ProgramTooLarge, TrimtabError, UnsupportedSite
 from steering.facts import ModelFacts
 from steering.gate import check_token_gate, compile_gate, gated_row
 from steering.inline import inline_payload, parse_options, split_inline
@@ -33,19 +33,29 @@ _UNBOUNDED: Mapping[str, tuple[str, ...]] = {"clamp": ("low", "high"), "route": 
 MULTI_SITES: tuple[Site, ...] = ("resid_pre", "attn_out", "mlp_out")
 
 
-def compile_program(resolved: Sequence[Resolved], facts: ModelFacts) -> Program:
+def compile_program(resolved: Sequence[Resolved], facts: ModelFacts, *, most_numbers: int | None = None) -> Program:
     """Compile interventions in order.
 
+    Args:
+        most_numbers: that the program may have, at all layers together: what every touched token reads.
+
     Raises:
+        ProgramTooLarge: it has more. Refused at the intervention that goes over it, before the next is compiled.
         TrimtabError: typed, with `param` such as `interventions[1].layers`.
     """
     if len(resolved) > MAX_INTERVENTIONS:
         raise InvalidSpec(f"{len(resolved)} interventions in all, at most {MAX_INTERVENTIONS} are allowed",
                           param="interventions")
-    compiled = []
+    compiled: list[Compiled] = []
+    numbers = 0
     for i, item in enumerate(resolved):
         try:
             compiled.append(_compile_one(item, facts))
+            numbers += compiled[-1].numbers
+            if most_numbers is not None and numbers > most_numbers:
+                raise ProgramTooLarge(f"the spec has {numbers} numbers up to this intervention, at all its layers; "
+                                      f"this server allows {most_numbers}",
+                                      fix="Act at fewer layers, or with a lower rank.")
         except TrimtabError as error:
             if item.source is not None and error.param is not None and error.param.startswith("inline"):
                 error.param = "artifact"

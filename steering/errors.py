@@ -63,6 +63,12 @@ class PayloadTooLarge(InvalidRequest):
     status, code = 413, "payload_too_large"
 
 
+class ProgramTooLarge(InvalidRequest):
+    """A spec whose numbers are more than the server lets one program have."""
+
+    status, code = 413, "program_too_large"
+
+
 class UnsupportedSite(InvalidRequest):
     """The loaded model or the engine does not offer this site or this op at this site."""
 

@@ -9,13 +9,14 @@ A gate of `when: "token"` is decided by the kernel, for each token, from the act
 intervention acts; it is a part of the row.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
-from steering.errors import InvalidSpec, TrimtabError
+from steering.errors import InvalidSpec, SteeringOverflow, TrimtabError
 from steering.facts import ModelFacts
 from steering.ops.base import Row
 from steering.reading import Reader, compile_reader
@@ -68,7 +69,13 @@ class CompiledGate:
     when: Literal["prompt", "token"]
 
     def decide(self, captured: Captured) -> Decision:
+        """Raises SteeringOverflow for a score that is not finite: that is neither side of a threshold."""
         scores = tuple(condition.scores(captured) for condition in self.conditions)
+        for condition, found in zip(self.conditions, scores, strict=True):
+            for layer, score in found.items():
+                if not math.isfinite(score):
+                    raise SteeringOverflow(f"the score of {condition.reader.ref} at layer {layer} is not finite, so "
+                                           "the gate cannot be decided", param="gate", fix="Scale the probe down.")
         met = [condition.met(found) for condition, found in zip(self.conditions, scores, strict=True)]
         return Decision(all(met) if self.rule == "all" else any(met), scores)
 
@@ -118,6 +125,8 @@ def gated_row(row: Row, condition: Condition, layer: int) -> Row:
     sign = 1.0 if condition.direction == "above" else -1.0
     weight = tensors["weight"] if "weight" in tensors else tensors["vector"]
     bias = tensors["bias"] if "weight" in tensors else torch.tensor(0.0)
+    if not bool(torch.isfinite(bias - condition.threshold)):
+        raise InvalidSpec("the threshold is too far from the probe's bias: numbers overflow", param="gate.threshold")
     return Row(f"gated:{row.kernel}", {**row.tensors, "gate_weight": sign * weight,
                                        "gate_bias": sign * (bias - condition.threshold)})
 

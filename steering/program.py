@@ -47,6 +47,11 @@ class Compiled:
     applied: Applied
     gate: CompiledGate | None = None
 
+    @property
+    def numbers(self) -> int:
+        """Numbers of all rows: what a touched token reads."""
+        return sum(tensor.numel() for row in self.rows.values() for tensor in row.tensors.values())
+
 
 @dataclass(frozen=True)
 class Program:

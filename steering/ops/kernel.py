@@ -45,13 +45,17 @@ def get_kernel(name: str) -> Kernel:
 
 @cache
 def _gated(name: str) -> Kernel:
-    """gate_weight `[n, width]`, gate_bias `[n]`: a token keeps its value, bit for bit, unless weight . h + bias > 0."""
+    """gate_weight `[n, width]`, gate_bias `[n]`: a token keeps its value, bit for bit, unless weight . h + bias > 0.
+
+    A score that is not finite decides nothing: the token becomes NaN, which counts as an overflow of the op.
+    """
 
     inner = _KERNELS[name]
 
     def kernel(h: torch.Tensor, rows: Rows) -> torch.Tensor:
-        holds = (h * rows["gate_weight"]).sum(-1) + rows["gate_bias"] > 0
-        return torch.where(holds.unsqueeze(-1), inner(h, rows), h)
+        score = (h * rows["gate_weight"]).sum(-1) + rows["gate_bias"]
+        gated = torch.where((score > 0).unsqueeze(-1), inner(h, rows), h)
+        return gated.masked_fill(~score.isfinite().unsqueeze(-1), torch.nan)
 
     return kernel
 

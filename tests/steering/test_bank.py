@@ -7,8 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
+from steering import steerer as steering_of
 from steering.bank import Bank
 from steering.compiler import compile_program
 from steering.ops import get_kernel
@@ -337,3 +339,63 @@ def test_plan_is_made_anew_when_a_slot_changes_hands(model: PreTrainedModel) -> 
         bank.release(item)
     steerer.detach()
     assert rows == [[1.0], [2.0]]
+
+
+class _Largest(TorchDispatchMode):
+    """Elements of the largest tensor that is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for item in out if isinstance(out, (tuple, list)) else (out,):
+            # Views and expanded tensors take no memory.
+            if isinstance(item, torch.Tensor) and 0 not in item.stride():
+                self.numel = max(self.numel, item.numel())
+        return out
+
+
+WIDE = 64
+KEY: tuple[Site, int] = ("resid_post", 0)
+
+
+def _matrices(rank: int, seed: int) -> Row:
+    generator = torch.Generator().manual_seed(seed)
+    up, down = (torch.randn(rank, WIDE, generator=generator) for _ in range(2))
+    return Row("affine", {"up": up, "down": down, "bias": torch.randn(rank, generator=generator)})
+
+
+@pytest.mark.parametrize("programs", [1, 3])
+def test_tokens_that_share_matrices_do_not_copy_them(programs: int) -> None:
+    """A matrix of a prompt's tokens is used where it lies, with as many products as there are matrices."""
+    tokens, rank, bank = 96, 16, Bank(4, CPU)
+    rows = [_matrices(rank, seed) for seed in range(programs)]
+    held_by = np.array([bank.acquire(program({KEY: row})) for row in rows], dtype=np.int32)
+    slots = np.repeat(held_by, tokens // programs)
+    stages = plan_step(bank, slots, np.ones(tokens, dtype=np.uint32))[KEY]
+    h = torch.randn(tokens, WIDE, generator=torch.Generator().manual_seed(9))
+    with _Largest() as largest:
+        found = h
+        for stage in stages:
+            found = apply_stage(found, stage)
+    assert largest.numel <= tokens * WIDE
+    expected = torch.stack([
+        x + row.tensors["up"].T @ (row.tensors["down"] @ x + row.tensors["bias"])
+        for x, row in zip(h, [row for row in rows for _ in range(tokens // programs)], strict=True)])
+    assert torch.allclose(found, expected, atol=1e-3)
+
+
+def test_gathered_matrices_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One program a token: the copies are made for a part of the tokens at a time, and nothing else changes."""
+    tokens, rank, bank = 6, 16, Bank(8, CPU)
+    slots = np.array([bank.acquire(program({KEY: _matrices(rank, seed)})) for seed in range(tokens)], dtype=np.int32)
+    (stage,) = plan_step(bank, slots, np.ones(tokens, dtype=np.uint32))[KEY]
+    h = torch.randn(tokens, WIDE, generator=torch.Generator().manual_seed(9))
+    whole = apply_stage(h, stage)
+    monkeypatch.setattr(steering_of, "GATHERED_BYTES", 2 * stage.pool.row_bytes)
+    with _Largest() as largest:
+        parts = apply_stage(h, stage)
+    assert largest.numel <= 2 * rank * WIDE < tokens * rank * WIDE
+    assert torch.allclose(parts, whole, atol=1e-5)
