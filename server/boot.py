@@ -37,7 +37,8 @@ def build(settings: Settings) -> FastAPI:
                            Limits(payload_bytes=settings.max_upload_bytes,
                                   library_bytes=settings.library_bytes or None,
                                   library_names=settings.library_names or None,
-                                  library_versions=settings.library_versions or None))
+                                  library_versions=settings.library_versions or None),
+                           wait_s=settings.database_wait_s)
     engine = load_engine(settings)
     tokenizer = AutoTokenizer.from_pretrained(settings.model)
     end_ids = [*engine.end_ids, tokenizer.eos_token_id]

@@ -11,6 +11,7 @@ from starlette.types import Scope
 from server.errors import InternalError, InvalidJson, MethodNotAllowed, RouteNotFound, Unauthorized, error_body
 from server.metrics import Metrics
 from steering.errors import InvalidRequest, TrimtabError
+from vectors.errors import FAILING, FULL, storage_error
 
 log = structlog.get_logger("trimtab.server")
 # Of nginx: the client closed the connection. Nobody reads it; logs and metrics do.
@@ -54,8 +55,12 @@ def refusal(scope: Scope) -> TrimtabError | None:
     return found if isinstance(found, TrimtabError) else None
 
 
-def report_unexpected(error: BaseException, request_id: str) -> InternalError:
-    """Log an unexpected exception; the error to show carries nothing of it."""
+def report_unexpected(error: BaseException, request_id: str) -> TrimtabError:
+    """Log an unexpected exception; the error to show carries nothing of it. Disks that are full or fail are told as
+    such, wherever that was noticed."""
+    if isinstance(error, OSError) and error.errno in FULL | FAILING:
+        log.error("disk failed", request_id=request_id, error=str(error)[:300])
+        return storage_error(error, "the server cannot use its disk")
     log.error("unexpected error", request_id=request_id, exc_info=error)
     return InternalError(f"the server failed on this request; its id is {request_id}")
 

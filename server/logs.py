@@ -2,9 +2,23 @@
 
 import logging
 import sys
-from typing import Literal
+from contextlib import suppress
+from typing import Literal, TextIO, cast
 
 import structlog
+
+
+class _Unfailing:
+    """Standard error, for log lines: where one cannot be written (a full disk behind it, a closed pipe), the line is
+    lost and what it tells of goes on."""
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
 
 
 def configure_logging(form: Literal["json", "console"]) -> None:
@@ -17,4 +31,4 @@ def configure_logging(form: Literal["json", "console"]) -> None:
         processors=[structlog.contextvars.merge_contextvars, structlog.processors.add_log_level,
                     structlog.processors.TimeStamper(fmt="iso"), *exceptions, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Unfailing())))

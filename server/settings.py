@@ -49,6 +49,8 @@ class Settings(BaseSettings):
                                    "default `trimtab` in the user's cache folder (XDG_CACHE_HOME, ~/.cache).")
     database_url: str | None = Field(default=None,
         description="SQLAlchemy URL of the library; by default SQLite in `data_dir`.")
+    database_wait_s: float = Field(default=10.0, ge=0.1, le=600,
+        description="Seconds a request waits for the library's database while another writer holds it.")
     blob_url: str | None = Field(default=None,
         description="fsspec URL of the blobs; by default a folder in `data_dir`.")
 

@@ -4,14 +4,14 @@ import hashlib
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from fsspec.core import url_to_fs
 
-from vectors.errors import CorruptBlob
+from vectors.errors import CorruptBlob, StorageUnavailable, storage_error
 
 SUFFIX = ".safetensors"
 # Directory of files still being written; never read.
@@ -33,7 +33,8 @@ def digest_of(data: bytes) -> str:
 
 
 class BlobStore:
-    """Blobs under a URL: a local path, `s3://bucket/prefix`, `memory://name`.
+    """Blobs under a URL: a local path, `s3://bucket/prefix`, `memory://name`. All methods raise StorageUnavailable
+    (StorageFull) where the disk or the store fails.
 
     A blob is there whole or not at all: on a local disk it is written beside its place, synced and renamed; object
     stores publish an object only once it is complete.
@@ -45,15 +46,17 @@ class BlobStore:
         self._root: str = root.rstrip("/")
         self._local = "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
         if self._local:
-            os.makedirs(f"{self._root}/{PARTIAL}", exist_ok=True)
+            with self._typed("the folder of blobs cannot be used"):
+                os.makedirs(f"{self._root}/{PARTIAL}", exist_ok=True)
 
     def put(self, data: bytes) -> str:
         """Store durably; returns the digest. A blob that is there already counts as new, which keeps `gc` off it."""
         digest = digest_of(data)
-        if not self._local:
-            self._fs.pipe_file(self._path(digest), data)
-        else:
-            self._put_local(self._path(digest), data, digest)
+        with self._typed("the numbers cannot be stored"):
+            if not self._local:
+                self._fs.pipe_file(self._path(digest), data)
+            else:
+                self._put_local(self._path(digest), data, digest)
         return digest
 
     def get(self, digest: str) -> bytes:
@@ -63,7 +66,8 @@ class BlobStore:
             CorruptBlob: missing, or not what the digest says.
         """
         try:
-            data: bytes = self._fs.cat_file(self._path(digest))
+            with self._typed("the numbers cannot be read", may_lack=True):
+                data: bytes = self._fs.cat_file(self._path(digest))
         except FileNotFoundError as error:
             raise CorruptBlob(f"the blob {digest} is missing", fix="Restore it from a backup.") from error
         if digest_of(data) != digest:
@@ -71,21 +75,38 @@ class BlobStore:
         return data
 
     def exists(self, digest: str) -> bool:
-        return bool(self._fs.exists(self._path(digest)))
+        with self._typed("the store cannot be asked"):
+            return bool(self._fs.exists(self._path(digest)))
 
     def remove(self, stored: Stored) -> None:
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError), self._typed("a file cannot be removed", may_lack=True):
             self._fs.rm_file(stored.path)
 
     def files(self) -> Iterator[Stored]:
         """All blobs and all that is half-written. What else lies there is not the library's."""
-        self._fs.invalidate_cache()
-        now = datetime.now(UTC).timestamp()
-        for path, info in sorted(self._fs.find(self._root, detail=True).items()):
+        with self._typed("the store cannot be listed"):
+            self._fs.invalidate_cache()
+            now = datetime.now(UTC).timestamp()
+            found = sorted(self._fs.find(self._root, detail=True).items())
+        for path, info in found:
             stem = path.rsplit("/", 1)[-1].removesuffix(SUFFIX)
             whole = self._path(stem) == path
             if whole or path.startswith(f"{self._root}/{PARTIAL}/"):
                 yield Stored(path, stem if whole else None, now - _modified(info), int(info.get("size") or 0))
+
+    @contextmanager
+    def _typed(self, what: str, *, may_lack: bool = False) -> Iterator[None]:
+        """What a disk or a store may fail with, as StorageUnavailable. may_lack: a missing file stays what it is."""
+        try:
+            yield
+        except OSError as error:
+            if may_lack and isinstance(error, FileNotFoundError):
+                raise
+            raise storage_error(error, what) from error
+        except Exception as error:  # each driver of a store has exceptions of its own
+            if self._local:
+                raise
+            raise StorageUnavailable(f"{what}: {type(error).__name__}", fix="Look at the store of blobs.") from error
 
     def _path(self, digest: str) -> str:
         return f"{self._root}/{digest[:2]}/{digest}{SUFFIX}"
@@ -103,6 +124,7 @@ class BlobStore:
 
     def _write(self, path: str, data: bytes) -> None:
         partial = f"{self._root}/{PARTIAL}/{uuid.uuid4().hex}"
+        os.makedirs(f"{self._root}/{PARTIAL}", exist_ok=True)
         try:
             with open(partial, "xb") as file:
                 file.write(data)
@@ -110,7 +132,7 @@ class BlobStore:
                 os.fsync(file.fileno())
             os.replace(partial, path)
         except BaseException:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 os.unlink(partial)
             raise
 

@@ -17,22 +17,23 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import (
     ArgumentError,
     DatabaseError,
+    DataError,
     DBAPIError,
     IntegrityError,
-    InterfaceError,
     NoSuchModuleError,
-    OperationalError,
+    SQLAlchemyError,
 )
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
-from steering.errors import Conflict
-from vectors.errors import LibraryUnavailable
+from steering.errors import Conflict, InvalidRequest, TrimtabError
+from vectors.errors import LibraryUnavailable, StorageFull
 
 Result = TypeVar("Result")
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-BUSY_TIMEOUT_MS = 30_000
+LOCK_WAIT_S = 30.0
 # Serialises migrations of processes that open the same PostgreSQL database at once.
 ADVISORY_LOCK = 0x7472696D
 
@@ -43,8 +44,15 @@ _migrating = threading.Lock()
 class Database:
     """One database, migrated to the newest schema. SQLite files and any other database SQLAlchemy speaks."""
 
-    def __init__(self, url: str) -> None:
-        """Raises LibraryUnavailable: the URL is wrong, the database is out of reach or newer than this code."""
+    def __init__(self, url: str, wait_s: float = LOCK_WAIT_S) -> None:
+        """
+        Args:
+            wait_s: how long to wait for a lock that another writer holds.
+
+        Raises:
+            LibraryUnavailable: the URL is wrong, the database is out of reach or newer than this code.
+        """
+        self._wait_s = wait_s
         try:
             parsed = make_url(url)
             self._sqlite = parsed.get_backend_name() == "sqlite"
@@ -60,12 +68,12 @@ class Database:
         # SQLite reads from one snapshot by nature, others must be told to.
         self._reader = self.engine
         if self._sqlite:
-            _tune_sqlite(self.engine)
+            _tune_sqlite(self.engine, wait_s)
         else:
             self._reader = self.engine.execution_options(isolation_level="REPEATABLE READ")
         with _typed():
             retrying = Retrying(retry=retry_if_exception(_is_conflict), wait=wait_random_exponential(0.05, max=1.0),
-                                stop=stop_after_delay(BUSY_TIMEOUT_MS / 1000), reraise=True)
+                                stop=stop_after_delay(wait_s), reraise=True)
             retrying(self._migrate)
 
     def close(self) -> None:
@@ -83,7 +91,7 @@ class Database:
         `work` runs again where two writers met; it must change nothing but the database.
         """
         retrying = Retrying(retry=retry_if_exception(_is_conflict), wait=wait_random_exponential(0.01, max=1.0),
-                            stop=stop_after_attempt(12) | stop_after_delay(BUSY_TIMEOUT_MS / 1000), reraise=True)
+                            stop=stop_after_attempt(12) | stop_after_delay(self._wait_s), reraise=True)
         try:
             with _typed():
                 result: Result = retrying(self._once, work)
@@ -137,23 +145,34 @@ def alembic_config(connection: Connection, migrations: Path = MIGRATIONS) -> Con
 
 @contextmanager
 def _typed() -> Iterator[None]:
+    """What a database may fail with, as LibraryUnavailable or StorageFull. Conflicts of writers stay what they are."""
     try:
         yield
-    except (OperationalError, InterfaceError) as error:
-        raise LibraryUnavailable(f"the library database cannot be used: {error.orig}") from error
-    except DatabaseError as error:
-        # The class itself is what SQLite answers for a file that is no database; its subclasses are other troubles.
-        if type(error) is not DatabaseError:
-            raise
-        raise LibraryUnavailable(f"the library database is damaged: {error.orig}") from error
+    except IntegrityError:
+        raise
+    except DataError as error:
+        raise InvalidRequest(f"the library database does not take a value: {error.orig}"[:300]) from error
+    except (DBAPIError, PoolTimeout) as error:
+        raise _unavailable(error) from error
 
 
-def _tune_sqlite(engine: Engine) -> None:
+def _unavailable(error: SQLAlchemyError) -> TrimtabError:
+    complaint = str(error.orig if isinstance(error, DBAPIError) else error)
+    if any(sign in complaint.lower() for sign in ("disk is full", "no space left", "disk quota")):
+        return StorageFull(f"the library database cannot be written: {complaint}"[:300],
+                           fix="Make room on the database's disk.")
+    # The class itself is what SQLite answers for a file that is no database.
+    damaged = type(error) is DatabaseError or "malformed" in complaint
+    return LibraryUnavailable(f"the library database {'is damaged' if damaged else 'cannot be used'}: "
+                              f"{complaint}"[:300], fix="Restore it from a backup." if damaged else None)
+
+
+def _tune_sqlite(engine: Engine, wait_s: float) -> None:
     @event.listens_for(engine, "connect")
     def connect(connection: Any, _: object) -> None:
         # Transactions are begun by the handler below: the driver's own begin comes too late for a write lock.
         connection.isolation_level = None
-        for pragma in (f"busy_timeout={BUSY_TIMEOUT_MS}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        for pragma in (f"busy_timeout={int(wait_s * 1000)}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}").close()
 
     @event.listens_for(engine, "begin")

@@ -1,5 +1,8 @@
 """Errors of the library, beside those of `steering.errors`."""
 
+import errno
+import os
+
 from pydantic import ValidationError
 
 from steering.errors import InvalidPayload, InvalidRequest, TrimtabError
@@ -28,6 +31,31 @@ class CorruptBlob(TrimtabError):
     """Stored numbers are missing or do not match their digest: the storage under the library is damaged."""
 
     code = "corrupt_blob"
+
+
+class StorageUnavailable(TrimtabError):
+    """A disk or store cannot be read or written: read-only, failing, out of reach, no right to it."""
+
+    status, code = 503, "storage_unavailable"
+
+
+class StorageFull(StorageUnavailable):
+    """There is no space left on a disk, or none that this process may use."""
+
+    status, code = 507, "storage_full"
+
+
+# What the operating system says of disks, not of programs.
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+FAILING = frozenset({errno.EROFS, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO})
+
+
+def storage_error(error: OSError, what: str) -> StorageUnavailable:
+    """The typed error of one that the operating system reports; `what` could not be done. No path is in it."""
+    reason = os.strerror(error.errno) if error.errno else type(error).__name__
+    if error.errno in FULL:
+        return StorageFull(f"{what}: {reason}", fix="Make room on the server's disk.")
+    return StorageUnavailable(f"{what}: {reason}", fix="Look at the server's disk and its rights.")
 
 
 class LibraryUnavailable(TrimtabError):

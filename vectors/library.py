@@ -21,7 +21,7 @@ from vectors.artifact import Artifact, Limits, Metadata, Patch, check, check_sto
 from vectors.blobs import BlobStore, Stored, digest_of
 from vectors.calibrate.card import Setting as CalibratedSetting
 from vectors.calibrate.card import with_settings
-from vectors.database import Database
+from vectors.database import LOCK_WAIT_S, Database
 from vectors.errors import CorruptBlob, LibraryUnavailable
 from vectors.naming import Ref
 from vectors.paging import Page, fetch
@@ -73,15 +73,17 @@ class Library:
         self._cache_lock = Lock()
 
     @classmethod
-    def open(cls, url: str, blob_url: str, limits: Limits = Limits(), cache_bytes: int = 2**30) -> Self:  # noqa: B008
+    def open(cls, url: str, blob_url: str, limits: Limits = Limits(), cache_bytes: int = 2**30,  # noqa: B008
+             wait_s: float = LOCK_WAIT_S) -> Self:
         """Open a library, creating or migrating what is needed.
 
         Args:
             url: a SQLAlchemy URL, `sqlite:////var/lib/trimtab/library.db` say.
             blob_url: a path or a URL that fsspec knows.
             cache_bytes: memory for artifacts lately used.
+            wait_s: how long to wait for another writer.
         """
-        return cls(Database(url), BlobStore(blob_url), limits, cache_bytes)
+        return cls(Database(url, wait_s), BlobStore(blob_url), limits, cache_bytes)
 
     def close(self) -> None:
         self._database.close()

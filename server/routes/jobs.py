@@ -1,5 +1,6 @@
 """`/v1/jobs`: what runs in the background."""
 
+import anyio
 from fastapi import APIRouter
 from pydantic import BaseModel
 
@@ -14,19 +15,24 @@ class JobList(BaseModel):
     data: list[Job]
 
 
-# Coroutines, although nothing is awaited: jobs belong to the event loop.
+# Coroutines: jobs belong to the event loop.
 @router.get("")
 async def list_jobs(state: State) -> JobList:
     """Newest first."""
+    await anyio.to_thread.run_sync(state.jobs.refresh)
     return JobList(data=state.jobs.list())
 
 
 @router.get("/{id}")
 async def show_job(id: str, state: State) -> Job:
+    if not state.jobs.is_current(id):
+        await anyio.to_thread.run_sync(state.jobs.refresh)
     return state.jobs.get(id)
 
 
 @router.post("/{id}/cancel")
 async def cancel_job(id: str, state: State) -> Job:
     """Ask a job to stop; it does at the next step of its work."""
+    if not state.jobs.is_current(id):
+        await anyio.to_thread.run_sync(state.jobs.refresh)
     return state.jobs.cancel(id)

@@ -1,15 +1,21 @@
 """Background jobs, and extraction as one."""
 
 import asyncio
+import errno
+import os
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from server.errors import TooManyJobs
 from server.jobs import Cancelled, Control, Job, Jobs
+from server.lease import Lease
+from server.settings import Settings
 from steering.errors import Conflict, InvalidRequest, NotFound
 
 PAIRS = [{"positive": f"{good} {noun}", "negative": f"{bad} {noun}", "item": noun}
@@ -111,9 +117,108 @@ async def test_jobs_survive_a_restart_and_unfinished_ones_have_failed(jobs: Jobs
     (tmp_path / "jobs" / "job-broken.json").write_text("{")
     again = Jobs(tmp_path / "jobs", max_jobs=2)
     again.load()
-    assert again.get(first.id) == first
+    assert again.get(first.id) == first and again.get(second.id).status == "running"
+    release(jobs)
+    again.refresh()
     left = again.get(second.id)
     assert left.status == "failed" and left.error is not None and left.error["code"] == "interrupted"
+    await again.stop()
+
+
+def release(jobs: Jobs) -> None:
+    """As the end of its process does, however it comes."""
+    assert jobs._lease is not None
+    os.close(jobs._lease._handle)
+    jobs._lease = None
+
+
+async def wait_for_ever(_: Control) -> dict[str, Any]:
+    await asyncio.Event().wait()
+    return {}
+
+
+async def test_a_second_server_neither_adopts_nor_fails_nor_cancels_what_the_first_one_runs(
+        jobs: Jobs, client: httpx.AsyncClient, settings: Settings, tmp_path: Path) -> None:
+    """The second one is a whole server; the first shares its folder."""
+    first = Jobs(settings.data_dir / "jobs", max_jobs=4)
+    first.load()
+    running, queued = first.submit("a", wait_for_ever), first.submit("b", wait_for_ever)
+    await asyncio.sleep(0)
+    for job in (running, queued):
+        seen = (await client.get(f"/v1/jobs/{job.id}")).json()
+        assert (seen["status"], seen["error"], seen["owner"]) == (job.status, None, job.owner)
+        answer = await client.post(f"/v1/jobs/{job.id}/cancel")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "conflict")
+    assert {job["id"] for job in (await client.get("/v1/jobs")).json()["data"]} == {running.id, queued.id}
+    first.cancel(queued.id)
+    await finished(first, queued)
+    assert (await client.get(f"/v1/jobs/{queued.id}")).json()["status"] == "cancelled"
+    assert running.status == "running"
+    release(first)
+    seen = (await client.get("/v1/jobs")).json()["data"]
+    assert {job["id"]: job["status"] for job in seen} == {running.id: "failed", queued.id: "cancelled"}
+    await first.stop()
+
+
+async def test_a_lease_ends_with_its_process_and_not_before(tmp_path: Path) -> None:
+    script = ("from pathlib import Path; from server.lease import Lease; "
+              f"lease = Lease(Path({str(tmp_path)!r})); print(lease.id, flush=True); input()")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    owner = (await process.stdout.readline()).decode().strip()
+    own = Lease(tmp_path)
+    assert own.held(owner) and own.held(own.id) and own.others() == [owner]
+    process.kill()
+    await process.communicate()
+    assert not own.held(owner) and own.others() == [] and not own.held("../../etc/passwd")
+    assert [path.stem for path in tmp_path.iterdir()] == [own.id]
+    own.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "status", "code"), [
+    (errno.ENOSPC, 507, "storage_full"), (errno.EROFS, 503, "storage_unavailable")])
+async def test_a_submit_that_fails_leaves_no_job(app: FastAPI, client: httpx.AsyncClient, settings: Settings,
+                                                 monkeypatch: pytest.MonkeyPatch, number: int, status: int, code: str
+                                                 ) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    body = {"name": "made", "layers": [1, 2], "token": 0, "pairs": PAIRS}
+    with monkeypatch.context() as patched:
+        patched.setattr("server.jobs.os.replace", fails)
+        answer = await client.post("/v1/extract", json=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert (await client.get("/v1/jobs")).json() == {"data": []}
+    assert not list((settings.data_dir / "jobs").glob("job-*"))
+    # It counts for nothing: as many as ever may run.
+    jobs = app.state.server.jobs
+    for _ in range(settings.max_jobs):
+        jobs.submit("a", wait_for_ever)
+
+
+async def test_a_job_ends_and_is_shown_where_it_can_not_be_recorded(jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+                                                                   ) -> None:
+    gate = asyncio.Event()
+
+    async def work(_: Control) -> dict[str, Any]:
+        await gate.wait()
+        return {"x": 1}
+
+    first, second = jobs.submit("a", work), jobs.submit("b", work)
+    await asyncio.sleep(0)
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr("server.jobs.os.replace", fails)
+    jobs.cancel(second.id)
+    gate.set()
+    assert (await finished(jobs, second)).status == "cancelled"
+    assert (await finished(jobs, first)).result == {"x": 1}
+    with pytest.raises(Conflict):
+        jobs.cancel(first.id)
 
 
 async def test_extraction_over_http(client: httpx.AsyncClient) -> None:

@@ -18,8 +18,8 @@ class Scratch:
         self.layers, self.width = tuple(layers), width
         self._folder = ScratchFolder()
         # Layer first: fitting reads one layer of all texts at once.
-        self._data: npt.NDArray[np.float32] = np.memmap(self._folder.path / "rows", dtype=np.float32, mode="w+",
-                                                        shape=(len(self.layers), num_texts, width))
+        self._data: npt.NDArray[np.float32] = self._folder.array(
+            "rows", np.float32, (len(self.layers), num_texts, width))
 
     def __enter__(self) -> Self:
         return self

@@ -113,8 +113,8 @@ class TypeCache:
         self._size = torch.zeros(len(layers), width, dtype=torch.float64)
         self._positive = torch.zeros(len(layers), width, dtype=torch.float64)
         self._folder = ScratchFolder()
-        self._bits: npt.NDArray[np.uint8] = np.memmap(self._folder.path / "signs", dtype=np.uint8, mode="w+",
-                                                      shape=(len(self.layers), num_tokens, (width + 7) // 8))
+        self._bits: npt.NDArray[np.uint8] = self._folder.array(
+            "signs", np.uint8, (len(self.layers), num_tokens, (width + 7) // 8))
 
     def __enter__(self) -> "TypeCache":
         return self

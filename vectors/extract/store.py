@@ -28,9 +28,8 @@ class ActivationStore:
         self.residual_norm: dict[int, float] = {}
         self._folder = ScratchFolder()
         # Layer first: fitting reads one layer of all texts at once.
-        self._data: npt.NDArray[np.float32] = np.memmap(
-            self._folder.path / "activations", dtype=np.float32, mode="w+",
-            shape=(len(self.layers), num_pairs, 2, width))
+        self._data: npt.NDArray[np.float32] = self._folder.array(
+            "activations", np.float32, (len(self.layers), num_pairs, 2, width))
 
     def __enter__(self) -> Self:
         return self

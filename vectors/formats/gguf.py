@@ -8,8 +8,9 @@ at the output of block N - 1 `direction.N`; llama.cpp adds that to the output of
 
 import re
 import tempfile
-from collections.abc import Collection, Mapping
-from typing import Any, cast
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from pydantic_core import from_json
 from steering.errors import InvalidPayload, InvalidRequest
 from steering.payload import Payload
 from vectors.artifact import Limits, Metadata
-from vectors.errors import InvalidMetadata
+from vectors.errors import InvalidMetadata, storage_error
 from vectors.formats.base import Format, check_size, pick_layers, register
 from vectors.scratch import ScratchFolder
 
@@ -63,9 +64,7 @@ class Gguf(Format):
     def read(self, data: bytes, fields: Mapping[str, Any], limits: Limits) -> tuple[Metadata, Payload]:
         check_size(data, limits)
         # The reader maps an open file as well as a path; what it gives are views, which _directions copies.
-        with tempfile.TemporaryFile() as file:
-            file.write(data)
-            file.flush()
+        with _open_file(data) as file:
             try:
                 with np.errstate(all="raise"):
                     reader = BoundedReader(cast(Any, file))
@@ -98,6 +97,18 @@ class Gguf(Format):
             writer.write_tensors_to_file()
             writer.close()
             return path.read_bytes()
+
+
+@contextmanager
+def _open_file(data: bytes) -> Iterator[IO[bytes]]:
+    """Raises StorageUnavailable."""
+    with tempfile.TemporaryFile() as file:
+        try:
+            file.write(data)
+            file.flush()
+        except OSError as error:
+            raise storage_error(error, "the file cannot be laid down to be read") from error
+        yield file
 
 
 def _notes(reader: GGUFReader) -> dict[str, Any]:
