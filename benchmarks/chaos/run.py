@@ -73,19 +73,23 @@ async def _rounds(server: Server, http: httpx.AsyncClient, settings: Iterator[di
 
 async def _scenario(chaos: Chaos, name: str) -> None:
     chaos.scenario = name
-    started = time.monotonic()
+    started, broken = time.monotonic(), True
     try:
         async with asyncio.timeout(SCENARIO_S):
+            await SCENARIOS[name](chaos)
             if not chaos.server.running:
                 await chaos.restart()
-            await SCENARIOS[name](chaos)
             await chaos.calm()
     except TimeoutError as error:
         chaos.fault(f"it did not end in time: {error}")
-        await chaos.server.kill()
     except httpx.HTTPError as error:
         chaos.fault(f"the server did not answer: {error!r}")
+    else:
+        broken = False
+    if broken:
+        # Those that come next are to find faults of their own.
         await chaos.server.kill()
+        await chaos.restart()
     log.print(f"  {name}: {time.monotonic() - started:.0f} s, {len(chaos.faults)} faults so far", markup=False)
 
 

@@ -98,15 +98,13 @@ async def floods(chaos: Chaos) -> None:
 
 async def switches(chaos: Chaos) -> None:
     """Kill switch and default spec flip under load: each answer is the one of a state that held, and says which."""
-    d_model, num_layers = chaos.innocents.d_model, chaos.innocents.num_layers
-    default = {"interventions": [{"op": "add", "layers": [num_layers // 2], "strength": {"value": 40.0, "unit": "unit"},
-                                  "inline": {"vector": [(-1.0) ** i for i in range(d_model)]}}]}
-    body = chaos.completion(temperature=0, ignore_eos=True)
+    default = {"interventions": [chaos.innocents.intervention()]}
+    body = chaos.completion(temperature=0, ignore_eos=True, logprobs=1)
     plain = await chaos.try_(COMPLETE, body)
     await _set(chaos, "PUT", "/v1/admin/default-spec", default)
     steered = await chaos.try_(COMPLETE, body)
     await _set(chaos, "DELETE", "/v1/admin/default-spec")
-    if plain is None or steered is None or plain.texts == steered.texts or steered.steered != 1:
+    if plain is None or steered is None or (plain.steered, steered.steered) != (0, 1) or plain.same_numbers(steered):
         chaos.fault(f"the default spec does not show: {plain}, {steered}")
         return
     over = asyncio.Event()
@@ -115,11 +113,10 @@ async def switches(chaos: Chaos) -> None:
         while not over.is_set():
             answer = await chaos.try_(COMPLETE, body)
             chaos.counts["answers under flips"] += 1
-            if answer is not None and answer.code is None:
-                expected = steered if answer.steered else plain
-                # A switch that is set while a request runs takes effect within it: then it says so.
-                if answer.texts != expected.texts and not answer.disabled:
-                    chaos.fault(f"a mixture of states: {answer}")
+            # A switch that is set while a request runs takes effect within it: then it says so.
+            if answer is not None and answer.code is None and not answer.disabled and \
+                    not answer.same_as(steered if answer.steered else plain):
+                chaos.fault(f"a mixture of states: {answer}")
 
     watchers = [asyncio.create_task(watch()) for _ in range(3)]
     try:
@@ -127,7 +124,7 @@ async def switches(chaos: Chaos) -> None:
             await _set(chaos, "PUT", "/v1/admin/default-spec", default)
             await _set(chaos, "PUT", "/v1/admin/kill-switch", {"on": True})
             off = await chaos.try_(COMPLETE, body)
-            if off is not None and (not off.disabled or off.steered or off.texts != plain.texts):
+            if off is not None and (not off.disabled or off.steered or not off.same_numbers(plain)):
                 chaos.fault(f"steered although the kill switch is on: {off}")
             await _set(chaos, "PUT", "/v1/admin/kill-switch", {"on": False})
             await _set(chaos, "DELETE", "/v1/admin/default-spec")
