@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.chaos.chaos import HANG_S, Amounts, Chaos, log
+from benchmarks.chaos.chaos import HANG_S, TIMEOUT_S, Amounts, Chaos, log
 from benchmarks.chaos.harness import Readiness, Server
 from benchmarks.chaos.oracle import Innocents
 from benchmarks.chaos.scenarios import SCENARIOS
@@ -23,7 +23,8 @@ SCENARIO_S = 1200.0
 NUM_INNOCENTS = 16
 # By turns: a cache that three long requests fill, and one with room.
 SETTINGS: tuple[dict[str, object], ...] = tuple(
-    {"kv_cache_tokens": tokens, "max_requests": 32, "slots": 16, "log_format": "json"} for tokens in (528, 8192))
+    {"kv_cache_tokens": tokens, "max_requests": 32, "slots": 16, "queue_requests": 200, "queue_tokens": 16384,
+     "request_timeout_s": TIMEOUT_S, "log_format": "json"} for tokens in (528, 8192))
 # Resident memory may grow by this from the first rounds to the last: allocators and caches are never quite still.
 GROWTH_MIB = 96.0
 
