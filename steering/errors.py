@@ -125,3 +125,9 @@ class SlotsExhausted(TrimtabError):
 
 class EngineUnavailable(TrimtabError):
     status, code = 503, "engine_unavailable"
+
+
+class EngineFailed(TrimtabError):
+    """The engine failed on this request, and on this request alone. The log has the details."""
+
+    code = "engine_failed"

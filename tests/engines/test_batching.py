@@ -30,7 +30,7 @@ async def test_prompt_programs_share_prefixes_only_with_equals(start_engine: Any
     first, second = compiled(engine, add(1)), compiled(engine, add(2))
     late = compiled(engine, add(1, scope={"prompt": {"windows": [[20, None]]}}))
     matched: list[tuple[str, int]] = []
-    cache = engine._manager.batch_processor.cache
+    cache = engine.supervisor.manager.batch_processor.cache
     search = cache.search_prefix_match
 
     def recording(request_id: str, prompt_ids: list[int]) -> int:
@@ -70,7 +70,7 @@ async def test_preemption_with_recompute(start_engine: Any) -> None:
                                       for prompt, program in zip(prompts, programs, strict=True)))
 
     resets = 0
-    manager = tight._manager.batch_processor.offloading_manager
+    manager = tight.supervisor.manager.batch_processor.offloading_manager
     offload = manager.offload_requests
 
     def counting() -> Any:

@@ -46,7 +46,7 @@ async def held(engine: TransformersEngine) -> AsyncIterator[None]:
     paused, over = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with engine._manager.pause():  # type: ignore[union-attr]
+        with engine.supervisor.manager.pause():  # type: ignore[union-attr]
             paused.set()
             over.wait(60)
 

@@ -40,7 +40,7 @@ async def until(condition: Callable[[], Any]) -> None:
 
 
 async def all_free(engine: TransformersEngine) -> None:
-    steps, processor = engine.steps, engine._manager.batch_processor
+    steps, processor = engine.steps, engine.supervisor.manager.batch_processor
     await until(lambda: not steps.completions)
     await until(lambda: engine.bank.num_pinned == 0 and not len(engine._turns) and not engine._pass_lock.locked())
     assert not steps._leaving and not steps._given_up and not steps._row_of and steps._num_steered == 0
@@ -52,7 +52,7 @@ async def all_free(engine: TransformersEngine) -> None:
 
 
 def _look(engine: TransformersEngine, processor: Any) -> dict[str, Any]:
-    with engine._manager.pause():
+    with engine.supervisor.manager.pause():
         scheduler, cache = processor.scheduler, processor.cache
         cache.evict_cached_blocks()
         cache.pool.try_to_free_sectors()
@@ -86,7 +86,7 @@ class Reading:
 
 def state_of(engine: TransformersEngine, name: str) -> str:
     """Where the stock scheduler has a request, and how far it is."""
-    scheduler = engine._manager.batch_processor.scheduler
+    scheduler = engine.supervisor.manager.batch_processor.scheduler
     if (state := scheduler.active_requests.get(name)) is not None:
         return str(state.status.name)
     return "waiting" if name in scheduler.waiting_requests else "unknown"
@@ -101,7 +101,7 @@ class Held:
     """Stops the engine's thread before a step of a test's choosing, so that a state lasts as long as the test needs."""
 
     def __init__(self, engine: TransformersEngine) -> None:
-        self._processor = engine._manager.batch_processor
+        self._processor = engine.supervisor.manager.batch_processor
         self._step = self._processor._generation_step
         self.when: Callable[[], bool] = lambda: False
         self.reached, self.go = threading.Event(), threading.Event()
@@ -146,7 +146,7 @@ async def test_when_its_cancellation_is_read_before_it(engine: TransformersEngin
     """The stock loop empties the two queues one after the other; what comes in between must not be lost."""
     first = Reading(engine, "first", PROMPT[:5])
     await held.at(lambda: True)
-    manager = engine._manager
+    manager = engine.supervisor.manager
     late = Reading(engine, "late", PROMPT[:5], add(1), max_tokens=90)
     await until(lambda: not manager.input_queue.empty())
     on_its_way = manager.input_queue.get_nowait()
@@ -199,7 +199,7 @@ async def test_behind_a_full_batch(engine: TransformersEngine, held: Held) -> No
 @pytest.mark.parametrize("leaving_first", ["offloaded", "active"])
 async def test_all_leave_once_one_is_offloaded(engine: TransformersEngine, held: Held, leaving_first: str) -> None:
     """Which blocks new requests until one is over: a cancelled one is over."""
-    scheduler = engine._manager.batch_processor.scheduler
+    scheduler = engine.supervisor.manager.batch_processor.scheduler
     readings = [Reading(engine, f"stream-{n}", [7 + n + (5 * t) % 70 for t in range(12)], add(n), max_tokens=60)
                 for n in range(3)]
     await held.at(lambda: scheduler.block_new_requests)

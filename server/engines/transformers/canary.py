@@ -2,22 +2,25 @@
 
 import asyncio
 import math
+from collections.abc import Callable
 
 import torch
 
-from server.engines.base import Engine, Generation, Sampling
+from server.engines.base import Completion, Engine, Generation, Sampling
 from steering.compiler import compile_program
-from steering.errors import EngineUnavailable, UnsupportedModel
+from steering.errors import EngineFailed, EngineUnavailable, UnsupportedModel
 from steering.program import Program
 from steering.source import Resolved
 from steering.spec import Intervention
 
+Begin = Callable[[Generation], Completion]
 PROMPT = (1, 2, 3, 4, 5)
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
 
 
-async def check_batching(engine: Engine, dtype: torch.dtype = torch.float32) -> None:
-    """Generate a token with and without a program in one batch and compare with plain forward passes.
+async def check_batching(engine: Engine, begin: Begin, dtype: torch.dtype = torch.float32) -> None:
+    """Generate a token with and without a program in one batch and compare with plain forward passes. `begin`: makes a
+    completion in an engine that serves nobody yet.
 
     Raises:
         UnsupportedModel: the batching loop cannot run this model, or gives other log-probabilities than it should.
@@ -26,9 +29,9 @@ async def check_batching(engine: Engine, dtype: torch.dtype = torch.float32) -> 
     prompt = [token % facts.vocab_size for token in PROMPT]
     program = _program(engine)
     try:
-        got = await asyncio.gather(_first(engine, prompt, None, "canary-0"),
-                                   _first(engine, prompt, program, "canary-1"))
-    except EngineUnavailable as error:
+        got = await asyncio.gather(_first(begin, prompt, None, "canary-0"),
+                                   _first(begin, prompt, program, "canary-1"))
+    except (EngineUnavailable, EngineFailed) as error:
         raise UnsupportedModel(f"transformers' continuous batching cannot run {facts.family} ({error.message})",
                                param="model") from error
     for (token, logprob), acting in zip(got, (None, program), strict=True):
@@ -50,8 +53,8 @@ def _program(engine: Engine) -> Program | None:
     return compile_program([Resolved(push)], engine.facts)
 
 
-async def _first(engine: Engine, prompt: list[int], program: Program | None, request_id: str) -> tuple[int, float]:
-    completion = engine.generate(Generation(request_id, prompt, Sampling(max_tokens=1, temperature=0.0, logprobs=0),
+async def _first(begin: Begin, prompt: list[int], program: Program | None, request_id: str) -> tuple[int, float]:
+    completion = begin(Generation(request_id, prompt, Sampling(max_tokens=1, temperature=0.0, logprobs=0),
                                             program))
     token = [token async for token in completion][0]
     assert token.logprob is not None

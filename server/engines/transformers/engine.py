@@ -3,7 +3,7 @@
 import asyncio
 import math
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import groupby
@@ -14,7 +14,6 @@ import structlog
 import torch
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
-from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
 
 from server.effects.divergence import Divergence, ResidualShift, residual_shift
 from server.engines.base import (
@@ -26,6 +25,7 @@ from server.engines.base import (
     Engine,
     Generation,
     Scores,
+    Unready,
 )
 from server.engines.checks import check_capture, check_compare, check_room, check_tokens
 from server.engines.transformers.canary import check_batching
@@ -37,6 +37,8 @@ from server.engines.transformers.options import EngineOptions
 from server.engines.transformers.router import TokenRouter
 from server.engines.transformers.running import EngineCompletion, Failure, Running
 from server.engines.transformers.steps import Steps
+from server.engines.transformers.stock import Manager, check_stock
+from server.engines.transformers.supervisor import Supervisor
 from server.engines.turns import Turns
 from server.threads import in_thread
 from steering.bank import Bank
@@ -53,24 +55,6 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 # Each text of a pass may end elsewhere, and logits are made for every text at every end.
 TEXTS_PER_PASS = 16
-
-
-class _Manager(ContinuousBatchingManager):
-    """The stock manager, with Trimtab's steps bound to each batch processor it makes."""
-
-    def __init__(self, steps: Steps, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._steps = steps
-        self._bound: Any = None
-        self.output_router = TokenRouter(steps)
-
-    def _create_batch_processor(self) -> Any:
-        # The stock method hands an existing processor out again, reset.
-        processor = super()._create_batch_processor()
-        if processor is not self._bound:
-            self._steps.bind(processor)
-            self._bound = processor
-        return processor
 
 
 class TransformersEngine(Engine):
@@ -91,36 +75,39 @@ class TransformersEngine(Engine):
         self.watch = Watch(self.model, self.facts.num_layers - 1)
         self.steps = Steps(self.steerer, self.bank, self.watch, options.step_limit, self._retired)
         self.forward = ForwardPass(self.model, self.facts.num_layers - 1, self.watch, options.step_limit)
-        self._manager: _Manager | None = None
+        self.supervisor = Supervisor(options, self.steps, make=self._make_manager, prove=self._prove,
+                                     advanced=self._advanced)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._turns = Turns(self.bank, most_waiting=options.slot_queue, wait_s=options.slot_wait_s)
         self._pass_lock = asyncio.Lock()
+        self._passes = 0
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        if self.options.self_test:
-            self.selftest = await in_thread(partial(run_selftest, self.model, self.facts))
-            if self.selftest.missed:
-                log.warning("sites_not_reached", missed=[f"{s}[{n}]" for s, n in self.selftest.missed])
-            self.facts = narrowed(self.facts, self.selftest)
-        self._manager = await in_thread(self._make_manager)
-        self._manager.start()
-        if self.options.self_test:
-            await check_batching(self, self.model.dtype)
+        check_stock()
+        try:
+            await self.supervisor.start()
+        except BaseException:
+            await self.stop()
+            raise
 
     async def stop(self) -> None:
-        if self._manager is not None:
-            manager, self._manager = self._manager, None
-            await in_thread(partial(manager.stop, block=True, hard_stop=True))
+        await self.supervisor.stop()
         self.steerer.detach()
         self.forward.steerer.detach()
         self.watch.detach()
 
     def generate(self, generation: Generation) -> EngineCompletion:
+        condition = self.condition()
+        if not condition.ready:
+            raise condition.error()
+        return self._completion(generation)
+
+    def _completion(self, generation: Generation) -> EngineCompletion:
         self._check(generation)
         seed = generation.sampling.seed
         running = Running.build(generation, secrets.randbits(63) if seed is None else seed % 2**63)
-        return EngineCompletion(running, self._admit, self._leave, self.steps.touched, self._explain)
+        return EngineCompletion(running, self._admit, self.supervisor.leave, self.steps.touched, self._explain)
 
     async def score(self, token_ids: Sequence[int], program: Program | None = None, *, prompt_length: int | None = None,
                     roles: Sequence[str] | None = None, full: bool = False) -> Scores:
@@ -197,7 +184,8 @@ class TransformersEngine(Engine):
                 "self_test": self.selftest is not None, "sites": sites}
 
     def stats(self) -> dict[str, float]:
-        processor = None if self._manager is None else self._manager.batch_processor
+        manager = self.supervisor.manager
+        processor = None if manager is None else manager.batch_processor
         scheduler = None if processor is None else processor.scheduler
         active = 0 if scheduler is None else len(scheduler.active_requests)
         total = 0 if processor is None else processor.cache.num_blocks
@@ -212,9 +200,10 @@ class TransformersEngine(Engine):
         return min(self.facts.context_length, self.options.kv_cache_tokens)
 
     def condition(self) -> Condition:
-        if self._manager is not None and self._manager.is_running():
-            return Condition(ready=True)
-        return Condition(ready=False, reason="starting" if self._loop is None else "stopped")
+        return self.supervisor.condition()
+
+    def restarts(self) -> Mapping[Unready, int]:
+        return self.supervisor.restarts()
 
     # Admission: a slot, then the engine's queue.
 
@@ -228,24 +217,10 @@ class TransformersEngine(Engine):
             self._retired(running)
             raise
         try:
-            self._enqueue(running)
+            self.supervisor.enqueue(running)
         except BaseException:
             self.steps.retire(running.request_id)
             raise
-
-    def _enqueue(self, running: Running) -> None:
-        sampling = running.generation.sampling
-        stops = [-1] if sampling.ignore_eos or not sampling.stop_token_ids else list(sampling.stop_token_ids)
-        accepted = None if self._manager is None else self._manager.add_request(
-            list(running.token_ids), request_id=running.request_id, max_new_tokens=sampling.max_tokens - running.before,
-            streaming=True, eos_token_id=stops)
-        if accepted is None:
-            raise EngineUnavailable("the engine does not accept requests")
-
-    def _leave(self, running: Running) -> None:
-        if self.steps.leave(running.request_id) and self._manager is not None:
-            # Also wakes the loop.
-            self._manager.cancel_request(running.request_id)
 
     async def _explain(self, running: Running, failure: Failure) -> TrimtabError:
         """Why a completion was given up. What overflowed behind the interventions may be the model's own doing: a pass
@@ -275,9 +250,9 @@ class TransformersEngine(Engine):
         """Run `work` in a thread while the generation loop is paused. One at a time, as all of them use one set of
         hooks, and whoever leaves stays until its thread has ended."""
         async with self._pass_lock:
-            manager = self._manager
-            if manager is None or not manager.is_running():
-                raise EngineUnavailable("the engine does not run")
+            manager = self.supervisor.usable
+            if manager is None:
+                raise self.condition().error()
 
             def paused() -> T:
                 with ExitStack() as stack:
@@ -285,7 +260,9 @@ class TransformersEngine(Engine):
                         stack.enter_context(manager.pause())
                     except RuntimeError as error:
                         raise EngineUnavailable("the engine stopped before it could measure") from error
-                    return work()
+                    result = work()
+                    self._passes += 1
+                    return result
 
             # In no other queue for threads: a measurement that has its turn begins.
             return await in_thread(paused, limiter=anyio.CapacityLimiter(1))
@@ -293,15 +270,29 @@ class TransformersEngine(Engine):
     # Checks and set-up.
 
     def _check(self, generation: Generation) -> None:
-        if not self.alive:
-            raise EngineUnavailable("the engine does not run")
         check_tokens(generation.prompt_ids, self.facts)
         check_room(generation, self.max_sequence_tokens)
         if generation.request_id in self.steps.completions:
             raise InvalidRequest(f"request id {generation.request_id} is in use", param="request_id")
 
+    def _advanced(self) -> tuple[int, bool]:
+        return self.steps.done + self._passes, bool(self.steps.completions) or self._pass_lock.locked()
+
+    def _make_manager(self) -> Manager:
+        """Proves that the model is reached, and makes what runs it."""
+        if self.options.self_test:
+            self.selftest = run_selftest(self.model, self.facts)
+            if self.selftest.missed:
+                log.warning("sites_not_reached", missed=[f"{s}[{n}]" for s, n in self.selftest.missed])
+            self.facts = narrowed(self.facts, self.selftest)
+        return self._stock_manager()
+
+    async def _prove(self) -> None:
+        if self.options.self_test:
+            await check_batching(self, self._completion, self.model.dtype)
+
     @torch.no_grad()
-    def _make_manager(self) -> _Manager:
+    def _stock_manager(self) -> Manager:
         options = self.options
         config = ContinuousBatchingConfig(
             page_size=options.page_size,
@@ -313,8 +304,8 @@ class TransformersEngine(Engine):
             # time, and no graphs of fixed shape.
             use_async_batching=False, use_cuda_graph=False)
         generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0, max_new_tokens=1)
-        manager = _Manager(self.steps, model=self.model, generation_config=generation,
-                           continuous_batching_config=config)
+        manager = Manager(self.steps.bind, TokenRouter(self.steps), model=self.model, generation_config=generation,
+                          continuous_batching_config=config)
         manager.warmup()
         return manager
 

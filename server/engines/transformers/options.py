@@ -23,6 +23,9 @@ class EngineOptions:
         page_size: tokens of one cache page, the unit of prefix sharing.
         share_prefixes: reuse cached prefixes between requests that do the same to them.
         step_limit: relative steps that are carried out and what is done with larger ones.
+        stall_s: how long work may wait without a step or a pass that ends before the loop is taken to hang.
+        restart_limit: starts in a row that may fail before only a new process helps. back_off_s: seconds before each;
+            the last one repeats.
         self_test: prove at start that every offered site is reached.
     """
 
@@ -40,3 +43,6 @@ class EngineOptions:
     share_prefixes: bool = True
     step_limit: StepLimit = UNLIMITED
     self_test: bool = True
+    stall_s: float = 60.0
+    restart_limit: int = 6
+    back_off_s: tuple[float, ...] = (0.1, 1.0, 2.0, 5.0, 15.0, 30.0)

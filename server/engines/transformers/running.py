@@ -34,6 +34,7 @@ class Running:
     choices: what the sampler reported, one per generated token.
     before: generated tokens that the loop was given as part of the prompt. delivered: of those that it generates
     itself, how many were handed over.
+    epoch: the loop that it was given to. moves: how often it was taken over by another one.
     """
 
     generation: Generation
@@ -48,6 +49,8 @@ class Running:
     choices: list[Choice] = field(default_factory=list)
     before: int = 0
     delivered: int = 0
+    epoch: int | None = None
+    moves: int = 0
 
     @classmethod
     def build(cls, generation: Generation, seed: int) -> "Running":
@@ -66,6 +69,16 @@ class Running:
     @property
     def request_id(self) -> str:
         return self.generation.request_id
+
+    @property
+    def whole(self) -> bool:
+        """Whether every token that was drawn has been handed over, so that it can go on from there."""
+        return len(self.choices) == self.before + self.delivered
+
+    def rewind(self, token_ids: list[int]) -> None:
+        """Forget what was drawn after these tokens. The same numbers will be drawn for them again."""
+        del self.token_ids[len(token_ids):]
+        del self.choices[len(token_ids) - len(self.generation.prompt_ids):]
 
     def touched(self, processed: int, measured: Measured | None) -> list[Touched]:
         """Per intervention of the request's program, tokens acted on among the first `processed` ones; an intervention

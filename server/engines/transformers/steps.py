@@ -3,7 +3,8 @@
 The stock engine is not forked: bound methods of one batch processor are wrapped when it is made (`bind`), and
 `stock.py` holds what is expected of them.
   clear_cancelled_requests  begins each round -> who left is gone from every table, whatever state it was in
-  schedule_batch  chooses who takes part -> what was held back for one that left is let go
+  schedule_batch  chooses who takes part -> what was held back for one that left is let go; after a step that raised,
+      one at a time (`suspects.py`)
   prepare_batch_tensors  knows which tokens of which requests come next -> the steering plan of the batch
   _generation_step  runs the forward pass -> the plan is carried out around it, and what was not finite is told
   _sample  has the logits -> tokens per request's own settings and seed
@@ -28,9 +29,10 @@ from server.engines.transformers.handover import on_loop
 from server.engines.transformers.measured import Indices, MeasuredTable
 from server.engines.transformers.running import EngineCompletion, Failure, Overflow, Running, SaltedIds
 from server.engines.transformers.sampler import NO_TOKEN, choices, sample
+from server.engines.transformers.suspects import Suspects
 from steering.bank import Bank
 from steering.containment import Fault, StepLimit
-from steering.errors import InvalidRequest
+from steering.errors import EngineFailed, InvalidRequest, TrimtabError
 from steering.plan import StepPlan
 from steering.record import Record
 from steering.steerer import Steerer
@@ -65,6 +67,9 @@ class Batch:
         return int(self.owners[token]), int(self.positions[token])
 
 
+NOBODY = Batch([], *(np.zeros(0, dtype=np.int64),) * 4)
+
+
 class Steps:
     """Running completions and the steps they take part in. `on_retired` is called from the engine's thread.
 
@@ -97,11 +102,13 @@ class Steps:
         self._num_steered = 0
         # Of the step at hand: its plan, its batch, who gets a token, and whether the pass was finite.
         self._plan: StepPlan = {}
-        self._batch = Batch([], *(np.zeros(0, dtype=np.int64),) * 4)
+        self._batch = NOBODY
         self._sampling: list[Running] = []
         self._examined: Examined | None = None
         self._broken = False
         self._voiceless: list[str] = []
+        self._unplanned: Exception | None = None
+        self._under_way = False
 
     # Admission and end, called with the request's slot already pinned.
 
@@ -130,19 +137,20 @@ class Steps:
         with self._lock:
             return None if request_id in self._leaving else self.completions.get(request_id)
 
-    def leave(self, request_id: str) -> bool:
-        """Have a completion dropped before the next step. False if it is gone already."""
+    def leave(self, running: Running) -> bool:
+        """Have a completion dropped before the next step. False if it is not known here."""
         with self._lock:
-            known = request_id in self.completions
-            if known:
-                self._leaving.add(request_id)
-            return known
+            found = self.completions.get(running.request_id)
+            if found is None or found.running is not running:
+                return False
+            self._leaving.add(running.request_id)
+            return True
 
     def fail(self, request_id: str, failure: Failure) -> None:
         """End one completion of the step that is under way; called from the engine's thread. Its reader gets `failure`,
         the step's token is dropped, none of its pages are shared."""
         completion = self.open(request_id)
-        if completion is not None and self.leave(request_id):
+        if completion is not None and self.leave(completion.running):
             self._given_up.add(request_id)
             with self._lock:
                 completion.running.measured = self._measured.of(self._row_of[request_id])
@@ -175,6 +183,10 @@ class Steps:
             processed, measured = int(self._table[row, 2]), self._measured.of(row)
         return running.touched(processed, measured)
 
+    def in_step(self) -> frozenset[str]:
+        """Who takes part in the step that is under way; in that of a loop that ended, if it ended in one."""
+        return frozenset(self._batch.request_ids) if self._under_way else frozenset()
+
     # The steps, called from the engine's thread.
 
     def bind(self, processor: Any) -> None:
@@ -182,12 +194,30 @@ class Steps:
         ios, cache, scheduler = processor.inputs_and_outputs, processor.cache, processor.scheduler
         prepare, step, search = ios.prepare_batch_tensors, processor._generation_step, cache.search_prefix_match
         clear, schedule = scheduler.clear_cancelled_requests, scheduler.schedule_batch
+        suspects = Suspects(processor, self._raised, self._rewind)
 
         def prepare_batch_tensors(requests_in_batch: list[FutureRequestState], *args: Any, **kwargs: Any) -> None:
-            self._prepare(requests_in_batch)
+            self._under_way, self._unplanned = True, None
+            try:
+                self._prepare(requests_in_batch)
+            except Exception as error:  # raised where the step is, and its requests can be told apart
+                self._unplanned = error
             prepare(requests_in_batch, *args, **kwargs)
 
         def generation_step(model: Any) -> None:
+            try:
+                if self._unplanned is not None:
+                    raise self._unplanned
+                carry_out(model)
+            except Exception as error:
+                self.watch.forget()
+                if not suspects.caught(error):
+                    raise
+            else:
+                suspects.passed()
+            self.done += 1
+
+        def carry_out(model: Any) -> None:
             self._examined, self._broken, self._voiceless = None, False, []
             with self.steerer.acting(self._plan, self.limit) as record:
                 step(model)
@@ -197,13 +227,13 @@ class Steps:
                     step(model)
             self._settle(record)
             self.watch.forget()
-            self.done += 1
 
         def search_prefix_match(request_id: str, prompt_ids: list[int]) -> int:
             matched: int = search(request_id, self._salted(request_id, prompt_ids))
             return matched
 
         def clear_cancelled_requests() -> Any:
+            self._under_way = False
             # The stock queue of cancellations may be read before the request it is for has come; this set is kept until
             # the request is found.
             with self._lock, scheduler._cancellation_lock:
@@ -220,7 +250,7 @@ class Steps:
             # ever let them in.
             if not scheduler.active_requests:
                 scheduler.block_new_requests = False
-            return schedule(token_budget, cache_budget)
+            return suspects.schedule(schedule, token_budget, cache_budget)
 
         ios.prepare_batch_tensors = prepare_batch_tensors
         processor._generation_step = generation_step
@@ -245,7 +275,27 @@ class Steps:
             return token_ids
         return SaltedIds(token_ids, completion.running)
 
+    def _raised(self, request_id: str, error: Exception) -> None:
+        """Alone in a step that raised."""
+        self.fail(request_id, error if isinstance(error, TrimtabError) else EngineFailed(
+            f"the engine failed on this request ({type(error).__name__})"))
+        self.retire(request_id)
+
+    def _rewind(self, request_id: str, token_ids: list[int]) -> None:
+        """Undo for one completion what the step at hand noted."""
+        running = self.completions[request_id].running
+        known = len(token_ids)
+        running.rewind(token_ids)
+        with self._lock:
+            if request_id in self._batch.request_ids:
+                place = self._batch.request_ids.index(request_id)
+                self._table[self._batch.rows[place], 2] = self._batch.known[place]
+            if running.touch is not None:
+                rest = slice(running.base + known, running.base + len(running.touch.on))
+                self._arena.on[rest], self._arena.off[rest] = running.touch.on[known:], running.touch.off[known:]
+
     def _prepare(self, batch: Sequence[FutureRequestState]) -> None:
+        self._batch = NOBODY
         row_of = self._row_of
         columns = np.array([(row_of[item.state.request_id], item.state.position_offset, item.query_length)
                             for item in batch], dtype=np.int64)
