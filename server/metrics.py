@@ -1,5 +1,6 @@
 """Prometheus metrics, in a registry of their own. Labels are routes, codes and a bounded set of names, never input."""
 
+import threading
 from collections.abc import Iterable
 
 from prometheus_client import generate_latest
@@ -36,6 +37,15 @@ class Metrics:
                              f"{MAX_ARTIFACT_LABELS} names.", ["artifact", "op"], registry=r)
         self._engine = Gauge("trimtab_engine", "Gauges of the engine: running, waiting, slots, cache blocks.",
                              ["stat"], registry=r)
+        self._ready = Gauge("trimtab_engine_ready", "1 while the engine serves requests.", registry=r)
+        self._live = Gauge("trimtab_engine_live", "0 when only a new process helps.", registry=r)
+        self._restarts = Counter("trimtab_engine_restarts", "Restarts of the engine, by what was wrong.", ["reason"],
+                                 registry=r)
+        # There from the start: a series that begins at one shows no rise.
+        self._restarts_told = dict.fromkeys(("restarting", "stalled"), 0)
+        for reason in self._restarts_told:
+            self._restarts.labels(reason)
+        self._rendering = threading.Lock()
         self._names: set[str] = set()
 
     def answered(self, route: str, method: str, status: int, elapsed_s: float) -> None:
@@ -65,8 +75,15 @@ class Metrics:
             self._uses.labels(self._bounded(item.artifact), item.op).inc()
 
     def render(self, engine: Engine) -> bytes:
-        for stat, value in engine.stats().items():
-            self._engine.labels(stat).set(value)
+        with self._rendering:
+            for stat, value in engine.stats().items():
+                self._engine.labels(stat).set(value)
+            condition = engine.condition()
+            self._ready.set(condition.ready)
+            self._live.set(condition.live)
+            for reason, count in engine.restarts().items():
+                self._restarts.labels(reason).inc(count - self._restarts_told.get(reason, 0))
+                self._restarts_told[reason] = count
         return generate_latest(self.registry) + engine.metrics()
 
     def _bounded(self, ref: str | None) -> str:

@@ -23,3 +23,23 @@ async def test_health_follows_the_engine(client: httpx.AsyncClient, engine: Scri
         error = answers["/ready"].json()["error"]
         assert error["code"] == "engine_unavailable" and str(state.error().message) in error["message"]
         assert answers["/ready"].headers["Retry-After"] == str(int(state.retry_after_s or 1))
+
+
+async def test_metrics_tell_condition_and_restarts(client: httpx.AsyncClient, engine: ScriptedEngine,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    async def lines() -> list[str]:
+        return (await client.get("/metrics")).text.splitlines()
+
+    found = await lines()
+    for line in ("trimtab_engine_ready 1.0", "trimtab_engine_live 1.0",
+                 'trimtab_engine_restarts_total{reason="restarting"} 0.0',
+                 'trimtab_engine_restarts_total{reason="stalled"} 0.0'):
+        assert line in found
+    monkeypatch.setattr(engine, "restarts", lambda: {"restarting": 2, "stalled": 1})
+    engine.state = Condition(ready=False, live=False, reason="hung")
+    for _ in range(2):
+        found = await lines()
+    for line in ("trimtab_engine_ready 0.0", "trimtab_engine_live 0.0",
+                 'trimtab_engine_restarts_total{reason="restarting"} 2.0',
+                 'trimtab_engine_restarts_total{reason="stalled"} 1.0'):
+        assert line in found
