@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     kv_cache_tokens: int = Field(default=32768, ge=64,
         description="Tokens the key-value cache holds, for all requests together.")
     engine_stall_s: float = Field(default=60.0, ge=1, le=86400,
-        description="Seconds that work may wait without a step or a measuring pass that ends before the engine is taken "
+        description="Seconds that work may wait without a step or measuring pass that ends before the engine is taken "
         "to hang; longer than the longest of them.")
     engine_restart_limit: int = Field(default=6, ge=0, le=1000,
         description="Starts of the engine in a row that may fail, or not last, before /health/live says that only a "
