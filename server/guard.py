@@ -131,9 +131,9 @@ class GuardedCompletion(Completion):
         """Tokens as they were first fed to the model, each under the program of its time."""
         prompt, length = self.generation.prompt_ids, len(self.generation.prompt_ids)
         counts: list[Touched] = [Touched(0, 0)] * len(self._factors)
+        ids = [*prompt, *self._generated]
         for n, part in enumerate(self.parts):
             stop = self.parts[n + 1].start if n + 1 < len(self.parts) else len(self._generated)
-            ids = [*prompt, *self._generated]
             touch = touch_map(part.program.scopes, prompt, len(self._generated), self.generation.roles)
             acting = touch if part.program.acting else None
             # The last token that a part made is fed in the part after it.

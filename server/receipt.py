@@ -14,7 +14,7 @@ from server.guard import Event
 from server.monitor import MonitorReport
 from server.planner import Plan
 from steering.gate import CompiledGate, Decision
-from steering.scope import bits_at, touch_map
+from steering.scope import Bits, bits_at, touch_map
 from steering.spec import Direction, Form, Op, Pool, Site
 
 # Of the artifact's own strength, from which on a receipt warns.
@@ -144,12 +144,14 @@ class Outcome:
 def receipt(plan: Plan, outcomes: Sequence[Outcome], engine: str, effects: Effects | None = None,
             monitor: Sequence[MonitorReport] = ()) -> Receipt:
     ordered = sorted(outcomes, key=lambda outcome: outcome.index)
+    # One look at all tokens of a choice tells of every intervention.
+    bits = {o.index: _bits(o) for o in ordered} if plan.report == "tokens" and plan.program is not None else {}
     applied = []
     for j, (planned, compiled) in enumerate(zip(plan.planned, plan.program.compiled if plan.program else (),
                                                 strict=True)):
         facts = compiled.applied
         choices = [ChoiceCounts(index=o.index, prompt=o.touched[j].prompt, generation=o.touched[j].generation,
-                                positions=_positions(o, j) if plan.report == "tokens" else None,
+                                positions=_positions(o, j, bits[o.index]) if o.index in bits else None,
                                 guard=_guarded(o, j), gate=_decision(o.decided.gates.get(j)),
                                 step=_step(o.touched[j]))
                    for o in ordered]
@@ -204,17 +206,19 @@ def _guarded(outcome: Outcome, j: int) -> list[GuardEvent]:
             for e in outcome.events if e.intervention == j]
 
 
-def _positions(outcome: Outcome, j: int) -> list[int]:
-    """Positions that intervention j touched, among as many tokens as the engine says it processed."""
+def _bits(outcome: Outcome) -> Bits:
+    """Which interventions touch each token of prompt and completion."""
     program = outcome.decided.program
     assert program is not None
-    if not program.compiled[j].rows:
-        return []
     touch = touch_map(program.scopes, outcome.prompt_ids, len(outcome.generated_ids), outcome.roles)
     ids = np.asarray([*outcome.prompt_ids, *outcome.generated_ids], dtype=np.int64)
-    bits = bits_at(touch, program.rules, np.arange(len(ids)), ids)
-    found = np.flatnonzero(bits & np.uint32(1 << j))
+    return bits_at(touch, program.rules, np.arange(len(ids)), ids) & np.uint32(program.acting)
+
+
+def _positions(outcome: Outcome, j: int, bits: Bits) -> list[int]:
+    """Positions that intervention j touched, among as many tokens as the engine says it processed."""
+    found, length = np.flatnonzero(bits & np.uint32(1 << j)), len(outcome.prompt_ids)
     prompt, generation = outcome.touched[j].prompt, outcome.touched[j].generation
-    in_prompt = found[found < touch.prompt_length][:prompt]
-    in_generation = found[found >= touch.prompt_length][:generation]
+    in_prompt = found[found < length][:prompt]
+    in_generation = found[found >= length][:generation]
     return [*map(int, in_prompt), *map(int, in_generation)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -31,7 +32,17 @@ class Reader:
 
     def scores(self, layer: int, h: torch.Tensor) -> torch.Tensor:
         """`[T]` float32 for the activations `h [T, width]` of one layer."""
-        return _SCORES[self.form](h.float(), self.layers[layer])
+        tensors = self.layers[layer]
+        if self.form == "distance":
+            tensors = {**tensors, "sampled": self._sampled[layer]}
+        return _SCORES[self.form](h.float(), tensors)
+
+    @cached_property
+    def _sampled(self) -> Mapping[int, torch.Tensor]:
+        """Per layer the points of the manifold that distances are taken from: fitted once, and not per score."""
+        shapes = {layer: Manifold.build(tensors["knots"], tensors["points"], tensors["period"])
+                  for layer, tensors in self.layers.items()}
+        return {layer: shape.at(shape.sample()) for layer, shape in shapes.items()}
 
     def pooled(self, layer: int, h: torch.Tensor, pool: Pool) -> float:
         """One number for the activations `h [T, width]` of a prompt; see `spec.Reading`."""
@@ -117,11 +128,9 @@ def _agreement(h: torch.Tensor, tensors: Tensors) -> torch.Tensor:
 
 
 def _distance(h: torch.Tensor, tensors: Tensors) -> torch.Tensor:
-    shape = Manifold.build(tensors["knots"], tensors["points"], tensors["period"])
     within = (h - tensors["mean"]) @ tensors["basis"].T
-    return torch.cdist(within.double(), shape.at(shape.sample())).min(dim=1).values.float()
+    return torch.cdist(within.double(), tensors["sampled"]).min(dim=1).values.float()
 
 
 _SCORES: Mapping[Form, Callable[[torch.Tensor, Tensors], torch.Tensor]] = {
-    "linear": _linear, "cosine": _cosine, "cast": _cast, "agreement": _agreement,
-    "distance": _distance}
+    "linear": _linear, "cosine": _cosine, "cast": _cast, "agreement": _agreement, "distance": _distance}

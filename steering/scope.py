@@ -9,6 +9,7 @@ sparse table (`TokenRules`) that engines join with the ids of the batch.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +43,31 @@ class TokenRules:
 
     def __bool__(self) -> bool:
         return bool(self.on or self.off)
+
+    def bits(self, token_ids: npt.NDArray[np.int64]) -> tuple[Bits, Bits]:
+        """What the generated tokens `token_ids [T]` get and lose, `[T]` each."""
+        return _looked_up(self._tables[0], token_ids), _looked_up(self._tables[1], token_ids)
+
+    @cached_property
+    def _tables(self) -> "tuple[Table, Table]":
+        return _table(self.on), _table(self.off)
+
+
+# Token ids in rising order, and the bits of each.
+Table = tuple[npt.NDArray[np.int64], Bits]
+
+
+def _table(rules: Mapping[int, int]) -> Table:
+    keys = sorted(rules)
+    return np.array(keys, dtype=np.int64), np.array([rules[key] for key in keys], dtype=np.uint32)
+
+
+def _looked_up(table: Table, token_ids: npt.NDArray[np.int64]) -> Bits:
+    keys, bits = table
+    if not len(keys):
+        return np.zeros(len(token_ids), dtype=np.uint32)
+    place = np.searchsorted(keys, token_ids).clip(max=len(keys) - 1)
+    return np.where(keys[place] == token_ids, bits[place], np.uint32(0))
 
 
 def token_rules(scopes: Sequence[Scope]) -> TokenRules:
@@ -84,10 +110,10 @@ def bits_at(touch: TouchMap, rules: TokenRules, positions: npt.NDArray[np.int64]
     """Bits of the tokens `token_ids` at `positions` of one completion (both `[T]`)."""
     on, off = touch.on[positions], touch.off[positions]
     if rules:
-        generated = np.flatnonzero(positions >= touch.prompt_length)
-        for i in generated:
-            on[i] |= np.uint32(rules.on.get(int(token_ids[i]), 0))
-            off[i] |= np.uint32(rules.off.get(int(token_ids[i]), 0))
+        generated = positions >= touch.prompt_length
+        gets, loses = rules.bits(token_ids[generated])
+        on[generated] |= gets
+        off[generated] |= loses
     return on & ~off
 
 

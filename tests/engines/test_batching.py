@@ -307,3 +307,27 @@ def test_penalties_follow_their_formulas() -> None:
     scores = _penalised(logits, [running], [settings])
     assert scores.tolist() == [[2.0, -8.0, 1.5 - 0.5 - 0.5, 1.5 - 0.25 - 0.5, 1.0]]
     assert logits.tolist() == [[4.0, -4.0, 3.0, 3.0, 1.0]]
+
+
+def test_a_tally_reads_each_token_once() -> None:
+    """However long a completion gets, a step looks at its new tokens; the counts are those of all of them."""
+    from server.engines.transformers.tally import Tally
+
+    class Watched(list[int]):
+        read = 0
+
+        def __getitem__(self, index: Any) -> Any:
+            found = super().__getitem__(index)
+            Watched.read += len(found) if isinstance(index, slice) else 1
+            return found
+
+    prompt, generated = [3, 3, 5], [7, 5, 7, 7, 9]
+    tokens, tally = Watched(prompt + generated[:1]), Tally(3, 12, torch.device("cpu"))
+    for token in generated[1:]:
+        tally.update(tokens)
+        tally.update(tokens)
+        tokens.append(token)
+    tally.update(tokens)
+    assert Watched.read == len(tokens)
+    assert tally.seen.nonzero().flatten().tolist() == [3, 5, 7, 9]
+    assert tally.counts.tolist() == [generated.count(token) for token in range(12)]

@@ -33,6 +33,19 @@ def test_distance_to_a_ring() -> None:
     assert Manifold.build(KNOTS, POINTS, torch.tensor([6.0])).axes == 1
 
 
+def test_a_manifold_is_fitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[int] = []
+    build = Manifold.build
+    monkeypatch.setattr(Manifold, "build", lambda *tensors: built.append(1) or build(*tensors))
+    reader = Reader("line@1", "resid_post", "distance", {1: {
+        "basis": torch.eye(2, 4), "mean": torch.zeros(4), "knots": torch.tensor([[0.0], [1.0]]),
+        "points": torch.tensor([[0.0, 0.0], [1.0, 0.0]]), "period": torch.tensor([0.0])}})
+    h = torch.tensor([[0.5, 2.0, 7.0, 7.0], [3.0, 0.0, 0.0, 0.0]])
+    for _ in range(3):
+        torch.testing.assert_close(reader.scores(1, h), torch.tensor([2.0, 2.0]), atol=1e-2, rtol=0)
+    assert built == [1]
+
+
 async def test_scores_equal_hooks(start_engine: Any, model_dir: Any) -> None:
     engine = await start_engine("qwen3")
     model = AutoModelForCausalLM.from_pretrained(model_dir("qwen3"), dtype=torch.float32).eval()

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 
 from steering.errors import InvalidPayload, InvalidRequest
 from steering.manifold import MAX_KNOTS, MAX_RANK, Manifold
-from steering.spec import Label, Site
+from steering.spec import MAX_FLOAT, Finite, Label, Site
 from vectors.extract.behaviour import Answers, Behaviour
 from vectors.extract.errors import FitFailed, NoContrast, OneClass
 from vectors.extract.items import Examples, Labelled, labelled
@@ -43,7 +43,7 @@ from vectors.extract.subject import answer_logprobs, first_token, stream
 SITE: Site = "resid_post"
 ORDER_P = 0.05
 SWAP_MARGIN = 0.05
-Coordinates = Annotated[list[float], Field(min_length=1, max_length=3)]
+Coordinates = Annotated[list[Finite], Field(min_length=1, max_length=3)]
 
 
 class ManifoldRequest(RecipeOptions):
@@ -56,7 +56,7 @@ class ManifoldRequest(RecipeOptions):
         default=[], description="The values in their order (cyclic, sequential).")
     coordinates: dict[Label, Coordinates] = Field(
         default={}, description="Where each value lies (graph): two or three coordinates, neighbours one apart.")
-    period: Annotated[list[Annotated[float, Field(ge=0)]], Field(max_length=3)] = Field(
+    period: Annotated[list[Annotated[float, Field(ge=0, le=MAX_FLOAT)]], Field(max_length=3)] = Field(
         default=[], description="Length of each axis of a graph that wraps, 0 for those that do not; empty: none does.")
     answers: dict[Label, Annotated[list[str], Field(min_length=1, max_length=32)]] = Field(
         default={}, description="Spellings of each value as an answer, by their first tokens; empty: those of the "

@@ -11,6 +11,7 @@ import numpy as np
 from server.engines.base import Completion, Generation, Token, Touched
 from server.engines.touching import count_touched
 from server.engines.transformers.measured import Measured
+from server.engines.transformers.tally import Tally
 from steering.containment import Fault
 from steering.errors import EngineUnavailable, TrimtabError
 from steering.program import Program
@@ -31,6 +32,7 @@ class Running:
 
     slot, base: where the program and the touch bits are while it runs; slot 0 for an unsteered one.
     processed: tokens that went through the model at least once. measured: its steps, once it is over.
+    tally: of its tokens, where its sampling has penalties.
     choices: what the sampler reported, one per generated token.
     before: generated tokens that the loop was given as part of the prompt. delivered: of those that it generates
     itself, how many were handed over.
@@ -45,6 +47,7 @@ class Running:
     base: int = 0
     processed: int = 0
     measured: Measured | None = None
+    tally: Tally | None = None
     token_ids: list[int] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
     before: int = 0

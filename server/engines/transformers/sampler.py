@@ -12,6 +12,7 @@ import torch
 
 from server.engines.base import Sampling
 from server.engines.transformers.running import Choice, Running
+from server.engines.transformers.tally import Tally
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -53,13 +54,14 @@ def _penalised(logits: torch.Tensor, running: Sequence[Running], settings: Seque
         if scores is logits:
             scores = logits.clone()
         row = scores[i]
+        if item.tally is None:
+            item.tally = Tally(len(item.generation.prompt_ids), len(row), row.device)
+        item.tally.update(item.token_ids)
         if s.repetition_penalty != 1.0:
-            seen = torch.tensor(item.token_ids, device=row.device).unique()
-            row[seen] = torch.where(row[seen] > 0, row[seen] / s.repetition_penalty, row[seen] * s.repetition_penalty)
+            less = torch.where(row > 0, row / s.repetition_penalty, row * s.repetition_penalty)
+            row.copy_(torch.where(item.tally.seen, less, row))
         if s.presence_penalty or s.frequency_penalty:
-            generated = torch.tensor(item.token_ids[len(item.generation.prompt_ids):], device=row.device,
-                                     dtype=torch.int64)
-            counts = torch.bincount(generated, minlength=len(row)).to(row.dtype)
+            counts = item.tally.counts
             row -= s.frequency_penalty * counts + s.presence_penalty * (counts > 0)
         if s.logit_bias:
             row[torch.tensor(list(s.logit_bias), device=row.device)] += torch.tensor(list(s.logit_bias.values()),
