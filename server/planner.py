@@ -1,5 +1,6 @@
 """From what a request says about steering to a compiled program: default spec, presets, interventions, kill switch."""
 
+import hashlib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from steering.spec import Gates, Guard, Intervention, PromptSelection, Scope, Sp
 from vectors.library import Library
 
 Origin = Literal["default", "model", "preset", "request"]
+INTERVENTION_BYTES, SCOPE_BYTES_A_CHARACTER = 4096, 16
 _PLACE = re.compile(r"^interventions\[(\d+)\](.*)$", re.DOTALL)
 
 
@@ -85,7 +87,7 @@ class Planner:
         self._library = library
         self._facts = facts
         self._kill_switch = kill_switch
-        self._programs: LRUCache[Any, Program] = LRUCache(settings.program_cache)
+        self._programs: LRUCache[str, Program] = LRUCache(settings.program_cache_bytes, getsizeof=program_bytes)
         self._barred: tuple[Spec, str] | None = None
         self._lock = Lock()
 
@@ -173,9 +175,7 @@ class Planner:
         for item in planned:
             self._check_inline(item)
         resolved = [Resolved(item.intervention, self._source(item), self._probes(item)) for item in planned]
-        key = tuple((None if r.source is None else (r.source.ref, r.source.digest),
-                     *((probe.ref, probe.digest) for probe in r.probes), r.intervention.model_dump_json())
-                    for r in resolved)
+        key = _key(resolved)
         with self._lock:
             program = self._programs.get(key)
         if program is None:
@@ -184,7 +184,8 @@ class Planner:
             except TrimtabError as error:
                 raise localised(error, planned) from None
             with self._lock:
-                self._programs[key] = program
+                if program_bytes(program) <= self._programs.maxsize:
+                    self._programs[key] = program
         return program, tuple(resolved)
 
     def _monitor(self, ref: str, index: int) -> Monitor:
@@ -222,6 +223,22 @@ class Planner:
         if item.intervention.inline is not None and _inline_bytes(item.intervention.inline) > limit:
             raise _placed(PayloadTooLarge(f"the inline numbers take more than {limit} bytes", fix="Upload them once to "
                                           "/v1/artifacts and name them."), item, ".inline")
+
+
+def program_bytes(program: Program) -> int:
+    """What a compiled program takes in the cache: its numbers, its scopes, which may list thousands of tokens, and, as
+    much as thousands of small programs need, the rest."""
+    scopes = sum(len(scope.model_dump_json(exclude_defaults=True)) for scope in program.scopes)
+    return program.nbytes + SCOPE_BYTES_A_CHARACTER * scopes + INTERVENTION_BYTES * (1 + len(program.compiled))
+
+
+def _key(resolved: Sequence[Resolved]) -> str:
+    """Equal for what compiles to the same program. The card is a part of it: doses are read from there."""
+    state = hashlib.sha256()
+    for item in resolved:
+        sources = [None if item.source is None else item.source.state, *(probe.state for probe in item.probes)]
+        state.update(f"{sources}|{item.intervention.digest}\n".encode())
+    return state.hexdigest()
 
 
 def localised(error: TrimtabError, planned: Sequence[Planned]) -> TrimtabError:

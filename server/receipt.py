@@ -100,6 +100,9 @@ class ReceiptWarning(BaseModel):
 
 class AppliedIntervention(BaseModel):
     artifact: str = Field(description='Reference with version, "cheerful@3", or "inline".')
+    card: str | None = Field(default=None, description="Digest of the artifact's card as it was read, if it has one. "
+                             "Another one beside the same reference: the card was changed meanwhile, by a calibration "
+                             "say, and with it the strength that a dose comes down to.")
     source: Literal["default", "model", "preset", "request"] = Field(description="What asked for it.")
     op: Op
     sites: list[Site]
@@ -156,9 +159,9 @@ def receipt(plan: Plan, outcomes: Sequence[Outcome], engine: str, effects: Effec
                                 step=_step(o.touched[j]))
                    for o in ordered]
         applied.append(AppliedIntervention(
-            artifact=facts.artifact or "inline", source=planned.origin, op=facts.op, sites=list(facts.sites),
-            layers=list(facts.layers), strength=dict(facts.strength), options=dict(facts.options),
-            gate=_gate(compiled.gate),
+            artifact=facts.artifact or "inline", card=facts.card, source=planned.origin, op=facts.op,
+            sites=list(facts.sites), layers=list(facts.layers), strength=dict(facts.strength),
+            options=dict(facts.options), gate=_gate(compiled.gate),
             tokens=TokenCounts(prompt=sum(c.prompt for c in choices), generation=sum(c.generation for c in choices)),
             choices=choices))
     return Receipt(applied=applied, disabled=plan.disabled is not None, reason=plan.disabled,

@@ -120,7 +120,8 @@ class Settings(BaseSettings):
     gc_interval_s: float = Field(default=3600.0, ge=0, le=10**7, description="Seconds between two collections of what "
                                  "deleted versions and crashes left on the disk; 0: only when asked for.")
     max_jobs: int = Field(default=16, ge=1, le=1024, description="Background jobs that may wait or run at once.")
-    program_cache: int = Field(default=256, ge=1, le=2**16, description="Compiled programs kept for reuse.")
+    program_cache_bytes: int = Field(default=256 * 2**20, ge=0,
+        description="Memory for compiled programs kept for reuse.")
 
     max_program_numbers: int = Field(default=2**23, ge=1024, le=2**32, description="Numbers one program may have "
         "at all its layers together. Every touched token reads them in every step, and each takes 4 bytes in a slot.")

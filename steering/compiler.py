@@ -124,6 +124,7 @@ def _compile_one(item: Resolved, facts: ModelFacts) -> Compiled:
                 rows[site, layer] = row
     applied = Applied(
         artifact=None if source is None else source.ref,
+        card=None if source is None else source.card,
         op=operation.name,
         sites=sites,
         layers=tuple(layers),

@@ -18,6 +18,7 @@ class Applied:
     """What the receipt says of one intervention.
 
     strength: value and unit as asked for, and `scale`: per layer, the factor that the unit came down to.
+    card: digest of the artifact's card as it was read.
     card_kl: KL in nats per token that the artifact's calibration measured for this setting and strength, if it did.
     card_multiple: how many times the artifact's own strength this is, at the layer where it is most; None where there
     is no own strength to compare with.
@@ -30,6 +31,7 @@ class Applied:
     strength: Mapping[str, Any]
     options: Mapping[str, Any]
     card_kl: float | None = None
+    card: str | None = None
     card_multiple: float | None = None
 
 
@@ -91,6 +93,13 @@ class Program:
                     state.update(f"{name}|{tuple(tensor.shape)}".encode())
                     state.update(tensor.contiguous().numpy().tobytes())
         return state.hexdigest()
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Memory that the numbers take; what rows share counts once."""
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+                    for item in self.compiled for row in item.rows.values() for tensor in row.tensors.values()}
+        return sum(storages.values())
 
     @property
     def scopes(self) -> tuple[Scope, ...]:

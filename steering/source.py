@@ -22,6 +22,7 @@ class Source:
         sigma: standard deviation of the projection on the direction, per layer (unit `sigma`).
         calibrated: measured curves of KL against strength, by setting (unit `kl`).
         reading: how it is read, of artifacts made for that.
+        card: digest of the card that `calibrated` was read from; of what belongs to a version, only the card changes.
     """
 
     ref: str
@@ -38,6 +39,12 @@ class Source:
     sigma: Mapping[int, float] = field(default_factory=dict)
     calibrated: tuple[Calibrated, ...] = ()
     reading: Reading | None = None
+    card: str | None = None
+
+    @property
+    def state(self) -> tuple[str, str, str | None]:
+        """What says whether two sources are the same in all that a program is compiled from."""
+        return self.ref, self.digest, self.card
 
 
 @dataclass(frozen=True)

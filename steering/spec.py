@@ -4,7 +4,9 @@ Every model forbids unknown fields, so a misspelt field is an error and never a 
 generated from these models.
 """
 
+import hashlib
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
@@ -409,6 +411,11 @@ class Intervention(Model):
         default={}, description="Options of the op; see the table of options.")
     override: list[Literal["model", "site", "op"]] = Field(
         default=[], max_length=8, description="Use the artifact although it was made for another model, site or op.")
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of what is asked for. Inline numbers are megabytes: said once for an intervention that is kept."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     @field_validator("strength", mode="before", json_schema_input_type=Strength | Dose | Finite | None)
     @classmethod

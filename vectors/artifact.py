@@ -1,5 +1,7 @@
 """What an artifact is: its metadata, its version, and the checks that hold its metadata and numbers together."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -77,6 +79,11 @@ def _readable_card(card: Free | None) -> Free | None:
 
 
 Card = Annotated[Free | None, AfterValidator(_readable_card)]
+
+
+def card_digest(card: Free) -> str:
+    """Tells one state of a card from another."""
+    return hashlib.sha256(json.dumps(card, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
 
 class Metadata(Model):
@@ -271,4 +278,5 @@ class Artifact:
         return Source(ref=self.ref, digest=self.digest, payload=payload, op=m.op, site=m.site, model_id=m.model_id,
                       fingerprint=m.fingerprint, layers=m.layers, strength=m.strength, options=m.options,
                       residual_norm=m.residual_norm, sigma=m.sigma, reading=m.reading,
-                      calibrated=() if calibration is None else tuple(s.calibrated() for s in calibration.settings))
+                      calibrated=() if calibration is None else tuple(s.calibrated() for s in calibration.settings),
+                      card=None if m.card is None else card_digest(m.card))

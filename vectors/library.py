@@ -1,6 +1,7 @@
 """The library: what the server, the CLI and extraction call. Synchronous, and safe to call from many threads."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,6 +32,8 @@ from vectors.switches import Switches
 from vectors.tables import ArtifactRow, Named, Setting, Tag, Version
 
 SOURCE_BYTES = 4096
+# A card that was read takes a few times what it takes as text.
+CARD_FACTOR = 8
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Library:
         self.presets = Presets(database, limits)
         self.switches = Switches(database)
         # With the card it was made from: of what a source holds, only the card can change.
-        self._cache: LRUCache[str, tuple[Source, Any]] = LRUCache(cache_bytes, getsizeof=lambda e: cached_bytes(e[0]))
+        self._cache: LRUCache[str, tuple[Source, Any]] = LRUCache(cache_bytes, getsizeof=lambda e: cached_bytes(*e))
         self._cache_lock = Lock()
 
     @classmethod
@@ -135,7 +138,7 @@ class Library:
             raise LibraryUnavailable(f"the calibration of {key} cannot be read: {error}",
                                      fix="Calibrate it anew.") from error
         with self._cache_lock:
-            if cached_bytes(source) <= self._cache.maxsize:
+            if cached_bytes(source, card) <= self._cache.maxsize:
                 self._cache[key] = source, card
         return source
 
@@ -337,9 +340,10 @@ class Library:
         return _artifacts(session, [version.id])[0]
 
 
-def cached_bytes(source: Source) -> int:
-    """What a source takes in the cache: its numbers and, as much as thousands of small ones need, the rest."""
-    return source.payload.nbytes + SOURCE_BYTES
+def cached_bytes(source: Source, card: Any = None) -> int:
+    """What a source takes in the cache: its numbers, its card (read, and as curves) and, as much as thousands of small
+    ones need, the rest."""
+    return source.payload.nbytes + SOURCE_BYTES + (0 if card is None else CARD_FACTOR * len(json.dumps(card)))
 
 
 def _tags(tags: tuple[str, ...]) -> list[Tag]:

@@ -2,9 +2,11 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from threading import Lock
 
+from cachetools import LRUCache
 from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
@@ -21,6 +23,9 @@ from vectors.tables import Named, PresetRow, PresetUse, Version
 
 MAX_SPEC_BYTES = 16 * 2**20
 MAX_DESCRIPTION = 8192
+CACHE_BYTES = 128 * 2**20
+# A spec that was read takes a few times what it takes as text: a number is an object of its own.
+BYTES_A_CHARACTER, SPEC_BYTES = 4, 4096
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,9 @@ class Presets:
     def __init__(self, database: Database, limits: Limits) -> None:
         self._database = database
         self._limits = limits
+        # By content, which never changes: what a reference means is asked anew every time. With the bytes it takes.
+        self._kept: LRUCache[str, tuple[Preset, int]] = LRUCache(CACHE_BYTES, getsizeof=lambda kept: kept[1])
+        self._lock = Lock()
 
     def create(self, name: str, spec: Spec, description: str = "") -> Preset:
         """Store a new version. The same spec and description again give the version that holds them already.
@@ -81,10 +89,21 @@ class Presets:
         return self._database.write(work)
 
     def resolve(self, ref: str) -> Preset:
-        """Raises NotFound."""
+        """What `ref` means now; specs, which never change, come from a cache where possible. Raises NotFound."""
         with self._database.read() as session:
             version = naming.resolve(session, "preset", Ref.parse(ref, "preset"))
-            return _presets(session, [version.id])[0]
+            with self._lock:
+                kept = self._kept.get(version.digest)
+            if kept is not None:
+                aliases = naming.aliases_of(session, [version.id]).get(version.id, ())
+                return replace(kept[0], name=version.named.name, version=version.number, aliases=aliases,
+                               created_at=version.created_at)
+            preset = _presets(session, [version.id])[0]
+        size = BYTES_A_CHARACTER * len(to_json(preset.spec)) + SPEC_BYTES
+        with self._lock:
+            if size <= self._kept.maxsize:
+                self._kept[version.digest] = preset, size
+        return preset
 
     def list(self, *, q: str | None = None, order: str = "name", limit: int = 50,
              cursor: str | None = None) -> Page[Preset]:

@@ -17,11 +17,19 @@ class Switches:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._kept: tuple[str, Spec] | None = None
 
     def default_spec(self) -> Spec | None:
         """The spec that acts where a request does not say otherwise; None where none is set."""
         with self._database.read() as session:
-            return _default_spec(session)
+            document = _stored_default(session)
+        if document is None:
+            return None
+        # Read once, and again where the library holds another one.
+        kept = self._kept
+        if kept is None or kept[0] != document:
+            kept = self._kept = document, from_json(document, "the stored default spec")
+        return kept[1]
 
     def set_default_spec(self, spec: Spec) -> None:
         """Raises NotFound: the spec names an artifact that is not there."""
@@ -52,10 +60,13 @@ def default_refs(session: Session) -> list[Ref]:
 
 
 def _default_spec(session: Session) -> Spec | None:
+    document = _stored_default(session)
+    return None if document is None else from_json(document, "the stored default spec")
+
+
+def _stored_default(session: Session) -> str | None:
     row = session.get(Setting, DEFAULT_SPEC)
-    if row is None or row.value is None:
-        return None
-    return from_json(row.value, "the stored default spec")
+    return None if row is None else row.value
 
 
 def _store(session: Session, key: str, value: object) -> None:

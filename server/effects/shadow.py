@@ -28,6 +28,8 @@ from steering.program import Program
 
 log = structlog.get_logger("trimtab.effects")
 QUEUE_LENGTH = 256
+# Completions that wait to be measured hold their tokens.
+QUEUE_TOKENS = 2**20
 FLUSH_S = 5.0
 BUSY_WAIT_S = 0.05
 MOST_BUSY_WAITS = 100
@@ -76,6 +78,7 @@ class Shadow:
         self._end_ids = end_ids
         self._random = random.Random(seed)
         self._queue: asyncio.Queue[Finished] = asyncio.Queue(QUEUE_LENGTH)
+        self._queued_tokens = 0
         self._unwritten: list[Sample] = []
         self._left_out: Counter[str] = Counter()
         self._tasks: list[asyncio.Task[None]] = []
@@ -115,10 +118,11 @@ class Shadow:
             if not self._budget.take(finished.cost):
                 self._drop("budget")
                 continue
-            try:
-                self._queue.put_nowait(finished)
-            except asyncio.QueueFull:
+            if self._queue.full() or self._queued_tokens + finished.num_tokens > QUEUE_TOKENS:
                 self._drop("queue")
+                continue
+            self._queued_tokens += finished.num_tokens
+            self._queue.put_nowait(finished)
 
     async def drained(self) -> None:
         """Return when nothing that was offered waits to be measured."""
@@ -139,6 +143,7 @@ class Shadow:
     async def _work(self) -> None:
         while True:
             finished = await self._queue.get()
+            self._queued_tokens -= finished.num_tokens
             try:
                 if await self._idle():
                     await self._measured(finished, per_token=False)

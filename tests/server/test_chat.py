@@ -54,7 +54,7 @@ async def test_the_receipt_of_an_unsteered_answer_says_so(api: AsyncOpenAI) -> N
     assert answer.model_extra is not None
     assert answer.model_extra["steering"] == {"applied": [], "disabled": False, "reason": None, "presets": {},
                                               "engine": "scripted", "report": "none", "effects": None,
-                                              "monitor": [], "guard_checks": [None]}
+                                              "monitor": [], "guard_checks": [None], "warnings": []}
 
 
 async def test_steered_whole(api: AsyncOpenAI, engine: ScriptedEngine) -> None:
@@ -62,12 +62,12 @@ async def test_steered_whole(api: AsyncOpenAI, engine: ScriptedEngine) -> None:
     assert answer.choices[0].message.content == " bad day"
     [applied] = (answer.model_extra or {})["steering"]["applied"]
     assert applied == {
-        "artifact": "inline", "source": "request", "op": "add", "sites": ["resid_post"], "layers": [1],
+        "artifact": "inline", "card": None, "source": "request", "op": "add", "sites": ["resid_post"], "layers": [1],
         "strength": {"value": 2.0, "unit": "raw", "scale": {"1": 2.0}},
         "options": {"norm_match": False, "preserve_norm": False},
         "tokens": {"prompt": 1, "generation": 2}, "gate": None,
         "choices": [{"index": 0, "prompt": 1, "generation": 2, "positions": None, "guard": [],
-                     "gate": None}]}
+                     "gate": None, "step": None}]}
     program = engine.completions[0].generation.program
     assert program is not None and program.compiled[0].op == "add"
 

@@ -20,11 +20,13 @@ class TokenCounts(Model):
 class Applied(Model):
     """One intervention as it acted.
 
+    card: digest of the artifact's card as it was read; another one beside the same reference says that it was changed.
     strength["scale"]: the factor on the stored numbers, per layer. gate: its condition; choices[i]["gate"] says whether
     it was open, and the scores.
     """
 
     artifact: str
+    card: str | None = None
     source: str
     op: str
     sites: list[str]
