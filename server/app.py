@@ -1,10 +1,9 @@
 """The application: everything made once, joined, and started and stopped with the server."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Protocol
 
-import anyio
 from fastapi import FastAPI
 from starlette.types import Lifespan
 
@@ -43,7 +42,17 @@ from server.routes import (
 )
 from server.settings import Settings
 from server.state import ServerState
+from server.threads import in_thread
 from vectors.library import Library
+
+
+class Part(Protocol):
+    """What runs as long as the server does. `stop` may be called after a `start` that failed."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
 
 ROUTERS = (chat.router, completions.router, models.router, artifacts.router, calibration.router, presets.router,
            capabilities.router, extract.router, recipes.router, jobs.router, effects.router, lens.router, admin.router)
@@ -66,42 +75,46 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
-        await engine.start()
-        store = EffectStore(settings.effect_store_url)
-        shadow = Shadow(engine, EffectMetrics(metrics.registry, settings.model_name), store,
-                        sample=settings.shadow_sample, budget=settings.shadow_budget, decode=vocabulary.decode,
-                        end_ids=vocabulary.end_ids)
-        kill_switch = KillSwitch(library.switches, metrics.registry, always=settings.kill_switch)
-        housekeeping = Housekeeping(library, metrics.registry, settings.gc_interval_s)
-        # After the start: the self-test has narrowed the facts to what it reached.
-        app.state.server = state = ServerState(
-            settings=settings, engine=engine, engine_name=engine_name, library=library, vocabulary=vocabulary,
-            chat_prompts=ChatPrompts(vocabulary, control_in_messages=settings.control_in_messages), metrics=metrics,
-            planner=Planner(settings, library, engine.facts, kill_switch), kill_switch=kill_switch,
-            jobs=Jobs(settings.data_dir / "jobs", settings.max_jobs), shadow=shadow,
-            monitor_metrics=MonitorMetrics(metrics.registry), guard_metrics=GuardMetrics(metrics.registry),
-            effect_store=store, queue=queue)
-        try:
-            await kill_switch.start()
-            await anyio.to_thread.run_sync(state.jobs.load)
-            await shadow.start()
-            await housekeeping.start()
+        # Each part is stopped if it began to start, the last one first, whatever another's start or stop raises.
+        async with AsyncExitStack() as parts:
+            parts.push_async_callback(in_thread, library.close)
+            await parts.enter_async_context(_running(engine))
+            store = EffectStore(settings.effect_store_url)
+            parts.callback(store.close)
+            kill_switch = KillSwitch(library.switches, metrics.registry, always=settings.kill_switch)
+            await parts.enter_async_context(_running(kill_switch))
+            shadow = Shadow(engine, EffectMetrics(metrics.registry, settings.model_name), store,
+                            sample=settings.shadow_sample, budget=settings.shadow_budget, decode=vocabulary.decode,
+                            end_ids=vocabulary.end_ids)
+            await parts.enter_async_context(_running(shadow))
+            jobs = Jobs(settings.data_dir / "jobs", settings.max_jobs)
+            parts.push_async_callback(jobs.stop)
+            await in_thread(jobs.load)
+            await parts.enter_async_context(_running(Housekeeping(library, metrics.registry, settings.gc_interval_s)))
+            # After the engine's start: the self-test has narrowed the facts to what it reached.
+            app.state.server = state = ServerState(
+                settings=settings, engine=engine, engine_name=engine_name, library=library, vocabulary=vocabulary,
+                chat_prompts=ChatPrompts(vocabulary, control_in_messages=settings.control_in_messages),
+                metrics=metrics, planner=Planner(settings, library, engine.facts, kill_switch),
+                kill_switch=kill_switch, jobs=jobs, shadow=shadow, monitor_metrics=MonitorMetrics(metrics.registry),
+                guard_metrics=GuardMetrics(metrics.registry), effect_store=store, queue=queue)
             await try_default_spec(state)
             yield
-        finally:
-            await housekeeping.stop()
-            await state.jobs.stop()
-            await shadow.stop()
-            await kill_switch.stop()
-            store.close()
-            await engine.stop()
-            await anyio.to_thread.run_sync(library.close)
 
     app = routed(lifespan)
     app.state.open_requests = open_requests = OpenRequests()
     app.add_middleware(RequestFrame, settings=settings, metrics=metrics, open_requests=open_requests)
     add_handlers(app, metrics)
     return app
+
+
+@asynccontextmanager
+async def _running(part: Part) -> AsyncIterator[None]:
+    try:
+        await part.start()
+        yield
+    finally:
+        await part.stop()
 
 
 def routed(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:

@@ -1,11 +1,11 @@
 """Extractions as jobs: run in a thread, stored when done."""
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
 
 from server.jobs import Cancelled, Control
 from server.state import ServerState
+from server.threads import in_thread
 from vectors.extract import Extraction
 from vectors.extract.errors import ExtractionCancelled
 
@@ -21,6 +21,6 @@ async def extract_and_store(state: ServerState, control: Control, extract: Calla
         return {"artifact": artifact.ref, "report": dict(found.report)}
 
     try:
-        return await asyncio.to_thread(work)
+        return await in_thread(work)
     except ExtractionCancelled:
         raise Cancelled from None

@@ -19,6 +19,7 @@ from server.openai.schema import CompletionRequest
 from server.openai.service import start
 from server.planner import Plan
 from server.state import ServerState
+from server.threads import in_thread
 from steering.errors import EngineUnavailable, InvalidRequest, TrimtabError
 from steering.spec import PromptPick, PromptSelection, Scope, Spec
 
@@ -68,10 +69,10 @@ async def try_default_spec(state: ServerState) -> None:
     """Try the default spec at the start of the server. One that fails is reported and bars the requests it would act
     on; the server runs on."""
     try:
-        spec = await anyio.to_thread.run_sync(state.planner.default_spec)
+        spec = await in_thread(state.planner.default_spec)
         if spec is None:
             return
-        await anyio.to_thread.run_sync(state.planner.check_spec, spec)
+        await in_thread(state.planner.check_spec, spec)
     except TrimtabError as error:
         # What it lacks may come: every request looks again.
         _report(error)
@@ -84,9 +85,9 @@ async def try_default_spec(state: ServerState) -> None:
 
 
 async def _run(spec: Spec, state: ServerState) -> None:
-    plan = await anyio.to_thread.run_sync(state.planner.check_spec, spec)
+    plan = await in_thread(state.planner.check_spec, spec)
     room = state.engine.max_sequence_tokens - TOKENS
-    prompt = await anyio.to_thread.run_sync(_prompt, plan, [item.scope for item in spec.interventions], room, state)
+    prompt = await in_thread(_prompt, plan, [item.scope for item in spec.interventions], room, state)
     body = CompletionRequest(model=state.settings.model_name, prompt=prompt.token_ids, temperature=0.0, ignore_eos=True)
     started = await start(body, state, plan, [prompt], request_id=f"rehearsal-{secrets.token_hex(12)}",
                           max_tokens=min(TOKENS, state.settings.max_output_tokens or TOKENS),

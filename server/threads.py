@@ -6,24 +6,28 @@ that the work uses are held as long as it uses them, and not as long as somebody
 
 import asyncio
 from collections.abc import Callable
-from typing import TypeVar
+from functools import partial
+from typing import TypeVar, TypeVarTuple
 
 import anyio
 import anyio.to_thread
 
 T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
 
 
-async def in_thread(work: Callable[[], T], *, limiter: anyio.CapacityLimiter | None = None) -> T:
-    """The result of `work`, run in a thread. Cancelled while it waits for a thread, the work never begins; cancelled
-    later, the cancellation is raised once the work has ended.
+async def in_thread(work: Callable[[*Arguments], T], *arguments: *Arguments,
+                    limiter: anyio.CapacityLimiter | None = None) -> T:
+    """The result of `work(*arguments)`, run in a thread. Cancelled while it waits for a thread, the work never begins;
+    cancelled later, the cancellation is raised once the work has ended.
 
     Args:
         limiter: how many such works may run at once; by default anyio's own for the event loop.
     """
     async with limiter or anyio.to_thread.current_default_thread_limiter():
         # A limiter of its own, as its turn came above: what is begun below has a thread.
-        working = asyncio.ensure_future(anyio.to_thread.run_sync(work, limiter=anyio.CapacityLimiter(1)))
+        working = asyncio.ensure_future(anyio.to_thread.run_sync(partial(work, *arguments),
+                                                                 limiter=anyio.CapacityLimiter(1)))
         cancelled: asyncio.CancelledError | None = None
         # The shield holds back anyio's cancellation, which would be repeated in every turn of the loop; asyncio's own
         # comes through once.

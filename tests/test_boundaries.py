@@ -1,6 +1,7 @@
 """Imports go one way, server -> vectors -> steering; clients import none of them; `__init__` files only list names."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,16 @@ def test_the_checks_see_what_they_look_for() -> None:
     assert house_imports(source) == {"server", "steering"}
     body = ast.parse('"""Doc."""\nimport a\n__all__ = ["a"]\nx = 1\n"""late"""').body
     assert [is_listing(node, number == 0) for number, node in enumerate(body)] == [True, True, True, False, False]
+
+
+# Besides the helper: two that keep a thread of their own as long as the server lives, and vLLM's start, which needs
+# what its thread made also when it is cancelled.
+OWN_THREADS = {"threads.py", "killswitch.py", "housekeeping.py", "engines/vllm/connection.py"}
+
+
+def test_threads_are_started_by_one_helper() -> None:
+    """Elsewhere a cancelled caller would leave its thread behind, with the locks and hooks that it uses."""
+    using = {str(path.relative_to(ROOT / "server")) for path in (ROOT / "server").rglob("*.py")
+             if re.search(r"\bto_thread\b|\brun_in_executor\b", path.read_text())}
+    assert using - {path for path in using if path.startswith("cli/")} <= OWN_THREADS
+    assert "threads.py" in using

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import anyio
 import structlog
 
 from server.effects.budget import Budget
@@ -23,6 +22,7 @@ from server.effects.report import ChoiceEffect, Effects, choice_effect
 from server.effects.store import MINUTE_S, EffectStore, Sample
 from server.engines.base import CompareRequest, Engine
 from server.guard import Part
+from server.threads import in_thread
 from steering.finite import not_finite
 from steering.program import Program
 
@@ -134,7 +134,7 @@ class Shadow:
         if self._store is None or not samples:
             return
         try:
-            refused = await anyio.to_thread.run_sync(self._store.write, samples)
+            refused = await in_thread(self._store.write, samples)
             if refused:
                 self._lose(refused, ValueError("numbers that are not finite, or that the database refuses"))
         except Exception as error:  # locked, full, gone: whatever a database may come up with costs records only

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import anyio
 from fastapi import APIRouter
 from openai.types import Model
 from pydantic import BaseModel, Field
@@ -10,6 +9,7 @@ from pydantic import BaseModel, Field
 from server.errors import ModelNotFound
 from server.route import StrictRoute
 from server.state import ServerState, State
+from server.threads import in_thread
 from steering.errors import TrimtabError
 
 router = APIRouter(tags=["models"], route_class=StrictRoute)
@@ -48,7 +48,7 @@ def parse_model(name: str, state: ServerState) -> ModelName:
 
 @router.get("/v1/models")
 async def list_models(state: State) -> ModelList:
-    return ModelList(data=await anyio.to_thread.run_sync(_models, state))
+    return ModelList(data=await in_thread(_models, state))
 
 
 @router.get("/v1/models/{name:path}")
@@ -57,7 +57,7 @@ async def show_model(name: str, state: State) -> ServedModel:
     created = 0
     if model.preset is not None:
         try:
-            preset = await anyio.to_thread.run_sync(state.library.presets.resolve, model.preset)
+            preset = await in_thread(state.library.presets.resolve, model.preset)
         except TrimtabError as error:
             raise ModelNotFound(error.message, param="model") from None
         created = int(preset.created_at.timestamp())

@@ -2,13 +2,13 @@
 
 from typing import Annotated, Self
 
-import anyio
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from server.rehearsal import rehearse
 from server.route import StrictRoute
 from server.state import State
+from server.threads import in_thread
 from steering.errors import Conflict
 from steering.spec import MAX_INTERVENTIONS, ArtifactRef, Guard, Intervention, Spec
 
@@ -84,9 +84,9 @@ async def set_default_spec(body: DefaultSpecBody, state: State) -> DefaultSpecVi
     if body.preset is None:
         spec = Spec(interventions=body.interventions or [], **given)
     else:
-        spec = (await anyio.to_thread.run_sync(state.library.presets.resolve, body.preset)).spec
+        spec = (await in_thread(state.library.presets.resolve, body.preset)).spec
     await rehearse(spec, state)
-    await anyio.to_thread.run_sync(state.library.switches.set_default_spec, spec)
+    await in_thread(state.library.switches.set_default_spec, spec)
     state.planner.unbar_default_spec()
     return DefaultSpecView(spec=spec)
 

@@ -3,7 +3,6 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-import anyio
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
@@ -12,6 +11,7 @@ from server.errors import InvalidJson, UnsupportedMediaType
 from server.route import StrictRoute
 from server.state import ServerState, State
 from server.strict_json import parse_json
+from server.threads import in_thread
 from steering.errors import InvalidPayload, InvalidRequest
 from steering.inline import parse_tensor
 from steering.payload import Kind, Payload
@@ -110,7 +110,7 @@ async def import_artifact(request: Request, state: State, metadata: Annotated[st
             data, metadata = await _form(request, metadata)
         else:
             data = await request.body()
-        return await anyio.to_thread.run_sync(_import, data, _fields(metadata), state)
+        return await in_thread(_import, data, _fields(metadata), state)
 
 
 @router.get("")

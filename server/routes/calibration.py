@@ -9,6 +9,7 @@ from server.jobs import Cancelled, Control, Job
 from server.route import StrictRoute
 from server.state import ServerState, State
 from server.subject import EngineSubject
+from server.threads import in_thread
 from steering.errors import NotFound
 from vectors.artifact import Artifact
 from vectors.calibrate.card import Calibration, calibration_of
@@ -24,7 +25,7 @@ MEDIA = {"png": "image/png", "svg": "image/svg+xml"}
 @router.post("/{ref}/calibrate", status_code=202)
 async def create_calibration(ref: str, body: CalibrateOptions, state: State) -> Job:
     """Start the job. What it measures goes into the card of this version, where doses are read from."""
-    artifact = await asyncio.to_thread(state.library.resolve, ref)
+    artifact = await in_thread(state.library.resolve, ref)
     return state.jobs.submit("calibrate", lambda control: _work(artifact.ref, body, control, state))
 
 
@@ -59,7 +60,7 @@ async def _work(ref: str, options: CalibrateOptions, control: Control, state: Se
         return {"artifact": stored.ref, "settings": [setting.model_dump(mode="json") for setting in settings]}
 
     try:
-        return await asyncio.to_thread(work)
+        return await in_thread(work)
     except CalibrationCancelled:
         raise Cancelled from None
 

@@ -3,11 +3,11 @@
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-import anyio
 from fastapi import APIRouter, Query
 
 from server.route import StrictRoute
 from server.state import State
+from server.threads import in_thread
 
 router = APIRouter(tags=["effects"], route_class=StrictRoute)
 
@@ -27,6 +27,6 @@ async def list_effects(
     """Means over measured completions, largest KL first; nats per token."""
     await state.shadow.flush()
     store = state.effect_store
-    totals = await anyio.to_thread.run_sync(lambda: store.totals(
+    totals = await in_thread(lambda: store.totals(
         group=group, since=since, until=until, artifact=artifact, preset=preset, limit=limit))
     return {"data": [{key: value for key, value in asdict(total).items() if value is not None} for total in totals]}

@@ -15,6 +15,7 @@ from server.jobs import Control, Job
 from server.openai.schema import Message
 from server.route import StrictRoute
 from server.state import ServerState, State
+from server.threads import in_thread
 from steering.errors import InvalidRequest
 from steering.spec import Model, Site
 from vectors.extract import ExtractOptions, ExtractRequest, Pair, check_options, run
@@ -57,7 +58,7 @@ async def start_extraction(body: ExtractBody, state: ServerState) -> Job:
     """
     options = ExtractOptions(**{name: getattr(body, name) for name in ExtractOptions.model_fields})
     check_options(options)
-    pairs = await asyncio.to_thread(_pairs, body, state)
+    pairs = await in_thread(_pairs, body, state)
     request = ExtractRequest(options=options, pairs=pairs, facts=state.engine.facts, created_by="POST /v1/extract",
                              spelling=_spelling(body, pairs, state))
     return state.jobs.submit("extract", lambda control: _work(request, control, state))

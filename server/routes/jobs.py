@@ -1,12 +1,12 @@
 """`/v1/jobs`: what runs in the background."""
 
-import anyio
 from fastapi import APIRouter
 from pydantic import BaseModel
 
 from server.jobs import Job
 from server.route import StrictRoute
 from server.state import State
+from server.threads import in_thread
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StrictRoute)
 
@@ -19,14 +19,14 @@ class JobList(BaseModel):
 @router.get("")
 async def list_jobs(state: State) -> JobList:
     """Newest first."""
-    await anyio.to_thread.run_sync(state.jobs.refresh)
+    await in_thread(state.jobs.refresh)
     return JobList(data=state.jobs.list())
 
 
 @router.get("/{id}")
 async def show_job(id: str, state: State) -> Job:
     if not state.jobs.is_current(id):
-        await anyio.to_thread.run_sync(state.jobs.refresh)
+        await in_thread(state.jobs.refresh)
     return state.jobs.get(id)
 
 
@@ -34,5 +34,5 @@ async def show_job(id: str, state: State) -> Job:
 async def cancel_job(id: str, state: State) -> Job:
     """Ask a job to stop; it does at the next step of its work."""
     if not state.jobs.is_current(id):
-        await anyio.to_thread.run_sync(state.jobs.refresh)
+        await in_thread(state.jobs.refresh)
     return state.jobs.cancel(id)

@@ -3,7 +3,6 @@
 from datetime import datetime
 from typing import Annotated
 
-import anyio
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,6 +10,7 @@ from server.rehearsal import rehearse
 from server.route import StrictRoute
 from server.routes.artifacts import AliasTarget, Deleted
 from server.state import State
+from server.threads import in_thread
 from steering.errors import TrimtabError
 from steering.spec import Spec
 from vectors.paging import MAX_LIMIT, Order
@@ -60,7 +60,7 @@ async def create_preset(body: NewPreset, state: State) -> PresetView:
         await rehearse(body.spec, state)
     except TrimtabError as error:
         raise (error.at("spec") if error.param else error) from None
-    preset = await anyio.to_thread.run_sync(state.library.presets.create, body.name, body.spec, body.description)
+    preset = await in_thread(state.library.presets.create, body.name, body.spec, body.description)
     return _view(preset, state)
 
 

@@ -9,6 +9,7 @@ from server.engines.touching import count_touched
 from server.engines.vllm.sampling import tokens_of
 from server.engines.vllm.schemas import check_schema, refused
 from server.engines.vllm.slots import Lease
+from server.threads import in_thread
 from steering.errors import EngineUnavailable
 from steering.scope import TouchMap, touch_map
 
@@ -42,7 +43,7 @@ class VllmCompletion(Completion):
     async def _admit(self) -> None:
         schema = self.generation.sampling.json_schema
         if schema is not None:
-            await asyncio.to_thread(check_schema, schema)
+            await in_thread(check_schema, schema)
         if self._program is not None:
             self._lease = await self._engine.pin(self._program)
 
