@@ -8,7 +8,7 @@ import torch
 
 from server.engines.base import Generation, Sampling
 from server.engines.transformers import attention
-from server.engines.transformers.running import SaltedIds
+from server.engines.transformers.running import Running, SaltedIds
 from server.engines.transformers.sampler import sample, uniform
 from server.engines.transformers.steps import Steps
 from steering.errors import EngineUnavailable, InvalidRequest, InvalidSpec, SlotsExhausted, UnsupportedModel
@@ -249,7 +249,6 @@ async def test_what_the_batching_loop_cannot_run_is_refused_at_start(start_engin
 
 
 def test_salted_pages_differ_only_where_touched() -> None:
-    from server.engines.transformers.running import Running
     from steering.ops.base import Row
     from steering.program import Applied, Compiled, Program
     from steering.spec import Scope
@@ -283,7 +282,6 @@ def test_uniform_numbers_are_uniform_and_independent() -> None:
     ({"temperature": 0.0, "logit_bias": {5: -100.0}}, [4]),
 ])
 def test_sampling_draws_from_the_truncated_distribution(settings: dict[str, Any], allowed: Any) -> None:
-    from server.engines.transformers.running import Running
 
     probs = torch.tensor([0.01, 0.02, 0.03, 0.06, 0.24, 0.64])
     runs = [Running.build(Generation("x", [1], Sampling(max_tokens=1, **settings)), seed) for seed in range(4000)]
@@ -297,7 +295,6 @@ def test_sampling_draws_from_the_truncated_distribution(settings: dict[str, Any]
 
 
 def test_penalties_follow_their_formulas() -> None:
-    from server.engines.transformers.running import Running
     from server.engines.transformers.sampler import _penalised
 
     settings = Sampling(max_tokens=4, presence_penalty=0.5, frequency_penalty=0.25, repetition_penalty=2.0)
@@ -331,3 +328,10 @@ def test_a_tally_reads_each_token_once() -> None:
     assert Watched.read == len(tokens)
     assert tally.seen.nonzero().flatten().tolist() == [3, 5, 7, 9]
     assert tally.counts.tolist() == [generated.count(token) for token in range(12)]
+    # A completion that is taken back counts anew.
+    penal = Running.build(Generation("r", prompt, Sampling(max_tokens=9, presence_penalty=1.0)), 1)
+    penal.token_ids += generated
+    sample(torch.zeros(1, 12), [penal])
+    penal.rewind([*prompt, 7])
+    sample(torch.zeros(1, 12), [penal])
+    assert penal.tally is not None and penal.tally.counts.nonzero().flatten().tolist() == [7]

@@ -18,8 +18,10 @@ import torch
 
 from server.engines.base import CaptureRequest, CompareRequest, Generation, Sampling
 from server.engines.transformers.engine import TransformersEngine
+from server.engines.transformers.finite import examining
 from server.engines.transformers.running import Running
 from server.engines.transformers.sampler import NO_TOKEN, sample
+from server.lens import Map, look
 from steering.containment import StepLimit
 from steering.errors import ModelOverflow, SteeringLimit, SteeringOverflow, TrimtabError
 from steering.program import Program
@@ -288,3 +290,66 @@ async def test_a_stream_of_faults_leaves_nothing_behind(start_engine: Any) -> No
     stats = engine.stats()
     assert (stats["running"], stats["waiting"], stats["slots_used"]) == (0, 0, 0)
     assert not engine.steps._given_up and not engine.steps.completions
+
+
+async def test_a_fault_in_a_chunk_that_predicts_nothing(start_engine: Any) -> None:
+    """No token is drawn in the step at fault, and the innocent request is in the middle of its own prompt."""
+    engine = await start_engine("qwen3", max_batch_tokens=16, share_prefixes=False)
+    alone = said(await generate(engine, OTHER))
+    for position in (2, 20):
+        program = compiled(engine, push(3e38, scope={"prompt": {"positions": [position]}, "generation": "none"}))
+        innocent, faulty = await both(engine, program)
+        assert said(innocent) == alone
+        assert isinstance(faulty, SteeringOverflow)
+        assert f"token {position}" in faulty.message
+
+
+async def test_lenses_raise_and_are_not_limited(start_engine: Any) -> None:
+    engine = await start_engine("qwen3", step_limit=StepLimit(1e-3))
+    free = await start_engine("qwen3")
+    # A lens puts activations in the place of others, however far apart they are.
+    seen, expected = [await look(one, PROMPT, [0, 2], [-1, 3], None, None, read=list) for one in (engine, free)]
+    for layer in (0, 2):
+        torch.testing.assert_close(torch.stack(list(seen.layers[layer])), torch.stack(list(expected.layers[layer])))
+    with pytest.raises(SteeringOverflow) as raised:
+        await look(free, PROMPT, [2], [-1], compiled(free, push(3e38)), None, read=list)
+    assert raised.value.param == "interventions[0]"
+    tuned = Map("tuned@1", {0: {"scale": torch.full((32,), 3e38), "shift": torch.full((32,), 3e38)}})
+    with pytest.raises(SteeringOverflow, match="tuned@1") as raised:
+        await look(free, PROMPT, [0], [-1], None, tuned, read=list)
+    assert raised.value.param == "lens"
+
+
+def test_an_examined_cache_gives_zeros_and_names_tokens_and_owners() -> None:
+    """Two requests, of 2 and 3 entries in the cache, of which the last of each is new."""
+    class Cache:
+        def __init__(self) -> None:
+            self.kept = {"key": torch.ones(1, 2, 5, 4), "value": torch.ones(1, 2, 5, 4)}
+            self.kept["value"][0, 1, 2, 3] = torch.nan
+
+        def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, kwargs: dict[str, Any]
+                   ) -> tuple[torch.Tensor, torch.Tensor]:
+            for name, states in (("key", key_states), ("value", value_states)):
+                self.kept[name][:, :, [1, 4]] = states
+            return self.kept["key"], self.kept["value"]
+
+    cache = Cache()
+    new = torch.full((1, 2, 2, 4), 2.0)
+    broken = new.clone()
+    broken[0, 0, 0, 0] = torch.inf
+    with examining(cache) as found:
+        for layer, keys in ((3, new), (4, broken), (5, broken)):
+            keys, values = cache.update(keys, new, layer, {"cu_seq_lens_k": torch.tensor([0, 2, 5])})
+            assert bool(keys.isfinite().all() and values.isfinite().all())
+    assert found.tokens == {0: 4}
+    # An old entry of the second request, its first one.
+    assert found.cached == {1: (3, 0)}
+    assert keys[0, :, 1].eq(0).all() and values[0, :, 1].eq(0).all()
+    assert values[0, :, 2].eq(0).all() and values[0, :, 3].eq(1).all() and keys[0, :, 4].eq(2).all()
+    assert cache.update.__func__ is Cache.update  # type: ignore[attr-defined]
+
+
+async def test_the_self_test_passes_under_a_small_limit(start_engine: Any) -> None:
+    for limit in (StepLimit(0.05), StepLimit(0.05, "clip")):
+        engine = await start_engine("qwen3", self_test=True, step_limit=limit)
+        assert engine.selftest is not None and not engine.selftest.missed

@@ -18,16 +18,20 @@ PROMPT = (1, 2, 3, 4, 5)
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
 
 
-async def check_batching(engine: Engine, begin: Begin, dtype: torch.dtype = torch.float32) -> None:
-    """Generate a token with and without a program in one batch and compare with plain forward passes. `begin`: makes a
-    completion in an engine that serves nobody yet.
+async def check_batching(engine: Engine, begin: Begin, dtype: torch.dtype = torch.float32,
+                         largest_step: float = math.inf) -> None:
+    """Generate a token with and without a program in one batch and compare with plain forward passes.
+
+    Args:
+        begin: makes a completion in an engine that serves nobody yet.
+        largest_step: that the engine carries out.
 
     Raises:
         UnsupportedModel: the batching loop cannot run this model, or gives other log-probabilities than it should.
     """
     facts = engine.facts
     prompt = [token % facts.vocab_size for token in PROMPT]
-    program = _program(engine)
+    program = _program(engine, min(1.0, largest_step / 2))
     try:
         got = await asyncio.gather(_first(begin, prompt, None, "canary-0"),
                                    _first(begin, prompt, program, "canary-1"))
@@ -43,13 +47,13 @@ async def check_batching(engine: Engine, begin: Begin, dtype: torch.dtype = torc
                                    f"pass {expected:.5f}", param="model")
 
 
-def _program(engine: Engine) -> Program | None:
+def _program(engine: Engine, strength: float) -> Program | None:
     layers = engine.facts.sites.get("resid_post")
     if not layers:
         return None
     vector = torch.randn(engine.facts.d_model, generator=torch.Generator().manual_seed(1)).tolist()
     push = Intervention.model_validate({"op": "add", "inline": {"vector": vector}, "layers": [layers[len(layers) // 2]],
-                                        "options": {"norm_match": True}})
+                                        "strength": strength, "options": {"norm_match": True}})
     return compile_program([Resolved(push)], engine.facts)
 
 

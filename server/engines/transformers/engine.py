@@ -289,7 +289,7 @@ class TransformersEngine(Engine):
 
     async def _prove(self) -> None:
         if self.options.self_test:
-            await check_batching(self, self._completion, self.model.dtype)
+            await check_batching(self, self._completion, self.model.dtype, self.options.step_limit.largest)
 
     @torch.no_grad()
     def _stock_manager(self) -> Manager:

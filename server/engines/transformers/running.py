@@ -82,6 +82,7 @@ class Running:
         """Forget what was drawn after these tokens. The same numbers will be drawn for them again."""
         del self.token_ids[len(token_ids):]
         del self.choices[len(token_ids) - len(self.generation.prompt_ids):]
+        self.tally = None
 
     def touched(self, processed: int, measured: Measured | None) -> list[Touched]:
         """Per intervention of the request's program, tokens acted on among the first `processed` ones; an intervention
