@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from fastapi import FastAPI
 from starlette.types import Lifespan
 
+from server import console
 from server.admission.queue import AdmissionQueue
 from server.answers import JsonAnswer
 from server.effects.metrics import EffectMetrics
@@ -123,6 +124,7 @@ def routed(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
                   default_response_class=JsonAnswer,
                   generate_unique_id_function=lambda route: route.name)
     app.include_router(health.router)
+    app.include_router(console.router)
     responses: dict[int | str, dict[str, Any]] = {"4XX": {"model": health.ErrorBody, "description": "Refused."},
                                                   "5XX": {"model": health.ErrorBody, "description": "Failed."}}
     for router in ROUTERS:

@@ -32,6 +32,7 @@ class Endpoints:
     remove_preset_alias = Endpoint(library.remove_preset_alias)
 
     health = Endpoint(work.health)
+    metrics = Endpoint(work.metrics)
     capabilities = Endpoint(work.capabilities)
     extraction_methods = Endpoint(work.extraction_methods)
     start_extraction = Endpoint(work.start_extraction)

@@ -28,6 +28,11 @@ def health() -> Call[None]:
     return Call("GET", "/health/ready", nothing)
 
 
+def metrics() -> Call[str]:
+    """Counters and gauges in Prometheus' text format."""
+    return Call("GET", "/metrics", lambda answer: answer.content.decode())
+
+
 def capabilities() -> Call[dict[str, Any]]:
     """Sites and ops that the loaded model offers, proven when the server started, and limits."""
     return Call("GET", "/v1/capabilities", plain)

@@ -32,6 +32,7 @@ import type {
   Steering,
   Tensors,
   TextCompletion,
+  TokenLogprob,
 } from "./types.js";
 
 const FIRST_PAUSE_MS = 50;
@@ -195,6 +196,11 @@ export class Client {
     await this.#http.send("GET", "/health/ready", options);
   }
 
+  /** Counters and gauges in Prometheus' text format. */
+  async metrics(options: CallOptions = {}): Promise<string> {
+    return (await this.#http.send("GET", "/metrics", options)).text();
+  }
+
   /** Sites and ops that the loaded model offers, proven when the server started, and limits. */
   capabilities(options: CallOptions = {}): Promise<Record<string, unknown>> {
     return this.#http.json("GET", "/v1/capabilities", options);
@@ -333,8 +339,29 @@ export function steeringField(steering: Steer): Steering {
   return { interventions: names.map((artifact) => ({ artifact })) } as Steering;
 }
 
+interface ChatLogprob {
+  token: string;
+  logprob: number;
+  top_logprobs?: { token: string; logprob: number }[];
+}
+
+interface Logprobs {
+  /** Of a chat. */
+  content?: ChatLogprob[] | null;
+  /** Of a plain completion. */
+  tokens?: string[] | null;
+  token_logprobs?: (number | null)[] | null;
+  top_logprobs?: Record<string, number>[] | null;
+}
+
 interface Chunk {
-  choices: { index: number; text?: string; delta?: { content?: string | null }; finish_reason?: string | null }[];
+  choices: {
+    index: number;
+    text?: string;
+    delta?: { content?: string | null };
+    finish_reason?: string | null;
+    logprobs?: Logprobs | null;
+  }[];
   usage?: Delta["usage"];
   steering?: Delta["steering"];
 }
@@ -344,10 +371,26 @@ function delta(chunk: Chunk): Delta {
   return {
     text: choice?.text ?? choice?.delta?.content ?? "",
     index: choice?.index ?? 0,
+    tokens: tokensOf(choice?.logprobs),
     finishReason: choice?.finish_reason ?? null,
     usage: chunk.usage ?? null,
     steering: chunk.steering ?? null,
   };
+}
+
+function tokensOf(found: Logprobs | null | undefined): TokenLogprob[] {
+  if (found?.content) {
+    return found.content.map((one) => ({
+      text: one.token,
+      logprob: one.logprob,
+      top: (one.top_logprobs ?? []).map((other) => ({ text: other.token, logprob: other.logprob })),
+    }));
+  }
+  return (found?.tokens ?? []).map((text, i) => ({
+    text,
+    logprob: found?.token_logprobs?.[i] ?? null,
+    top: Object.entries(found?.top_logprobs?.[i] ?? {}).map(([other, logprob]) => ({ text: other, logprob })),
+  }));
 }
 
 function signalOf(options: { signal?: AbortSignal | undefined }): CallOptions {

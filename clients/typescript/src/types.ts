@@ -64,10 +64,18 @@ export interface Calibrated {
   settings: Record<string, unknown>[];
 }
 
+export interface TokenLogprob {
+  text: string;
+  logprob: number | null;
+  top: { text: string; logprob: number }[];
+}
+
 /** A piece of a stream. The last one carries the receipt. */
 export interface Delta {
   text: string;
   index: number;
+  /** The tokens of this piece with their likeliest alternatives, where log-probabilities were asked for. */
+  tokens: TokenLogprob[];
   finishReason: string | null;
   usage: Usage | null;
   steering: Receipt | null;

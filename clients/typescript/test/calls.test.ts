@@ -13,7 +13,7 @@ const api = JSON.parse(readFileSync(new URL("../../../../docs/openapi.json", imp
   paths: Record<string, Record<string, Operation>>;
 };
 // Pages for people and machines that no program calls through a client.
-const NOT_CALLED = new Set(["GET /health", "GET /health/live", "GET /metrics", "GET /v1/spec/schema", "GET /v1/models/{name}"]);
+const NOT_CALLED = new Set(["GET /health", "GET /health/live", "GET /v1/spec/schema", "GET /v1/models/{name}"]);
 // An earlier spelling of POST /v1/extract/{method}.
 NOT_CALLED.add("POST /v1/extract");
 
@@ -42,6 +42,7 @@ const CALLS: Record<string, (client: Client) => Promise<unknown>> = {
   setPresetAlias: (c) => c.setPresetAlias("p", "production", 1),
   removePresetAlias: (c) => c.removePresetAlias("p", "production"),
   health: (c) => c.health(),
+  metrics: (c) => c.metrics(),
   capabilities: (c) => c.capabilities(),
   effects: (c) => c.effects({ group: "preset" }),
   extractionMethods: (c) => c.extractionMethods(),

@@ -87,6 +87,23 @@ test("a stream is read however it is cut into packets", async () => {
   await server.close();
 });
 
+test("tokens of a stream come with their alternatives, of a chat and of a completion", async () => {
+  const chat = { content: [{ token: "a", logprob: -1, bytes: [97], top_logprobs: [{ token: "b", logprob: -0.5, bytes: [98] }] }] };
+  const plain = { tokens: ["a"], token_logprobs: [-1], top_logprobs: [{ b: -0.5 }], text_offset: [0] };
+  const server = await scripted((asked, response) => {
+    const choice = asked.url.includes("chat") ? { delta: { content: "a" }, logprobs: chat } : { text: "a", logprobs: plain };
+    response.end(`data: ${JSON.stringify({ choices: [{ index: 0, ...choice }] })}\n\ndata: [DONE]\n\n`);
+  });
+  const client = new Client({ baseUrl: server.url });
+  for (const stream of [client.streamChat("x", { model: "m" }), client.streamComplete("x", { model: "m" })]) {
+    for await (const delta of stream) {
+      assert.deepEqual(delta.tokens, [{ text: "a", logprob: -1, top: [{ text: "b", logprob: -0.5 }] }]);
+    }
+  }
+  assert.equal(server.asked.length, 2);
+  await server.close();
+});
+
 test("an error inside a stream is thrown, and so is a stream that breaks off", async () => {
   const failed = `data: ${JSON.stringify({ error: { message: "it overflowed", code: "steering_overflow", param: null } })}\n\n`;
   const server = await scripted((asked, response) => {
