@@ -1,6 +1,14 @@
 # The embedded engine on the CPU:     docker build -t trimtab .
 # The embedded engine on CUDA:        docker build -t trimtab --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .
 # With vLLM (a CUDA machine):         docker build -t trimtab --build-arg VLLM=1 .
+FROM node:22.21.1-bookworm-slim AS console
+
+WORKDIR /src
+COPY clients/typescript clients/typescript
+COPY clients/web clients/web
+COPY docs/openapi.json docs/
+RUN npm ci --prefix clients/typescript && npm ci --prefix clients/web && npm run build --prefix clients/web
+
 FROM python:3.11.14-slim-bookworm AS build
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
@@ -15,6 +23,7 @@ COPY scripts/install_torch.sh scripts/
 # vLLM brings the CUDA build of the same torch with it.
 RUN if [ -z "$VLLM" ]; then scripts/install_torch.sh /opt/trimtab/bin/python "$TORCH_INDEX"; fi
 COPY . .
+COPY --from=console /src/clients/web/dist clients/web/dist
 RUN /opt/trimtab/bin/pip install -c constraints.txt ./clients/python ".${VLLM:+[vllm]}"
 
 FROM python:3.11.14-slim-bookworm

@@ -17,12 +17,12 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.t
 # vLLM ships its CPU build for Linux only; elsewhere the tests that run it are not collected.
 ON_LINUX := $(filter Linux,$(shell uname -s))
 
-.PHONY: help serve serve-vllm install test test-typescript lint fmt types bench docs replications library clean
+.PHONY: help serve serve-vllm install console test test-typescript screenshots lint fmt types bench docs replications library clean
 
 help:
 	@echo "serve  run $(MODEL) on http://$(HOST):$(PORT)      (PORT=, HOST=, MODEL=lab-dense)"
 	@echo "serve-vllm  the same on vLLM instead of the embedded engine"
-	@echo "test-typescript  the TypeScript client, in Node"
+	@echo "console  build the page at /      test-typescript  the TypeScript client and the parts of the page, in Node"
 	@echo "test   all tests        lint   ruff       types  mypy        fmt   ruff, fixing"
 	@echo "bench  the benchmarks   docs   regenerate reference docs      clean  remove what make made"
 	@echo "replications  every extraction method on the bundled models (ROWS=function-vectors for one)"
@@ -56,14 +56,14 @@ endif
 
 install: $(VENV)/.install
 
-serve: $(VENV)/.install
+serve: $(VENV)/.install $(CONSOLE)
 	$(VENV)/bin/trimtab serve "$(MODEL)" --host "$(HOST)" --port "$(PORT)"
 
 # On a machine without a GPU vLLM's CPU build is what `make test` installs.
-serve-vllm: $(VENV)/.test
+serve-vllm: $(VENV)/.test $(CONSOLE)
 	OMP_NUM_THREADS=2 $(VENV)/bin/trimtab serve "$(MODEL)" --engine vllm --host "$(HOST)" --port "$(PORT)"
 
-test: $(VENV)/.test
+test: $(VENV)/.test $(CONSOLE)
 	OMP_NUM_THREADS=1 $(PY) -m pytest $(PYTEST_ARGS)
 
 # Node of this machine if it is new enough, else one from the Python registry.
@@ -71,9 +71,22 @@ $(VENV)/.node: scripts/install_node.sh | $(VENV)/.venv
 	scripts/install_node.sh $(VENV)
 	@touch $@
 
-test-typescript: $(VENV)/.node
-	cd clients/typescript && PATH="$(abspath $(VENV))/node:$$PATH" npm ci --no-fund --no-audit && \
-	  PATH="$(abspath $(VENV))/node:$$PATH" npm test
+# The console is built from clients/web, whose calls and types come from clients/typescript and the OpenAPI file.
+CONSOLE := clients/web/dist/index.html
+WEB     := $(shell find clients/web/src clients/web/public clients/typescript/src -type f ! -name '*.d.ts') clients/web/index.html \
+           clients/web/package-lock.json clients/web/vite.config.ts docs/openapi.json
+NPM     := PATH="$(abspath $(VENV))/node:$$PATH" npm --no-fund --no-audit
+
+console: $(CONSOLE)
+
+$(CONSOLE): $(WEB) $(VENV)/.node
+	cd clients/typescript && $(NPM) ci --loglevel error
+	cd clients/web && $(NPM) ci --loglevel error && $(NPM) run --silent build -- --logLevel warn
+	@touch $@
+
+test-typescript: $(CONSOLE)
+	cd clients/typescript && $(NPM) test
+	cd clients/web && $(NPM) run check && $(NPM) test
 
 lint: $(VENV)/.dev
 	$(PY) -m ruff check .

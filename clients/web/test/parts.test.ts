@@ -1,0 +1,126 @@
+import { describe, expect, it } from "vitest";
+
+import { doseAt, dosing, floorAt, place, strengthAt } from "../src/lib/dose.js";
+import { bytes, nats, percent, runs } from "../src/lib/format.js";
+import { by, rowsOf, sum } from "../src/lib/metrics.js";
+import { readPairs } from "../src/lib/pairs.js";
+import { header } from "../src/lib/tensorfile.js";
+import { sentences } from "../src/lib/words.js";
+
+const outcome = (strength: number, kl: number, perplexity: number) => ({ strength, kl, perplexity, repetition: 0.02, kl_error: 0, compression: 1, length: 20, ended: 0.1, target: null });
+const calibration = {
+  version: 1,
+  settings: [
+    {
+      fingerprint: "f",
+      base: outcome(0, 0, 3),
+      up: [outcome(1, 0.1, 3.1), outcome(2, 0.4, 5), outcome(4, 2, 40)],
+      down: [outcome(1, 0.2, 3.2)],
+      floor: [{ strength: 2, kl: { low: 0, median: 0.02, high: 0.1 }, perplexity: { low: 3, median: 3, high: 3 }, repetition: { low: 0, median: 0, high: 0 }, target: null }],
+    },
+  ],
+} as never;
+
+describe("a calibration", () => {
+  const found = dosing(calibration, "f");
+
+  it("of another model says nothing", () => {
+    expect(dosing(calibration, "other")).toBeNull();
+    expect(dosing(null, "f")).toBeNull();
+  });
+
+  it("tells how far doses go and where text stays whole", () => {
+    expect([found?.least, found?.most]).toEqual([-0.2, 2]);
+    // Perplexity 40 is over twice the untouched 3, 5 is not.
+    expect(found?.whole).toEqual({ least: -0.2, most: 0.4 });
+  });
+
+  it("finds the strength of a dose between measured ones", () => {
+    expect(strengthAt(found!, 0.25)).toBeCloseTo(1.5);
+    expect(strengthAt(found!, -0.1)).toBeCloseTo(0.5);
+    expect(floorAt(found!, 0.1)).toBeCloseTo(0.01);
+  });
+
+  it("places doses on a slider and reads them back", () => {
+    for (const kl of [-0.2, -0.05, 0, 0.4, 2]) {
+      expect(doseAt(found!, place(found!, kl))).toBeCloseTo(kl);
+    }
+  });
+});
+
+describe("numbers for people", () => {
+  it("are short", () => {
+    expect([nats(0.0002), nats(0.0123), nats(1.234), percent(0.031), percent(0.5), bytes(1_234_000)]).toEqual(["under 0.001 nats", "0.012 nats", "1.23 nats", "3.1 %", "50 %", "1.23 MB"]);
+    expect(runs([0, 1, 2, 5, 7, 8])).toBe("0-2, 5, 7, 8");
+  });
+});
+
+describe("Prometheus' text format", () => {
+  const rows = rowsOf('# HELP x y\na_total{k="one",l="q\\"uo\\nte"} 3\na_total{k="two"} 4.5\nb 1e3\n');
+
+  it("is read with its labels", () => {
+    expect(rows).toHaveLength(3);
+    expect(rows[0]?.labels).toEqual({ k: "one", l: 'q"uo\nte' });
+    expect(sum(rows, "a_total")).toBe(7.5);
+    expect(sum(rows, "b")).toBe(1000);
+    expect(by(rows, "a_total", "k")).toEqual([{ key: "two", value: 4.5 }, { key: "one", value: 3 }]);
+  });
+});
+
+describe("pasted pairs", () => {
+  it("are read from JSON lines, a list, a table with and without names", () => {
+    const pair = { positive: "Yes, gladly", negative: "No" };
+    expect(readPairs(JSON.stringify(pair)).pairs).toEqual([pair]);
+    expect(readPairs(JSON.stringify([pair])).pairs).toEqual([pair]);
+    expect(readPairs('negative,positive\nNo,"Yes, gladly"\n').pairs).toEqual([pair]);
+    expect(readPairs("Yes, gladly\tNo\titem1").pairs).toEqual([{ ...pair, item: "item1" }]);
+    expect(readPairs('"a ""quoted""\nline",b').pairs[0]?.positive).toBe('a "quoted"\nline');
+  });
+
+  it("that are wrong are named, the rest is kept", () => {
+    const found = readPairs('{"positive": "a", "negative": "b"}\nnonsense\n{"positive": "a"}\n{"positive": "a", "negative": " "}');
+    expect(found.pairs).toHaveLength(1);
+    expect(found.errors).toHaveLength(3);
+  });
+
+  it("that may spoil the result are warned about", () => {
+    const warnings = readPairs("same,same\nlong long long long,x\nlong long long long,x").warnings.join(" ");
+    expect(warnings).toMatch(/no contrast/);
+    expect(warnings).toMatch(/twice/);
+    expect(warnings).toMatch(/few/);
+    expect(warnings).toMatch(/about length/);
+    expect(readPairs("").warnings).toEqual([]);
+  });
+});
+
+describe("a file of tensors", () => {
+  it("tells what is in it before it is sent", async () => {
+    const json = new TextEncoder().encode('{"__metadata__":{"model_id":"m"},"layer.2":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}');
+    const start = new Uint8Array(8);
+    new DataView(start.buffer).setBigUint64(0, BigInt(json.length), true);
+    expect(await header(new Blob([start, json, new Uint8Array(16)]))).toEqual({ format: "safetensors", model: "m", tensors: [{ name: "layer.2", dtype: "F32", shape: [4] }] });
+  });
+
+  it("that is none is refused", async () => {
+    for (const content of ["x", "GGUF", "0123456789 no tensors here", "\u0002\u0000\u0000\u0000\u0000\u0000\u0000\u0000{x"]) {
+      await expect(header(new Blob([content]))).rejects.toThrow(/file/i);
+    }
+  });
+});
+
+describe("a receipt in words", () => {
+  const applied = { artifact: "calm@3", op: "add", layers: [14], sites: ["resid_post"], tokens: { prompt: 20, generation: 11 }, choices: [], source: "request", strength: {}, options: {}, gate: null };
+
+  it("says what acted where, on how much, and what it did", () => {
+    const effects = { status: "measured", choices: [{ interventions: [{ shift: { kl: { mean: 0.42 } }, card_kl: 0.4 }], text: { repetition: 0 } }] };
+    expect(sentences({ applied: [applied], disabled: false, engine: "transformers", effects } as never)).toEqual([
+      { text: "calm@3 added at layer 14 to 31 tokens, which moved the answer by 0.42 nats a token (its card says 0.40 nats).", tone: "done" },
+    ]);
+  });
+
+  it("says why nothing acted", () => {
+    expect(sentences({ applied: [], disabled: true, reason: "the kill switch is on" } as never)[0]?.text).toBe("Nothing was applied, because the kill switch is on.");
+    const shut = { ...applied, tokens: { prompt: 0, generation: 0 }, gate: {} };
+    expect(sentences({ applied: [shut], disabled: false } as never)[0]?.text).toMatch(/gate stayed shut/);
+  });
+});

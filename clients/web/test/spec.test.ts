@@ -1,0 +1,78 @@
+import { describe, expect, it } from "vitest";
+
+import { program } from "../src/lib/code.js";
+import { bodyOf, FIRST, intervention, newItem, packed, parseLayers, steeringOf, Unreadable, unpacked, type Column } from "../src/lib/spec.js";
+
+describe("layers as people type them", () => {
+  it("reads single layers, lists and ranges", () => {
+    expect(parseLayers("")).toBeNull();
+    expect(parseLayers(" 3, 5-7 , -1")).toEqual([3, 5, 6, 7, -1]);
+    expect(parseLayers("2 to 4")).toEqual([2, 3, 4]);
+  });
+
+  it("says what it cannot read", () => {
+    for (const text of ["all", "5-2", "1;2", "0-9999999"]) {
+      expect(() => parseLayers(text)).toThrow(Unreadable);
+    }
+  });
+});
+
+describe("an intervention", () => {
+  it("leaves out what was not chosen, so that the card decides", () => {
+    expect(intervention(newItem("calm"))).toEqual({ artifact: "calm" });
+  });
+
+  it("carries a dose, layers, scope and further fields", () => {
+    const item = { ...newItem("calm"), strength: { kind: "dose", kl: 0.5 } as const, layers: "2, 3", prompt: "user", generation: "none", extra: '{"gate": {"probe": "p"}}' } as const;
+    expect(intervention(item)).toEqual({
+      artifact: "calm",
+      strength: { kl: 0.5 },
+      layers: [2, 3],
+      scope: { prompt: { roles: ["user"] }, generation: "none" },
+      gate: { probe: "p" },
+    });
+  });
+
+  it("refuses further fields that are no object", () => {
+    expect(() => intervention({ ...newItem("calm"), extra: "[1]" })).toThrow(Unreadable);
+    expect(() => intervention({ ...newItem("calm"), extra: "{" })).toThrow(Unreadable);
+  });
+});
+
+describe("a column", () => {
+  it("that holds nothing, or only what is switched off, steers nothing", () => {
+    expect(steeringOf({ preset: "", items: [] })).toBeNull();
+    expect(steeringOf({ preset: "", items: [{ ...newItem("calm"), off: true }] })).toBeNull();
+    expect(steeringOf({ preset: "warm", items: [] })).toEqual({ preset: "warm" });
+  });
+});
+
+describe("the address of the page", () => {
+  const columns: Column[] = [{ preset: "", items: [{ ...newItem("grüße"), strength: { kind: "value", value: -2, unit: "raw" } }] }];
+
+  it("holds the whole state, any script included", () => {
+    const table = { ask: { ...FIRST.ask, prompt: "Ça va? 🌍 \"' </script>" }, columns };
+    expect(packed(table)).toMatch(/^[\w-]+$/);
+    expect(unpacked(packed(table))).toEqual(table);
+  });
+
+  it("of nonsense is no table", () => {
+    expect(unpacked("%%%")).toBeNull();
+    expect(unpacked(btoa("[1"))).toBeNull();
+  });
+});
+
+describe("the copied call", () => {
+  const ask = { ...FIRST.ask, prompt: "It's \"so\"" };
+
+  it("as curl survives a shell", () => {
+    const text = program("curl", "http://x", "/v1/chat/completions", bodyOf(ask, "m", null), true);
+    expect(text).toContain("It'\\''s \\\"so\\\"");
+    expect(text).toContain("$TRIMTAB_API_KEY");
+  });
+
+  it("as Python has Python's constants", () => {
+    const body = { model: "m", messages: [{ role: "user", content: "x", name: null }], stream: true };
+    expect(program("Python", "http://x", "/v1/chat/completions", body, false)).toContain('"name": None}], model="m", stream=True)');
+  });
+});
