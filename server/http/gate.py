@@ -15,6 +15,8 @@ from server.settings import Settings, is_loopback
 # Whoever watches the server needs no key: these tell nothing but whether it runs.
 READY = "/health/ready"
 HEALTH = frozenset({"/health", "/health/live", READY})
+# The console's own files hold nothing of the server; what the page then asks for needs the key.
+CONSOLE, CONSOLE_FILES = frozenset({"/", "/mark.svg"}), "/assets/"
 # Read by people in browsers, which can ask for a password but not for a bearer token.
 PAGES = frozenset({"/docs", "/openapi.json"})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -43,7 +45,7 @@ class Gate:
         if self._key is None:
             self._check_host(headers)
             self._check_origin(headers, scope["method"])
-        elif scope["path"] not in HEALTH:
+        elif not _open(scope["path"]):
             self._check_key(headers, scope["path"])
 
     def _check_key(self, headers: Headers, path: str) -> None:
@@ -73,6 +75,11 @@ class Gate:
     def _own(self, authority: str) -> bool:
         name = _host_of(authority)
         return name is not None and (is_loopback(name) or name.endswith(".localhost") or name in self._hosts)
+
+
+def _open(path: str) -> bool:
+    """Whether the path is answered without the key."""
+    return path in HEALTH or path in CONSOLE or path.startswith(CONSOLE_FILES)
 
 
 def _host_of(authority: str) -> str | None:

@@ -1,0 +1,61 @@
+"""A browser for tests of the console: Debian's chromium, driven by Playwright, whose own browsers cannot be had here."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+# Chromium asks Google's hosts for this and that; nothing but the server under test is there to answer.
+ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage")
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
+def page_of(browser: Browser, url: str, **context: Any) -> Iterator[Page]:
+    """A page on the server, on which nothing may go wrong: no script error, no blocked script or style, no request to
+    another server."""
+    opened = browser.new_context(base_url=url, **({"viewport": {"width": 1280, "height": 900}} | context))
+    opened.set_default_timeout(60_000)
+    page = opened.new_page()
+    wrong: list[str] = []
+
+    def heard(message: ConsoleMessage) -> None:
+        # An answer of status 400 or above is for the page to show; the browser's own line about it is no fault.
+        if message.type == "error" and "Failed to load resource" not in message.text:
+            wrong.append(message.text)
+
+    page.on("console", heard)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda request: wrong.append(f"asks {request.url}")
+            if not request.url.startswith((url, "data:", "blob:")) else None)
+    try:
+        yield page
+    finally:
+        opened.close()
+    assert wrong == [], wrong
+
+
+def axe_finds(page: Page) -> list[str]:
+    """What axe finds against WCAG 2.2 AA, one line each."""
+    options = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}
+    found = Axe().run(page, options=options).response["violations"]
+    return [f"{one['id']}: {node['target']} {node['failureSummary']}" for one in found for node in one["nodes"]]
+
+
+def built() -> bool:
+    return (Path(__file__).parents[2] / "clients" / "web" / "dist" / "index.html").is_file()
