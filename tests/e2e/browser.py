@@ -1,4 +1,4 @@
-"""A browser for tests of the console: Debian's chromium, driven by Playwright, whose own browsers cannot be had here."""
+"""A browser for tests of the console: Debian's chromium, driven by Playwright, which cannot fetch its own here."""
 
 import shutil
 from collections.abc import Iterator
