@@ -268,6 +268,38 @@ async def test_a_measurement_that_hangs_is_a_stall(start: Any, monkeypatch: pyte
     await all_free(engine)
 
 
+async def test_a_new_loop_that_hangs_when_it_is_tried_is_not_followed_by_another(
+        start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads would use the model's hooks at once."""
+    monkeypatch.setattr(supervisor, "END_S", 0.2)
+    engine = await start(stall_s=0.5, self_test=True)
+    make, made, go = engine.supervisor._make, [], threading.Event()
+
+    def hanging() -> Any:
+        manager = make()
+        made.append(manager)
+        step = manager.batch_processor._generation_step
+
+        def hang(model: Any) -> None:
+            assert go.wait(PATIENCE_S)
+            step(model)
+
+        if len(made) == 1:
+            manager.batch_processor._generation_step = hang
+        return manager
+
+    engine.supervisor._make = hanging
+    engine.supervisor.manager.end_soon()
+    await until(lambda: engine.condition().reason == "hung")
+    await asyncio.sleep(0.5)
+    assert len(made) == 1
+    go.set()
+    await until(lambda: engine.alive)
+    assert len(made) == 2 and not made[0].is_running()
+    assert len((await generate(engine, PROMPT, max_tokens=3))[0]) == 3
+    await all_free(engine)
+
+
 async def test_starts_that_fail_are_counted_and_tried_on(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = await start(restart_limit=2, back_off_s=(0.01, 0.02))
     make, attempts, conditions = engine.supervisor._make, 0, []

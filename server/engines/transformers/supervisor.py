@@ -75,7 +75,8 @@ class Supervisor:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
         self._fail(list(self._steps.completions), self.condition().error)
-        await self._end(END_S)
+        if not await self._end(END_S):
+            log.error("engine_left_behind")
 
     @property
     def usable(self) -> Manager | None:
@@ -141,19 +142,13 @@ class Supervisor:
     async def _recover(self, fault: Fault) -> None:
         """Have another loop run, however long that takes."""
         self._reason, self._due = fault, time.monotonic() + END_S + self._took_s
-        error = None if self.manager is None else self.manager.background_thread_status.fatal_error
         log.error("engine_stalled" if fault == "stalled" else "engine_died", restarts=sum(self._restarts.values()),
-                  error=None if error is None else f"{type(error).__name__}: {error}"[:300])
+                  error=self._cause())
         self._fail(self._lost(fault), self.condition().error)
         if fault == "stalled" and self.manager is not None:
             # Who waits in a thread for a pause of this loop waits no longer.
             self.manager.background_thread_status.record_fatal_error(TimeoutError("it made no progress"))
-        while not await self._end(END_S):
-            if self._live:
-                log.critical("engine_hangs")
-            self._reason, self._live = "hung", False
-            self._fail(list(self._steps.completions), self.condition().error)
-        del error
+        await self._until_ended()
         while True:
             wait_s = self._back_off.next()
             self._live = not self._back_off.exhausted
@@ -167,7 +162,7 @@ class Supervisor:
                 # Whatever it was, the next attempt is all that can be done; readiness says 503 meanwhile.
                 log.exception("engine_restart_failed")
                 self._fail(list(self._steps.completions), self.condition().error)
-                await self._end(END_S)
+                await self._until_ended()
         self._restarts[fault] += 1
         self._reason, self._live = None, True
         self._back_off.started()
@@ -186,7 +181,7 @@ class Supervisor:
         try:
             while not (await asyncio.wait({proving}, timeout=WATCH_S))[0]:
                 if self._fault() is not None:
-                    why = f"the batching loop ended: {manager.background_thread_status.fatal_error}"
+                    why = f"the batching loop ended: {self._cause()}"
                     self._fail([c.running.request_id for c in list(self._steps.completions.values())
                                 if c.running.epoch == self._epoch], partial(EngineUnavailable, why))
                     await asyncio.wait({proving}, timeout=END_S)
@@ -197,6 +192,19 @@ class Supervisor:
             self._proving = False
             proving.cancel()
         self._took_s = time.monotonic() - began
+
+    async def _until_ended(self) -> None:
+        """End the loop, however long that takes: no other may run beside it, as both would use the model's hooks."""
+        while not await self._end(END_S):
+            if self._live:
+                log.critical("engine_hangs")
+            self._reason, self._live = "hung", False
+            self._fail(list(self._steps.completions), self.condition().error)
+
+    def _cause(self) -> str | None:
+        """What ended the loop."""
+        error = None if self.manager is None else self.manager.background_thread_status.fatal_error
+        return None if error is None else f"{type(error).__name__}: {error}"[:300]
 
     async def _end(self, limit_s: float) -> bool:
         """End the loop. False: it is still in its step after `limit_s`."""
@@ -210,6 +218,8 @@ class Supervisor:
                 return False
             await asyncio.sleep(0.02)
         self.manager = None
+        # Its frames hold the cache.
+        manager.background_thread_status.fatal_error = None
         # Gives the cache back, and the model its attention.
         await in_thread(partial(manager.stop, block=True, hard_stop=True))
         return True
