@@ -127,6 +127,10 @@ class Receipt(BaseModel):
     monitor: list[MonitorReport] = Field(default=[], description="What the monitors read, in the order asked for.")
     guard_checks: list[int | None] = Field(default=[], description="Per choice, how often its guards were checked; "
                                            "null where nothing was guarded.")
+    switched_off: list[int | None] = Field(default=[], description="Per choice, the generated token (0 is the first) "
+                                           "from which on nothing was steered, as the kill switch was turned on "
+                                           "meanwhile; the choice ends there where the server is set so. Null where it "
+                                           "was not.")
     warnings: list[ReceiptWarning] = Field(default=[], description="What was asked for and is rarely meant.")
 
 
@@ -142,6 +146,7 @@ class Outcome:
     decided: Decided
     events: Sequence[Event] = ()
     checks: int | None = None
+    switched_off: int | None = None
 
 
 def receipt(plan: Plan, outcomes: Sequence[Outcome], engine: str, effects: Effects | None = None,
@@ -167,6 +172,7 @@ def receipt(plan: Plan, outcomes: Sequence[Outcome], engine: str, effects: Effec
     return Receipt(applied=applied, disabled=plan.disabled is not None, reason=plan.disabled,
                    presets=dict(plan.presets or {}), engine=engine, report=plan.report, effects=effects,
                    monitor=list(monitor), guard_checks=[o.checks for o in ordered],
+                   switched_off=[o.switched_off for o in ordered],
                    warnings=_warnings(plan, applied))
 
 

@@ -92,7 +92,8 @@ async def _run(spec: Spec, state: ServerState) -> None:
     started = await start(body, state, plan, [prompt], request_id=f"rehearsal-{secrets.token_hex(12)}",
                           max_tokens=min(TOKENS, state.settings.max_output_tokens or TOKENS),
                           max_tokens_field="max_tokens", prompt_field="prompt", logprobs=None,
-                          caller=Caller(OWN, Deadline(state.settings.request_timeout_s or None)))
+                          caller=Caller(OWN, Deadline(state.settings.request_timeout_s or None)),
+                          obeys_kill_switch=False)
     for choice in started.run.choices:
         # Gates have been read; here they stand open, so that everything behind them acts.
         program = None if plan.program is None else plan.program.decided(())

@@ -141,6 +141,9 @@ class Settings(BaseSettings):
         description="Spec (JSON) that acts on every request as long as the admin API has set no other.")
     kill_switch: bool = Field(default=False,
         description="Start with all steering off. While this is set the admin API cannot turn it on.")
+    kill_switch_running: Literal["unsteered", "end"] = Field(default="unsteered",
+        description="What steered completions do that run when the kill switch is turned on: go on unsteered from the "
+        "next token, or end there. Those that the engine cannot go on with end.")
     log_format: Literal["json", "console"] = Field(default="json", description="Format of the log lines.")
 
     @model_validator(mode="after")

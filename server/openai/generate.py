@@ -14,7 +14,7 @@ from server.admission.fairness import Client
 from server.admission.queue import AdmissionQueue, Cost, Place
 from server.engines.base import Completion, Generation, Sampling, Token, Touched
 from server.gates import Decided
-from server.guard import Event, GuardedCompletion, Part
+from server.guard import Event, Part
 from server.metrics import Metrics
 from server.openai.detokenize import Detokenizer
 from server.openai.prompts import Prompt
@@ -22,6 +22,7 @@ from server.openai.runs import Runs
 from server.openai.stops import StopMatcher
 from server.openai.vocabulary import Vocabulary
 from server.receipt import Outcome
+from server.switched import SwitchedCompletion
 from steering.errors import TrimtabError
 
 # Odd and large: seeds of neighbouring requests do not share the streams of their choices.
@@ -50,10 +51,11 @@ class Choice:
     parts: Sequence[Part] = ()
     events: Sequence[Event] = ()
     checks: int | None = None
+    switched_off: int | None = None
 
     def outcome(self) -> Outcome:
         return Outcome(self.index, self.prompt.token_ids, self.token_ids, self.prompt.roles, self.touched,
-                       self.decided, self.events, self.checks)
+                       self.decided, self.events, self.checks, self.switched_off)
 
 
 class Run:
@@ -157,14 +159,19 @@ class Run:
             yield Piece(choice.index, text, token)
             if ended:
                 break
+        rest = ""
         if matcher.stopped:
             reason = "stop"
             await completion.cancel()
+        elif isinstance(completion, SwitchedCompletion) and completion.ended:
+            # No last token came along to let out what was held back.
+            reason, rest = "stop", matcher.push(detokenizer.flush()) + matcher.flush()
         choice.touched = completion.touched()
-        if isinstance(completion, GuardedCompletion):
+        if isinstance(completion, SwitchedCompletion):
             choice.parts, choice.events, choice.checks = completion.parts, completion.events, completion.checks
+            choice.switched_off = completion.switched_off
         self._metrics.completed(len(choice.token_ids), time.perf_counter() - first_at)
-        yield Piece(choice.index, "", None, reason)
+        yield Piece(choice.index, rest, None, reason)
 
 
 @asynccontextmanager

@@ -24,6 +24,7 @@ from server.openai.schema import ChatRequest
 from server.planner import Plan
 from server.receipt import Receipt, receipt
 from server.state import ServerState
+from server.switched import SwitchedCompletion
 from steering.errors import InvalidRequest, InvalidSpec, TrimtabError
 from steering.program import Program
 
@@ -74,13 +75,14 @@ async def plan_for(body: CompletionFields, state: ServerState) -> tuple[ModelNam
 
 async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts: Sequence[Prompt], *, request_id: str,
                 max_tokens: int | None, max_tokens_field: str, prompt_field: str, logprobs: int | None,
-                caller: Caller) -> Started:
+                caller: Caller, obeys_kill_switch: bool = True) -> Started:
     """Check the prompts and decide what is gated. The choices go to the engine when the run is read.
 
     Args:
         max_tokens: of each completion; None for what the engine has room for.
         max_tokens_field, prompt_field: names of these fields in the request.
         logprobs: alternatives to report per token; None for no log-probabilities.
+        obeys_kill_switch: False for what the server tries while steering may be off.
     """
     longest = max(len(prompt.token_ids) for prompt in prompts)
     limit = _room(state, longest, max_tokens, max_tokens_field, prompt_field)
@@ -97,7 +99,7 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
     used = [item.applied for j, item in enumerate(plan.program.compiled if plan.program else ())
             if any(j not in one.gates or one.gates[j].open for one in decided)]
     run = Run(state.vocabulary, state.metrics, state.runs, request_id=request_id, prompts=prompts, decided=decided,
-              n=body.n, sampling=sampling, stops=body.stops, begin=partial(_begin, state, plan),
+              n=body.n, sampling=sampling, stops=body.stops, begin=partial(_begin, state, plan, obeys_kill_switch),
               begun=lambda run: state.metrics.admitted(run.prompt_tokens, used, plan.disabled is not None),
               placed=plan.placed, queue=state.queue, client=caller.client, deadline=caller.deadline)
     return Started(body.model, run, plan, state, caller.deadline)
@@ -115,17 +117,25 @@ def _check_guarded(sampling: Sampling, state: ServerState) -> None:
                               param="steering.guard", fix="Leave one of them out.")
 
 
-def _begin(state: ServerState, plan: Plan, generation: Generation, decided: Decided) -> Completion:
-    """A choice in the engine, guarded where the plan says so and something acts."""
+def _begin(state: ServerState, plan: Plan, obeys: bool, generation: Generation, decided: Decided) -> Completion:
+    """A choice in the engine; where something acts, under the kill switch, and guarded where the plan says so."""
     program = decided.program
-    if not plan.guards or program is None or not program.acting:
+    if program is None or not program.acting:
         return state.engine.generate(generation)
     closed = [j for j, decision in decided.gates.items() if not decision.open]
 
     async def weaken(factors: Sequence[float]) -> Program:
         return await state.pools.complete(lambda: state.planner.weakened(plan, closed, list(factors)))
 
-    return GuardedCompletion(state.engine, generation, plan.guards, weaken, state.guard_metrics)
+    def begin() -> Completion:
+        if plan.guards:
+            return GuardedCompletion(state.engine, generation, plan.guards, weaken, state.guard_metrics)
+        return state.engine.generate(generation)
+
+    if not obeys:
+        return begin()
+    return SwitchedCompletion(state.engine, generation, program, begin, state.kill_switch,
+                              ends=state.settings.kill_switch_running == "end")
 
 
 def _room(state: ServerState, prompt_tokens: int, wanted: int | None, max_tokens_field: str, prompt_field: str) -> int:

@@ -54,7 +54,8 @@ async def test_the_receipt_of_an_unsteered_answer_says_so(api: AsyncOpenAI) -> N
     assert answer.model_extra is not None
     assert answer.model_extra["steering"] == {"applied": [], "disabled": False, "reason": None, "presets": {},
                                               "engine": "scripted", "report": "none", "effects": None,
-                                              "monitor": [], "guard_checks": [None], "warnings": []}
+                                              "monitor": [], "guard_checks": [None], "switched_off": [None],
+                                              "warnings": []}
 
 
 async def test_steered_whole(api: AsyncOpenAI, engine: ScriptedEngine) -> None:

@@ -42,8 +42,9 @@ class Receipt(Model):
 
     disabled: the kill switch held all steering back. effects: what it did, measured, if `report` asked for it.
     monitor: per probe of `monitor` its scores per token. guard_checks: per choice, how often its guards were checked;
-    applied[j].choices[i]["guard"] says what they did. warnings: what was asked for and is rarely meant, with a
-    "code", the index of the "intervention" and a "message".
+    applied[j].choices[i]["guard"] says what they did. switched_off: per choice, the generated token from which on
+    nothing was steered, as the kill switch was turned on meanwhile. warnings: what was asked for and is rarely meant,
+    with a "code", the index of the "intervention" and a "message".
     """
 
     applied: list[Applied]
@@ -53,6 +54,7 @@ class Receipt(Model):
     effects: dict[str, Any] | None = None
     monitor: list[dict[str, Any]] = []
     guard_checks: list[int | None] = []
+    switched_off: list[int | None] = []
     warnings: list[dict[str, Any]] = []
 
 
