@@ -5,6 +5,7 @@ goes on from the tokens that were delivered, unsteered, as if nothing had ever a
 or it ends there, where the server is set so or the engine cannot go on.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
@@ -32,24 +33,20 @@ class SwitchedCompletion(Completion):
         self._ends = ends or "resume" not in engine.features or any(getattr(wanted, one) for one in engine.not_resumed)
         self._steered = self._running = begin()
         self._touched: list[Touched] | None = None
+        self._turned = asyncio.Event()
         self._over = False
 
     async def admit(self) -> None:
         await self._running.admit()
 
     async def __aiter__(self) -> AsyncIterator[Token]:
-        turned = self._switch.on
         delivered: list[int] = []
-
-        def look() -> None:
-            nonlocal turned
-            turned = turned or self._switch.on
-
         try:
-            with self._switch.subscribe(look):
-                if not turned:
+            with self._switch.subscribe(self._look):
+                self._look()
+                if not self._turned.is_set():
                     async for token in self._running:
-                        if turned:
+                        if self._turned.is_set():
                             break
                         delivered.append(token.token_id)
                         yield token
@@ -70,6 +67,11 @@ class SwitchedCompletion(Completion):
                 yield token
         finally:
             await self.cancel()
+
+    def _look(self) -> None:
+        # Turned off again it stays turned: what runs is not steered a second time.
+        if self._switch.on:
+            self._turned.set()
 
     async def cancel(self) -> None:
         self._over = True
