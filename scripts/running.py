@@ -11,7 +11,8 @@ from typing import Any
 import uvicorn
 
 from lab import model_path
-from server.boot import KEEP_ALIVE_S, build
+from server.boot import build
+from server.http.runner import KEEP_ALIVE_S
 from server.settings import Settings
 
 

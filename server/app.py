@@ -104,6 +104,7 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
 
     app = routed(lifespan)
     app.state.open_requests = open_requests = OpenRequests()
+    app.state.metrics = metrics
     app.add_middleware(RequestFrame, settings=settings, metrics=metrics, open_requests=open_requests)
     add_handlers(app, metrics)
     return app

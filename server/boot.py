@@ -1,13 +1,9 @@
 """From settings to a running server: loads the model, opens the library, makes the app."""
 
-import socket
-import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import structlog
-import uvicorn
 from fastapi import FastAPI
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
@@ -17,15 +13,14 @@ from server.engines.base import Engine
 from server.engines.transformers.engine import TransformersEngine
 from server.engines.transformers.options import EngineOptions
 from server.engines.vllm.options import VllmOptions
+from server.http.listener import bind
+from server.http.runner import run
 from server.logs import configure_logging
 from server.openai.vocabulary import Vocabulary
 from server.settings import Settings
 from steering.containment import StepLimit
 from vectors.artifact import Limits
 from vectors.library import Library
-
-# Longer than clients keep idle connections: closed by the server first, one may be reused just as it goes away.
-KEEP_ALIVE_S = 75
 
 log = structlog.get_logger("trimtab.server")
 
@@ -70,29 +65,10 @@ def load_engine(settings: Settings) -> Engine:
 def serve(settings: Settings, ready: Callable[[str], None] = lambda url: None) -> None:
     """Serve until told to stop. `ready` is called with the base URL as soon as requests are answered."""
     configure_logging(settings.log_format)
+    # Before the model loads: a port that is taken is noticed at once.
+    sockets = bind(settings.host, settings.port)
     # A bar of its own for each part of a load; ours says what there is to say.
     disable_progress_bar()
     if not Path(settings.model).exists():
         log.info("the model is no local folder, taking it for a Hugging Face id", model=settings.model)
-    config = uvicorn.Config(build(settings), host=settings.host, port=settings.port, log_config=None, access_log=False,
-                            timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=10)
-    server = Announced(config, ready)
-    with suppress(KeyboardInterrupt):
-        server.run()
-    if not server.started:
-        sys.exit(1)
-
-
-class Announced(uvicorn.Server):
-    """Calls `ready` with its base URL once it listens."""
-
-    def __init__(self, config: uvicorn.Config, ready: Callable[[str], None]) -> None:
-        super().__init__(config)
-        self._ready = ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            port = self.servers[0].sockets[0].getsockname()[1]
-            host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
-            self._ready(f"http://{host}:{port}")
+    run(build(settings), settings, sockets, ready)

@@ -66,8 +66,24 @@ class BodyTimeout(InvalidRequest):
     status, code = 408, "body_timeout"
 
 
+class ClientTooSlow(InvalidRequest):
+    """The client reads its answer too slowly for the server to keep what it leaves unread."""
+
+    status, code = 408, "client_too_slow"
+
+
 class HeadersTooLarge(InvalidRequest):
     status, code = 431, "headers_too_large"
+
+
+class InvalidHttp(InvalidRequest):
+    """What a client sent is no request that can be read."""
+
+    code: ClassVar[str] = "invalid_http"
+
+
+class TooManyConnections(TrimtabError):
+    status, code = 503, "too_many_connections"
 
 
 class DefaultSpecUnusable(TrimtabError):

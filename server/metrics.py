@@ -46,6 +46,9 @@ class Metrics:
         for reason in self._restarts_told:
             self._restarts.labels(reason)
         self._rendering = threading.Lock()
+        self._ended = Counter("trimtab_connections_ended", "Connections the server ended before their time: over the "
+                              "limit, no head of a request in time, what was sent left unread, no HTTP.", ["reason"],
+                              registry=r)
         self._names: set[str] = set()
 
     def answered(self, route: str, method: str, status: int, elapsed_s: float) -> None:
@@ -55,6 +58,9 @@ class Metrics:
 
     def refused(self, code: str) -> None:
         self._refused.labels(code).inc()
+
+    def connection_ended(self, reason: str) -> None:
+        self._ended.labels(reason).inc()
 
     def first_token(self, elapsed_s: float) -> None:
         self._first.observe(elapsed_s)

@@ -109,6 +109,14 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(default=256 * 2**20, ge=1024, description="Bytes of an uploaded artifact file.")
     body_timeout_s: float = Field(default=30.0, gt=0, le=3600, description="Seconds in which a body must arrive; for "
                                   "a large one a second more per 16 KiB.")
+    header_timeout_s: float = Field(default=10.0, gt=0, le=3600,
+        description="Seconds in which a connection must send the head of its request.")
+    stalled_client_s: float = Field(default=30.0, gt=0, le=3600, description="Seconds a client may leave what was "
+        "sent to it unread; then its connection is ended and its request cancelled.")
+    max_connections: int = Field(default=1024, ge=1, le=2**16, description="Connections open at once; more get a 503. "
+        "Fewer where the system's limit of open files (`ulimit -n`) leaves fewer.")
+    shutdown_s: float = Field(default=20.0, ge=0, le=86400, description="Seconds that open requests have to finish "
+        "once the server is told to stop (SIGTERM, SIGINT); then streams end with an error, the rest get a 503.")
     max_inline_bytes: int = Field(default=4 * 2**20, ge=0,
         description="Bytes the numbers written inline in one spec may take.")
     library_bytes: int = Field(default=64 * 2**30, ge=0, description="Bytes the library may hold, numbers and metadata "

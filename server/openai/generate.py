@@ -13,6 +13,7 @@ from server.admission.deadline import Deadline
 from server.admission.fairness import Client
 from server.admission.queue import AdmissionQueue, Cost, Place
 from server.engines.base import Completion, Generation, Sampling, Token, Touched
+from server.errors import ClientTooSlow
 from server.gates import Decided
 from server.guard import Event, Part
 from server.metrics import Metrics
@@ -25,6 +26,8 @@ from server.receipt import Outcome
 from server.switched import SwitchedCompletion
 from steering.errors import TrimtabError
 
+# Pieces of one request that wait for a client that reads more slowly than the engine writes.
+MAX_UNREAD = 16_384
 # Odd and large: seeds of neighbouring requests do not share the streams of their choices.
 SEED_STRIDE = 0x9E3779B97F4A7C15
 
@@ -132,6 +135,9 @@ class Run:
                 await completion.admit()
                 await together.arrived()
                 async for piece in self._choice(choice, completion):
+                    if self._events.qsize() >= MAX_UNREAD:
+                        raise ClientTooSlow(f"the client left {MAX_UNREAD} tokens unread",
+                                            fix="Read the stream as it comes.")
                     self._events.put_nowait(piece)
                     place.generated = len(choice.token_ids)
         except TrimtabError as error:

@@ -1,5 +1,6 @@
 """A server over a scripted engine: real app, real library, real tokenizer; only the model is replaced."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from fastapi import FastAPI
 from transformers import PreTrainedTokenizerFast
 
 from server.app import create_app
+from server.http.listener import bind
+from server.http.runner import Server
 from server.logs import configure_logging
 from server.openai.vocabulary import Vocabulary
 from server.settings import Settings
@@ -63,6 +66,33 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     async with app.router.lifespan_context(app), httpx.AsyncClient(
             transport=transport, base_url="http://localhost", timeout=30) as found:
         yield found
+
+
+@pytest.fixture
+async def server(app: FastAPI, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
+    """The app on a port of its own, as `trimtab serve` serves it."""
+    monkeypatch.setattr("server.http.runner.CHECK_S", 0.05)
+    sockets = bind("127.0.0.1", 0)
+    async with app.router.lifespan_context(app):
+        found = Server(app, settings, settings.max_connections)
+        serving = asyncio.create_task(found.serve(sockets))
+        while not found.started:
+            assert not serving.done(), serving.exception()
+            await asyncio.sleep(0.005)
+        yield found
+        found.stop()
+        await serving
+
+
+@pytest.fixture
+def port(server: Server) -> int:
+    found: int = server.servers[0].sockets[0].getsockname()[1]
+    return found
+
+
+@pytest.fixture
+def address(port: int) -> str:
+    return f"http://127.0.0.1:{port}"
 
 
 def chat(text: str = "hi", **fields: Any) -> dict[str, Any]:

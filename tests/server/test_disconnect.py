@@ -1,27 +1,12 @@
 """A client that leaves takes its completions with it. Over real connections."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-import uvicorn
-from fastapi import FastAPI
 
 from tests.server.conftest import chat
 from tests.server.scripted import ScriptedEngine
-
-
-@pytest.fixture
-async def address(app: FastAPI) -> AsyncIterator[str]:
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, lifespan="on"))
-    task = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    await task
 
 
 async def all_cancelled(engine: ScriptedEngine) -> None:
