@@ -1,6 +1,7 @@
 """From settings to a running server: loads the model, opens the library, makes the app."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import structlog
@@ -18,6 +19,7 @@ from server.http.runner import run
 from server.logs import configure_logging
 from server.openai.vocabulary import Vocabulary
 from server.settings import Settings
+from server.starting import check_model, prepare_data_dir, said
 from steering.containment import StepLimit
 from vectors.artifact import Limits
 from vectors.library import Library
@@ -27,15 +29,18 @@ log = structlog.get_logger("trimtab.server")
 
 def build(settings: Settings) -> FastAPI:
     """The app. Loads the model; the engine starts with the app."""
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    prepare_data_dir(settings)
+    check_model(settings.model)
     library = Library.open(settings.library_database_url, settings.library_blob_url,
                            Limits(payload_bytes=settings.max_upload_bytes,
                                   library_bytes=settings.library_bytes or None,
                                   library_names=settings.library_names or None,
                                   library_versions=settings.library_versions or None),
                            wait_s=settings.database_wait_s)
-    engine = load_engine(settings)
-    tokenizer = AutoTokenizer.from_pretrained(settings.model)
+    with said(f"the model {settings.model} cannot be loaded", param="model",
+              fix="Give a model whose files are whole and in a form that this engine reads."):
+        engine = load_engine(settings)
+        tokenizer = AutoTokenizer.from_pretrained(settings.model)
     end_ids = [*engine.end_ids, tokenizer.eos_token_id]
     vocabulary = Vocabulary(tokenizer, [i for i in end_ids if i is not None], engine.facts.vocab_size)
     return create_app(settings, engine, library, vocabulary, engine_name=settings.engine)
@@ -62,13 +67,26 @@ def load_engine(settings: Settings) -> Engine:
         kv_cache_tokens=settings.kv_cache_tokens, step_limit=limit))
 
 
-def serve(settings: Settings, ready: Callable[[str], None] = lambda url: None) -> None:
-    """Serve until told to stop. `ready` is called with the base URL as soon as requests are answered."""
+def serve(settings: Settings, ready: Callable[[str], None] = lambda url: None,
+          prepare: Callable[[], None] = lambda: None) -> None:
+    """Serve until told to stop.
+
+    Args:
+        ready: called with the base URL as soon as requests are answered.
+        prepare: called before the model loads, once port and data folder are known to be usable.
+
+    Raises:
+        InvalidSettings, CannotStart: for what the operator got wrong, before anything was served.
+    """
     configure_logging(settings.log_format)
-    # Before the model loads: a port that is taken is noticed at once.
-    sockets = bind(settings.host, settings.port)
-    # A bar of its own for each part of a load; ours says what there is to say.
-    disable_progress_bar()
-    if not Path(settings.model).exists():
-        log.info("the model is no local folder, taking it for a Hugging Face id", model=settings.model)
-    run(build(settings), settings, sockets, ready)
+    with ExitStack() as opened:
+        # Before the model loads: a port that is taken is noticed at once.
+        sockets = [opened.enter_context(sock) for sock in bind(settings.host, settings.port)]
+        prepare_data_dir(settings)
+        check_model(settings.model)
+        prepare()
+        # A bar of its own for each part of a load; ours says what there is to say.
+        disable_progress_bar()
+        if not Path(settings.model).exists():
+            log.info("the model is no local folder, taking it for a Hugging Face id", model=settings.model)
+        run(build(settings), settings, sockets, ready)

@@ -32,3 +32,24 @@ def configure_logging(form: Literal["json", "console"]) -> None:
                     structlog.processors.TimeStamper(fmt="iso"), *exceptions, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Unfailing())))
+    _take_in_libraries([structlog.stdlib.add_logger_name, structlog.processors.add_log_level,
+                        structlog.processors.TimeStamper(fmt="iso"), *exceptions], renderer)
+
+
+class _Lines(logging.Handler):
+    """Writes to standard error as it is now."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _Unfailing().write(f"{self.format(record)}\n")
+
+
+def _take_in_libraries(before: list[structlog.typing.Processor], renderer: structlog.typing.Processor) -> None:
+    """What libraries log and no handler of their own takes: from warnings on, as lines of the same form."""
+    root = logging.getLogger()
+    root.handlers = [handler for handler in root.handlers if not isinstance(handler, _Lines)]
+    lines = _Lines(logging.WARNING)
+    lines.setFormatter(structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=before, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer]))
+    root.addHandler(lines)
+    # Clients that speak no HTTP are counted, not logged.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)

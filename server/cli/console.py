@@ -35,7 +35,9 @@ class Commands(TyperGroup):
 
 
 def fail(message: str, *, code: str | None = None, param: str | None = None, fix: str | None = None) -> NoReturn:
-    """Say what is wrong, where and what to do, on standard error; ends the program with status 1."""
+    """Say what is wrong, where and what to do, on standard error; ends the program with status 1. Of a message of many
+    lines, as libraries write them, the first paragraph is said."""
+    message = " ".join(message.strip().partition("\n\n")[0].split())
     place = f" [dim]({escape(param)})[/dim]" if param else ""
     named = f" {escape(code)}" if code else ""
     err.print(f"[bold red]error[/bold red]{named}: {escape(message)}{place}", soft_wrap=True)

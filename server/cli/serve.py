@@ -40,16 +40,18 @@ def serve(
     settings = settings_with_model(
         model, host=host, port=port, api_key=api_key, served_model_name=name, engine=engine,
         device=device, dtype=dtype, data_dir=data_dir, slots=slots, log_format=log_format)
-    err.print(f"Loading {settings.model_name}; it will answer on http://{settings.host}:{settings.port}/v1")
+    err.print(f"Loading {settings.model_name}")
     # Torch takes seconds to load, which `trimtab --help` need not wait for.
     from server.boot import serve as run
     from server.cli.examples import fill_library
 
-    if examples and model in bundled_models():
-        stored = fill_library(settings, model)
+    def prepare() -> None:
+        stored = fill_library(settings, model) if examples and model in bundled_models() else []
         if stored:
             err.print(f"Stored the examples of {model}: {', '.join(stored)}")
-    run(settings, lambda url: err.print(ready_line(url, settings), soft_wrap=True, highlight=False, markup=False))
+
+    run(settings, lambda url: err.print(ready_line(url, settings), soft_wrap=True, highlight=False, markup=False),
+        prepare)
 
 
 def ready_line(url: str, settings: Settings) -> str:

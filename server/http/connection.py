@@ -11,14 +11,14 @@ import struct
 import termios
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from server.errors import InvalidHttp, RequestTimeout, TooManyConnections, error_body
+from server.errors import InvalidHttp, BodyTimeout, TooManyConnections, error_body
 from server.http.frame import ABORT
 from steering.errors import TrimtabError
 
@@ -67,7 +67,7 @@ class Connection(H11Protocol):
         self._unread: tuple[float, int] | None = None
 
     async def _with_abort(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        scope.setdefault("extensions", {})[ABORT] = self.transport.abort  # type: ignore[index, union-attr, typeddict-item]
+        cast("dict[str, Any]", scope).setdefault("extensions", {})[ABORT] = self.transport.abort
         await self._answer(scope, receive, send)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -105,7 +105,7 @@ class Connection(H11Protocol):
         """End the connection if its client is too slow. To be called every second or so."""
         if self._head_since is not None and now - self._head_since > self._bounds.head_s:
             if self._head_begun:
-                self._refuse(RequestTimeout("the head of the request did not arrive in time", param="headers",
+                self._refuse(BodyTimeout("the head of the request did not arrive in time", param="headers",
                                             fix="Send it without pauses."), "slow_head")
             else:
                 self._bounds.ended("slow_head")

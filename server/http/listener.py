@@ -28,7 +28,7 @@ def bind(host: str, port: int) -> list[socket.socket]:
         raise InvalidSettings(f"the host {host} is not known: {error.strerror}", param="host",
                               fix="Use 127.0.0.1, or an address of this machine with an API key.") from None
     with ExitStack() as opened:
-        sockets = []
+        sockets: list[socket.socket] = []
         for family, kind, protocol, _, address in dict.fromkeys(found):
             sock = opened.enter_context(socket.socket(family, kind, protocol))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

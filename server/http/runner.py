@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
 import anyio
@@ -19,6 +19,7 @@ from server.http.connection import Bounds, Connection, HttpConfig
 from server.http.listener import BACKLOG, connection_limit
 from server.http.open_requests import OpenRequests, shutting_down
 from server.settings import Settings
+from server.starting import said
 
 log = structlog.get_logger("trimtab.server")
 
@@ -52,7 +53,9 @@ async def _serve(app: FastAPI, settings: Settings, sockets: list[socket.socket],
     stop = _Stop(settings.shutdown_s)
     with stop.on_signals():
         try:
-            async with app.router.lifespan_context(app):
+            async with AsyncExitStack() as started:
+                with said("the server cannot start", param="model", fix="The log above may say more."):
+                    await started.enter_async_context(app.router.lifespan_context(app))
                 server = Server(app, settings, connection_limit(settings.max_connections), ready)
                 stop.serving(server)
                 await server.serve(sockets)
@@ -86,7 +89,7 @@ class Server(uvicorn.Server):
         return found
 
     @contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+    def capture_signals(self) -> Iterator[None]:
         """Signals are `_Stop`'s: uvicorn would raise them again when all is done, and end the process by them."""
         yield
 

@@ -63,7 +63,7 @@ async def test_a_head_that_drips(port: int) -> None:
             await asyncio.sleep(0.01)
 
     dripping = asyncio.create_task(drip())
-    assert error_of(await rest(reader)) == (408, "request_timeout")
+    assert error_of(await rest(reader)) == (408, "body_timeout")
     dripping.cancel()
     writer.close()
 
@@ -71,7 +71,7 @@ async def test_a_head_that_drips(port: int) -> None:
 async def test_a_body_that_does_not_come(port: int, engine: ScriptedEngine) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(HEAD + b"Content-Length: 100\r\n\r\n{")
-    assert error_of(await rest(reader)) == (408, "request_timeout")
+    assert error_of(await rest(reader)) == (408, "body_timeout")
     assert engine.completions == []
     writer.close()
 
