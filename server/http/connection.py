@@ -18,7 +18,7 @@ from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from server.errors import InvalidHttp, BodyTimeout, TooManyConnections, error_body
+from server.errors import BodyTimeout, InvalidHttp, TooManyConnections, error_body
 from server.http.frame import ABORT
 from steering.errors import TrimtabError
 
