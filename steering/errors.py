@@ -123,6 +123,12 @@ class SlotsExhausted(TrimtabError):
     status, code = 503, "slots_exhausted"
 
 
+class ProgramLost(TrimtabError):
+    """The engine's worker does not hold the program that a request is to run under: it is not run under another."""
+
+    status, code = 503, "program_lost"
+
+
 class EngineUnavailable(TrimtabError):
     status, code = 503, "engine_unavailable"
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from server.engines.base import Completion, Generation, Token, Touched
+from server.engines.measured import Measured
 from server.engines.touching import count_touched
-from server.engines.transformers.measured import Measured
 from server.engines.transformers.tally import Tally
 from steering.containment import Fault
 from steering.errors import EngineUnavailable, TrimtabError

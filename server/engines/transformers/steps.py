@@ -24,9 +24,9 @@ from transformers.generation.continuous_batching.requests import FutureRequestSt
 
 from server.engines.arena import Arena
 from server.engines.base import Touched
+from server.engines.measured import Indices, MeasuredTable
 from server.engines.transformers.finite import Examined, Watch, examining
 from server.engines.transformers.handover import on_loop
-from server.engines.transformers.measured import Indices, MeasuredTable
 from server.engines.transformers.running import EngineCompletion, Failure, Overflow, Running, SaltedIds
 from server.engines.transformers.sampler import NO_TOKEN, choices, sample
 from server.engines.transformers.suspects import Suspects

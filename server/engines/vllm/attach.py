@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from server.engines.vllm.fuse import GraphOps
-from server.engines.vllm.graph import GraphTables, Place, steered
+from server.engines.vllm.graph import GraphTables, Place, poisoned, steered
 from server.engines.vllm.ops import Actor, Split, register
 from server.engines.vllm.steps import Steps
 from server.engines.vllm.wire import Key
@@ -65,9 +65,9 @@ class Hooks:
         number = register(Actor(self._steps, key, split))
         self.found.append(key)
         place = None
-        if site in self._graph_sites:
+        # Where the width is split among devices no rank sees how far a token is moved.
+        if site in self._graph_sites and split.size == 1:
             local = self._width(module, split)
-            # Where the width is split among devices no rank sees what norms and directions read.
             elementwise = self._graph_ops == "vectors" or site in ("head_out", "mlp_act")
             place = self._graph.add_place(key, local, elementwise=elementwise,
                                           columns=split.columns(local * split.size))
@@ -75,7 +75,7 @@ class Hooks:
             for name, tensor in (("token", self._graph.token), ("pool", place.pool.tensor), ("index", place.index),
                                  ("scalars", place.scalars)):
                 module.register_buffer(_buffer(site, name), tensor, persistent=False)
-        return Edit(module, site, number, place, self._graph.depth, self._graph.rank)
+        return Edit(module, site, number, place, self._graph)
 
     def _width(self, module: nn.Module, split: Split) -> int:
         size = getattr(module, "input_size_per_partition", None)
@@ -102,23 +102,28 @@ class Hooks:
 
 
 class Edit:
-    """What happens at one place: first the part that lives in the graph, then the opaque op."""
+    """What happens at one place: first the part that lives in the graph, then the opaque op, which is told what steps
+    the graph took."""
 
-    def __init__(self, module: nn.Module, site: Site, number: int, place: Place | None, depth: int, rank: int) -> None:
+    def __init__(self, module: nn.Module, site: Site, number: int, place: Place | None, graph: GraphTables) -> None:
         self._module, self._site, self._number = module, site, number
         self._in_graph = place is not None
         self._elementwise = place is not None and place.elementwise
-        self._depth, self._rank = depth, rank
+        self._depth, self._rank, self._limit, self._poisoning = graph.depth, graph.rank, graph.limit, graph.poisoning
 
     def __call__(self, h: Tensor, residual: Tensor | None) -> Tensor:
+        taken = None
         if self._in_graph:
             token, pool, index, scalars = (getattr(self._module, _buffer(self._site, name))
                                            for name in ("token", "pool", "index", "scalars"))
             number = token[:h.shape[0]]
             x = h.float() if residual is None else h.float() + residual.float()
-            y = steered(x, pool, index[number], scalars[number], self._depth, self._rank, self._elementwise)
+            y, taken = steered(x, pool, index[number], scalars[number], self._depth, self._rank, self._elementwise,
+                               h.dtype, self._limit)
+            if self._poisoning:
+                y = poisoned(y, taken, self._limit)
             h = (y if residual is None else h.float() + (y - x)).to(h.dtype)
-        torch.ops.trimtab.act(h, residual, self._number)
+        torch.ops.trimtab.act(h, residual, taken, self._number)
         return h
 
 

@@ -1,7 +1,9 @@
 """A completion in vLLM: waits for a slot, hands tokens on, gives the slot back."""
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from server.engines.base import Completion, Generation, Token, Touched
@@ -9,8 +11,9 @@ from server.engines.touching import count_touched
 from server.engines.vllm.sampling import tokens_of
 from server.engines.vllm.schemas import check_schema, refused
 from server.engines.vllm.slots import Lease
+from server.engines.vllm.taken import Taken
 from server.threads import in_thread
-from steering.errors import EngineUnavailable
+from steering.errors import EngineUnavailable, TrimtabError
 from steering.scope import TouchMap, touch_map
 
 if TYPE_CHECKING:
@@ -32,6 +35,8 @@ class VllmCompletion(Completion):
         self._outputs: Any = None
         self._admitting: asyncio.Task[None] | None = None
         self._lease: Lease | None = None
+        self._name = uuid.uuid4().hex
+        self._taken: Taken | None = None
         self._token_ids: list[int] = list(generation.generated_ids)
         self._over = False
 
@@ -51,12 +56,13 @@ class VllmCompletion(Completion):
         try:
             await self.admit()
             slot = 0 if self._lease is None else self._lease.slot
-            self._outputs = self._engine.run(self.generation, self._program, self._touch, slot)
+            self._outputs = self._engine.run(self.generation, self._program, self._touch, slot, self._name)
             async for output in self._outputs:
-                self._check_finish(output.outputs[0].finish_reason)
+                await self._check_finish(output.outputs[0].finish_reason)
                 for token in tokens_of(output, self.generation.sampling):
                     self._token_ids.append(token.token_id)
                     if token.finish_reason is not None:
+                        await self._ask()
                         self._over = True
                     yield token
             if not self._over:
@@ -64,16 +70,40 @@ class VllmCompletion(Completion):
         finally:
             await self.cancel()
 
-    def _check_finish(self, reason: str | None) -> None:
+    async def _check_finish(self, reason: str | None) -> None:
         """Raises where vLLM ended the request instead of finishing it."""
         if reason not in ("error", "abort"):
             return
         if reason == "error" and self.generation.sampling.json_schema is not None and not self._token_ids:
             # The schema passed all checks and vLLM's compiler still could not do it for this vocabulary.
             raise refused("its grammar cannot be compiled for this model")
+        self._over = True
+        await self._ask(ended=reason == "error")
         raise EngineUnavailable("the engine gave this request up")
 
+    async def _ask(self, ended: bool = False) -> None:
+        """Have the workers say what was done to the request, and raise what it is to be failed for.
+
+        ended: vLLM ended it for a fault.
+        """
+        if self._program is None and not ended:
+            return
+        self._taken = await self._engine.asking.taken(self._name)
+        if self._taken.fault is None and not ended:
+            return
+        self._over = True
+        if self._taken.fault is not None and self._taken.fault.kind == "program" and self._lease is not None:
+            self._lease.distrust()
+        token_ids = [*self.generation.prompt_ids, *self._token_ids]
+        raise await self._engine.explain(self.generation.program, token_ids, len(self.generation.prompt_ids),
+                                         self.generation.roles, self._taken)
+
     async def cancel(self) -> None:
+        if not self._over and self._outputs is not None and self._program is not None:
+            # It is left before its end, by a stop string say; its steps are still to be told.
+            self._over = True
+            with suppress(TrimtabError):
+                await self._ask()
         self._over = True
         if self._admitting is not None and not self._admitting.done():
             self._admitting.cancel()
@@ -89,4 +119,5 @@ class VllmCompletion(Completion):
         token_ids = [*self.generation.prompt_ids, *self._token_ids]
         begun = len(self._token_ids) > len(self.generation.generated_ids)
         processed = len(token_ids) - 1 if begun else 0
-        return count_touched(self.generation.program, self._touch, token_ids, processed)
+        counted = count_touched(self.generation.program, self._touch, token_ids, processed)
+        return counted if self._taken is None else self._taken.add_to(counted)

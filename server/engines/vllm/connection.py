@@ -17,8 +17,8 @@ from server.engines.vllm.pulse import Processes, Pulse
 from server.engines.vllm.reading import ModelReading
 from server.engines.vllm.refusals import RESTARTING, refusal
 from server.engines.vllm.sampling import sampling_params
-from server.engines.vllm.wire import encode_program
-from steering.errors import EngineUnavailable, UnsupportedSite
+from server.engines.vllm.wire import encode_program, identity
+from steering.errors import EngineUnavailable, ProgramLost, UnsupportedSite
 from steering.program import Program
 
 log = structlog.get_logger(__name__)
@@ -122,7 +122,10 @@ class Connection:
         if missing:
             raise UnsupportedSite(f"{missing[0][0]} of layer {missing[0][1]} is not hooked in this engine",
                                   param="steering", fix="See GET /v1/capabilities.")
-        return all(await self.rpc("trimtab_place", slot, encode_program(program)))
+        placed = await self.rpc("trimtab_place", slot, encode_program(program))
+        if any(held != identity(program) for _, held in placed):
+            raise ProgramLost("a worker holds another program than it was given", retry_after_s=1)
+        return all(in_graph for in_graph, _ in placed)
 
     async def outputs(self, request_id: str, token_ids: Sequence[int], sampling: Sampling, extra: Mapping[str, Any], *,
                       measuring: bool = False) -> AsyncGenerator[Any]:

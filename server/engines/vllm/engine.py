@@ -27,12 +27,14 @@ from server.engines.vllm.connection import Connection
 from server.engines.vllm.fuse import STAGE_OPS
 from server.engines.vllm.measuring import Measuring
 from server.engines.vllm.options import VllmOptions
+from server.engines.vllm.passes import Pass
 from server.engines.vllm.reading import ModelReading, engine_dtype, read_model
 from server.engines.vllm.refusals import RESTARTING
 from server.engines.vllm.selftest import run_selftest
 from server.engines.vllm.slots import Lease, SlotTable
+from server.engines.vllm.taken import Asking, Taken
 from server.engines.vllm.wire import extra_of
-from steering.errors import EngineUnavailable, InvalidRequest, SlotsExhausted
+from steering.errors import EngineUnavailable, InvalidRequest, SlotsExhausted, TrimtabError
 from steering.facts import ModelFacts
 from steering.ops import operations
 from steering.program import Program
@@ -63,7 +65,9 @@ class VllmEngine(Engine):
                                      lost=self._interrupt)
         self.slots = SlotTable(options.slots, self.connection.place, max_waiting=options.slot_queue)
         self._measure_slots = SlotTable(MEASURE_SLOTS, self.connection.place, first=options.slots + 1)
-        self.measuring = Measuring(self.connection, self._measure_slots, self.facts.num_layers - 1)
+        self.asking = Asking(self.connection)
+        self.measuring = Measuring(self.connection, self._measure_slots, self.facts.num_layers - 1, self.asking,
+                                   options.step_limit)
 
     async def start(self) -> None:
         await self.connection.start()
@@ -154,10 +158,15 @@ class VllmEngine(Engine):
                                  param="steering", retry_after_s=5,
                                  fix="Send fewer distinct specs at a time, or start with more slots.") from None
 
-    async def run(self, generation: Generation, program: Program | None, touch: TouchMap | None, slot: int,
+    async def explain(self, program: Program | None, token_ids: Sequence[int], prompt_length: int,
+                      roles: Sequence[str] | None, taken: Taken) -> TrimtabError:
+        """Why a completion over these tokens was ended."""
+        return await self.measuring.explained(Pass(token_ids, prompt_length, program, roles), taken)
+
+    async def run(self, generation: Generation, program: Program | None, touch: TouchMap | None, slot: int, name: str
                   ) -> AsyncGenerator[Any]:
-        """Outputs of vLLM for one completion."""
-        extra, before = extra_of(program, touch, slot), generation.generated_ids
+        """Outputs of vLLM for one completion, which workers know under `name`."""
+        extra, before = extra_of(program, touch, slot) | {"name": name}, generation.generated_ids
         if before:
             extra["generated"] = len(before)
         sampling = replace(generation.sampling, max_tokens=generation.sampling.max_tokens - len(before))

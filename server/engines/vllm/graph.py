@@ -26,12 +26,14 @@ from server.engines.vllm.fuse import (
     fuse,
 )
 from server.engines.vllm.wire import Key, Rows
+from steering.containment import UNLIMITED, StepLimit, contain
 from steering.ops.base import Row
 
 # Distinct scopes of a program: with three there are seven ways to touch a token.
 MAX_SCOPES = 3
 VARIANTS = 2**MAX_SCOPES - 1
 IDENTITY_SCALARS = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0, 0.0)
+NOBODY = -1
 
 
 class RowPool:
@@ -99,17 +101,20 @@ class GraphTables:
     Args:
         num_slots: programs resident at a time.
         num_rows: vectors a pool holds.
-        depth, rank: stages at one place, directions in one stage.
+        depth, rank: stages at one place, directions in one stage. limit: on each one's relative step.
         token: `[max tokens]` int32, the number of every token of the batch.
+        owners: `[G, places * depth]`, which intervention of its program each stage is, or NOBODY.
+        poisoning: see `poisoned`.
     """
 
     def __init__(self, num_slots: int, *, num_rows: int, depth: int, rank: int, max_tokens: int, dtype: torch.dtype,
-                 device: torch.device) -> None:
-        self.depth, self.rank = depth, rank
+                 device: torch.device, limit: StepLimit = UNLIMITED, poisoning: bool = False) -> None:
+        self.depth, self.rank, self.limit, self.poisoning = depth, rank, limit, poisoning
         self.size = 1 + num_slots * VARIANTS
         self.num_rows, self.dtype, self.device = num_rows, dtype, device
         self.token = torch.zeros(max_tokens, dtype=torch.int32, device=device)
         self.places: dict[Key, Place] = {}
+        self.owners = np.full((self.size, 0), NOBODY, dtype=np.int8)
         self._pools: dict[int, RowPool] = {}
         self._staging = torch.zeros(max_tokens, dtype=torch.int32, pin_memory=device.type == "cuda")
         self._staged: npt.NDArray[np.int32] = self._staging.numpy()
@@ -126,6 +131,7 @@ class GraphTables:
         identity = torch.tensor([*IDENTITY_SCALARS, *[0.0] * self.rank])
         scalars = identity.repeat(self.size, self.depth).to(self.device)
         self.places[key] = Place(self._pools[width], index, scalars, elementwise, columns)
+        self.owners = np.full((self.size, len(self.places) * self.depth), NOBODY, dtype=np.int8)
         return self.places[key]
 
     @property
@@ -144,29 +150,38 @@ class GraphTables:
         keys = {key for by_key in rows.rows for key in by_key}
         if not groups or len(groups) > MAX_SCOPES or not keys <= self.places.keys():
             return False
-        fused: list[tuple[Key, int, list[Stage]]] = []
+        if not rows.limited and self.limit != UNLIMITED:
+            # The limit is part of the graph.
+            return False
+        fused: list[tuple[Key, int, list[int], list[Stage]]] = []
         for variant in range(1, 2**len(groups)):
             on = [j for j in acting if variant >> groups.index(scopes[j]) & 1]
             for key in keys:
-                stages = self._fused(key, [rows.rows[j][key] for j in on if key in rows.rows[j]])
+                here = [j for j in on if key in rows.rows[j]]
+                stages = self._fused(key, [rows.rows[j][key] for j in here])
                 if stages is None:
                     return False
-                fused.append((key, 1 + (slot - 1) * VARIANTS + variant - 1, stages))
+                fused.append((key, 1 + (slot - 1) * VARIANTS + variant - 1, here, stages))
         self._held[slot] = []
-        for key, number, stages in fused:
+        order = {key: n for n, key in enumerate(self.places)}
+        for key, number, here, stages in fused:
             if not self._write(slot, self.places[key], number, stages):
                 self.clear(slot)
                 return False
+            first = order[key] * self.depth
+            self.owners[number, first:first + len(here)] = here
         self._scopes[slot] = [next(j for j in acting if scopes[j] == group) for group in groups]
         return True
 
     def clear(self, slot: int) -> None:
         """Forget what is in `slot`."""
-        for pool, row in self._held.pop(slot, ()):
-            pool.release(row)
-        if self._scopes.pop(slot, None) is None:
+        if slot not in self._held:
             return
+        for pool, row in self._held.pop(slot):
+            pool.release(row)
+        self._scopes.pop(slot, None)
         numbers = slice(1 + (slot - 1) * VARIANTS, 1 + slot * VARIANTS)
+        self.owners[numbers] = NOBODY
         identity = torch.tensor([*IDENTITY_SCALARS, *[0.0] * self.rank]).repeat(self.depth).to(self.device)
         for place in self.places.values():
             place.index[numbers] = 0
@@ -187,7 +202,9 @@ class GraphTables:
         index = torch.zeros(place.rows_per_stage, dtype=torch.int32)
         for d, stage in enumerate(stages):
             for n, vector in _vectors(stage, self.rank, place.elementwise).items():
-                row = place.pool.acquire(vector[place.columns].float())
+                mine = vector[place.columns].float()
+                # What the pool's dtype cannot hold, the opaque op has in float32.
+                row = place.pool.acquire(mine) if bool(mine.to(place.pool.tensor.dtype).isfinite().all()) else None
                 if row is None:
                     return False
                 self._held[slot].append((place.pool, row))
@@ -229,15 +246,41 @@ def _vectors(stage: Stage, rank: int, elementwise: bool) -> Mapping[int, Tensor]
     return {n: vector for n, vector in found.items() if bool(vector.any())}
 
 
-def steered(x: Tensor, pool: Tensor, index: Tensor, scalars: Tensor, depth: int, rank: int, elementwise: bool
-            ) -> Tensor:
-    """All stages on `x [T, width]` (float32); index `[T, rows]`, scalars `[T, ...]` of each token. Pure tensor code."""
+def steered(x: Tensor, pool: Tensor, index: Tensor, scalars: Tensor, depth: int, rank: int, elementwise: bool,
+            dtype: torch.dtype = torch.float32, limit: StepLimit = UNLIMITED) -> tuple[Tensor, Tensor]:
+    """All stages on `x [T, width]` (float32); index `[T, rows]`, scalars `[T, ...]` of each token. Pure tensor code.
+
+    Each stage is contained as `contain` says, in what `dtype` can hold.
+
+    Returns:
+        The activations, and the relative step of each token in each stage, `[T, depth]`.
+    """
     per_stage = index.shape[1] // depth
     width = NUM_FIXED_SCALARS + rank
+    taken = []
     for d in range(depth):
         rows = index[:, d * per_stage:(d + 1) * per_stage]
-        x = _stage(x, pool, rows, scalars[:, d * width:(d + 1) * width], rank, elementwise)
-    return x
+        y = _stage(x, pool, rows, scalars[:, d * width:(d + 1) * width], rank, elementwise)
+        x, step = contain(x, held_by(y, dtype), limit)
+        taken.append(step)
+    return x, torch.stack(taken, dim=-1)
+
+
+def poisoned(x: Tensor, taken: Tensor, limit: StepLimit) -> Tensor:
+    """`x [T, width]` with NaN in the rows of tokens one of whose steps `taken [T, stages]` was not carried out.
+
+    In a pipeline only the last rank is heard by the scheduler, and that is how it comes to know. Nobody else's rows are
+    touched, and the request ends with this step.
+    """
+    refused = taken == torch.inf
+    if limit.action == "refuse" and limit != UNLIMITED:
+        refused = refused | (taken > limit.largest)
+    return torch.where(refused.any(-1, keepdim=True), torch.nan, x)
+
+
+def held_by(y: Tensor, dtype: torch.dtype) -> Tensor:
+    """`y` (float32) with infinity in the place of what `dtype` cannot hold."""
+    return y if dtype == torch.float32 else torch.where(y.abs() <= torch.finfo(dtype).max, y, torch.inf)
 
 
 def _stage(h: Tensor, pool: Tensor, rows: Tensor, numbers: Tensor, rank: int, elementwise: bool) -> Tensor:

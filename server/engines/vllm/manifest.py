@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from server.engines.vllm.fuse import GraphOps
+from steering import containment
+from steering.containment import LimitAction, StepLimit
 from steering.spec import Site
 
-TRACED = ("attach.py", "fuse.py", "graph.py", "ops.py")
+TRACED = (*(Path(__file__).parent / name for name in ("attach.py", "fuse.py", "graph.py", "ops.py")),
+          Path(containment.__file__))
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Manifest:
     """sites: hooked. graph_sites: those of them whose simple programs live in the compiled graph, graph_ops: which.
 
     slots: programs resident at a time. rows: vectors of one width that the graph's pool holds. depth, rank: stages at
-    one place, directions of one stage. sources: hash of the traced files.
+    one place, directions of one stage. largest_step, step_action: the limit on steps. sources: hash of traced files.
     """
 
     sites: tuple[Site, ...]
@@ -31,7 +34,13 @@ class Manifest:
     rows: int
     depth: int
     rank: int
+    largest_step: float
+    step_action: LimitAction
     sources: str
+
+    @property
+    def limit(self) -> StepLimit:
+        return StepLimit(self.largest_step, self.step_action)
 
     @classmethod
     def build(cls, **given: Any) -> "Manifest":
@@ -49,6 +58,6 @@ class Manifest:
 
 def source_hash() -> str:
     state = hashlib.sha256()
-    for name in TRACED:
-        state.update((Path(__file__).parent / name).read_bytes())
+    for path in TRACED:
+        state.update(path.read_bytes())
     return state.hexdigest()[:16]

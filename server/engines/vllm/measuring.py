@@ -15,7 +15,11 @@ from server.engines.checks import length_of, positions_of
 from server.engines.vllm.connection import Connection
 from server.engines.vllm.passes import Pass, divergence_of, tensor_of
 from server.engines.vllm.slots import SlotTable
+from server.engines.vllm.taken import Asking, Taken
 from server.engines.vllm.wire import extra_of
+from steering import containment
+from steering.containment import StepLimit, fault_error, model_error
+from steering.errors import EngineUnavailable, ProgramLost, TrimtabError
 from steering.program import Program
 
 # Completions that are compared in the same passes.
@@ -25,8 +29,10 @@ AT_ONCE = 16
 class Measuring:
     """One measurement at a time, in slots of its own."""
 
-    def __init__(self, connection: Connection, slots: SlotTable, last_layer: int) -> None:
+    def __init__(self, connection: Connection, slots: SlotTable, last_layer: int, asking: Asking, limit: StepLimit
+                 ) -> None:
         self._connection, self._slots, self._last_layer = connection, slots, last_layer
+        self._asking, self._limit = asking, limit
         self._lock = asyncio.Lock()
 
     async def score(self, token_ids: Sequence[int], program: Program | None, prompt_length: int | None,
@@ -97,8 +103,45 @@ class Measuring:
                                                             list(request.end_ids))
         return divergence_of(answer), shift
 
+    async def explained(self, given: Pass, taken: Taken) -> TrimtabError:
+        """Why a request over these tokens was ended, of which the workers say `taken`.
+
+        One that shared a prefix with a faulty one has no fault of its own: it is run again, alone, until it has. What
+        overflowed behind the interventions may be the model's own doing: a pass without them tells.
+        """
+        async with self._lock:
+            return await self._explained(given, taken)
+
+    async def _explained(self, given: Pass, taken: Taken) -> TrimtabError:
+        program, fault = given.program, taken.fault
+        try:
+            if fault is None:
+                await self.run(Pass(given.token_ids, given.prompt_length, program, given.roles), self._slots)
+                return EngineUnavailable("the engine gave this request up", retry_after_s=1)
+            if fault.kind == "program":
+                return ProgramLost("the engine's worker held another program; nothing was served under it",
+                                   retry_after_s=1, fix="Try again.")
+            if fault.kind == "step":
+                assert program is not None
+                return fault_error(program, containment.Fault(
+                    fault.intervention, fault.site, fault.layer, fault.position,  # type: ignore[arg-type]
+                    fault.step), self._limit)
+            if program is not None and program.acting:
+                await self.run(Pass(given.token_ids[:fault.position + 1], given.prompt_length, None, None), self._slots)
+                strongest = taken.strongest()
+                return fault_error(program, containment.Fault(
+                    program.first_acting if strongest is None else strongest, None, None, fault.position, fault.step,
+                    behind=True), self._limit)
+        except TrimtabError as error:
+            return error
+        return model_error(fault.position, getattr(torch, self._connection.described[0]["dtype"]))
+
     async def run(self, given: Pass, slots: SlotTable) -> None:
-        """One pass, its program in a slot of `slots`; what it keeps stays in the workers under its tag."""
+        """One pass, its program in a slot of `slots`; what it keeps stays in the workers under its tag.
+
+        Raises:
+            SteeringOverflow, SteeringLimit, ModelOverflow: as `base.Engine` says.
+        """
         program = given.program if given.program is not None and given.program.acting else None
         touch, lease = None, None
         if program is not None:
@@ -108,9 +151,17 @@ class Measuring:
             sampling = Sampling(max_tokens=1, temperature=0.0, ignore_eos=True)
             carried = extra_of(program, touch, 0 if lease is None else lease.slot) | given.extra
             outputs = self._connection.outputs(given.tag, given.token_ids, sampling, carried, measuring=True)
+            ended = False
             async with aclosing(outputs):
-                async for _ in outputs:
-                    pass
+                async for output in outputs:
+                    ended = output.outputs[0].finish_reason == "error"
+            taken = await self._asking.taken(given.tag) if ended or program is not None else None
+            if taken is not None and (ended or taken.fault is not None):
+                if taken.fault is None:
+                    raise EngineUnavailable("the engine gave this pass up", retry_after_s=1)
+                if taken.fault.kind == "program" and lease is not None:
+                    lease.distrust()
+                raise await self._explained(given, taken)
         finally:
             if lease is not None:
                 lease.release()

@@ -29,7 +29,11 @@ class Pass:
     keep_from: int | None = None
     capture: tuple[Key, ...] = ()
     positions: tuple[int, ...] = ()
-    tag: str = field(default_factory=lambda: f"pass-{uuid.uuid4().hex}")
+    tag: str = field(default_factory=lambda: Pass.new_tag())
+
+    @staticmethod
+    def new_tag() -> str:
+        return f"pass-{uuid.uuid4().hex}"
 
     def touch(self, program: Program) -> TouchMap:
         # One position for the token that vLLM samples at the end, which is thrown away.
@@ -38,7 +42,7 @@ class Pass:
 
     @property
     def extra(self) -> dict[str, Any]:
-        carried: dict[str, Any] = {}
+        carried: dict[str, Any] = {"name": self.tag}
         if self.keep_from is not None:
             carried["keep"] = {"tag": self.tag, "from": self.keep_from}
         if self.capture:

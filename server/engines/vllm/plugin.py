@@ -14,19 +14,22 @@ VLLM_VERSION = "0.32."
 
 
 def register() -> None:
-    """Wrap `Worker.load_model` and the block hash, and give workers our methods."""
+    """Wrap `Worker.load_model`, the block hash and the scheduler, and give workers our methods."""
     if not os.environ.get(MARKER):
         return
+    from server.engines.vllm import scheduling
     from server.engines.vllm.cachekeys import wrap
 
     check()
     import torch
     import vllm.v1.core.block_pool as block_pool
     import vllm.v1.core.kv_cache_utils as kv_cache_utils
+    from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.worker.gpu_worker import Worker
 
     for module in (kv_cache_utils, block_pool):
         wrap(module)
+    scheduling.wrap(Scheduler)
     _wrap_worker(Worker)
     _wrap_loading(torch.compiler)
 
@@ -78,6 +81,8 @@ def check() -> None:
     """
     import vllm
     from vllm.v1.core import kv_cache_utils
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
+    from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
     from vllm.v1.worker.gpu_worker import Worker
@@ -91,6 +96,10 @@ def check() -> None:
            "model_kwargs")
     expect(GPUModelRunner.sample_tokens, "self", "grammar_output")
     expect(TopKTopPSampler.forward_native, "self", "logits", "generators", "k", "p")
+    expect(Scheduler.schedule, "self", "throttle_prefills")
+    expect(Scheduler.update_from_output, "self", "scheduler_output", "model_runner_output")
+    expect(KVCacheManager.get_block_ids, "self", "request_id")
+    expect(KVCacheManager.evict_blocks, "self", "block_ids")
     expect(kv_cache_utils.generate_block_hash_extra_keys, "request", "start_token_idx", "end_token_idx",
            "start_mm_idx")
 

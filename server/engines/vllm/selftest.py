@@ -61,7 +61,7 @@ async def run_selftest(engine: "VllmEngine") -> ModelFacts:
 async def _moved(engine: "VllmEngine", prompt: list[int], place: tuple[Site, int], plain: torch.Tensor,
                  generator: torch.Generator, floor: float) -> bool:
     for attempt in range(ATTEMPTS):
-        found = await _scores(engine, prompt, _push(engine.facts, place, attempt, generator))
+        found = await _scores(engine, prompt, _push(engine, place, attempt, generator))
         if float((found - plain).abs().max()) > floor:
             return True
     return False
@@ -74,12 +74,14 @@ async def _scores(engine: "VllmEngine", prompt: list[int], program: Program | No
     return torch.frombuffer(bytearray(chosen), dtype=torch.float32)[:-1]
 
 
-def _push(facts: ModelFacts, place: tuple[Site, int], attempt: int, generator: torch.Generator) -> Program:
-    """A change that must show, stronger with each attempt: what a late MLP adds may be small beside the stream.
+def _push(engine: "VllmEngine", place: tuple[Site, int], attempt: int, generator: torch.Generator) -> Program:
+    """A change that must show, stronger with each attempt: what a late MLP adds may be small beside the stream. As far
+    as the limit on steps lets it.
 
     At the router: force one expert, in the next attempt another one.
     """
-    site, width = place[0], facts.width(place[0])
+    site, width = place[0], engine.facts.width(place[0])
+    strength = min(8.0**attempt, engine.options.step_limit.largest / 2)
     if site == "router":
         force = torch.zeros(width)
         force[attempt % width] = 1.0
@@ -87,5 +89,5 @@ def _push(facts: ModelFacts, place: tuple[Site, int], attempt: int, generator: t
                             "renormalise": torch.tensor(0.0)})
     else:
         direction = torch.randn(width, generator=generator)
-        row = Row("add_norm_match", {"delta": 8.0**attempt * direction / direction.norm()})
+        row = Row("add_norm_match", {"delta": strength * direction / direction.norm()})
     return Program((Compiled("add", Scope(), {place: row}, Applied(None, "add", (), (), {}, {})),))

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from server.engines.vllm.wire import identity
 from steering.errors import SlotsExhausted
 from steering.program import Program
 
@@ -104,7 +105,7 @@ class SlotTable:
 
     def in_graph(self, program: Program) -> bool:
         """Whether the compiled graph carries a resident program out."""
-        return self._residents[program.digest].placed.result()
+        return self._residents[identity(program)].placed.result()
 
     @property
     def num_pinned(self) -> int:
@@ -139,20 +140,20 @@ class SlotTable:
 
     def _shared(self, program: Program) -> _Resident | None:
         """The resident of a program that may take one more, pinned."""
-        resident = self._residents.get(program.digest)
+        resident = self._residents.get(identity(program))
         if resident is None or resident.draining:
             return None
         resident.pins += 1
-        self._residents.move_to_end(program.digest)
+        self._residents.move_to_end(identity(program))
         return resident
 
     def _settled(self, program: Program) -> _Resident | None:
         """A new resident in a slot that nobody uses, pinned and on its way to the workers."""
-        if program.digest in self._residents or not (self._free or self._evict_one()):
+        if identity(program) in self._residents or not (self._free or self._evict_one()):
             return None
         slot = self._free.pop()
-        resident = _Resident(program.digest, slot, asyncio.ensure_future(self._place(slot, program)), pins=1)
-        self._residents[program.digest] = resident
+        resident = _Resident(identity(program), slot, asyncio.ensure_future(self._place(slot, program)), pins=1)
+        self._residents[identity(program)] = resident
         resident.placed.add_done_callback(lambda placed: self._arrived(resident, placed))
         return resident
 
@@ -198,19 +199,19 @@ class SlotTable:
             program = waiter.program
             if waiter.given.done():
                 continue
-            if not wanted and (own := self._residents.get(program.digest)) is not None and own.draining:
+            if not wanted and (own := self._residents.get(identity(program))) is not None and own.draining:
                 # Nobody is before this one any more: what was to be drained for others is its own.
                 own.draining = False
                 draining.remove(own)
-            resident = None if program.digest in wanted else (
+            resident = None if identity(program) in wanted else (
                 self._shared(program) or (None if wanted else self._settled(program)))
             if resident is not None:
                 waiter.given.set_result(resident)
                 continue
             left.append(waiter)
             # One that waits because its own slot is drained asks for no second one to be.
-            missing += program.digest not in wanted and program.digest not in self._residents
-            wanted.add(program.digest)
+            missing += identity(program) not in wanted and identity(program) not in self._residents
+            wanted.add(identity(program))
             if len(draining) < missing:
                 draining += self._drain_one()
         self._waiting = left

@@ -14,7 +14,9 @@ import torch
 
 from server.engines.arena import Arena
 from server.engines.vllm.graph import GraphTables
+from server.engines.vllm.tally import Entry, Fault, Readout, Sheet, Tallies
 from server.engines.vllm.wire import Key, Rows, Touch, carried_by, decode_touch
+from steering.containment import UNLIMITED, StepLimit
 from steering.plan import Stage, StepPlan, plan_step
 from steering.row_table import Held, RowTable
 
@@ -25,7 +27,7 @@ IntArray = npt.NDArray[np.int64]
 class Passenger:
     """One request in the engine that is steered, kept or captured.
 
-    slot, base: its program and where its bits begin in the arena; slot 0 for an unsteered one.
+    slot, base: its program and where its bits begin in the arena; slot 0 for an unsteered one. digest: of the program.
     in_graph: its program is carried out by the compiled graph, else by the opaque op.
     keep: where its final hidden states go, from position `keep_from` on. capture: which activations to copy.
     """
@@ -33,6 +35,7 @@ class Passenger:
     slot: int
     base: int
     touch: Touch | None
+    digest: str | None = None
     in_graph: bool = False
     keep: str | None = None
     keep_from: int = 0
@@ -74,18 +77,65 @@ class Kept:
         return found, rows[torch.from_numpy(len(positions) - 1 - index)]
 
 
+class GraphRows:
+    """Tokens of the step at hand that the graph steers, and which interventions that are at each place."""
+
+    def __init__(self, graph: GraphTables) -> None:
+        self._graph = graph
+        self._whole = False
+        self._tokens: IntArray = np.zeros(0, dtype=np.int64)
+        self._on_device: torch.Tensor | None = None
+        self._owners: npt.NDArray[np.int8] = np.zeros((0, 0), dtype=np.int8)
+        self._columns: dict[Key, slice] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._columns)
+
+    def clear(self) -> None:
+        self._columns = {}
+
+    def set(self, numbers: npt.NDArray[np.uint32]) -> None:
+        """`numbers [T]`: see `GraphTables.fill`."""
+        tokens = np.flatnonzero(numbers)
+        if not len(tokens):
+            return
+        if not np.array_equal(tokens, self._tokens) or self._on_device is None:
+            self._tokens = tokens
+            self._on_device = torch.from_numpy(tokens).to(self._graph.device)
+        self._whole = len(tokens) == len(numbers)
+        self._owners = self._graph.owners[numbers[tokens]]
+        depth = self._graph.depth
+        acting = np.flatnonzero((self._owners >= 0).reshape(len(tokens), -1, depth).any((0, 2))).tolist()
+        keys = list(self._graph.places)
+        self._columns = {keys[n]: slice(n * depth, (n + 1) * depth) for n in acting}
+
+    def entry(self, key: Key, taken: torch.Tensor) -> Entry | None:
+        columns = self._columns.get(key)
+        if columns is None:
+            return None
+        assert self._on_device is not None
+        mine = taken[:len(self._tokens)].clone() if self._whole else taken[self._on_device]
+        return Entry(key, self._tokens, self._owners[:, columns], mine, self._graph.limit)
+
+
 class Steps:
     """Programs, requests and the plan of the step at hand."""
 
     def __init__(self, num_slots: int, device: torch.device, graph: GraphTables) -> None:
-        self.table = RowTable(num_slots, device)
+        # Programs on which the limit holds, and the others.
+        self.tables = {limited: RowTable(num_slots, device) for limited in (True, False)}
         self.graph = graph
+        self.tallies = Tallies()
         self.plan: StepPlan = {}
         self.stretches: list[Stretch] = []
         self.kept: dict[str, Kept] = {}
         self.captured: dict[str, dict[Key, Kept]] = {}
         self.num_steps = 0
-        self._held: dict[int, Held] = {}
+        self.readout: Readout | None = None
+        self._device = device
+        self._held: dict[int, tuple[RowTable, Held]] = {}
+        self._limited: dict[int, bool] = {}
+        self._digests: dict[int, str] = {}
         self._in_graph: set[int] = set()
         self._passengers: dict[str, Passenger] = {}
         self._arena = Arena()
@@ -96,34 +146,56 @@ class Steps:
         self._ruled: list[int] = []
         self._watching: list[int] = []
         self._opaque = False
-        self._last: tuple[int, bytes, bytes] | None = None
+        self._last: tuple[int, int, bytes, bytes] | None = None
         self._last_plan: StepPlan = {}
+        self._sheet: Sheet | None = None
+        self._entries: list[Entry] = []
+        self._graph_rows = GraphRows(graph)
 
     # Programs, placed by the server process.
 
     def place(self, slot: int, rows: Rows) -> bool:
         """Put a program into a slot, in the place of what was there. True if the graph carries it out."""
+        for request_id, passenger in self._passengers.items():
+            if passenger.slot == slot and passenger.touch is not None and passenger.digest != rows.digest:
+                # Nobody should be there any more. It must not go on under a program that is not its own.
+                self._disown(request_id, passenger)
         if slot in self._held:
-            self.table.remove(slot, self._held.pop(slot))
+            table, held = self._held.pop(slot)
+            table.remove(slot, held)
         self._in_graph.discard(slot)
         self.graph.clear(slot)
+        self._digests[slot], self._limited[slot] = rows.digest, rows.limited
         if self.graph.place(slot, rows):
             self._in_graph.add(slot)
             return True
-        self._held[slot] = self.table.place(slot, rows.rows)
+        table = self.tables[rows.limited]
+        self._held[slot] = (table, table.place(slot, rows.rows))
         return False
+
+    def holds(self, slot: int) -> str | None:
+        """Digest of the program in a slot."""
+        return self._digests.get(slot)
+
+    def _disown(self, request_id: str, passenger: Passenger) -> None:
+        """A request whose slot holds another program is ended, and nothing is done to it until then."""
+        self.tallies.blame(request_id, Fault("program", 0))
+        passenger.slot, passenger.in_graph, self._stale = 0, False, True
 
     # Requests, as the scheduler brings and ends them.
 
     def add(self, request_id: str, sampling: Any) -> None:
         """Read what the request carries. A request that is there already (streamed input, resumption) is replaced."""
         extra = carried_by(sampling)
-        self.drop(request_id)
-        if not extra:
+        self._forget(request_id)
+        self.tallies.open(request_id, extra.get("name", request_id))
+        if not extra.keys() - {"name", "generated"}:
             return
         touch = decode_touch(extra["touch"]) if "touch" in extra else None
         slot = int(extra.get("slot", 0))
-        passenger = Passenger(slot, 0, touch, in_graph=slot in self._in_graph)
+        passenger = Passenger(slot, 0, touch, extra.get("digest"), in_graph=slot in self._in_graph)
+        if touch is not None and self._digests.get(slot) != passenger.digest:
+            self._disown(request_id, passenger)
         if touch is not None:
             on, off = touch.on, touch.off
             if passenger.in_graph and not touch.rules:
@@ -141,6 +213,11 @@ class Steps:
         self._stale = True
 
     def drop(self, request_id: str) -> None:
+        """A request is over."""
+        self.tallies.close(request_id)
+        self._forget(request_id)
+
+    def _forget(self, request_id: str) -> None:
         passenger = self._passengers.pop(request_id, None)
         if passenger is not None and passenger.touch is not None:
             self._arena.drop(passenger.base, len(passenger.touch.on))
@@ -162,6 +239,9 @@ class Steps:
         if self._stale or self._batch != request_ids:
             self._read_batch(request_ids)
         self.stretches = []
+        self._entries = []
+        self._graph_rows.clear()
+        self._sheet = Sheet(self._batch, starts, computed)
         if not self._passengers:
             self._idle()
             return
@@ -178,7 +258,7 @@ class Steps:
         index[slots == 0] = 0
         on = self._arena.on[index]
         if not self._opaque and not self._ruled:
-            self.graph.fill(np.where(slots == 0, 0, on) if (self._slots == 0).any() else on)
+            self._fill(np.where(slots == 0, 0, on) if (self._slots == 0).any() else on)
             self.plan = {}
             return
         bits = on & ~self._arena.off[index]
@@ -197,12 +277,24 @@ class Steps:
             if slot in self._in_graph:
                 mine = slots == slot
                 graph_rows[mine] = self.graph.variants(slot, bits[mine])
-        self.graph.fill(graph_rows.astype(np.uint32))
+        self._fill(graph_rows.astype(np.uint32))
         mine = np.where(opaque, slots, 0).astype(np.int32)
-        state = (self.table.version, mine.tobytes(), bits.tobytes())
+        state = (self.tables[True].version, self.tables[False].version, mine.tobytes(), bits.tobytes())
         if state != self._last:
-            self._last, self._last_plan = state, plan_step(self.table, mine, bits)
+            self._last, self._last_plan = state, self._planned(mine, bits)
         self.plan = self._last_plan
+
+    def _planned(self, slots: npt.NDArray[np.int32], bits: npt.NDArray[np.uint32]) -> StepPlan:
+        plan = plan_step(self.tables[True], slots, bits)
+        if self.tables[False].pools:
+            for key, stages in plan_step(self.tables[False], slots, bits).items():
+                # Other tokens than those of the stages before: the order is the same.
+                plan.setdefault(key, []).extend(stages)
+        return plan
+
+    def _fill(self, numbers: npt.NDArray[np.uint32]) -> None:
+        self.graph.fill(numbers)
+        self._graph_rows.set(numbers)
 
     def _read_batch(self, request_ids: Sequence[str]) -> None:
         self._batch = list(request_ids)
@@ -222,10 +314,27 @@ class Steps:
     @property
     def busy(self) -> bool:
         """Whether any opaque op has something to do in this step."""
-        return bool(self.plan) or bool(self.stretches)
+        return bool(self.plan) or bool(self.stretches) or bool(self._graph_rows)
 
     def stages(self, key: Key) -> list[Stage]:
         return self.plan.get(key, [])
+
+    def limit_of(self, stage: Stage) -> StepLimit:
+        free = self.tables[False].pools
+        return UNLIMITED if free and any(stage.pool is pool for pool in free) else self.graph.limit
+
+    def note(self, stage: Stage, taken: torch.Tensor) -> None:
+        """Steps `[n]` that a stage of the opaque op took."""
+        assert stage.key is not None
+        tokens = np.arange(len(stage.rows)) if stage.positions is None else stage.positions
+        self._entries.append(Entry(stage.key, tokens, np.full(len(tokens), stage.intervention, dtype=np.int8), taken,
+                                   self.limit_of(stage)))
+
+    def note_graph(self, key: Key, taken: torch.Tensor) -> None:
+        """Steps `[T, stages]` that the graph took at a place, of all tokens."""
+        entry = self._graph_rows.entry(key, taken)
+        if entry is not None:
+            self._entries.append(entry)
 
     def capture(self, key: Key, activation: torch.Tensor) -> None:
         """Copy the wanted rows of an activation `[T, width]` as it stands."""
@@ -241,11 +350,21 @@ class Steps:
     def wants(self, key: Key) -> bool:
         return any(key in stretch.passenger.keys for stretch in self.stretches)
 
+    def collect(self, hidden: torch.Tensor | None) -> None:
+        """What this step did is on its way to the host. hidden: final hidden states, where this worker has them."""
+        sheet, self._sheet = self._sheet, None
+        if sheet is not None and sheet.request_ids:
+            total = int(sheet.starts[-1])
+            self.readout = Readout.take(sheet, self._entries, None if hidden is None else hidden[:total])
+            self.tallies.add(self.readout)
+        self._entries = []
+
     def done(self) -> None:
         """The forward pass is over. Passes that vLLM makes on its own (a replica that keeps step with others) do
         nothing and leave nothing."""
         self.plan = {}
         self.stretches = []
+        self._graph_rows.clear()
 
     def end(self, hidden: torch.Tensor) -> None:
         """Keep final hidden states `[T, d_model]` of the requests that asked for them."""

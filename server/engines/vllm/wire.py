@@ -20,6 +20,8 @@ from steering.spec import Site
 
 # The key of everything of ours in `SamplingParams.extra_args` and in vLLM's `additional_config`.
 EXTRA = "trimtab"
+# The attribute of a model runner's output that names requests to be ended.
+FAULTS = "trimtab_faults"
 Key = tuple[Site, int]
 Bits = npt.NDArray[np.uint32]
 
@@ -27,11 +29,17 @@ Bits = npt.NDArray[np.uint32]
 @dataclass(frozen=True)
 class Rows:
     """The rows of a program as a worker holds them: one mapping per intervention. Equal numbers in `scopes`: equal
-    scopes, so that such interventions always touch the same tokens."""
+    scopes, so that such interventions always touch the same tokens. limited: the limit on steps holds for it."""
 
     digest: str
     rows: tuple[Mapping[Key, Row], ...]
     scopes: tuple[int, ...]
+    limited: bool = True
+
+
+def identity(program: Program) -> str:
+    """What does the same to the same tokens in this engine has the same one."""
+    return program.digest if program.limited else f"{program.digest}-unlimited"
 
 
 def encode_program(program: Program) -> bytes:
@@ -45,7 +53,8 @@ def encode_program(program: Program) -> bytes:
             places.append((j, site, layer, row.kernel))
     scopes = [item.scope.model_dump_json() for item in program.compiled]
     known = list(dict.fromkeys(scopes))
-    head = {"digest": program.digest, "places": places, "scopes": [known.index(s) for s in scopes]}
+    head = {"digest": identity(program), "places": places, "scopes": [known.index(s) for s in scopes],
+            "limited": program.limited}
     return save(tensors, metadata={EXTRA: json.dumps(head)})
 
 
@@ -60,7 +69,7 @@ def decode_program(content: bytes) -> Rows:
     rows: list[dict[Key, Row]] = [{} for _ in head["scopes"]]
     for (j, site, layer, kernel), held in zip(head["places"], per_place, strict=True):
         rows[j][site, layer] = Row(kernel, held)
-    return Rows(head["digest"], tuple(rows), tuple(head["scopes"]))
+    return Rows(head["digest"], tuple(rows), tuple(head["scopes"]), head["limited"])
 
 
 def encode_touch(touch: TouchMap, rules: TokenRules, acting: int) -> dict[str, Any]:
@@ -79,7 +88,7 @@ def extra_of(program: Program | None, touch: TouchMap | None, slot: int) -> dict
     """What a request carries of its program, which is in `slot`."""
     if program is None or touch is None:
         return {}
-    return {"slot": slot, "digest": program.digest, "touch": encode_touch(touch, program.rules, program.acting)}
+    return {"slot": slot, "digest": identity(program), "touch": encode_touch(touch, program.rules, program.acting)}
 
 
 def carried_by(sampling: Any) -> dict[str, Any]:

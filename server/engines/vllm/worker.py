@@ -19,7 +19,8 @@ from server.engines.vllm.manifest import Manifest
 from server.engines.vllm.ops import Split
 from server.engines.vllm.plugin import expect
 from server.engines.vllm.steps import Kept, Steps
-from server.engines.vllm.wire import EXTRA, Key, carried_by, decode_program
+from server.engines.vllm.tally import Readout
+from server.engines.vllm.wire import EXTRA, FAULTS, Key, carried_by, decode_program
 
 ROWS_AT_ONCE = 128
 # Rows of padding that a step's buffers may have over the scheduler's limit.
@@ -37,10 +38,12 @@ class WorkerState:
         self.graph = GraphTables(
             manifest.slots, num_rows=manifest.rows, depth=manifest.depth, rank=manifest.rank,
             max_tokens=config.scheduler_config.max_num_batched_tokens + PADDING, dtype=config.model_config.dtype,
-            device=device)
+            device=device, limit=manifest.limit, poisoning=not _is_last())
         self.steps = Steps(manifest.slots, device, self.graph)
+        split = _split()
+        self.rank = split.rank
         self.hooks = Hooks(runner.get_model(), self.steps, self.graph, manifest.sites, manifest.graph_sites,
-                           manifest.graph_ops, _split(), int(config.model_config.get_hidden_size()))
+                           manifest.graph_ops, split, int(config.model_config.get_hidden_size()))
 
 
 def attach(worker: Any) -> None:
@@ -62,10 +65,18 @@ def _split() -> Split:
     return Split(get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size())
 
 
+def _is_last() -> bool:
+    """Whether this worker has the end of the pipeline, and so the scheduler's ear."""
+    from vllm.distributed import get_pp_group
+
+    return bool(get_pp_group().is_last_rank)
+
+
 def _bind_v1(runner: Any, steps: Steps) -> None:
     update, prepare, forward = runner._update_states, runner._prepare_inputs, runner._model_forward
 
     def update_states(scheduled: Any, *args: Any, **kwargs: Any) -> Any:
+        _can_zero(runner, scheduled)
         for request_id in scheduled.finished_req_ids:
             steps.drop(request_id)
         for request in scheduled.scheduled_new_reqs:
@@ -86,13 +97,40 @@ def _bind_v1(runner: Any, steps: Steps) -> None:
 
     def model_forward(*args: Any, **kwargs: Any) -> Any:
         output = forward(*args, **kwargs)
-        if steps.stretches and isinstance(output, torch.Tensor):
-            steps.end(output)
+        hidden = output if isinstance(output, torch.Tensor) else None
+        if steps.stretches and hidden is not None:
+            steps.end(hidden)
+        steps.collect(hidden)
         steps.done()
         return output
 
     runner._update_states, runner._prepare_inputs, runner._model_forward = update_states, prepare_inputs, model_forward
-    runner.sample_tokens = _sparing_generators(runner, runner.discard_request_mask)
+    runner.sample_tokens = _telling_faults(_sparing_generators(runner, runner.discard_request_mask), steps)
+
+
+def _telling_faults(sample: Any, steps: Steps) -> Any:
+    """`sample_tokens` whose output names the requests of the step that are to be ended."""
+
+    def sample_tokens(*args: Any, **kwargs: Any) -> Any:
+        output, readout = sample(*args, **kwargs), steps.readout
+        steps.readout = None
+        if output is None or readout is None:
+            return output
+        if hasattr(output, "get_output"):
+            # Of vLLM's own wait for the device: ours is over by then.
+            wait = output.get_output
+            output.get_output = lambda: _with_faults(wait(), steps, readout)
+            return output
+        return _with_faults(output, steps, readout)
+
+    return sample_tokens
+
+
+def _with_faults(output: Any, steps: Steps, readout: Readout) -> Any:
+    faults = steps.tallies.settle(readout)
+    if faults:
+        setattr(output, FAULTS, faults)
+    return output
 
 
 def _sparing_generators(runner: Any, discarded: Any) -> Any:
@@ -154,15 +192,28 @@ def _bind_v2(runner: Any, steps: Steps) -> None:
         return prepare(batch, states)
 
     def execute_model(*args: Any, **kwargs: Any) -> Any:
+        _can_zero(runner, args[0] if args else kwargs.get("scheduler_output"))
         output = execute(*args, **kwargs)
         state = runner.execute_model_state
-        if steps.stretches and state is not None and isinstance(state.hidden_states, torch.Tensor):
-            steps.end(state.hidden_states)
+        hidden = None if state is None or not isinstance(state.hidden_states, torch.Tensor) else state.hidden_states
+        if steps.stretches and hidden is not None:
+            steps.end(hidden)
+        steps.collect(hidden)
         steps.done()
         return output
 
     model_state.add_request, model_state.remove_request = add_request, remove_request
     model_state.prepare_inputs, runner.execute_model = prepare_inputs, execute_model
+    runner.sample_tokens = _telling_faults(runner.sample_tokens, steps)
+
+
+def _can_zero(runner: Any, scheduled: Any) -> None:
+    """Blocks that a faulty request has left are to be zeroed; on a GPU vLLM prepares for that only where a model needs
+    it anyway."""
+    if not getattr(scheduled, "new_block_ids_to_zero", None) or runner.device.type == "cpu":
+        return
+    if getattr(runner, "_kv_block_zeroer", None) is None and getattr(runner, "kv_block_zeroer", None) is None:
+        runner._init_kv_zero_meta()
 
 
 # Methods that the engine calls on every worker; set on vLLM's Worker class by the plugin.
@@ -170,19 +221,28 @@ def _bind_v2(runner: Any, steps: Steps) -> None:
 def trimtab_describe(self: Any) -> dict[str, Any]:
     """What was hooked, on this rank."""
     state: WorkerState = self.trimtab
+    nbytes = state.graph.nbytes + sum(table.nbytes for table in state.steps.tables.values())
     return {"places": [[site, layer] for site, layer in state.hooks.found],
-            "graph": {site: place.ops for (site, _), place in state.graph.places.items()}, "bytes": state.graph.nbytes
-            + state.steps.table.nbytes, "steps": state.steps.num_steps, "v2": bool(self.use_v2_model_runner)}
+            "graph": {site: place.ops for (site, _), place in state.graph.places.items()}, "bytes": nbytes,
+            "steps": state.steps.num_steps, "v2": bool(self.use_v2_model_runner),
+            "dtype": str(self.vllm_config.model_config.dtype).removeprefix("torch.")}
 
 
-def trimtab_place(self: Any, slot: int, program: bytes) -> bool:
-    """Put a program into a slot. True if the compiled graph carries it out."""
+def trimtab_place(self: Any, slot: int, program: bytes) -> tuple[bool, str | None]:
+    """Put a program into a slot. Whether the compiled graph carries it out, and the digest of what is there now."""
     state: WorkerState = self.trimtab
     rows = decode_program(program)
     # In a pipeline the rest of the program is for other ranks.
     here = set(state.hooks.found)
     own = tuple({key: row for key, row in by_key.items() if key in here} for by_key in rows.rows)
-    return state.steps.place(slot, replace(rows, rows=own))
+    in_graph = state.steps.place(slot, replace(rows, rows=own))
+    return in_graph, state.steps.holds(slot)
+
+
+def trimtab_taken(self: Any, names: Sequence[str]) -> list[dict[str, Any] | None] | None:
+    """What requests did on the layers of this worker, by their names; None on ranks that share layers with another."""
+    state: WorkerState = self.trimtab
+    return None if state.rank else state.steps.tallies.take(names)
 
 
 def trimtab_forget(self: Any, tags: Sequence[str]) -> None:
@@ -283,4 +343,5 @@ def _bytes(tensor: torch.Tensor) -> bytes:
     return tensor.contiguous().float().numpy().tobytes()
 
 
-RPC = (trimtab_describe, trimtab_place, trimtab_forget, trimtab_scores, trimtab_next, trimtab_compare, trimtab_captured)
+RPC = (trimtab_describe, trimtab_place, trimtab_taken, trimtab_forget, trimtab_scores, trimtab_next, trimtab_compare,
+       trimtab_captured)

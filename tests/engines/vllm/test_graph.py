@@ -1,7 +1,9 @@
 """What the compiled graph carries out, without vLLM: fused stages against the ops' own kernels, one after another."""
 
 import itertools
+import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from server.engines.vllm.fuse import STAGE_OPS, GraphOps, fuse
 from server.engines.vllm.graph import GraphTables, steered
 from server.engines.vllm.wire import Rows
 from steering.compiler import compile_program
+from steering.containment import UNLIMITED, StepLimit, contain
 from steering.ops.base import Row
 from steering.ops.kernel import get_kernel
 from steering.sites import model_facts
@@ -60,17 +63,23 @@ MAKERS: dict[str, Callable[[int], Row]] = {
 }
 
 
-def _tables(depth: int = 3, rank: int = RANK, slots: int = 4, rows: int = 256) -> GraphTables:
-    tables = GraphTables(slots, num_rows=rows, depth=depth, rank=rank, max_tokens=64, dtype=torch.float32,
-                         device=torch.device("cpu"))
+def _tables(depth: int = 3, rank: int = RANK, slots: int = 4, rows: int = 256, **more: Any) -> GraphTables:
+    tables = GraphTables(slots, num_rows=rows, depth=depth, rank=rank, max_tokens=64,
+                         **{"dtype": torch.float32, "device": torch.device("cpu"), **more})
     tables.add_place(("resid_post", 0), D, elementwise=False, columns=slice(0, D))
     return tables
 
 
 def _run(tables: GraphTables, h: torch.Tensor) -> torch.Tensor:
+    return _measured(tables, h)[0]
+
+
+def _measured(tables: GraphTables, h: torch.Tensor, dtype: torch.dtype = torch.float32
+              ) -> tuple[torch.Tensor, torch.Tensor]:
     place = tables.places["resid_post", 0]
     number = tables.token[:len(h)]
-    return steered(h, place.pool.tensor, place.index[number], place.scalars[number], tables.depth, tables.rank, False)
+    return steered(h, place.pool.tensor, place.index[number], place.scalars[number], tables.depth, tables.rank, False,
+                   dtype, tables.limit)
 
 
 def _one_after_another(h: torch.Tensor, rows: list[Row]) -> torch.Tensor:
@@ -94,15 +103,16 @@ def test_stages_equal_kernels_in_order(names: tuple[str, ...]) -> None:
     assert torch.allclose(found[touched], _one_after_another(h[touched], rows), atol=1e-4, rtol=1e-4)
 
 
-def test_a_sum_of_vectors_is_one_stage() -> None:
-    assert len(fuse([MAKERS["add"](n) for n in range(5)], depth=1, rank=1) or []) == 1
+def test_a_stack_is_as_many_stages_as_it_has_interventions() -> None:
+    stack = [MAKERS["add"](n) for n in range(3)]
+    assert fuse(stack, depth=2, rank=1) is None
+    assert len(fuse(stack, depth=3, rank=1) or []) == 3
 
 
 @pytest.mark.parametrize(("rows", "limits"), [
     (["clamp", "clamp"], {"depth": 1, "rank": 4}),
-    (["affine", "affine"], {"depth": 1, "rank": 3}),
-    (["affine", "scale"], {"depth": 1, "rank": 4}),
-    (["flip 0", "add"], {"depth": 1, "rank": 4}),
+    (["affine"], {"depth": 1, "rank": 1}),
+    (["add", "add"], {"depth": 1, "rank": 4}),
     (["ablate"], {"depth": 1, "rank": 4, "elementwise": True}),
     (["norm match"], {"depth": 1, "rank": 4, "elementwise": True}),
 ])
@@ -172,3 +182,48 @@ def test_the_ops_that_are_offered_in_the_graph_are_those_that_come_down_to_a_sta
         if any(fuse([row], depth=1, rank=RANK, elementwise=form == "vectors") for row in rows.values()):
             found.add(item["op"])
     assert found == set(STAGE_OPS[form])
+
+
+@pytest.mark.parametrize("limit", [UNLIMITED, StepLimit(0.5), StepLimit(0.5, "clip")], ids=str)
+def test_each_stage_is_contained_by_itself_and_named(limit: StepLimit) -> None:
+    """A stack of three on one token, the last of them alone on another: steps, results and owners are those of
+    `contain`, one after another; a token between them stays bit for bit."""
+    key = ("resid_post", 0)
+    rows = [Row("add", {"delta": torch.full((D,), value)}) for value in (3e38, 2.0, 1e-3)]
+    tables = _tables(limit=limit)
+    assert tables.place(1, Rows("x", tuple({key: row} for row in rows), (0, 0, 1)))
+    numbers = tables.variants(1, np.array([0b111, 0, 0b100], dtype=np.uint32))
+    tables.fill(numbers)
+    h = _normal(5, 3, D)
+    found, taken = _measured(tables, h)
+    assert tables.owners[numbers].tolist() == [[0, 1, 2], [-1, -1, -1], [2, -1, -1]]
+    assert torch.equal(found[1], h[1]) and bool(found.isfinite().all())
+    expected, steps = h[:1], []
+    for row in rows:
+        expected, step = contain(expected, expected + row.tensors["delta"], limit)
+        steps.append(float(step))
+    assert steps[0] == math.inf
+    assert torch.allclose(found[:1], expected, atol=1e-5)
+    assert taken[0].tolist() == pytest.approx(steps, rel=1e-4)
+    assert float(taken[2, 0]) == pytest.approx(1e-3 * math.sqrt(D) / float(h[2].norm()), rel=1e-3)
+    assert taken[1].tolist() == [0.0] * 3
+
+
+def test_what_the_streams_own_dtype_cannot_hold_is_no_step() -> None:
+    key = ("resid_post", 0)
+    tables = _tables(dtype=torch.float16)
+    assert tables.place(1, Rows("x", ({key: Row("add", {"delta": torch.full((D,), 6e4)})},), (0,)))
+    # What the table itself cannot hold is left to the opaque op, which has it in float32.
+    assert not tables.place(2, Rows("y", ({key: Row("add", {"delta": torch.full((D,), 7e4)})},), (0,)))
+    tables.fill(tables.variants(1, np.ones(2, dtype=np.uint32)))
+    h = torch.stack([torch.full((D,), 6e4), torch.zeros(D)])
+    found, taken = _measured(tables, h, torch.float16)
+    assert torch.equal(found[0], h[0]) and float(taken[0, 0]) == math.inf
+    assert bool((found[1] == found.new_tensor(6e4).half().float()).all())
+
+
+def test_a_program_that_the_limit_does_not_hold_for_is_not_in_a_graph_that_has_one() -> None:
+    key = ("resid_post", 0)
+    rows = Rows("x", ({key: MAKERS["add"](1)},), (0,), limited=False)
+    assert _tables().place(1, rows)
+    assert not _tables(limit=StepLimit(2.0)).place(1, rows)

@@ -14,6 +14,8 @@ from steering.program import Program
 class _Named:
     """As much of a program as the table looks at."""
 
+    limited = True
+
     def __init__(self, digest: str) -> None:
         self.digest = digest
 

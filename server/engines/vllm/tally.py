@@ -1,0 +1,253 @@
+"""What the interventions of a worker's steps did, per request: read from the device once a step, behind it.
+
+A step's relative steps and whether its final hidden states are finite are gathered on the device and copied to the
+host while vLLM samples; they are summed up when its tokens are handed on. What was not carried out, or led to values
+that are not finite, is a fault of its request, which vLLM's scheduler ends before a token of that step is told.
+"""
+
+import math
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from server.engines.measured import Measured, MeasuredTable
+from server.engines.vllm.wire import Key
+from steering.containment import UNLIMITED, StepLimit
+
+IntArray = npt.NDArray[np.int64]
+# Requests that are over and whose steps nobody has asked for yet.
+MAX_CLOSED = 4096
+MAX_PENDING = 8
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a request is ended.
+
+    kind: "step": an intervention's step was not carried out. "behind": its values, or the model's own, stopped being
+    finite. "program": its slot holds another program than it asked for.
+    position: of the token in prompt and completion. The rest is told of steps alone.
+    """
+
+    kind: Literal["step", "behind", "program"]
+    position: int
+    intervention: int = 0
+    site: str | None = None
+    layer: int | None = None
+    step: float = math.inf
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Who is where in the flat batch of one step: the first token of each request and the end, and how many of its
+    tokens were computed before."""
+
+    request_ids: list[str]
+    starts: IntArray
+    computed: IntArray
+
+    def owners(self, tokens: IntArray) -> IntArray:
+        found: IntArray = np.searchsorted(self.starts, tokens, side="right") - 1
+        return found
+
+    def positions(self, tokens: IntArray, owners: IntArray) -> IntArray:
+        found: IntArray = self.computed[owners] + tokens - self.starts[owners]
+        return found
+
+
+NO_ROW = -1
+
+
+@dataclass
+class Entry:
+    """Steps taken at one place.
+
+    tokens: of the flat batch. interventions: which one of its program each step is, `[n]` or `[n, stages]`, NOBODY
+    where none acts. steps: of the same shape, on the device. limit: what holds for them.
+    """
+
+    key: Key
+    tokens: IntArray
+    interventions: npt.NDArray[np.int8]
+    steps: Tensor
+    limit: StepLimit
+
+
+@dataclass
+class Readout:
+    """What a step left, on its way to the host: `values` hold the steps of all entries and then, for each token of the
+    batch, whether its hidden state is finite, if `checked`."""
+
+    sheet: Sheet
+    entries: list[Entry]
+    checked: int
+    values: Tensor
+    copied: Any = None
+    done: threading.Event = field(default_factory=threading.Event)
+
+    @classmethod
+    def take(cls, sheet: Sheet, entries: Sequence[Entry], hidden: Tensor | None) -> "Readout":
+        """hidden: final hidden states `[T, d_model]` of the real tokens, where this worker has them."""
+        parts = [entry.steps.reshape(-1).float() for entry in entries]
+        if hidden is not None:
+            parts.append(hidden.isfinite().all(-1).float())
+        values = torch.cat(parts) if parts else torch.zeros(0)
+        copied = None
+        if values.device.type == "cuda":
+            host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            host.copy_(values, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record()
+            values = host
+        return cls(sheet, list(entries), 0 if hidden is None else len(hidden), values, copied)
+
+    def read(self) -> npt.NDArray[np.float32]:
+        if self.copied is not None:
+            self.copied.synchronize()
+        found: npt.NDArray[np.float32] = self.values.numpy()
+        return found
+
+
+class Tallies:
+    """Of all requests in a worker. Steps are begun by the worker's thread; they may be settled by another one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._table = MeasuredTable(64)
+        self._known = np.zeros(64, dtype=np.int64)
+        self._free = list(range(63, -1, -1))
+        self._row_of: dict[str, int] = {}
+        self._name_of: dict[str, str] = {}
+        self._request_of: dict[str, str] = {}
+        self._faults: dict[str, Fault] = {}
+        self._closed: OrderedDict[str, tuple[Measured, Fault | None]] = OrderedDict()
+        self._news: dict[str, int] = {}
+        self._pending: deque[Readout] = deque()
+
+    def open(self, request_id: str, name: str) -> None:
+        """A request comes, or comes back, under the name by which it is asked for."""
+        with self._lock:
+            self._name_of[request_id] = name
+            self._request_of[name] = request_id
+            if request_id in self._row_of:
+                return
+            if not self._free:
+                size = len(self._known)
+                self._table.grow()
+                self._known = np.concatenate([self._known, np.zeros_like(self._known)])
+                self._free = list(range(2 * size - 1, size - 1, -1))
+            row = self._free.pop()
+            self._table.reset(row)
+            self._known[row] = 0
+            self._row_of[request_id] = row
+
+    def close(self, request_id: str) -> None:
+        """A request is over. What it did is kept until somebody asks."""
+        with self._lock:
+            row = self._row_of.pop(request_id, None)
+            if row is None:
+                return
+            name = self._name_of.pop(request_id)
+            self._request_of.pop(name, None)
+            self._news.pop(request_id, None)
+            measured, fault = self._table.of(row), self._faults.pop(request_id, None)
+            self._free.append(row)
+            if fault is not None or measured.count.any():
+                self._closed[name] = (measured, fault)
+            while len(self._closed) > MAX_CLOSED:
+                self._closed.popitem(last=False)
+
+    def blame(self, request_id: str, fault: Fault) -> None:
+        """The first fault of a request counts."""
+        with self._lock:
+            self._blame(request_id, fault)
+
+    def add(self, readout: Readout) -> None:
+        with self._lock:
+            self._pending.append(readout)
+            while len(self._pending) > MAX_PENDING:
+                # A rank whose outputs nobody waits for.
+                self._settle(self._pending.popleft())
+
+    def settle(self, until: Readout | None = None) -> dict[str, int]:
+        """Sum up steps up to `until`, or all, and hand out the new faults: request -> position."""
+        with self._lock:
+            while self._pending:
+                readout = self._pending.popleft()
+                self._settle(readout)
+                if readout is until:
+                    break
+            news, self._news = self._news, {}
+            return news
+
+    def take(self, names: Sequence[str]) -> list[dict[str, Any] | None]:
+        """What requests did, by name; those that are over are forgotten."""
+        self.settle_all()
+        with self._lock:
+            return [self._taken(name) for name in names]
+
+    def settle_all(self) -> None:
+        """Like `settle`, leaving the new faults for whoever settles next."""
+        news = self.settle()
+        with self._lock:
+            self._news = news | self._news
+
+    def _taken(self, name: str) -> dict[str, Any] | None:
+        if name in self._closed:
+            measured, fault = self._closed.pop(name)
+        elif name in self._request_of:
+            request_id = self._request_of[name]
+            measured, fault = self._table.of(self._row_of[request_id]), self._faults.get(request_id)
+        else:
+            return None
+        used = np.flatnonzero(measured.count)
+        return {"fault": None if fault is None else asdict(fault),
+                "steps": [[int(j), float(measured.largest[j]), float(measured.total[j]), int(measured.count[j]),
+                           int(measured.clipped[j])] for j in used]}
+
+    def _settle(self, readout: Readout) -> None:
+        values, sheet, done = readout.read(), readout.sheet, 0
+        # Those that have left meanwhile have no row any more.
+        rows = np.array([self._row_of.get(request_id, NO_ROW) for request_id in sheet.request_ids], dtype=np.int64)
+        for entry in readout.entries:
+            size = entry.interventions.size
+            self._sum_up(sheet, rows, entry, values[done:done + size].reshape(entry.interventions.shape))
+            done += size
+        finite = values[done:done + readout.checked]
+        if not finite.all():
+            tokens = np.flatnonzero(finite == 0)
+            owners = sheet.owners(tokens)
+            for owner, position in zip(owners.tolist(), sheet.positions(tokens, owners).tolist(), strict=True):
+                self._blame(sheet.request_ids[owner], Fault("behind", position))
+        mine = rows != NO_ROW
+        ends = sheet.computed + np.diff(sheet.starts)
+        self._known[rows[mine]] = np.maximum(self._known[rows[mine]], ends[mine])
+
+    def _sum_up(self, sheet: Sheet, row_of: IntArray, entry: Entry, steps: npt.NDArray[np.float32]) -> None:
+        acting = np.nonzero(entry.interventions >= 0)
+        tokens = entry.tokens[acting[0]]
+        found, chosen = steps[acting], entry.interventions[acting].astype(np.int64)
+        owners = sheet.owners(tokens)
+        rows, positions = row_of[owners], sheet.positions(tokens, owners)
+        new = rows != NO_ROW
+        # Tokens that are computed again after a request was thrown out count once.
+        new[new] = positions[new] >= self._known[rows[new]]
+        self._table.add(rows[new], chosen[new], found[new], entry.limit)
+        wrong = np.isposinf(found)
+        if entry.limit.action == "refuse" and entry.limit != UNLIMITED:
+            wrong |= found > entry.limit.largest
+        for i in np.flatnonzero(wrong).tolist():
+            self._blame(sheet.request_ids[owners[i]], Fault("step", int(positions[i]), int(chosen[i]), entry.key[0],
+                                                            entry.key[1], float(found[i])))
+
+    def _blame(self, request_id: str, fault: Fault) -> None:
+        if request_id not in self._faults and request_id in self._row_of:
+            self._faults[request_id] = fault
+            self._news[request_id] = fault.position
