@@ -25,6 +25,7 @@ from server.engines.vllm.fuse import (
     Stage,
     fuse,
 )
+from server.engines.vllm.staging import Staging
 from server.engines.vllm.wire import Key, Rows
 from steering.containment import UNLIMITED, StepLimit, contain
 from steering.ops.base import Row
@@ -116,9 +117,7 @@ class GraphTables:
         self.places: dict[Key, Place] = {}
         self.owners = np.full((self.size, 0), NOBODY, dtype=np.int8)
         self._pools: dict[int, RowPool] = {}
-        self._staging = torch.zeros(max_tokens, dtype=torch.int32, pin_memory=device.type == "cuda")
-        self._staged: npt.NDArray[np.int32] = self._staging.numpy()
-        self._filled = 0
+        self._staging = Staging(self.token)
         self._held: dict[int, list[tuple[RowPool, int]]] = {}
         self._scopes: dict[int, list[int]] = {}
 
@@ -219,15 +218,10 @@ class GraphTables:
 
     def fill(self, numbers: npt.NDArray[np.uint32]) -> None:
         """Set the number of every token of the coming step; rows behind them are untouched."""
-        count = len(numbers)
-        last = max(count, self._filled)
-        self._staged[:count] = numbers
-        self._staged[count:last] = 0
-        self.token[:last].copy_(self._staging[:last], non_blocking=True)
-        self._filled = count
+        self._staging.put(numbers)
 
     def idle(self) -> None:
-        if self._filled:
+        if self._staging.filled:
             self.fill(np.zeros(0, dtype=np.uint32))
 
 

@@ -221,7 +221,7 @@ async def test_what_overflows_behind_a_step_is_named_in_float16() -> None:
 
 
 async def test_a_clipped_step_is_as_long_as_the_limit_says() -> None:
-    """Adding more changes nothing more, and the receipt's numbers say what was asked for. In the graph and beside it."""
+    """Adding more changes nothing more, and the numbers say what was asked for. In the graph and beside it."""
     limit = StepLimit(2.0, "clip")
     async with running("lab-dense", graph_ops="all", slots=8, step_limit=limit, **TIGHT, **ONE_PROCESS) as group:
         engine, prompt = group.engine, checks.prompt_of(3, 40)
