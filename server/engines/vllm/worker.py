@@ -221,10 +221,13 @@ def _can_zero(runner: Any, scheduled: Any) -> None:
 def trimtab_describe(self: Any) -> dict[str, Any]:
     """What was hooked, on this rank."""
     state: WorkerState = self.trimtab
+    from vllm.compilation.counter import compilation_counter
+
     nbytes = state.graph.nbytes + sum(table.nbytes for table in state.steps.tables.values())
     return {"places": [[site, layer] for site, layer in state.hooks.found],
             "graph": {site: place.ops for (site, _), place in state.graph.places.items()}, "bytes": nbytes,
             "steps": state.steps.num_steps, "v2": bool(self.use_v2_model_runner),
+            "graphs_loaded": compilation_counter.num_aot_artifacts_loaded,
             "dtype": str(self.vllm_config.model_config.dtype).removeprefix("torch.")}
 
 

@@ -88,7 +88,8 @@ async def test_what_a_faulty_request_leaves_in_the_cache_is_nobodys(group: Group
     # Choices of one request: the second finds the first one's blocks in the cache, in the very same step.
     for found in await asyncio.gather(*(generate(group.engine, prompt, faulty, max_tokens=6, temperature=1.0, seed=n)
                                         for n in range(3)), return_exceptions=True):
-        assert isinstance(found, SteeringOverflow) and "token 40" in found.message, found
+        # Of a choice that took the first chunk from another one, the first token of its own is named.
+        assert isinstance(found, SteeringOverflow) and found.message.endswith(("token 40)", "token 64)")), found
     before = checks.metric(group.engine, "prefix_cache_hits")
     with pytest.raises(SteeringOverflow, match="token 40"):
         await generate(group.engine, prompt, faulty, max_tokens=4)

@@ -99,6 +99,21 @@ def test_what_vllm_made_of_its_arguments_is_checked_too(change: dict[str, Any], 
         check_resolved(config, mixture=True)
 
 
+def test_a_graph_of_one_piece_can_be_taken_from_the_cache() -> None:
+    """vLLM asks every graph that it loads for a method that only graphs in pieces have."""
+    told: list[Any] = []
+    whole = lambda: None  # noqa: E731 - a function, as graphs of one piece are
+    pieces = SimpleNamespace(finalize_loading=told.append)
+    graphs = {"whole": whole, "pieces": pieces}
+    compiler = SimpleNamespace(load_compiled_function=lambda name: SimpleNamespace(
+        _artifacts=SimpleNamespace(compiled_fn=graphs[name])))
+    for _ in range(2):
+        plugin._wrap_loading(compiler)
+    for name in graphs:
+        compiler.load_compiled_function(name)._artifacts.compiled_fn.finalize_loading("config")
+    assert told == ["config"]
+
+
 def test_the_installed_vllm_is_the_one_that_was_tested() -> None:
     plugin.check()
 

@@ -63,10 +63,10 @@ def compiler(tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
 
 
 def engine_on(model: Path, **changes: Any) -> VllmEngine:
+    settings: dict[str, Any] = {"extra": {"distributed_executor_backend": "uni", "compilation_config": {"mode": 3}}}
     return VllmEngine(VllmOptions(
         model=str(model), model_id="tiny", slots=4, max_requests=4, max_batch_tokens=64, max_model_len=128,
-        kv_cache_tokens=256, extra={"distributed_executor_backend": "uni", "compilation_config": {"mode": 3}},
-        sites=("resid_post",), **changes))
+        kv_cache_tokens=256, sites=("resid_post",), **settings | changes))
 
 
 def graphs(root: Path) -> set[tuple[Path, int]]:
@@ -110,3 +110,25 @@ async def test_a_graph_without_hooks_is_refused_and_compiled_anew(model: Path, c
                             [ref.Edit("resid_post", 0, ref.add(push), ref.everywhere)], steered=True)
     finally:
         await honest.stop()
+
+
+async def test_a_graph_of_the_cpu_is_compiled_once_and_right_when_it_comes_from_the_cache(
+        model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default mode on a CPU, whose graphs vLLM itself writes and never reads. Other hooks are another graph."""
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    loaded = []
+    for graph_ops in ("vectors", "vectors", "all"):
+        engine = engine_on(model, graph_ops=graph_ops, extra={"distributed_executor_backend": "uni"})
+        await engine.start()
+        try:
+            loaded.append((await engine.connection.rpc("trimtab_describe"))[0]["graphs_loaded"])
+            push = vector(1, engine.facts.d_model, 4.0)
+            spec = {"op": "add", "layers": [0], "inline": {"vector": push.tolist()}}
+            tokens, _ = await generate(engine, PROMPT, compiled(engine, spec))
+            checks.check_tokens(Group("tiny", engine, reference), PROMPT, tokens,
+                                [ref.Edit("resid_post", 0, ref.add(push), ref.everywhere)], steered=True)
+        finally:
+            await engine.stop()
+    assert loaded == [0, 1, 0]
