@@ -55,10 +55,11 @@ def load_engine(settings: Settings) -> Engine:
 
         return VllmEngine(VllmOptions(
             model=settings.model, model_id=settings.model_name, dtype=settings.dtype, eager=settings.vllm_eager,
-            slots=settings.num_slots, slot_wait_s=settings.slot_wait_s, max_batch_tokens=settings.max_batch_tokens,
-            max_requests=settings.max_requests, kv_cache_tokens=settings.kv_cache_tokens, sites=settings.vllm_sites,
-            graph_sites=settings.vllm_graph_sites, graph_ops=settings.vllm_graph_ops, rows=settings.vllm_rows,
-            depth=settings.vllm_depth, rank=settings.vllm_rank, extra=settings.vllm_args, step_limit=limit))
+            slots=settings.num_slots, slot_wait_s=settings.slot_wait_s, slot_queue=settings.slot_queue,
+            max_batch_tokens=settings.max_batch_tokens, max_requests=settings.max_requests,
+            kv_cache_tokens=settings.kv_cache_tokens, sites=settings.vllm_sites, graph_sites=settings.vllm_graph_sites,
+            graph_ops=settings.vllm_graph_ops, rows=settings.vllm_rows, depth=settings.vllm_depth,
+            rank=settings.vllm_rank, extra=settings.vllm_args, step_limit=limit))
     return TransformersEngine(EngineOptions(
         model=settings.model, model_id=settings.model_name, device=settings.device, dtype=settings.dtype,
         slots=settings.num_slots, slot_wait_s=settings.slot_wait_s, slot_queue=settings.slot_queue,

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from server.engines.vllm.engine import VllmEngine
 
 
+# How long one that is left early may take to say what it did.
+ASK_S = 5.0
+
+
 class VllmCompletion(Completion):
     """See `base.Completion`."""
 
@@ -100,10 +104,11 @@ class VllmCompletion(Completion):
 
     async def cancel(self) -> None:
         if not self._over and self._outputs is not None and self._program is not None:
-            # It is left before its end, by a stop string say; its steps are still to be told.
+            # It is left before its end, by a stop string say: its steps are still to be told, if that takes no time.
             self._over = True
-            with suppress(TrimtabError):
-                await self._ask()
+            with suppress(TrimtabError, TimeoutError):
+                async with asyncio.timeout(ASK_S):
+                    await self._ask()
         self._over = True
         if self._admitting is not None and not self._admitting.done():
             self._admitting.cancel()

@@ -1,9 +1,11 @@
 """Our sampling settings in vLLM's words, and vLLM's log-probabilities in ours."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from server.engines.base import Sampling, Token
+from steering.errors import ModelOverflow
 
 # What OpenAI's API writes for a token that cannot be: a schema leaves -inf of most, which JSON has no number for.
 LEAST = -9999.0
@@ -37,6 +39,9 @@ def tokens_of(output: Any, sampling: Sampling) -> list[Token]:
         top: tuple[tuple[int, float], ...] = ()
         if sampling.logprobs is not None:
             table = completion.logprobs[i]
+            if math.isnan(table[token_id].logprob):
+                raise ModelOverflow("the logits of a token are not finite",
+                                    fix="Serve the model in bfloat16 or float32 (setting dtype).")
             logprob = max(table[token_id].logprob, LEAST)
             best = sorted(table.items(), key=lambda item: (item[1].rank, -item[1].logprob))[:sampling.logprobs]
             top = tuple((int(other), max(float(entry.logprob), LEAST)) for other, entry in best)

@@ -11,7 +11,8 @@ import pytest
 import pytest_asyncio
 
 from server.engines.base import Generation, Sampling
-from server.engines.vllm import engine as engine_module
+from server.engines.vllm import connection as connection_module
+from server.engines.vllm import wire
 from server.engines.vllm.slots import Lease
 from steering.errors import InvalidRequest, InvalidSpec, SlotsExhausted
 from steering.program import Program
@@ -161,13 +162,8 @@ async def test_without_the_program_in_the_key_wrong_answers_appear(group: Group,
                                                                    ) -> None:
     """Negative control of the tests above: blocks keyed as if all programs were one leak from each to the next."""
     prompt = checks.prompt_of(17, 70)
-    honest = engine_module.extra_of
-
-    def nameless(*args: Any) -> dict[str, Any]:
-        extra = honest(*args)
-        return extra | {"digest": "one and the same"} if extra else extra
-
-    monkeypatch.setattr(engine_module, "extra_of", nameless)
+    for module in (wire, connection_module):
+        monkeypatch.setattr(module, "identity", lambda program: "one and the same")
     assert await _cached(group, prompt, add(group, 100), [edit(group, 100)]) == 0
     tokens, _ = await generate(group.engine, prompt, add(group, 101), max_tokens=4)
     rows = checks.rows_of(group, prompt, ids(tokens), [edit(group, 101)])
