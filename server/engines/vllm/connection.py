@@ -50,7 +50,7 @@ class Connection:
         self._processes: Processes | None = None
         self._proven = False
         self._stalled_since: float | None = None
-        self._forecast = Forecast(options.back_off_s, options.restart_attempts)
+        self._forecast = Forecast(options.back_off_s, options.restart_limit)
         self._watcher: asyncio.Task[None] | None = None
         self.running: set[str] = set()
         self.described: list[dict[str, Any]] = []

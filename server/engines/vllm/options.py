@@ -28,7 +28,7 @@ class VllmOptions:
         step_limit: relative steps that are carried out and what is done with larger ones.
         self_test: prove at start that every hooked place is reached.
         back_off_s: seconds before each attempt to start vLLM again after its process has died; the last one repeats.
-        restart_attempts: failures in a row after which the server itself counts as dead; it goes on trying.
+        restart_limit: failures in a row after which the server itself counts as dead; it goes on trying.
         stall_s: how long nothing may come from vLLM while work waits, or a process of it be stopped, before it is ended
         and started again.
         extra: further arguments of vLLM's AsyncEngineArgs.
@@ -57,6 +57,6 @@ class VllmOptions:
     step_limit: StepLimit = UNLIMITED
     self_test: bool = True
     back_off_s: tuple[float, ...] = (1.0, 2.0, 5.0, 15.0, 30.0, 60.0)
-    restart_attempts: int = 10
+    restart_limit: int = 10
     stall_s: float = 120.0
     extra: Mapping[str, Any] = field(default_factory=dict)
