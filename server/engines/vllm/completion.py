@@ -117,7 +117,8 @@ class VllmCompletion(Completion):
             outputs, self._outputs = self._outputs, None
             await outputs.aclose()
         if self._lease is not None:
-            self._lease.release()
+            lease, self._lease = self._lease, None
+            lease.release()
 
     def touched(self) -> list[Touched]:
         # The newest token has been sampled and not yet read.

@@ -14,7 +14,7 @@ from server.engines.base import Generation, Sampling
 from server.engines.vllm import connection as connection_module
 from server.engines.vllm import wire
 from server.engines.vllm.slots import Lease
-from steering.errors import InvalidRequest, InvalidSpec, SlotsExhausted
+from steering.errors import InvalidRequest, InvalidSpec, ProgramLost, SlotsExhausted
 from steering.program import Program
 from tests.engines import reference as ref
 from tests.engines.cases import vector
@@ -170,6 +170,9 @@ async def test_without_the_program_in_the_key_wrong_answers_appear(group: Group,
     off = max(abs(token.logprob - float(row[token.token_id])) for token, row in zip(tokens, rows, strict=True))
     assert off > 1000 * checks.TOLERANCE
     monkeypatch.undo()
+    # Workers that hold programs under other names than the server knows are not taken at their word.
+    with pytest.raises(ProgramLost):
+        await generate(group.engine, prompt, add(group, 101), max_tokens=4)
     assert await _cached(group, prompt, add(group, 101), [edit(group, 101)]) == 0
 
 
