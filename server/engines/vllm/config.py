@@ -28,6 +28,7 @@ MEASURE_SLOTS = 2
 # Beginnings of vLLM's warnings about what is asked of it here: one position over the model's context, which no request
 # reaches, and a build for CPUs, which is without Triton.
 OURS = {"vllm.config.model": ("User-specified max_model_len",),
+        "vllm.triton_utils.importing": ("Triton is installed, but",),
         "vllm.platforms.cpu": ("Triton is not installed",),
         "vllm.config.vllm": ("Model Runner V2 requires Triton",)}
 
@@ -55,6 +56,7 @@ def check_names(options: VllmOptions) -> None:
     Raises:
         InvalidSettings: naming the first argument that vLLM does not have, or that Trimtab refuses.
     """
+    _hold_back_warnings()
     check_arguments(options.extra)
     if not options.extra:
         return
@@ -70,6 +72,18 @@ def check_names(options: VllmOptions) -> None:
     if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 1):
         raise InvalidSettings("max_model_len must be a whole number over 0", param="vllm_args.max_model_len",
                               fix="Correct it, or leave it out.")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without vLLM's account of what it does, unless the operator asked for one: a start gives it again."""
+    before = logging.root.manager.disable
+    if "VLLM_LOGGING_LEVEL" not in os.environ:
+        logging.disable(max(before, logging.INFO))
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 @contextmanager
@@ -91,10 +105,10 @@ def engine_config(options: VllmOptions, reading: ModelReading) -> Any:
         InvalidSettings: an argument that vLLM refuses, or under which steering is not right.
         UnsupportedModel: another vLLM than was tested.
     """
+    _hold_back_warnings()
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
 
-    _hold_back_warnings()
     try:
         check()
     except RuntimeError as error:

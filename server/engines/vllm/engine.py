@@ -22,7 +22,7 @@ from server.engines.base import (
 )
 from server.engines.checks import check_capture, check_compare, check_room, check_tokens
 from server.engines.vllm.completion import VllmCompletion
-from server.engines.vllm.config import MEASURE_SLOTS, awake, check_names, context_of, engine_config
+from server.engines.vllm.config import MEASURE_SLOTS, awake, check_names, context_of, engine_config, quiet
 from server.engines.vllm.connection import Connection
 from server.engines.vllm.fuse import STAGE_OPS
 from server.engines.vllm.measuring import Measuring
@@ -57,7 +57,7 @@ class VllmEngine(Engine):
         check_names(options)
         self.options = options
         self.reading: ModelReading = read_model(options)
-        with awake():
+        with awake(), quiet():
             engine_config(options, self.reading)
         self.facts: ModelFacts = self.reading.facts
         self.end_ids = self.reading.end_ids
