@@ -59,7 +59,8 @@ def load_engine(settings: Settings) -> Engine:
             max_batch_tokens=settings.max_batch_tokens, max_requests=settings.max_requests,
             kv_cache_tokens=settings.kv_cache_tokens, sites=settings.vllm_sites, graph_sites=settings.vllm_graph_sites,
             graph_ops=settings.vllm_graph_ops, rows=settings.vllm_rows, depth=settings.vllm_depth,
-            rank=settings.vllm_rank, extra=settings.vllm_args, step_limit=limit))
+            rank=settings.vllm_rank, extra=settings.vllm_args, step_limit=limit, stall_s=settings.engine_stall_s,
+            restart_limit=settings.engine_restart_limit))
     return TransformersEngine(EngineOptions(
         model=settings.model, model_id=settings.model_name, device=settings.device, dtype=settings.dtype,
         slots=settings.num_slots, slot_wait_s=settings.slot_wait_s, slot_queue=settings.slot_queue,

@@ -58,8 +58,8 @@ def contain(before: Tensor, after: Tensor, limit: StepLimit = UNLIMITED) -> tupl
         after = old + change * (limit.largest / asked.clamp_min(limit.largest)).unsqueeze(-1)
     moved = after.to(before.dtype)
     length = torch.linalg.vector_norm(moved.float() - old, dim=-1)
-    if asked is None and before.device.type == "cpu":
-        # Nearly always all is well, and on the host a look costs less than what follows.
+    if asked is None and before.device.type == "cpu" and not torch.compiler.is_compiling():
+        # Nearly always all is well, and on the host a look costs less than what follows. A graph cannot look.
         step = length / own
         if bool((step <= min(limit.largest, LARGEST)).all()):
             return moved, step

@@ -54,6 +54,6 @@ class Forecast:
             return Condition(ready=False, live=False, reason="hung")
         # A start that takes longer than the last one is soon over, too.
         expected = max(self._began + self.launch_s - self._clock(), 1.0)
-        exhausted = self._failures >= self._attempts
+        exhausted = self._failures >= max(self._attempts, 1)
         return Condition(ready=False, live=not exhausted, reason="exhausted" if exhausted else reason,
                          retry_after_s=expected)

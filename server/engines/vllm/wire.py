@@ -109,9 +109,11 @@ class Touch:
     def bits(self, positions: npt.NDArray[np.int64], token_ids: npt.NDArray[np.int64]) -> Bits:
         """Bits of the tokens at `positions`."""
         on, off = self.on[positions], self.off[positions]
-        for i in np.flatnonzero(positions >= self.prompt_length) if self.rules else ():
-            on[i] |= np.uint32(self.rules.on.get(int(token_ids[i]), 0))
-            off[i] |= np.uint32(self.rules.off.get(int(token_ids[i]), 0))
+        if self.rules:
+            generated = positions >= self.prompt_length
+            gets, loses = self.rules.bits(token_ids[generated])
+            on[generated] |= gets
+            off[generated] |= loses
         result: Bits = on & ~off
         return result
 

@@ -209,6 +209,26 @@ def test_each_stage_is_contained_by_itself_and_named(limit: StepLimit) -> None:
     assert taken[1].tolist() == [0.0] * 3
 
 
+@pytest.mark.parametrize("limit", [UNLIMITED, StepLimit(0.5), StepLimit(0.5, "clip")], ids=str)
+@pytest.mark.parametrize("elementwise", [True, False])
+def test_stages_are_traced_whole(limit: StepLimit, elementwise: bool) -> None:
+    """As vLLM traces them: in one piece, for any number of tokens, with nothing that looks at a value."""
+    tables = _tables(limit=limit, depth=2)
+    place = tables.places["resid_post", 0]
+    columns = 4 if elementwise else place.index.shape[1]
+
+    def run(h: torch.Tensor, number: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return steered(h, place.pool.tensor, place.index[number][:, :columns], place.scalars[number], 2, RANK,
+                       elementwise, torch.bfloat16, limit)
+
+    torch._dynamo.reset()
+    traced = torch.compile(run, backend="eager", fullgraph=True, dynamic=True)
+    for count in (5, 9):
+        h, number = _normal(count, count, D), torch.zeros(count, dtype=torch.int32)
+        for found, expected in zip(traced(h, number), run(h, number), strict=True):
+            assert torch.equal(found, expected)
+
+
 def test_what_the_streams_own_dtype_cannot_hold_is_no_step() -> None:
     key = ("resid_post", 0)
     tables = _tables(dtype=torch.float16)
