@@ -130,7 +130,10 @@ class Connection:
     async def outputs(self, request_id: str, token_ids: Sequence[int], sampling: Sampling, extra: Mapping[str, Any], *,
                       measuring: bool = False) -> AsyncGenerator[Any]:
         """Outputs of vLLM for one request. measuring: it gives way to others and computes every position itself."""
-        params = sampling_params(sampling, extra)
+        try:
+            params = sampling_params(sampling, extra)
+        except Exception as error:
+            raise self._failure(error, begun=False) from error
         if measuring:
             params.skip_reading_prefix_cache = True
         self._check_answers()

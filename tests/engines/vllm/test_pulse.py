@@ -18,7 +18,7 @@ from server.engines.vllm.connection import Connection
 from server.engines.vllm.forecast import Forecast
 from server.engines.vllm.options import VllmOptions
 from server.engines.vllm.pulse import Processes, Pulse
-from steering.errors import EngineUnavailable
+from steering.errors import EngineUnavailable, InvalidRequest
 
 
 class Clock:
@@ -211,6 +211,15 @@ async def test_a_reader_that_does_not_ask_for_more_is_no_stall(watched: Any) -> 
         assert engine.connection.alive
     await outputs.aclose()
     assert len(engine.children) == 1
+
+
+async def test_settings_that_vllm_refuses_are_the_requests_to_mend(watched: Any) -> None:
+    """Should the bounds of the API and those of vLLM differ one day."""
+    engine = await watched(600.0)
+    for name, value in (("temperature", 5.0), ("presence_penalty", 9.0), ("top_p", 7.0), ("min_p", -1.0)):
+        with pytest.raises(InvalidRequest, match=name):
+            await anext(engine.connection.outputs("r", [1, 2], Sampling(max_tokens=3, **{name: value}), {}))
+    assert engine.connection.alive and not engine.connection.running
 
 
 async def test_a_dead_engine_is_started_again(watched: Any) -> None:
