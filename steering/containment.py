@@ -96,7 +96,8 @@ def fault_error(program: Program, fault: Fault, limit: StepLimit = UNLIMITED) ->
     """
     item = program.compiled[fault.intervention]
     what = f"intervention {fault.intervention} ({item.op} of {item.applied.artifact or 'inline'})"
-    where = "" if fault.layer is None else f"{fault.site or 'what follows'} of layer {fault.layer}, "
+    layer = "" if fault.layer is None else f"layer {fault.layer}, "
+    where = layer if fault.site is None else f"{fault.site} of {layer}"
     place = f"{where}token {fault.position}"
     param = f"interventions[{fault.intervention}]"
     if fault.behind:

@@ -1,5 +1,6 @@
 """What the interventions of a forward pass did, kept on the device while it runs and read once behind it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -7,8 +8,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from steering.containment import StepLimit
+from steering.containment import Fault, StepLimit, fault_error
 from steering.plan import Stage
+from steering.program import Program
 
 
 @dataclass
@@ -23,6 +25,22 @@ class Record:
     def note(self, stage: Stage, step: Tensor) -> None:
         self.stages.append(stage)
         self.steps.append(step)
+
+    def check(self, programs: Sequence[Program | None], width: int) -> None:
+        """For a pass over a batch of sequences `[len(programs), width]`: raise the error of the first step that was not
+        carried out.
+
+        Raises:
+            SteeringOverflow, SteeringLimit.
+        """
+        taken = self.read()
+        for entry in [] if taken is None else taken.faults(self.limit)[:1].tolist():
+            assert taken is not None
+            number, position = divmod(int(taken.positions[entry]), width)
+            program, (site, layer) = programs[number], self.stages[taken.stages[entry]].key or (None, None)
+            assert program is not None
+            raise fault_error(program, Fault(int(taken.interventions[entry]), site, layer, position,
+                                             float(taken.values[entry])), self.limit)
 
     def read(self) -> "Taken | None":
         """All steps in one transfer; None where nothing acted."""

@@ -131,10 +131,21 @@ async def test_what_overflows_behind_a_step_is_contained_and_named(start_engine:
     assert innocent[0] == reference[0]
     assert isinstance(faulty, SteeringOverflow)
     assert faulty.param in ("interventions[0]", "interventions[1]")
-    assert "drives the model to values that are not finite" in faulty.message
-    assert "token 0" in faulty.message
+    assert "drives the model to values that are not finite (layer 2, token 0)" in faulty.message
     with pytest.raises(SteeringOverflow, match="drives the model"):
         await engine.score(PROMPT, program)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "olmo2", "mixtral"])
+async def test_other_families(start_engine: Any, family: str) -> None:
+    """Scores that are capped, keys and values of a stream that no norm has bounded, experts."""
+    engine = await start_engine(family, dtype="float16", share_prefixes=False)
+    reference, _ = await both(engine, None, length=1)
+    for items in ([push(70_000.0)], [push(50_000.0, site="resid_pre"), push(60_000.0, site="mlp_out")]):
+        innocent, faulty = await both(engine, compiled(engine, *items))
+        assert innocent[0] == reference[0]
+        assert isinstance(faulty, SteeringOverflow)
+        assert "token 0" in faulty.message
 
 
 @pytest.fixture(scope="module")

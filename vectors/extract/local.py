@@ -10,6 +10,7 @@ import torch
 from steering.bank import Bank
 from steering.facts import ModelFacts
 from steering.program import Program
+from steering.record import Record
 from steering.scope import bits_at, touch_map
 from steering.sites import attach
 from steering.spec import Site
@@ -114,10 +115,15 @@ class LocalSubject:
     def _steered(self, texts: Sequence[Sequence[int]], program: Programs,
                  prompt_lengths: Sequence[int] | None = None) -> Iterator[torch.Tensor]:
         """Token ids `[len(texts), longest]`, padded; inside, the programs act on their pass. Tokens behind a text's
-        prompt length (default: none) count as generated."""
+        prompt length (default: none) count as generated.
+
+        Raises:
+            SteeringOverflow: an intervention made values that are not finite, and was not carried out.
+        """
         device = self._model.device
         ids = padded(texts).to(device)
         programs = one_each(program, len(texts))
+        record: Record | None = None
         with torch.no_grad(), ExitStack() as stack:
             if any(item is not None and item.acting for item in programs):
                 bank = Bank(len(texts), device)
@@ -135,8 +141,10 @@ class LocalSubject:
                     slots[i, :len(text)] = slot
                     bits[i, :len(text)] = bits_at(touch, own.rules, np.arange(len(text)),
                                                   np.asarray(text, dtype=np.int64))
-                stack.enter_context(steerer.acting(steerer.plan(slots.ravel(), bits.ravel())))
+                record = stack.enter_context(steerer.acting(steerer.plan(slots.ravel(), bits.ravel())))
             yield ids
+            if record is not None:
+                record.check(programs, ids.shape[1])
 
 
 def near_lengths(texts: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -20,7 +20,6 @@ from server.engines.transformers.finite import Watch
 from steering.bank import Bank
 from steering.containment import UNLIMITED, Fault, StepLimit, fault_error, model_error
 from steering.errors import TrimtabError
-from steering.plan import Stage
 from steering.program import Program
 from steering.record import Record, Taken
 from steering.scope import bits_at, touch_map
@@ -146,21 +145,11 @@ class ForwardPass:
         limit = self.limit if all(run.program is None or run.program.limited for run in runs) else UNLIMITED
         keeping = {} if kept is None else {"logits_to_keep": torch.tensor(kept, device=self.model.device)}
         output, record = self._run(runs, limit, capture, found, **keeping)
-        self._check(runs, limit, record.stages, record.read())
+        record.check([run.program for run in runs], _longest(runs))
         broken = self._broken(runs, output.logits, range(_longest(runs)) if kept is None else kept)
         if broken:
             raise self._overflow(runs, broken[0], limit)
         return output
-
-    def _check(self, runs: Sequence[TokenRun], limit: StepLimit, stages: Sequence[Stage], taken: Taken | None) -> None:
-        """Raises the error of the first step that was not carried out."""
-        for entry in [] if taken is None else taken.faults(limit).tolist():
-            assert taken is not None
-            number, position = divmod(int(taken.positions[entry]), _longest(runs))
-            program, (site, layer) = runs[number].program, stages[taken.stages[entry]].key or (None, None)
-            assert program is not None
-            raise fault_error(program, Fault(int(taken.interventions[entry]), site, layer, position,
-                                             float(taken.values[entry])), limit)
 
     def _broken(self, runs: Sequence[TokenRun], logits: Tensor, kept: Sequence[int]) -> list[int]:
         """Sequences of the last pass whose values are not finite. Padding counts for nothing.

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from steering.errors import SteeringOverflow
 from steering.routing import select
 from steering.sites import model_facts, router_rule
 from tests.tiny import tiny
@@ -108,3 +109,14 @@ def test_texts_of_one_batch_may_have_programs_of_their_own() -> None:
     for text, program, row in zip(TEXTS, given, together, strict=True):
         assert torch.allclose(row, local.next_logprobs([text], program)[0], atol=1e-4)
     assert not torch.allclose(together[2], local.next_logprobs([TEXTS[2]], one)[0], atol=1e-3)
+
+
+def test_what_cannot_be_carried_out_is_no_measurement() -> None:
+    """A step that is not finite is not taken; a pass without it must not be mistaken for the steered one."""
+    local = subject("llama")
+    program = adding(local.facts, "resid_post", 1, torch.full((32,), 3e38), LAST)
+    for call in (lambda: local.next_logprobs(TEXTS, program), lambda: local.token_logprobs(TEXTS, program),
+                 lambda: local.capture(TEXTS, "resid_post", [2], [-1], program)):
+        with pytest.raises(SteeringOverflow, match="token"):
+            call()
+    assert bool(local.next_logprobs(TEXTS).isfinite().all())
