@@ -8,6 +8,7 @@ import torch
 from steering.dose import Calibrated, canonical, canonical_scope
 from steering.errors import ArtifactMismatch, InvalidSpec, NotCalibrated, ProgramTooLarge, TrimtabError, UnsupportedSite
 from steering.facts import ModelFacts
+from steering.fits import check_width
 from steering.gate import check_token_gate, compile_gate, gated_row
 from steering.inline import inline_payload, parse_options, split_inline
 from steering.layers import explicit_layers, layers_with_numbers
@@ -82,6 +83,7 @@ def _compile_one(item: Resolved, facts: ModelFacts) -> Compiled:
         _check_unplaced(intervention)
     sites = MULTI_SITES if multi_site else (_site(intervention, source, operation),)
     if source is not None:
+        check_width(source, sites, facts, "artifact")
         _check_model(intervention, source, facts)
         _check_kind(source, operation)
         payload, strength = source.payload, _strength(intervention, source)

@@ -48,6 +48,10 @@ RULES: dict[Kind, dict[str, TensorRule]] = {
                  "points": TensorRule(("w", "r")), "period": TensorRule(("a",))},
 }
 
+# The tensor whose last axis is as wide as the site; other kinds are sets of indices.
+WIDTH_TENSORS: dict[Kind, str] = {"vector": "vector", "subspace": "basis", "affine": "up", "probe": "weight",
+                                  "manifold": "basis", "diagonal": "scale"}
+
 # The tensor that holds the indices of kinds that are sets.
 INDEX_NAMES = {"sign_pattern": "dims", "dim_mask": "dims", "neuron_set": "neurons", "head_set": "heads",
                "expert_set": "experts"}
@@ -76,6 +80,12 @@ class Payload:
     @property
     def nbytes(self) -> int:
         return sum(t.nbytes for tensors in self.layers.values() for t in tensors.values())
+
+    @property
+    def width(self) -> int | None:
+        """Of the site it was made for; None for kinds that are sets of indices, whose width is not stored."""
+        name = WIDTH_TENSORS.get(self.kind)
+        return None if name is None else next(iter(self.layers.values()))[name].shape[-1]
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
         """Flat form for safetensors, which refuses tensors that share memory: `{"3.vector": tensor}`."""

@@ -8,6 +8,7 @@ import torch
 
 from steering.errors import ArtifactMismatch, InvalidSpec
 from steering.facts import ModelFacts
+from steering.fits import check_width
 from steering.layers import layers_with_numbers
 from steering.manifold import Manifold
 from steering.payload import Kind
@@ -75,6 +76,7 @@ def compile_reader(source: Source, facts: ModelFacts, *, form: Form | None = Non
     if kind not in FORMS:
         raise ArtifactMismatch(f"{source.ref} is a {kind}, which cannot be read", param=ref_param,
                                fix=f"Kinds that can: {', '.join(FORMS)}.")
+    check_width(source, [source.site], facts, ref_param)
     if not any_model and source.fingerprint is not None and source.fingerprint != facts.fingerprint:
         raise ArtifactMismatch(
             f"{source.ref} was made on {source.model_id or 'another model'} (fingerprint {source.fingerprint[:12]}), "

@@ -21,16 +21,12 @@ from pydantic_core import PydanticSerializationError
 
 from steering.errors import PayloadTooLarge
 from steering.ops.base import RESIDUAL_SITES, get_operation, operations
-from steering.payload import Kind, Payload
+from steering.payload import WIDTH_TENSORS, Kind, Payload
 from steering.reading import FORMS
 from steering.source import Source
 from steering.spec import NAME_PATTERN, OPTIONS, Layers, Model, Op, Reading, Site, Strength
 from vectors.calibrate.card import calibration_of
 from vectors.errors import InvalidMetadata
-
-# The tensor whose last axis is as wide as the site; other kinds are sets of indices.
-WIDTH_TENSOR: dict[Kind, str] = {"vector": "vector", "subspace": "basis", "affine": "up", "probe": "weight",
-                                 "manifold": "basis", "diagonal": "scale"}
 
 
 @dataclass(frozen=True)
@@ -237,7 +233,7 @@ def _check_labels(metadata: Metadata, payload: Payload) -> None:
 
 def _width(metadata: Metadata, payload: Payload) -> int | None:
     """Width of the tensors, None for kinds that are sets of indices."""
-    tensor = WIDTH_TENSOR.get(metadata.kind)
+    tensor = WIDTH_TENSORS.get(metadata.kind)
     if tensor is None:
         return None
     widths = {layer: tensors[tensor].shape[-1] for layer, tensors in payload.layers.items()}

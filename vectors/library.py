@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
@@ -14,6 +14,7 @@ from safetensors.torch import load, save
 from sqlalchemy import ColumnElement, Exists, exists, func, or_, select
 from sqlalchemy.orm import Session
 
+from steering.errors import NotFound
 from steering.payload import Kind, Payload
 from steering.source import Source
 from steering.spec import Op, Site
@@ -34,6 +35,7 @@ from vectors.tables import ArtifactRow, Named, Setting, Tag, Version
 SOURCE_BYTES = 4096
 # A card that was read takes a few times what it takes as text.
 CARD_FACTOR = 8
+MOST_MADE_FOR = 16_384
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,14 @@ class Filter:
     site: Site | None = None
     tag: str | None = None
     model_id: str | None = None
+
+
+@dataclass(frozen=True)
+class MadeFor:
+    """The model that an artifact was made on, as far as it records that. d_model: of artifacts at residual sites."""
+
+    fingerprint: str | None
+    d_model: int | None
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,8 @@ class Library:
         self.switches = Switches(database)
         # With the card it was made from: of what a source holds, only the card can change.
         self._cache: LRUCache[str, tuple[Source, Any]] = LRUCache(cache_bytes, getsizeof=lambda e: cached_bytes(*e))
+        # By version, of which none ever changes and no number is given out again.
+        self._made_for: LRUCache[int, MadeFor] = LRUCache(MOST_MADE_FOR)
         self._cache_lock = Lock()
 
     @classmethod
@@ -141,6 +153,25 @@ class Library:
             if cached_bytes(source, card) <= self._cache.maxsize:
                 self._cache[key] = source, card
         return source
+
+    def made_for(self, refs: Iterable[str]) -> dict[str, MadeFor]:
+        """By reference, without reading numbers. What is not there is left out."""
+        found: dict[str, MadeFor] = {}
+        with self._database.read() as session:
+            for ref in set(refs):
+                try:
+                    version = naming.resolve(session, "artifact", Ref.parse(ref, "artifact"))
+                except NotFound:
+                    continue
+                with self._cache_lock:
+                    known = self._made_for.get(version.id)
+                if known is None:
+                    metadata = _artifacts(session, [version.id])[0].metadata
+                    known = MadeFor(metadata.fingerprint, metadata.d_model)
+                    with self._cache_lock:
+                        self._made_for[version.id] = known
+                found[ref] = known
+        return found
 
     def payload(self, artifact: Artifact) -> Payload:
         """The numbers of a version, read from storage and verified.

@@ -62,14 +62,7 @@ class Presets:
             InvalidRequest: name, description or spec. NotFound: the spec names an artifact that is not there.
             LibraryFull: there is no room for it.
         """
-        naming.check_name(name, "preset")
-        if len(description) > MAX_DESCRIPTION or any(not (c.isprintable() or c in "\n\t") for c in description):
-            raise InvalidRequest(f"a description is printable text of at most {MAX_DESCRIPTION} characters",
-                                 param="description")
-        document = to_json(spec)
-        if len(document) > MAX_SPEC_BYTES:
-            raise PayloadTooLarge(f"the spec takes more than {MAX_SPEC_BYTES} bytes", param="spec",
-                                  fix="Store large inline numbers as artifacts.")
+        document = self.check(name, spec, description)
         digest = hashlib.sha256(f"{document}\n{description}".encode()).hexdigest()
 
         def work(session: Session) -> Preset:
@@ -87,6 +80,18 @@ class Presets:
             return _presets(session, [version.id])[0]
 
         return self._database.write(work)
+
+    def check(self, name: str, spec: Spec, description: str = "") -> str:
+        """What `create` looks at before it asks the database; the spec as it is stored. Raises InvalidRequest."""
+        naming.check_name(name, "preset")
+        if len(description) > MAX_DESCRIPTION or any(not (c.isprintable() or c in "\n\t") for c in description):
+            raise InvalidRequest(f"a description is printable text of at most {MAX_DESCRIPTION} characters",
+                                 param="description")
+        document = to_json(spec)
+        if len(document) > MAX_SPEC_BYTES:
+            raise PayloadTooLarge(f"the spec takes more than {MAX_SPEC_BYTES} bytes", param="spec",
+                                  fix="Store large inline numbers as artifacts.")
+        return document
 
     def resolve(self, ref: str) -> Preset:
         """What `ref` means now; specs, which never change, come from a cache where possible. Raises NotFound."""

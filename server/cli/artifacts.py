@@ -56,7 +56,9 @@ def import_(
     name: Annotated[str | None, typer.Option(help="Name in the library; some files do not hold one.")] = None,
     metadata: Annotated[str | None, typer.Option(help='JSON object of fields that win over the file\'s, '
                                                  '\'{"site": "resid_post"}\' say.')] = None,
-    first_layer: Annotated[int, typer.Option(help=".pt only: the layer that its first vector belongs to.")] = 0,
+    first_layer: Annotated[int | None, typer.Option(help=".pt only: the layer of its vector, or of its first row, "
+                                                    "where neither the file nor a JSON beside it nor its name says it; "
+                                                    "-1 for the embedding's.")] = None,
     url: Url = DEFAULT_URL, key: Key = None,
 ) -> None:
     """Take a file into the library. A .pt file is read here, weights only, and never sent."""
@@ -69,6 +71,12 @@ def import_(
     with connect(url, key) as client:
         stored = client.import_artifact(data, fields or None)
     out.print(f"stored {stored.ref}")
+    said = stored.provenance.get("layers_from")
+    if said is not None:
+        out.print(f"layers {', '.join(map(str, stored.stored_layers))}, as {said} says; site {stored.site}, strength "
+                  f"{stored.strength['value']}")
+    if stored.provenance.get("left_out_layers"):
+        out.print(f"left out, as they hold nothing: layers {', '.join(map(str, stored.provenance['left_out_layers']))}")
 
 
 @app.command()
@@ -129,7 +137,7 @@ def _fields(metadata: str | None) -> dict[str, Any]:
     return fields
 
 
-def _converted(path: Path, fields: dict[str, Any], first_layer: int) -> bytes:
+def _converted(path: Path, fields: dict[str, Any], first_layer: int | None) -> bytes:
     """The safetensors form of a .pt file."""
     # torch loads slowly, and only this command needs it.
     from vectors.artifact import Limits

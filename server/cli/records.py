@@ -56,8 +56,25 @@ def _records(text: str, path: Path) -> list[Any]:
     if text.lstrip().startswith("["):
         found = _parsed(text, path.name)
         return found if isinstance(found, list) else []
+    _refuse_object(text, path.name)
     return [_parsed(line, f"{path.name} line {number}") for number, line in enumerate(text.splitlines(), 1)
             if line.strip()]
+
+
+def _refuse_object(text: str, name: str) -> None:
+    """Refuse one JSON object where a list is wanted; an object a line is JSON lines."""
+    try:
+        whole = json.loads(text)
+    except ValueError:
+        return
+    if not isinstance(whole, dict):
+        return
+    lists = [key for key, value in whole.items()
+             if isinstance(value, list) and any(isinstance(item, dict) for item in value)]
+    if lists or len(text.strip().splitlines()) > 1:
+        inside = f"Give the list under {lists[0][:40]!r} alone, as" if lists else "Write it as"
+        raise InvalidRequest(f"{name} holds one JSON object where a list of entries is wanted", param="--data",
+                             fix=f"{inside} [{{...}}, ...] or one object a line.")
 
 
 def _parsed(text: str, where: str) -> Any:

@@ -1,4 +1,4 @@
-"""`/v1/models`: the base model first, then each preset as `model:preset`."""
+"""`/v1/models`: the base model first, then each preset that was made for it as `model:preset`."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,7 @@ from openai.types import Model
 from pydantic import BaseModel, Field
 
 from server.errors import ModelNotFound
+from server.openai.offered import Offer
 from server.route import StrictRoute
 from server.state import ServerState, State
 from server.threads import in_thread
@@ -60,17 +61,21 @@ async def show_model(name: str, state: State) -> ServedModel:
             preset = await in_thread(state.library.presets.resolve, model.preset)
         except TrimtabError as error:
             raise ModelNotFound(error.message, param="model") from None
+        if not await anyio.to_thread.run_sync(Offer(state.library, state.engine.facts).fitting, [preset]):
+            raise ModelNotFound(f"the preset {preset.ref} was made for another model, or lacks an artifact",
+                                param="model")
         created = int(preset.created_at.timestamp())
     return _model(name, created, state)
 
 
 def _models(state: ServerState) -> list[ServedModel]:
-    base = state.settings.model_name
+    base, offer = state.settings.model_name, Offer(state.library, state.engine.facts)
     found = [_model(base, 0, state)]
     cursor = None
     while True:
         page = state.library.presets.list(limit=PAGE, cursor=cursor)
-        found += [_model(f"{base}:{preset.name}", int(preset.created_at.timestamp()), state) for preset in page.items]
+        found += [_model(f"{base}:{preset.name}", int(preset.created_at.timestamp()), state)
+                  for preset in offer.fitting(page.items)]
         cursor = page.cursor
         if cursor is None:
             return found

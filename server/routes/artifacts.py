@@ -12,7 +12,8 @@ from server.route import StrictRoute
 from server.state import ServerState, State
 from server.strict_json import parse_json
 from server.threads import in_thread
-from steering.errors import InvalidPayload, InvalidRequest
+from steering.errors import ArtifactMismatch, InvalidPayload, InvalidRequest
+from steering.facts import ModelFacts
 from steering.inline import parse_tensor
 from steering.payload import Kind, Payload
 from steering.spec import Op, Site
@@ -88,6 +89,7 @@ def create_artifact(body: NewArtifact, state: State) -> ArtifactView:
         payload = Payload.build(body.metadata.kind, layers)
     except InvalidPayload as error:
         raise error.at("tensors") from None
+    _check_width(body.metadata, payload, state.engine.facts, "tensors")
     return view(state.library.create(body.metadata, payload))
 
 
@@ -207,4 +209,16 @@ def _import(data: bytes, fields: dict[str, Any], state: ServerState) -> Artifact
     if not data:
         raise InvalidPayload("the file is empty", param="file")
     metadata, payload = detect(data).read(data, fields, state.library.limits)
+    _check_width(metadata, payload, state.engine.facts, "file")
     return view(state.library.create(metadata, payload))
+
+
+def _check_width(metadata: Metadata, payload: Payload, facts: ModelFacts, param: str) -> None:
+    """Refuse numbers of another width than the loaded model's, unless they say that they are another model's."""
+    if metadata.fingerprint not in (None, facts.fingerprint) or metadata.model_id not in (None, facts.model_id):
+        return
+    width, site = payload.width, metadata.site
+    if width is not None and facts.sites.get(site) and width != facts.width(site):
+        raise ArtifactMismatch(f"the numbers are {width} wide, {site} of the loaded model {facts.model_id} is "
+                               f"{facts.width(site)} wide", param=param, fix="Import it into a server of the model it "
+                               "was made on, or name that model in metadata.model_id to keep it for later.")

@@ -239,3 +239,19 @@ def test_lens_lists_what_each_layer_would_say(run: Run) -> None:
     assert whole.exit_code == 0 and len(json.loads(whole.output)["layers"]) == 6
     wrong = run("lens", "dog", "--group", "answer")
     assert wrong.exit_code == 1 and "NAME=SPELLING" in wrong.output
+
+
+def test_an_import_says_where_its_layer_comes_from_or_asks_for_it(run: Run, client: Client, tmp_path: Path) -> None:
+    torch.save({"vector": torch.ones(WIDTH), "coeff": 3.0}, tmp_path / "task_vector_layer-2.pt")
+    done = run("artifacts", "import", str(tmp_path / "task_vector_layer-2.pt"), "--name", "cli-named")
+    assert done.exit_code == 0 and "layers 2, as the file's name says" in done.output and "strength 3.0" in done.output
+    stored = client.get_artifact("cli-named")
+    assert (stored.stored_layers, stored.strength["value"]) == ([2], 3.0)
+    torch.save(torch.stack([torch.zeros(WIDTH), torch.ones(WIDTH)]), tmp_path / "rows.pt")
+    asked = run("artifacts", "import", str(tmp_path / "rows.pt"), "--name", "cli-rows")
+    assert asked.exit_code == 1 and "--first-layer" in asked.output
+    done = run("artifacts", "import", str(tmp_path / "rows.pt"), "--name", "cli-rows", "--first-layer", "0")
+    assert done.exit_code == 0 and "left out, as they hold nothing: layers 0" in done.output
+    torch.save({1: torch.ones(WIDTH + 1)}, tmp_path / "wide.pt")
+    wide = run("artifacts", "import", str(tmp_path / "wide.pt"), "--name", "cli-wide")
+    assert wide.exit_code == 1 and f"{WIDTH + 1} wide" in wide.output.replace("\n", " ")

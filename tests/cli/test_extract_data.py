@@ -157,3 +157,18 @@ def test_columns_of_csv_become_numbers_where_the_method_wants_them(tmp_path: Pat
     (entry,) = entries(read_records(path), schema("entropic_steering"), "prompts")
     assert entry == {"text": "I choose", "episode": "7", "step": 3}
     parse_request("entropic_steering", {"name": "x", "prompts": [entry], "actions": ["a", "b"]})
+
+
+@pytest.mark.parametrize(("text", "advice"), [
+    ('{"pairs": [{"positive": "a", "negative": "b"}]}', "list under 'pairs' alone"),
+    ('{\n "pairs": [\n  {"positive": "a", "negative": "b"}\n ]\n}', "list under 'pairs' alone"),
+    ('{\n "positive": "a",\n "negative": "b"\n}', "one object a line")])
+def test_an_object_where_a_list_is_wanted_is_one_sentence_with_a_fix(tmp_path: Path, text: str, advice: str) -> None:
+    with pytest.raises(InvalidRequest, match="one JSON object where a list of entries is wanted") as caught:
+        read_records(written(tmp_path, "pairs.json", text))
+    assert advice in str(caught.value.fix) and caught.value.param == "--data"
+
+
+def test_one_object_on_one_line_is_one_entry(tmp_path: Path) -> None:
+    assert read_records(written(tmp_path, "x.jsonl", '{"positive": "a", "ids": [1, 2]}\n')) == [
+        {"positive": "a", "ids": [1, 2]}]

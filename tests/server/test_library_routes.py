@@ -9,7 +9,11 @@ import torch
 from gguf import GGUFReader
 from safetensors.torch import load, save
 
+from steering.payload import Payload
+from steering.spec import Spec
 from tests.server.conftest import chat
+from vectors.artifact import Metadata
+from vectors.formats import get_format
 from vectors.library import Library
 
 META = {"name": "calm", "kind": "vector", "op": "add", "site": "resid_post", "tags": ["mood"],
@@ -131,3 +135,71 @@ async def test_default_spec(client: httpx.AsyncClient) -> None:
     assert (await client.get("/v1/admin/default-spec")).json() == put.json()
     assert (await client.delete("/v1/artifacts/calm")).status_code == 409
     assert (await client.delete("/v1/admin/default-spec")).json() == {"spec": None, "problem": None}
+
+
+def foreign(library: Library, name: str, width: int = 8, **fields: Any) -> str:
+    return library.create(Metadata(name=name, kind="vector", op="add", site="resid_post", **fields),
+                          Payload.build("vector", {2: {"vector": torch.ones(width)}})).ref
+
+
+async def test_only_presets_of_this_model_are_models(client: httpx.AsyncClient, library: Library) -> None:
+    """A library may serve several models; what another one has is no model name here."""
+    foreign(library, "here")
+    foreign(library, "own", fingerprint="f" * 64)
+    foreign(library, "elsewhere", fingerprint="e" * 64)
+    foreign(library, "wide", width=16)
+    foreign(library, "gone")
+    uses: dict[str, list[dict[str, Any]]] = {
+        "a": [{"artifact": "here"}], "b": [{"artifact": "own"}], "c": [{"artifact": "here"}, {"artifact": "elsewhere"}],
+        "d": [{"artifact": "wide"}], "e": [{"artifact": "elsewhere", "override": ["model"]}],
+        "f": [{"artifact": "gone"}], "g": [{"op": "add", "layers": [2], "inline": {"vector": [1.0] * 8}}],
+        "h": [{"op": "add", "layers": [2], "inline": {"vector": [1.0] * 16}}],
+        "i": [{"artifact": "here", "gate": {"probe": "elsewhere", "when": "prompt", "threshold": 0.0}}],
+        "j": [{"artifact": "here", "gate": {"probe": "elsewhere", "when": "prompt", "threshold": 0.0,
+                                            "override": ["model"]}}]}
+    for name, interventions in uses.items():
+        library.presets.create(name, Spec.model_validate({"interventions": interventions}))
+    library.delete("gone", force=True)
+    listed = [model["id"] for model in (await client.get("/v1/models")).json()["data"]]
+    assert listed == ["tiny", "tiny:a", "tiny:b", "tiny:e", "tiny:g", "tiny:j"]
+    for name in uses:
+        shown = await client.get(f"/v1/models/tiny:{name}")
+        assert shown.status_code == (200 if f"tiny:{name}" in listed else 404), name
+    # Presets themselves are all there, for the servers of the other models.
+    assert len((await client.get("/v1/presets")).json()["data"]) == len(uses)
+
+
+@pytest.mark.parametrize("fields", [{}, {"model_id": "tiny"}, {"fingerprint": "f" * 64}])
+async def test_numbers_of_another_width_are_refused_at_import(client: httpx.AsyncClient, library: Library,
+                                                              fields: dict[str, Any]) -> None:
+    metadata = {"name": "wide", "kind": "vector", "op": "add", "site": "resid_post", **fields}
+    payload = Payload.build("vector", {2: {"vector": torch.ones(16)}})
+    created = await client.post("/v1/artifacts", json={"metadata": metadata,
+                                                       "tensors": {"2": {"vector": [1.0] * 16}}})
+    data = get_format("gguf").write(Metadata.model_validate(metadata), payload)
+    imported = await client.post("/v1/artifacts/import", params={"metadata": json.dumps({"name": "wide", **fields})},
+                                 content=data, headers={"Content-Type": "application/octet-stream"})
+    for answer in (created, imported):
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (409, "artifact_mismatch")
+        assert "16 wide" in error["message"] and "is 8 wide" in error["message"]
+    assert library.list().items == []
+
+
+async def test_numbers_that_say_they_are_another_models_are_kept_for_it_and_refused_by_width_first(
+        client: httpx.AsyncClient, library: Library) -> None:
+    """Whatever else is wrong with its use: layers that this model lacks, a foreign fingerprint."""
+    stored = await client.post("/v1/artifacts", json={
+        "metadata": {"name": "wide", "kind": "vector", "op": "add", "site": "resid_post", "model_id": "large",
+                     "fingerprint": "e" * 64},
+        "tensors": {str(n): {"vector": [1.0] * 16} for n in (2, 30)}})
+    assert stored.status_code == 201
+    for use in ({"artifact": "wide"}, {"artifact": "wide", "override": ["model"]}, {"artifact": "wide", "layers": [30]},
+                {"artifact": "wide", "op": "ablate"}):
+        answer = await client.post("/v1/chat/completions", json={
+            "model": "tiny", "messages": [{"role": "user", "content": "x"}], "steering": {"interventions": [use]}})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (409, "artifact_mismatch")
+        if "op" not in use:
+            assert "on large for a width of 16" in error["message"] and "is 8 wide" in error["message"]
+            assert "override" not in error["message"] and error["param"] == "steering.interventions[0].artifact"

@@ -200,7 +200,7 @@ PT_FILES = {
     "by number": ({3: torch.ones(4), 5: torch.ones(4)}, {}, [3, 5]),
     "by text": ({"3": torch.ones(4), "layer_5": torch.ones(4), "layers.7": torch.ones(4)}, {}, [3, 5, 7]),
     "wrapped": ({"directions": {2: torch.ones(4)}, "note": 1}, {}, [2]),
-    "wrapped rows": ({"vector": torch.ones(3, 4)}, {}, [0, 1, 2]),
+    "wrapped rows": ({"vector": torch.ones(3, 4)}, {"first_layer": 0}, [0, 1, 2]),
     "rows": (torch.ones(3, 4), {"first_layer": 2}, [2, 3, 4]),
     "rows with embedding": (torch.arange(12.0).view(3, 4), {"first_layer": -1}, [0, 1]),
     "one": (torch.ones(4), {"first_layer": 6}, [6]),

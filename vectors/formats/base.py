@@ -1,13 +1,20 @@
 """What a format is, and the registry of those that may come in over HTTP."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
+
+import torch
 
 from steering.errors import InvalidPayload, InvalidRequest, PayloadTooLarge
 from steering.payload import Payload
 from vectors.artifact import Limits, Metadata
 
+# A direction no longer than this is what rounding left of zero, in any unit that activations have.
+NOISE = 1e-10
+# Of the largest vector of a file: what lies below came from rounding in float32.
+ROUNDING = 1e-7
 # Room for the header of a file beside its numbers.
 HEADER_BYTES = 2**20
 
@@ -74,6 +81,23 @@ def detect(data: bytes) -> Format:
 def check_size(data: bytes, limits: Limits) -> None:
     if len(data) > limits.payload_bytes + HEADER_BYTES:
         raise PayloadTooLarge(f"the file has {len(data)} bytes, more than {limits.payload_bytes}", param="file")
+
+
+def without_noise(vectors: Mapping[int, torch.Tensor]) -> tuple[dict[int, torch.Tensor], list[int]]:
+    """The vectors that hold something, and the layers of those that are zero or rounding noise beside the others: made
+    unit length, they would be a direction that nobody meant.
+
+    Raises:
+        InvalidPayload: none holds anything.
+    """
+    norms = {layer: float(vector.double().norm()) for layer, vector in vectors.items()}
+    # A norm that is not finite is refused where the payload is built.
+    largest = max((norm for norm in norms.values() if math.isfinite(norm)), default=0.0)
+    floor = max(NOISE, largest * ROUNDING)
+    left_out = [layer for layer, norm in norms.items() if norm <= floor]
+    if vectors and len(left_out) == len(vectors):
+        raise InvalidPayload("every vector in the file is zero, or rounding noise", param="file")
+    return {layer: vector for layer, vector in vectors.items() if layer not in left_out}, left_out
 
 
 def pick_layers(metadata: Metadata, payload: Payload, layers: Collection[int] | None) -> tuple[Metadata, Payload]:

@@ -21,7 +21,7 @@ from steering.errors import InvalidPayload, InvalidRequest
 from steering.payload import Payload
 from vectors.artifact import Limits, Metadata
 from vectors.errors import InvalidMetadata, storage_error
-from vectors.formats.base import Format, check_size, pick_layers, register
+from vectors.formats.base import Format, check_size, pick_layers, register, without_noise
 from vectors.scratch import ScratchFolder
 
 ARCHITECTURE = "controlvector"
@@ -72,8 +72,9 @@ class Gguf(Format):
                     directions = _directions(reader, limits)
             except MALFORMED as error:
                 raise InvalidPayload(f"malformed GGUF file: {error}"[:300], param="file") from error
-        payload = Payload.build("vector", {n: {"vector": vector} for n, vector in directions.items()})
-        return Metadata.parse({**_recorded(notes), **fields}), payload
+        kept, left_out = without_noise(directions)
+        payload = Payload.build("vector", {n: {"vector": vector} for n, vector in kept.items()})
+        return Metadata.parse({**_recorded(notes, left_out), **fields}), payload
 
     def write(self, metadata: Metadata, payload: Payload, layers: Collection[int] | None = None) -> bytes:
         if (metadata.kind, metadata.op, metadata.site) != ("vector", "add", "resid_post"):
@@ -136,14 +137,15 @@ def _directions(reader: GGUFReader, limits: Limits) -> dict[int, torch.Tensor]:
     return directions
 
 
-def _recorded(notes: Mapping[str, Any]) -> dict[str, Any]:
+def _recorded(notes: Mapping[str, Any], left_out: list[int]) -> dict[str, Any]:
     """Metadata as the file tells it: all of it in files of our own, else what its notes allow."""
     own = notes.get(METADATA_KEY)
     if own is None:
         prefix = f"{ARCHITECTURE}."
         found = {key.removeprefix(prefix): value for key, value in notes.items() if key.startswith(prefix)}
         return {"kind": "vector", "op": "add", "site": "resid_post",
-                "provenance": {"method": str(found.get("method", "unknown")), "source_format": "gguf", "gguf": found}}
+                "provenance": {"method": str(found.get("method", "unknown")), "source_format": "gguf", "gguf": found,
+                               **({"left_out_layers": left_out} if left_out else {})}}
     try:
         recorded = from_json(own, allow_inf_nan=False)
     except (ValueError, TypeError) as error:

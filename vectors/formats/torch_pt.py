@@ -1,4 +1,8 @@
-"""`.pt` dictionaries, as research code leaves them. For the offline CLI: not registered, so never reached over HTTP."""
+"""`.pt` dictionaries, as research code leaves them. For the offline CLI: not registered, so never reached over HTTP.
+
+Nothing about layers is guessed: a file says them itself (`pt_layers`), a JSON file beside it or its name does
+(`pt_beside`), or the caller must.
+"""
 
 import pickle
 import re
@@ -11,63 +15,84 @@ import torch
 from steering.errors import InvalidPayload, InvalidRequest
 from steering.payload import Payload
 from vectors.artifact import Limits, Metadata
-from vectors.formats.base import check_size
+from vectors.formats.base import check_size, without_noise
+from vectors.formats.pt_beside import Beside, read_beside
+from vectors.formats.pt_layers import Content, understand
 
-# Keys under which the directions stand where they are not the whole file.
-WRAPPERS = ("vector", "vectors", "direction", "directions")
-_LAYER_KEY = re.compile(r"(?:layers?[._])?([0-9]{1,6})")
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+GIVE_LAYER = "Say which: --first-layer N (the layer of the vector, or of the first row; -1 if that is the embedding's)."
 
 
-def read_pt(path: Path, fields: Mapping[str, Any], limits: Limits, first_layer: int = 0) -> tuple[Metadata, Payload]:
+def read_pt(path: Path, fields: Mapping[str, Any], limits: Limits, first_layer: int | None = None
+            ) -> tuple[Metadata, Payload]:
     """Vectors from a file saved with `torch.save`, read with `weights_only=True`.
 
-    Understood: layer -> vector `[d]` (layers as 3, "3", "layer_3", "layers.3"), one tensor `[layers, d]`, a single
-    vector `[d]`, and each of these under one of the keys `vector`, `vectors`, `direction`, `directions`.
+    Understood: layer -> vector `[d]` (layers as 3, "3", "layer_3", "layers.3"), rows `[layers, d]`, a single vector
+    `[d]`, and each of these under one of the keys in `pt_layers.WRAPPERS`, with a layer and a strength beside it.
+    `provenance.layers_from` says where the layers come from, `provenance.left_out_layers` which rows held nothing.
 
     Args:
-        first_layer: the layer of row 0 of a `[layers, d]` tensor, or of a single vector. Give -1 for files whose row 0
-            belongs to the embedding; that row is left out.
+        first_layer: the layer of a single vector, or of the first of several rows; wins over what the file, its name
+            and the JSON beside it say. Give -1 for files whose first row belongs to the embedding; that is left out.
 
     Raises:
-        InvalidRequest: no file there. InvalidPayload, InvalidMetadata, PayloadTooLarge: as formats do.
+        InvalidRequest: no file there. InvalidPayload, InvalidMetadata, PayloadTooLarge: as formats do; InvalidPayload
+            also where nothing says the layer, or the file and its name contradict each other.
     """
+    content = understand(_load(path, limits))
+    beside = read_beside(path)
+    layers, layers_from = _placed(content, beside, first_layer, path.name)
+    kept, left_out = without_noise(layers)
+    if len(kept) > limits.layers:
+        raise InvalidPayload(f"{len(kept)} layers, more than {limits.layers}", param="file")
+    provenance = {"method": "unknown", "source_format": "pt", "source_file": path.name, "layers_from": layers_from,
+                  **({"left_out_layers": left_out} if left_out else {}),
+                  **({"pt": content.notes} if content.notes else {})}
+    recorded = {"kind": "vector", "op": "add", "site": content.site or beside.site or "resid_post",
+                "provenance": provenance,
+                **({} if content.strength is None else {"strength": {"value": content.strength}})}
+    return Metadata.parse({**recorded, **fields}), Payload.build("vector", {n: {"vector": v} for n, v in kept.items()})
+
+
+def _load(path: Path, limits: Limits) -> Any:
     try:
         check_size(path.read_bytes(), limits)
-        content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InvalidRequest(f"cannot read {path}: {error.strerror}", param="file") from error
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError,
-            IndexError) as error:
-        raise InvalidPayload(f"{path.name} cannot be read as tensors only: {str(error)[:200]}", param="file") from error
-    layers = {n: {"vector": vector} for n, vector in _vectors(content, first_layer).items()}
-    if len(layers) > limits.layers:
-        raise InvalidPayload(f"{len(layers)} layers, more than {limits.layers}", param="file")
-    recorded = {"kind": "vector", "op": "add", "site": "resid_post",
-                "provenance": {"method": "unknown", "source_format": "pt", "source_file": path.name}}
-    return Metadata.parse({**recorded, **fields}), Payload.build("vector", layers)
+            IndexError, OSError) as error:
+        found = _GLOBAL.search(str(error))
+        if found is not None:
+            raise InvalidPayload(f"{path.name} holds a Python object ({found[1]}) and not tensors alone; such files "
+                                 "can run code and are not loaded", param="file",
+                                 fix="Save the tensors alone, where the file comes from: "
+                                 "torch.save({layer: torch.as_tensor(vector)}, path).") from error
+        raise InvalidPayload(f"{path.name} is damaged, or no file that torch.save wrote", param="file",
+                             fix="Save it again with torch.save, or as safetensors.") from error
 
 
-def _vectors(content: Any, first_layer: int) -> dict[int, torch.Tensor]:
-    if isinstance(content, torch.Tensor):
-        rows = content.unbind(0) if content.ndim == 2 else (content,)
-        return {first_layer + i: row for i, row in enumerate(rows) if first_layer + i >= 0}
-    if not isinstance(content, dict) or not content:
-        raise InvalidPayload("the file holds neither a tensor nor a dictionary of tensors", param="file")
-    wrapped = [key for key in content if key in WRAPPERS]
-    if len(wrapped) == 1:
-        return _vectors(content[wrapped[0]], first_layer)
-    return {_layer(key): _tensor(key, value) for key, value in content.items()}
-
-
-def _layer(key: object) -> int:
-    match = _LAYER_KEY.fullmatch(str(key)) if isinstance(key, (int, str)) else None
-    if match is None:
-        raise InvalidPayload(f"the key {str(key)[:80]!r} names no layer", param="file",
-                             fix="Name layers like 3, \"3\" or \"layer_3\".")
-    return int(match[1])
-
-
-def _tensor(key: object, value: object) -> torch.Tensor:
-    if not isinstance(value, torch.Tensor):
-        raise InvalidPayload(f"the entry {str(key)[:80]!r} is no tensor", param="file")
-    return value.squeeze(0) if value.ndim == 2 and value.shape[0] == 1 else value
+def _placed(content: Content, beside: Beside, first_layer: int | None, name: str
+            ) -> tuple[dict[int, torch.Tensor], str]:
+    """The vectors by layer, and what said so."""
+    if content.by_layer is not None:
+        if first_layer is not None:
+            raise InvalidPayload(f"{name} names its layers itself: {', '.join(map(str, content.by_layer))}",
+                                 param="--first-layer", fix="Leave it out.")
+        return content.by_layer, "the file"
+    rows = content.rows
+    if first_layer is not None:
+        return {first_layer + i: row for i, row in enumerate(rows) if first_layer + i >= 0}, "the option --first-layer"
+    if len(rows) > 1:
+        raise InvalidPayload(f"{name} holds {len(rows)} rows and does not say which layer the first belongs to",
+                             param="--first-layer", fix=GIVE_LAYER)
+    said = {source: layer for source, layer in (("the file", content.layer), *beside.layers) if layer is not None}
+    if len(set(said.values())) > 1:
+        raise InvalidPayload(f"{' and '.join(f'{source} says layer {layer}' for source, layer in said.items())}",
+                             param="--first-layer", fix=GIVE_LAYER)
+    if not said:
+        raise InvalidPayload(f"{name} holds one vector, and nothing says its layer: not the file, not its name, no "
+                             "JSON beside it", param="--first-layer", fix=GIVE_LAYER)
+    source, layer = next(iter(said.items()))
+    return {layer: rows[0]}, source

@@ -3,7 +3,8 @@
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from server.engines.transformers import attention
 from server.engines.transformers.options import EngineOptions
@@ -38,15 +39,40 @@ def load_model(options: EngineOptions) -> PreTrainedModel:
         dtype: Any = torch.float32 if device.type == "cpu" else "auto"
     else:
         dtype = _DTYPES[options.dtype]
+    method: str | None = None
     try:
         attention.register()
+        method = _quantisation(options.model)
         model: Any = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype,
                                                           attn_implementation=attention.NAME)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError, RuntimeError) as error:
+        if method is not None:
+            raise _not_read(options.model, method, str(error).partition("\n")[0][:200]) from error
         raise UnsupportedModel(f"cannot load {options.model}: {error}", param="model") from error
     placed: PreTrainedModel = model.to(device).eval()
     attention.check_attention(placed)
     return placed
+
+
+def _quantisation(model: str) -> str | None:
+    """How the checkpoint's weights are quantised; None where they are not.
+
+    Raises:
+        UnsupportedModel: in a way that transformers does not know. It would load such weights as if they were plain.
+    """
+    config: Any = AutoConfig.from_pretrained(model)
+    found = getattr(config, "quantization_config", None)
+    if found is None:
+        return None
+    method = str(found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", "")) or "?"
+    if not any(known == method or known.startswith(f"{method}_") for known in AUTO_QUANTIZATION_CONFIG_MAPPING):
+        raise _not_read(model, method, "transformers does not know this format and would take them for plain numbers")
+    return method
+
+
+def _not_read(model: str, method: str, why: str) -> UnsupportedModel:
+    return UnsupportedModel(f"cannot load {model}: its weights are quantised ({method}). {why.rstrip('.')}",
+                            param="model", fix="Serve the weights that are not quantised, or try --engine vllm.")
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
