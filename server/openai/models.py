@@ -61,7 +61,7 @@ async def show_model(name: str, state: State) -> ServedModel:
             preset = await in_thread(state.library.presets.resolve, model.preset)
         except TrimtabError as error:
             raise ModelNotFound(error.message, param="model") from None
-        if not await anyio.to_thread.run_sync(Offer(state.library, state.engine.facts).fitting, [preset]):
+        if not await in_thread(Offer(state.library, state.engine.facts).fitting, [preset]):
             raise ModelNotFound(f"the preset {preset.ref} was made for another model, or lacks an artifact",
                                 param="model")
         created = int(preset.created_at.timestamp())

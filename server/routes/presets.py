@@ -56,7 +56,7 @@ class ListQuery(BaseModel):
 @router.post("", status_code=201)
 async def create_preset(body: NewPreset, state: State) -> PresetView:
     """Store a spec as a new version. It is run on the engine for a few tokens first; what fails there is not stored."""
-    await anyio.to_thread.run_sync(state.library.presets.check, body.name, body.spec, body.description)
+    await in_thread(state.library.presets.check, body.name, body.spec, body.description)
     try:
         await rehearse(body.spec, state)
     except TrimtabError as error:
