@@ -45,7 +45,7 @@ class Amounts:
     kills: int = 1
     mutations: int = 40
     truth_s: float = 2.0
-    stall_s: float = 120.0
+    stall_s: float = 30.0
     drain_s: float = 90.0
 
 

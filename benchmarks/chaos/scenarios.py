@@ -10,7 +10,7 @@ import httpx
 
 from benchmarks.chaos.chaos import BUSY, DOWN, HANG_S, Chaos
 from benchmarks.chaos.clients import Said, half_request, leave_stream, slow_reader
-from benchmarks.chaos.oracle import Body, Broken, ask, brief, read
+from benchmarks.chaos.oracle import Answer, Body, Broken, ask, brief, read
 from benchmarks.chaos.poison import asked_in_every_way, raw_poisons, sampling_poisons, steering_poisons
 from benchmarks.chaos.storing import import_query
 
@@ -213,20 +213,34 @@ async def _writes_again(chaos: Chaos) -> None:
 
 
 async def engine_fails(chaos: Chaos) -> None:
-    """The engine breaks: what ran is failed with a type, readiness says so, and it starts again by itself."""
+    """A step raises, then the engine ends: what ran gets its answer or a type, and it starts again by itself."""
+    if chaos.server.engine == "transformers":
+        # A step that raises is undone and computed again: nobody notices.
+        async with chaos.beside():
+            streams = await _streams(chaos)
+            chaos.server.signal(signal.SIGUSR1)
+            for answer in await asyncio.gather(*streams):
+                if answer is not None and answer.code is not None:
+                    chaos.fault(f"a stream of a step that raised ended with {answer.code}")
     async with chaos.beside(DOWN | BUSY):
-        streams = [asyncio.create_task(chaos.try_(COMPLETE, chaos.completion(
-            stream=True, max_tokens=150, ignore_eos=True))) for _ in range(4)]
-        await asyncio.sleep(0.5)
+        streams = await _streams(chaos)
         if chaos.server.engine == "vllm":
             chaos.server.engine_process().kill()
             await chaos.truth(False, "the engine was killed")
         else:
-            chaos.server.signal(signal.SIGUSR1)
+            chaos.server.signal(signal.SIGRTMIN)
         for answer in await asyncio.gather(*streams):
             if answer is not None and answer.code not in (None, *DOWN):
-                chaos.fault(f"a stream of a broken engine ended with {answer.code}")
+                chaos.fault(f"a stream of an engine that ended got {answer.code}")
         await chaos.readiness.until(True, RESTART_S)
+
+
+async def _streams(chaos: Chaos) -> list["asyncio.Task[Answer | None]"]:
+    """Some that run for a while."""
+    body = chaos.completion(stream=True, max_tokens=150, ignore_eos=True)
+    streams = [asyncio.create_task(chaos.try_(COMPLETE, body)) for _ in range(4)]
+    await asyncio.sleep(0.5)
+    return streams
 
 
 async def engine_stalls(chaos: Chaos) -> None:
@@ -249,7 +263,7 @@ async def engine_stalls(chaos: Chaos) -> None:
         else:
             chaos.server.signal(signal.SIGUSR2)
     answer = await stuck
-    if answer is not None and answer.code not in (None, *DOWN, *BUSY):
+    if answer is not None and answer.code not in (None, *DOWN, *BUSY, "request_timeout"):
         chaos.fault(f"a request of a stalled engine got {answer.code}")
 
 

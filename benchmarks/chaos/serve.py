@@ -1,6 +1,7 @@
 """`trimtab serve` with an embedded engine that can be hurt from outside.
 
-SIGUSR1 makes its next step fail. SIGUSR2 stalls it before its next step, a second one lets it go on.
+SIGUSR1 makes its next step fail, SIGRTMIN ends the thread of its loop within the next step. SIGUSR2 stalls it before
+its next step, a second one lets it go on.
 
     python -m benchmarks.chaos.serve serve MODEL --port ...
 """
@@ -23,12 +24,15 @@ class Trouble:
     """What the signals ask of the next step."""
 
     def __init__(self) -> None:
-        self._fail = threading.Event()
+        self._fail, self._end = threading.Event(), threading.Event()
         self._free = threading.Event()
         self._free.set()
 
     def fail(self, *_: Any) -> None:
         self._fail.set()
+
+    def end(self, *_: Any) -> None:
+        self._end.set()
 
     def stall(self, *_: Any) -> None:
         if self._free.is_set():
@@ -40,6 +44,9 @@ class Trouble:
         if self._fail.is_set():
             self._fail.clear()
             raise Hurt("a step fails on purpose")
+        if self._end.is_set():
+            self._end.clear()
+            raise SystemExit
         self._free.wait(LONGEST_STALL_S)
 
 
@@ -54,6 +61,7 @@ def main() -> None:
 
     embedded.load_model = load_hurtable
     signal.signal(signal.SIGUSR1, trouble.fail)
+    signal.signal(signal.SIGRTMIN, trouble.end)
     signal.signal(signal.SIGUSR2, trouble.stall)
     app()
 
