@@ -71,9 +71,7 @@ class Disk:
 
     def close(self) -> None:
         if self._holder is not None:
-            assert self._holder.stdin is not None
-            self._holder.stdin.close()
-            self._holder.wait(30)
+            _end(self._holder)
 
 
 def _hold(folder: Path) -> "subprocess.Popen[bytes] | None":
@@ -85,5 +83,13 @@ def _hold(folder: Path) -> "subprocess.Popen[bytes] | None":
     assert holder.stdout is not None
     if holder.stdout.readline() == b"held\n":
         return holder
-    holder.wait(30)
+    _end(holder)
     return None
+
+
+def _end(holder: "subprocess.Popen[bytes]") -> None:
+    """It ends with its input."""
+    assert holder.stdin is not None and holder.stdout is not None
+    holder.stdin.close()
+    holder.stdout.close()
+    holder.wait(30)
