@@ -32,7 +32,8 @@ class Broken(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """`code`: of a typed error. `texts`, `logprobs`: per choice. `steered`: interventions applied."""
+    """`code`: of a typed error. `texts`, `logprobs`: per choice. `steered`: interventions applied.
+    `switched_off`: the token from which on they were not, as the kill switch was set meanwhile."""
 
     status: int
     code: str | None = None
@@ -40,6 +41,7 @@ class Answer:
     logprobs: tuple[tuple[float, ...], ...] = ()
     steered: int = 0
     disabled: bool = False
+    switched_off: int | None = None
     retry_after: str | None = None
 
     def same_as(self, other: "Answer") -> bool:
@@ -47,11 +49,16 @@ class Answer:
 
     def same_numbers(self, other: "Answer") -> bool:
         """The same texts, and log-probabilities within a thousandth; whatever was done for it."""
-        if self.texts != other.texts:
-            return False
-        mine, theirs = [x for row in self.logprobs for x in row], [x for row in other.logprobs for x in row]
-        return len(mine) == len(theirs) and all(abs(a - b) < LOGPROB_TOLERANCE
-                                                for a, b in zip(mine, theirs, strict=True))
+        return self.texts == other.texts and len(self.logprobs) == len(other.logprobs) and all(
+            _close(mine, theirs) for mine, theirs in zip(self.logprobs, other.logprobs, strict=True))
+
+    def begins_as(self, other: "Answer", tokens: int) -> bool:
+        """The first choice has the other's log-probabilities for so many tokens."""
+        return _close(self.logprobs[0][:tokens], other.logprobs[0][:tokens])
+
+
+def _close(mine: Sequence[float], theirs: Sequence[float]) -> bool:
+    return len(mine) == len(theirs) and all(abs(a - b) < LOGPROB_TOLERANCE for a, b in zip(mine, theirs, strict=True))
 
 
 async def ask(http: httpx.AsyncClient, path: str, body: Body) -> Answer:
@@ -86,7 +93,13 @@ def read(response: httpx.Response) -> Answer:
     choices = content.get("choices", []) if isinstance(content, dict) else []
     return Answer(response.status_code, None, tuple(_text(choice, "message") for choice in choices),
                   tuple(_logprobs(choice) for choice in choices), len(receipt.get("applied", ())),
-                  bool(receipt.get("disabled")))
+                  bool(receipt.get("disabled")), _switched_off(receipt))
+
+
+def _switched_off(receipt: Mapping[str, Any]) -> int | None:
+    """The token of the first choice from which on the kill switch held its steering back."""
+    given = receipt.get("switched_off") or [None]
+    return given[0]
 
 
 def _streamed(events: Sequence[Any]) -> Answer:
@@ -105,7 +118,7 @@ def _streamed(events: Sequence[Any]) -> Answer:
             logprobs[index] = (*logprobs.get(index, ()), *_logprobs(choice))
     order = sorted(texts)
     return Answer(200, None, tuple(texts[i] for i in order), tuple(logprobs[i] for i in order),
-                  len(receipt.get("applied", ())), bool(receipt.get("disabled")))
+                  len(receipt.get("applied", ())), bool(receipt.get("disabled")), _switched_off(receipt))
 
 
 def _json(text: str) -> Any:

@@ -116,9 +116,12 @@ async def switches(chaos: Chaos) -> None:
         while not over.is_set():
             answer = await chaos.try_(COMPLETE, body)
             chaos.counts["answers under flips"] += 1
-            # A switch that is set while a request runs takes effect within it: then it says so.
-            if answer is not None and answer.code is None and not answer.disabled and \
-                    not answer.same_as(steered if answer.steered else plain):
+            if answer is None or answer.code is not None:
+                continue
+            expected = steered if answer.steered else plain
+            # A switch that is set while a request runs acts from a token on, which the receipt names.
+            if not (answer.same_numbers(expected) if answer.switched_off is None
+                    else answer.begins_as(expected, answer.switched_off)):
                 chaos.fault(f"a mixture of states: {answer}")
 
     watchers = [asyncio.create_task(watch()) for _ in range(3)]
