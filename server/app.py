@@ -33,6 +33,7 @@ from server.routes import (
     artifacts,
     calibration,
     capabilities,
+    docs,
     effects,
     extract,
     health,
@@ -122,9 +123,11 @@ async def _running(part: Part) -> AsyncIterator[None]:
 def routed(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
     """The routes alone; enough to describe the API."""
     app = FastAPI(title="Trimtab", version="1", description=DESCRIPTION, lifespan=lifespan, redirect_slashes=False,
+                  openapi_url=None, docs_url=None, redoc_url=None,
                   default_response_class=JsonAnswer,
                   generate_unique_id_function=lambda route: route.name)
     app.include_router(health.router)
+    app.include_router(docs.router)
     app.include_router(console.router)
     responses: dict[int | str, dict[str, Any]] = {"4XX": {"model": health.ErrorBody, "description": "Refused."},
                                                   "5XX": {"model": health.ErrorBody, "description": "Failed."}}

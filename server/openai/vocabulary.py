@@ -24,6 +24,9 @@ class Vocabulary:
         self.vocab_size = vocab_size
         self.known = len(tokenizer)
         self._bound = TokenBound(tokenizer)
+        # Log-probabilities name twenty alternatives for each token: what was spelt once is kept, a hundred bytes or so
+        # for each token of the vocabulary at most.
+        self._spelt: dict[int, tuple[str, bytes]] = {}
 
     def least_tokens(self, text: str) -> int:
         """Tokens that `text` has at least, told without tokenising it; 0 where the tokenizer allows no such bound."""
@@ -47,20 +50,29 @@ class Vocabulary:
 
     def token_text(self, token_id: int) -> str:
         """The token by itself, special ones by their name; bytes that are no whole character are replaced."""
-        if token_id >= self.known:
-            return f"<|{token_id}|>"
-        return str(self.tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
+        return self._spelling(token_id)[0]
 
     def token_bytes(self, token_id: int) -> list[int]:
         """The UTF-8 bytes of the token, exact also where it is a part of a character."""
-        text = self.token_text(token_id)
-        if REPLACEMENT not in text:
-            return list(text.encode())
+        return list(self._spelling(token_id)[1])
+
+    def _spelling(self, token_id: int) -> tuple[str, bytes]:
+        found = self._spelt.get(token_id)
+        if found is None:
+            text = f"<|{token_id}|>" if token_id >= self.known else str(
+                self.tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
+            found = text, self._bytes(token_id, text) if REPLACEMENT in text else text.encode()
+            if token_id < self.vocab_size:
+                self._spelt[token_id] = found
+        return found
+
+    def _bytes(self, token_id: int, text: str) -> bytes:
+        """Of a token whose text shows that it is a part of a character, or the replacement character itself."""
         piece = str(self.tokenizer.convert_ids_to_tokens(token_id))
         if piece.startswith("<0x") and piece.endswith(">") and len(piece) == 6:
-            return [int(piece[3:5], 16)]
+            return bytes([int(piece[3:5], 16)])
         table = _byte_of()
-        return [table[c] for c in piece] if all(c in table for c in piece) else list(text.encode())
+        return bytes(table[c] for c in piece) if all(c in table for c in piece) else text.encode()
 
 
 @lru_cache(maxsize=1)

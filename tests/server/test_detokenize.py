@@ -1,5 +1,8 @@
 """Text piece by piece equals the text of all tokens at once, whatever the tokens are."""
 
+from typing import Any
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -55,6 +58,25 @@ def test_bytes_of_tokens_that_are_parts_of_characters() -> None:
     for text in ("\u00e9", "\U0001f600", " hello", "Ġ"):
         ids = BYTES.encode(text, special_tokens=False)
         assert bytes(b for i in ids for b in BYTES.token_bytes(i)) == text.encode()
+
+
+def test_a_token_is_spelt_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty alternatives for each token of many completions name the same tokens again and again."""
+    vocabulary, calls = Vocabulary(byte_tokenizer(), [], 300), 0
+    decode = vocabulary.tokenizer.decode
+
+    def counted(*given: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return decode(*given, **named)
+
+    monkeypatch.setattr(vocabulary.tokenizer, "decode", counted)
+    ids = vocabulary.encode("a\u00e9", special_tokens=False)
+    first = [(vocabulary.token_text(i), vocabulary.token_bytes(i)) for i in ids]
+    for i in ids:
+        vocabulary.token_bytes(i).append(0)
+    assert [(vocabulary.token_text(i), vocabulary.token_bytes(i)) for i in ids] == first
+    assert calls == len(ids) == 3
 
 
 def test_ids_beyond_the_tokenizer_have_no_text() -> None:
