@@ -49,7 +49,7 @@ async def create_chat_completion(body: ChatRequest, request: Request, state: Sta
         return await stream(answer.chunks(), request)
     pieces = started.run.pieces()
     completion = await while_connected(request, answer.whole(pieces), pieces)
-    return JsonAnswer(completion.model_dump(mode="json", exclude_unset=True))
+    return await state.pools.complete(lambda: JsonAnswer(completion.model_dump(mode="json", exclude_unset=True)))
 
 
 async def _start(body: ChatRequest, request_id: str, state: ServerState, caller: Caller) -> Started:
@@ -86,13 +86,14 @@ class _Answer:
                 tokens[piece.choice].append(piece.token)
             if piece.finish_reason is not None:
                 reasons[piece.choice] = piece.finish_reason
-        choices = [
+        # In a thread, as with log-probabilities there may be hundreds of thousands of entries.
+        choices = await self._started.state.pools.complete(lambda: [
             whole_types.Choice(
                 index=i, finish_reason=reasons[i],
                 message=ChatCompletionMessage(role="assistant", content=text, refusal=None),
                 logprobs=whole_types.ChoiceLogprobs(content=self._entries(tokens[i]), refusal=None)
                 if self._logprobs else None)
-            for i, text in enumerate(texts)]
+            for i, text in enumerate(texts)])
         return SteeredChatCompletion(id=self._id, choices=choices, created=self._created, model=self._started.model,
                                      object="chat.completion", usage=self._counts(),
                                      steering=await self._started.receipt())

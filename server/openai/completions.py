@@ -45,7 +45,7 @@ async def create_completion(body: CompletionRequest, request: Request, state: St
         return await stream(answer.chunks(), request)
     pieces = started.run.pieces()
     completion = await while_connected(request, answer.whole(pieces), pieces)
-    return JsonAnswer(completion.model_dump(mode="json", exclude_unset=True))
+    return await state.pools.complete(lambda: JsonAnswer(completion.model_dump(mode="json", exclude_unset=True)))
 
 
 async def _start(body: CompletionRequest, request_id: str, state: ServerState, caller: Caller) -> Started:
@@ -103,9 +103,11 @@ class _Answer:
                 tokens[piece.choice].append(piece.token)
             if piece.finish_reason is not None:
                 reasons[piece.choice] = piece.finish_reason
-        choices = [CompletionChoice(index=i, text=text, finish_reason=reasons[i],
-                                    logprobs=self._entries(i, tokens[i]) if self._logprobs else None)
-                   for i, text in enumerate(texts)]
+        # In a thread, as with log-probabilities there may be hundreds of thousands of entries.
+        choices = await self._started.state.pools.complete(lambda: [
+            CompletionChoice(index=i, text=text, finish_reason=reasons[i],
+                             logprobs=self._entries(i, tokens[i]) if self._logprobs else None)
+            for i, text in enumerate(texts)])
         return self._response(choices, usage=usage(self._started), receipt=await self._started.receipt())
 
     async def chunks(self) -> AsyncIterator[SteeredCompletion]:

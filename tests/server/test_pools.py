@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 
+from server.openai.vocabulary import Vocabulary
 from server.pools import UPLOADS
 from tests.server.conftest import chat
 from vectors.library import Library
@@ -73,3 +74,20 @@ async def test_uploads_wait_their_turn_unread(client: httpx.AsyncClient, monkeyp
     go_on.set()
     await asyncio.gather(*uploads)
     assert read == UPLOADS + 3
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_long_answers_are_built_off_the_event_loop(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch,
+                                                         path: str) -> None:
+    """Every alternative of every token is spelt in a thread."""
+    spelling, threads = Vocabulary.token_text, set()
+
+    def spelt(self: Vocabulary, token_id: int) -> str:
+        threads.add(threading.get_ident())
+        return spelling(self, token_id)
+
+    monkeypatch.setattr(Vocabulary, "token_text", spelt)
+    body = chat(logprobs=True, top_logprobs=20) if "chat" in path else {"model": "tiny", "prompt": "a", "logprobs": 20}
+    answer = await client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    assert threads and threading.get_ident() not in threads
