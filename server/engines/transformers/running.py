@@ -62,9 +62,10 @@ class Running:
         touch = None
         if program is not None:
             touch = touch_map(program.scopes, generation.prompt_ids, generation.sampling.max_tokens, generation.roles)
-            for position, token in enumerate(generation.generated_ids, len(generation.prompt_ids)):
-                touch.on[position] |= np.uint32(program.rules.on.get(token, 0))
-                touch.off[position] |= np.uint32(program.rules.off.get(token, 0))
+            earlier = slice(len(generation.prompt_ids), len(generation.prompt_ids) + len(generation.generated_ids))
+            gets, loses = program.rules.bits(np.asarray(generation.generated_ids, dtype=np.int64))
+            touch.on[earlier] |= gets
+            touch.off[earlier] |= loses
         # Earlier tokens have their place among the choices, as the sampler goes by their number.
         return cls(generation, program, touch, seed, token_ids=[*generation.prompt_ids, *generation.generated_ids],
                    choices=[Choice(None, ())] * len(generation.generated_ids), before=len(generation.generated_ids))
