@@ -5,13 +5,14 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
 
 from server.effects.metrics import EffectMetrics
 from server.instruments import Registry
+from server.killswitch import KillSwitch
 from server.metrics import Metrics
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
@@ -26,6 +27,7 @@ def known() -> dict[str, set[str]]:
     """Every series name that the server may expose, with its labels."""
     metrics = Metrics()
     EffectMetrics(metrics.registry, "m")
+    KillSwitch(cast(Any, None), metrics.registry, always=False)
     found: dict[str, set[str]] = {}
     for collector in metrics.registry._collector_to_names:
         for family in collector.describe():  # type: ignore[attr-defined]
