@@ -3,18 +3,22 @@
 import asyncio
 import itertools
 import random
+import threading
 from collections import deque
 from typing import Any
 
 import pytest
 import torch
 
+from server.engines.base import Generation, Sampling
 from server.engines.turns import SHARING_S, Turns
 from steering.bank import Bank
 from steering.errors import SlotsExhausted
 from steering.ops.base import Row
 from steering.program import Applied, Compiled, Program
 from steering.spec import Scope
+from tests.engines.conftest import compiled, generate
+from tests.engines.test_batching import PROMPT, add
 
 
 def program(number: int) -> Program:
@@ -187,3 +191,28 @@ async def test_any_order_of_coming_leaving_and_ending(seed: int) -> None:
             bank.release(held.pop())
         turns.freed()
     assert not tasks and len(turns) == 0 and bank.num_pinned == 0
+
+
+async def test_a_slot_that_the_engine_frees_during_the_attempt_is_not_missed(start_engine: Any,
+                                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread announces the slot after the attempt has failed, and before the waiter is in the queue."""
+    engine = await start_engine("qwen3", slots=1, slot_wait_s=30)
+    holder = engine.generate(Generation("holder", PROMPT[:5], Sampling(max_tokens=400, ignore_eos=True),
+                                        compiled(engine, add(1))))
+    await anext(aiter(holder))
+    acquire, retired, attempts = engine.bank.acquire, threading.Event(), 0
+    engine.steps._on_retired = lambda running: (engine._retired(running), retired.set())
+
+    def late(wanted: Program) -> int | None:
+        nonlocal attempts
+        attempts += 1
+        slot = acquire(wanted)
+        if attempts == 1:
+            assert slot is None
+            engine.supervisor.leave(holder.running)
+            assert retired.wait(30)
+        return slot
+
+    monkeypatch.setattr(engine.bank, "acquire", late)
+    tokens, _ = await asyncio.wait_for(generate(engine, PROMPT[:5], compiled(engine, add(2)), max_tokens=2), 20)
+    assert len(tokens) == 2

@@ -399,3 +399,40 @@ def test_gathered_matrices_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         parts = apply_stage(h, stage)
     assert largest.numel <= 2 * rank * WIDE < tokens * rank * WIDE
     assert torch.allclose(parts, whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("failing_at", [0, 1, 2])
+def test_a_program_that_does_not_fit_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, failing_at: int) -> None:
+    """The device is full at one of its rows, or when a pool grows."""
+    bank = Bank(2, CPU)
+    first = numbered(1)
+    bank.acquire(first)
+    rows = program(*(numbered(2.0 + layer, layer).compiled[0].rows for layer in range(3)))
+    pool, resident = bank.pools[0], bank.num_resident
+    acquire, grow, calls = pool.acquire, pool._grow, 0
+
+    def full(row: Row) -> int:
+        nonlocal calls
+        calls += 1
+        if calls == failing_at + 1:
+            raise torch.OutOfMemoryError("no room")
+        return acquire(row)
+
+    monkeypatch.setattr(pool, "acquire", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        bank.acquire(rows)
+    assert (bank.num_resident, bank.num_pinned, pool.num_rows) == (resident, 1, 1)
+    assert all((cell.pool[2] == -1).all() for cell in bank.cells.values())
+    monkeypatch.setattr(pool, "acquire", acquire)
+
+    def no_room() -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(pool, "_grow", no_room)
+    free = len(pool._free)
+    others = [numbered(10 + n) for n in range(free + 1)]
+    with pytest.raises(torch.OutOfMemoryError):
+        bank.acquire(program(*(item.compiled[0].rows for item in others)))
+    assert len(pool._free) == free
+    monkeypatch.setattr(pool, "_grow", grow)
+    assert bank.acquire(rows) == 2 and pool.num_rows == 4
