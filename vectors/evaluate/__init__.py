@@ -1,0 +1,1 @@
+"""What the text was: graders of whole answers."""
