@@ -7,7 +7,7 @@ NaN, those of strangers as well. Reading the numbers can wait until the step is 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -108,6 +108,15 @@ def fault_error(program: Program, fault: Fault, limit: StepLimit = UNLIMITED) ->
                              f"allows {limit.largest:g}", param=param, fix="Lower the strength.")
     return SteeringOverflow(f"{what} makes values that are not finite ({place})", param=param,
                             fix="Lower the strength.")
+
+
+def for_comparison(program: Program, limit: StepLimit) -> Program:
+    """A program of the server's own making, to compare with one that was carried out.
+
+    Steps that are over the limit only because another intervention is left out are no reason to refuse it. They are
+    clipped where the other's are.
+    """
+    return replace(program, limited=program.limited and limit.action == "clip")
 
 
 def model_error(position: int, dtype: torch.dtype) -> ModelOverflow:

@@ -263,6 +263,24 @@ async def test_a_step_over_the_limit_is_clipped(start_engine: Any) -> None:
     assert [(t.token_id, round(t.logprob, 3)) for t in much] == [(t.token_id, round(t.logprob, 3)) for t in exact]
 
 
+async def test_a_comparison_is_not_refused_for_what_it_leaves_out(start_engine: Any) -> None:
+    """The second step is within the limit only because of the first, which made the stream longer."""
+    free = await start_engine("qwen3")
+    captured = await free.capture([CaptureRequest([*PROMPT, *OTHER], {"resid_post": [1]})])
+    norms = captured[0]["resid_post"][1].norm(dim=-1)
+    first = 6 * float(norms.max())
+    limit = 1.5 * first / float(norms.min())
+    items = [push(first), push(1.5 * limit * float(norms.max()))]
+    for action in ("refuse", "clip"):
+        engine = await start_engine("qwen3", step_limit=StepLimit(limit, action))
+        program = compiled(engine, *items)
+        request = CompareRequest([*PROMPT, *OTHER], len(PROMPT), program)
+        compared = await engine.compare(request)
+        assert all(bool(part.kl.isfinite().all()) for part in compared.without)
+    with pytest.raises(SteeringLimit):
+        await (await start_engine("qwen3", step_limit=StepLimit(limit))).score(PROMPT, compiled(free, items[1]))
+
+
 async def test_steps_are_measured_where_they_act(start_engine: Any) -> None:
     """Against the norms of the activations as captured, untouched."""
     engine = await start_engine("qwen3", share_prefixes=False)

@@ -42,7 +42,7 @@ from server.engines.transformers.supervisor import Supervisor
 from server.engines.turns import Turns
 from server.threads import in_thread
 from steering.bank import Bank
-from steering.containment import Fault, fault_error, model_error
+from steering.containment import Fault, fault_error, for_comparison, model_error
 from steering.errors import EngineUnavailable, InvalidRequest, TrimtabError
 from steering.facts import ModelFacts
 from steering.ops import operations
@@ -163,7 +163,8 @@ class TransformersEngine(Engine):
         count = len(program.compiled)
         without: list[list[Divergence]] = [[] for _ in requests]
         for i in range(count if count > 1 else 0):
-            others = await self._aside(partial(self.forward.generated_all, requests, program.without(i)))
+            less = for_comparison(program.without(i), self.options.step_limit)
+            others = await self._aside(partial(self.forward.generated_all, requests, less))
             for shares, found in zip(without, await in_thread(partial(_all_compared, steered, others, requests)),
                                      strict=True):
                 shares.append(found)
