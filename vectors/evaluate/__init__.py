@@ -1,1 +1,1 @@
-"""What the text was: graders of whole answers."""
+"""What the text was: graders of whole answers, and evaluations of a spec by them."""
