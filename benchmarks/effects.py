@@ -155,7 +155,7 @@ async def main(arguments: argparse.Namespace) -> dict[str, Any]:
         # The log of every request would be timed too.
         app = build(Settings(model=str(model_path(MODEL)), data_dir=Path(folder), shadow_sample=0.0))
         transport = httpx.ASGITransport(app=app)
-        async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://bench",
+        async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://localhost",
                                                                        timeout=600) as client:
             state = app.state.server
             bench = Bench(state, app, client, arguments.requests)

@@ -72,7 +72,7 @@ class ChatRequest(CompletionFields):
 
 def _whole_numbers(value: Any) -> Any:
     # bool is a kind of int in Python, not in JSON.
-    if isinstance(value, list) and any(isinstance(v, bool) for v in value):
+    if isinstance(value, list) and bool in set(map(type, value)):
         raise PydanticCustomError("token_id", "token ids are whole numbers")
     return value
 

@@ -6,6 +6,7 @@ and a spec is never ignored.
 """
 
 import inspect
+import multiprocessing
 import os
 from typing import Any
 
@@ -17,6 +18,9 @@ def register() -> None:
     """Wrap `Worker.load_model`, the block hash and the scheduler, and give workers our methods."""
     if not os.environ.get(MARKER):
         return
+    if multiprocessing.parent_process() is not None:
+        # Ctrl-C reaches every process of a terminal's group. The server then drains, and needs its engine for that.
+        os.setpgrp()
     from server.engines.vllm import scheduling
     from server.engines.vllm.cachekeys import wrap
 
