@@ -85,18 +85,24 @@ def _longest(described: Mapping[str, Any]) -> "np.ndarray[Any, np.dtype[np.float
     byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
     vocab: Mapping[str, int] = model["vocab"]
     by_bytes = any(part["type"] == "ByteLevel" for part in parts)
-    whole = by_bytes and all(character in vocab for character in byte_of)
     fallback = model.get("byte_fallback") and all(f"<0x{byte:02X}>" in vocab for byte in range(256))
-    if not whole and not fallback and (model.get("unk_token") is None or model.get("fuse_unk")):
-        # What is in no token is left out, or any run of it becomes one.
-        return None
     longest = np.ones(256)
-    if not whole:
+    free = np.zeros(256, dtype=bool)
+    # What is in no token is left out, or any run of it becomes one: it costs nothing.
+    if by_bytes:
+        free[[byte for character, byte in byte_of.items() if character not in vocab]] = True
+    elif not fallback:
         longest[:] = _CHARACTER_BYTES
+        if model.get("unk_token") is None or model.get("fuse_unk"):
+            # Characters beyond ASCII share their bytes with others that may be unknown.
+            free[128:] = True
+            free[[byte for byte in range(128) if not {chr(byte), _SPACE if byte == 32 else chr(byte)} & vocab.keys()]
+                 ] = True
     for token in (*vocab, *(added["content"] for added in described["added_tokens"])):
         for spelt in _spellings(token, byte_of if by_bytes else None):
             places = np.frombuffer(spelt, dtype=np.uint8)
             longest[places] = np.maximum(longest[places], len(spelt))
+    longest[free] = np.inf
     return longest
 
 
