@@ -61,6 +61,8 @@ async def _rounds(server: Server, http: httpx.AsyncClient, settings: Iterator[di
         while rounds == 0 or time.monotonic() - started < 60 * minutes:
             rounds += 1
             for name in chance.sample(names, len(names)):
+                if rounds > 1 and time.monotonic() - started >= 60 * minutes:
+                    break
                 await _scenario(chaos, name)
                 memory.append(round(server.memory_mib()))
             log.print(f"{(time.monotonic() - started) / 60:.1f} min, round {rounds}: {dict(chaos.counts)}, "
