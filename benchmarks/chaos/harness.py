@@ -134,17 +134,20 @@ class Readiness:
     def __init__(self) -> None:
         self.ready: bool | None = None
         self.slowest_s = 0.0
+        self._answers = 0
         self._changed = asyncio.Condition()
 
     async def until(self, ready: bool, timeout_s: float) -> float:
-        """Seconds until it says so.
+        """Seconds until it says so, to a question that is asked after this call.
 
         Raises:
             TimeoutError: it does not.
         """
         started = time.monotonic()
+        # The answer that is under way may be of before.
+        fresh = self._answers + 2
         async with asyncio.timeout(timeout_s), self._changed:
-            await self._changed.wait_for(lambda: self.ready is ready)
+            await self._changed.wait_for(lambda: self.ready is ready and self._answers >= fresh)
         return time.monotonic() - started
 
     @asynccontextmanager
@@ -167,5 +170,6 @@ class Readiness:
                     self.slowest_s = max(self.slowest_s, time.monotonic() - started)
                 async with self._changed:
                     self.ready = ready
+                    self._answers += 1
                     self._changed.notify_all()
                 await asyncio.sleep(POLL_S)

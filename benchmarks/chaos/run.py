@@ -24,7 +24,8 @@ NUM_INNOCENTS = 16
 # By turns: a cache that three long requests fill, and one with room.
 SETTINGS: tuple[dict[str, object], ...] = tuple(
     {"kv_cache_tokens": tokens, "max_requests": 32, "slots": 16, "queue_requests": 200, "queue_tokens": 16384,
-     "request_timeout_s": TIMEOUT_S, "engine_stall_s": 10, "log_format": "json"} for tokens in (528, 8192))
+     "request_timeout_s": TIMEOUT_S, "engine_stall_s": 10, "shutdown_s": 5,
+     "log_format": "json"} for tokens in (528, 8192))
 # Resident memory may grow by this from the first rounds to the last: allocators and caches are never quite still.
 GROWTH_MIB = 96.0
 

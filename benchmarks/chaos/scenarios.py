@@ -235,6 +235,8 @@ async def engine_fails(chaos: Chaos) -> None:
         for answer in await asyncio.gather(*streams):
             if answer is not None and answer.code not in (None, *DOWN):
                 chaos.fault(f"a stream of an engine that ended got {answer.code}")
+        # Within this readiness has noticed.
+        await asyncio.sleep(chaos.amounts.truth_s)
         await chaos.readiness.until(True, RESTART_S)
 
 

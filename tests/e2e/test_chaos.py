@@ -4,7 +4,7 @@ from benchmarks.chaos.chaos import Amounts
 from benchmarks.chaos.run import run
 
 # Readiness has two seconds on a machine of its own; this one runs other tests meanwhile.
-SMALL = Amounts(size=1, mixed=16, uploads=30, kills=1, mutations=30, truth_s=20.0, stall_s=60.0)
+SMALL = Amounts(size=1, mixed=16, uploads=30, kills=1, mutations=30, truth_s=10.0, stall_s=60.0)
 
 
 async def test_nothing_hurts_another() -> None:
