@@ -7,6 +7,7 @@ from fastapi import Request
 
 from server.admission.deadline import Deadline
 from server.admission.fairness import Client
+from server.settings import Settings
 
 # The server itself, as it tries a spec say.
 OWN: Client = ("", "server", "")
@@ -20,14 +21,12 @@ class Caller:
     deadline: Deadline
 
 
-def caller_of(request: Request, most_s: float, wanted_s: float | None) -> Caller:
-    """
-    Args:
-        most_s: seconds a request may take on this server; 0 for any number.
-        wanted_s: seconds that this one may take; None for what the server allows.
-    """
-    # A digest: the key itself has no business in tables.
-    key = hashlib.sha256(request.headers.get("authorization", "").encode("latin-1")).hexdigest()[:16]
+def caller_of(request: Request, settings: Settings, wanted_s: float | None) -> Caller:
+    """wanted_s: seconds that the request may take; None for what the server allows."""
+    key = ""
+    if settings.api_key is not None:
+        # A digest: the key itself has no business in tables. Without keys the header is anybody's to vary.
+        key = hashlib.sha256(request.headers.get("authorization", "").encode("latin-1")).hexdigest()[:16]
     host, port = (request.client.host, str(request.client.port)) if request.client is not None else ("", "")
-    seconds = min((one for one in (most_s or None, wanted_s) if one is not None), default=None)
+    seconds = min((one for one in (settings.request_timeout_s or None, wanted_s) if one is not None), default=None)
     return Caller((key, host, port), Deadline(seconds))

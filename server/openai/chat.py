@@ -40,7 +40,7 @@ class SteeredChatChunk(ChatCompletionChunk):
 @router.post("/v1/chat/completions", response_model=SteeredChatCompletion)
 async def create_chat_completion(body: ChatRequest, request: Request, state: State) -> Response:
     """Chat, steered as `steering` says."""
-    caller = caller_of(request, state.settings.request_timeout_s, body.timeout_s)
+    caller = caller_of(request, state.settings, body.timeout_s)
     with state.queue.entering(caller.client):
         async with caller.deadline.held():
             started = await _start(body, request.state.request_id, state, caller)

@@ -36,7 +36,7 @@ class SteeredCompletion(Completion):
 @router.post("/v1/completions", response_model=SteeredCompletion)
 async def create_completion(body: CompletionRequest, request: Request, state: State) -> Response:
     """Continue text or tokens, steered as `steering` says."""
-    caller = caller_of(request, state.settings.request_timeout_s, body.timeout_s)
+    caller = caller_of(request, state.settings, body.timeout_s)
     with state.queue.entering(caller.client):
         async with caller.deadline.held():
             started = await _start(body, request.state.request_id, state, caller)

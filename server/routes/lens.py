@@ -97,7 +97,7 @@ async def read_lens(body: LensRequest, request: Request, state: State) -> LensRe
     """What each layer of the model would say next, had it to speak from there."""
     _check_steering(body.steering)
     model = parse_model(body.model, state)
-    caller = caller_of(request, state.settings.request_timeout_s, None)
+    caller = caller_of(request, state.settings, None)
     with state.queue.entering(caller.client):
         plan = await state.pools.complete(lambda: state.planner.plan(body.steering, model.preset))
         prompt = await state.texts.run(lambda: _prompt(body, plan, state), _length(body))

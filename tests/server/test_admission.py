@@ -9,8 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from pydantic import SecretStr
 
+from server.admission.caller import caller_of
 from server.admission.fairness import FairQueue
 from server.settings import Settings
 from tests.server.conftest import MODEL, chat
@@ -214,6 +216,25 @@ async def test_tokens_that_wait_are_bounded(app: FastAPI, clients: list[httpx.As
     answer = await clients[0].post("/v1/completions", json=body(16))
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
     assert "tokens" in answer.json()["error"]["message"] and nothing_waits(app)
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_who_asks(settings: Settings, keyed: bool) -> None:
+    """The header tells keys apart where keys are checked; elsewhere it would be a way to be many."""
+    if keyed:
+        settings = settings.model_copy(update={"api_key": SecretStr("k")})
+
+    def asked(key: str, port: int) -> tuple[str, ...]:
+        request = Request({"type": "http", "client": ("10.0.0.1", port),
+                           "headers": [(b"authorization", f"Bearer {key}".encode())]})
+        return caller_of(request, settings.model_copy(update={"request_timeout_s": 0}), None).client
+
+    async def all_of() -> list[tuple[str, ...]]:
+        return [asked("k", 1), asked("k", 2), asked("other", 1)]
+
+    first, second, other = asyncio.run(all_of())
+    assert first[:2] == second[:2] and first != second
+    assert (first == other) is not keyed and "k" not in first
 
 
 @pytest.mark.parametrize("where", ["generating", "waiting"])
