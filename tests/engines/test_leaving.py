@@ -1,19 +1,21 @@
 """A request that leaves is gone from every table of the engine, whatever state it is in."""
 
 import asyncio
+import itertools
 import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
-from server.engines.base import CompareRequest, Generation, Sampling
+from server.engines.base import CaptureRequest, CompareRequest, Generation, Sampling
 from server.engines.transformers.engine import TransformersEngine
 from server.guard import GuardedCompletion, GuardMetrics
 from server.instruments import Registry
 from steering.spec import Guard
 from tests.engines.conftest import compiled, generate, ids
 from tests.engines.test_batching import PROMPT, add
+from tests.leaving import leaving_at
 
 PATIENCE_S = 60
 TOKENS = 48
@@ -325,3 +327,28 @@ async def test_names_in_use_are_refused_and_leave_nothing(engine: TransformersEn
     await second.cancel()
     assert "twin" in engine.steps.completions, "the one that was refused ended the other"
     await first.cancel()
+
+
+@pytest.mark.parametrize("what", ["generate", "score", "capture", "compare", "next_logprobs"])
+async def test_at_every_await(engine: TransformersEngine, what: str) -> None:
+    program = compiled(engine, add(1))
+    works: dict[str, Callable[[int], Any]] = {
+        "generate": lambda n: generate(engine, PROMPT[:9], program, max_tokens=3),
+        "score": lambda n: engine.score(PROMPT[:9], program),
+        "capture": lambda n: engine.capture([CaptureRequest(PROMPT[:9], {"resid_post": [0, 1]})], program),
+        "compare": lambda n: engine.compare(CompareRequest(PROMPT[:12], 9, program)),
+        "next_logprobs": lambda n: engine.next_logprobs([PROMPT[:9], PROMPT[:5]], program)}
+
+    async def run(number: int) -> Any:
+        return await leaving_at(works[what](number), number)
+
+    for number in itertools.count():
+        task = asyncio.create_task(run(number))
+        await asyncio.wait({task}, timeout=PATIENCE_S)
+        # The lock of passes is free exactly when no thread uses the hooks: another one must not find them in use.
+        assert not engine._pass_lock.locked() and engine.forward.bank.num_pinned == 0
+        if not task.cancelled():
+            break
+        await until(lambda: not engine.steps.completions)
+    assert number >= 2
+    assert task.result() is not None

@@ -1,6 +1,7 @@
 """However a request ends, everything that it began ends with it; a server that stops can end all of them."""
 
 import asyncio
+import itertools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from server.errors import ShuttingDown
 from server.openai.runs import Runs
 from server.openai.vocabulary import Vocabulary
 from steering.errors import EngineUnavailable
+from tests.leaving import leaving_at
 from tests.server.conftest import chat
 from tests.server.scripted import ScriptedCompletion, ScriptedEngine
 
@@ -94,3 +96,27 @@ async def test_a_stream_that_is_failed_gives_its_text_then_the_error_then_the_en
     text = "".join(json.loads(event)["choices"][0]["delta"].get("content") or "" for event in events[:-2])
     assert text == vocabulary.decode(engine.completions[0].given) != ""
     assert engine.completions[0].cancelled.is_set()
+
+
+@pytest.mark.parametrize("fields", [{"n": 3}, {"n": 2, "stream": True}, {"n": 1, "stop": ["day"]}],
+                         ids=["whole", "streamed", "stopped by a text"])
+async def test_a_request_that_leaves_at_any_await_leaves_nothing(app: FastAPI, client: httpx.AsyncClient,
+                                                               engine: ScriptedEngine, fields: dict[str, Any]) -> None:
+    async def ask(number: int) -> httpx.Response:
+        answer: httpx.Response = await leaving_at(client.post("/v1/chat/completions", json=chat(**fields)), number)
+        return answer
+
+    before = asyncio.all_tasks()
+    for number in itertools.count():
+        task = asyncio.create_task(ask(number))
+        await asyncio.wait({task}, timeout=30)
+        assert task.done()
+        await until(lambda: asyncio.all_tasks() <= before)
+        assert len(runs_of(app)) == 0
+        queue = app.state.server.queue
+        assert not +queue._totals and not any(+own for own in queue._own.values())
+        assert not queue._fair.waiting and not queue._fair._root.running
+        assert all(c.cancelled.is_set() for c in engine.completions)
+        if not task.cancelled():
+            break
+    assert number > 5 and task.result().status_code == 200

@@ -132,7 +132,11 @@ class Supervisor:
             await asyncio.sleep(WATCH_S)
             fault = self._fault()
             if fault is not None:
-                await self._recover(fault)
+                try:
+                    await self._recover(fault)
+                except Exception:
+                    # Whoever watches must not be the one that ends; what is wrong is found again at once.
+                    log.exception("engine_watch_failed")
 
     def _fault(self) -> Fault | None:
         if self.manager is None or not self.manager.is_running():
