@@ -7,7 +7,13 @@ and a spec is never ignored.
 
 import inspect
 import multiprocessing
+<<<<<<< HEAD
+=======
+import multiprocessing.connection
+>>>>>>> b0d1e11 (A server that is killed leaves no vLLM behind)
 import os
+import signal
+import threading
 from typing import Any
 
 MARKER = "TRIMTAB_VLLM_ENGINE"
@@ -24,6 +30,7 @@ def register() -> None:
     from server.engines.vllm import scheduling
     from server.engines.vllm.cachekeys import wrap
 
+    end_with_parent()
     check()
     import torch
     import vllm.v1.core.block_pool as block_pool
@@ -36,6 +43,20 @@ def register() -> None:
     scheduling.wrap(Scheduler)
     _wrap_worker(Worker)
     _wrap_loading(torch.compiler)
+
+
+def end_with_parent() -> None:
+    """A process of the engine ends when the one that began it is gone, however that went: a server that was killed
+    leaves no engine behind that nobody can reach. Does nothing in a process that multiprocessing did not begin."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, name="trimtab-parent", daemon=True).start()
 
 
 def _wrap_loading(compiler: Any) -> None:

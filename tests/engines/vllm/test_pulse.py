@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -227,3 +228,33 @@ async def test_a_dead_engine_is_started_again(watched: Any) -> None:
     engine.children[0].kill()
     await wait_for(lambda: len(engine.children) == 2 and engine.connection.alive)
     assert dict(engine.connection.restarts) == {"restarting": 1}
+
+
+PARENT = """
+import multiprocessing, sys, time
+
+def child():
+    from server.engines.vllm.plugin import end_with_parent
+    end_with_parent()
+    print(multiprocessing.current_process().pid, flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    multiprocessing.get_context("spawn").Process(target=child).start()
+    time.sleep(600)
+"""
+
+
+async def test_a_server_that_is_killed_leaves_no_engine_behind(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    root = Path(__file__).parents[3]
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True,
+                          env=os.environ | {"PYTHONPATH": str(root)}) as parent:
+        assert parent.stdout is not None
+        pid = int(await asyncio.to_thread(parent.stdout.readline))
+        engine = psutil.Process(pid)
+        assert engine.is_running()
+        parent.kill()
+        await asyncio.to_thread(psutil.wait_procs, [engine], 60)
+        assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
