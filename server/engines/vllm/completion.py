@@ -66,7 +66,7 @@ class VllmCompletion(Completion):
                 for token in tokens_of(output, self.generation.sampling):
                     self._token_ids.append(token.token_id)
                     if token.finish_reason is not None:
-                        await self._ask()
+                        await self._check_taken()
                         self._over = True
                     yield token
             if not self._over:
@@ -78,47 +78,57 @@ class VllmCompletion(Completion):
         """Raises where vLLM ended the request instead of finishing it."""
         if reason not in ("error", "abort"):
             return
-        if reason == "error" and self.generation.sampling.json_schema is not None and not self._token_ids:
-            # The schema passed all checks and vLLM's compiler still could not do it for this vocabulary.
-            raise refused("its grammar cannot be compiled for this model")
         self._over = True
-        await self._ask(ended=reason == "error")
+        if reason == "error":
+            self._taken = await self._engine.asking.taken(self._name)
+            if self._taken.fault is None and self.generation.sampling.json_schema is not None and not self._token_ids:
+                # The schema passed all checks and vLLM's compiler still could not do it for this vocabulary.
+                raise refused("its grammar cannot be compiled for this model")
+            raise await self._why(self._taken)
         raise EngineUnavailable("the engine gave this request up")
 
-    async def _ask(self, ended: bool = False) -> None:
-        """Have the workers say what was done to the request, and raise what it is to be failed for.
-
-        ended: vLLM ended it for a fault.
-        """
-        if self._program is None and not ended:
+    async def _check_taken(self) -> None:
+        """Raises what a request whose tokens have all come is to be failed for: what only other ranks know."""
+        if self._program is None:
             return
         self._taken = await self._engine.asking.taken(self._name)
-        if self._taken.fault is None and not ended:
-            return
-        self._over = True
-        if self._taken.fault is not None and self._taken.fault.kind == "program" and self._lease is not None:
+        if self._taken.fault is not None:
+            self._over = True
+            raise await self._why(self._taken)
+
+    async def _why(self, taken: Taken) -> TrimtabError:
+        if taken.fault is not None and taken.fault.kind == "program" and self._lease is not None:
             self._lease.distrust()
         token_ids = [*self.generation.prompt_ids, *self._token_ids]
-        raise await self._engine.explain(self.generation.program, token_ids, len(self.generation.prompt_ids),
-                                         self.generation.roles, self._taken)
+        return await self._engine.explain(self.generation.program, token_ids, len(self.generation.prompt_ids),
+                                          self.generation.roles, taken)
 
     async def cancel(self) -> None:
-        if not self._over and self._outputs is not None and self._program is not None:
-            # It is left before its end, by a stop string say: its steps are still to be told, if that takes no time.
+        try:
+            await self._look_back()
+        finally:
             self._over = True
-            with suppress(TrimtabError, TimeoutError):
-                async with asyncio.timeout(ASK_S):
-                    await self._ask()
-        self._over = True
-        if self._admitting is not None and not self._admitting.done():
-            self._admitting.cancel()
-        if self._outputs is not None:
-            # Closing it aborts the request in vLLM; only then may its slot be another's.
+            if self._admitting is not None and not self._admitting.done():
+                self._admitting.cancel()
+            # Closing the outputs aborts the request in vLLM; only then may its slot be another's.
             outputs, self._outputs = self._outputs, None
-            await outputs.aclose()
-        if self._lease is not None:
-            lease, self._lease = self._lease, None
-            lease.release()
+            try:
+                if outputs is not None:
+                    await outputs.aclose()
+            finally:
+                lease, self._lease = self._lease, None
+                if lease is not None:
+                    lease.release()
+
+    async def _look_back(self) -> None:
+        """One that is left before its end, by a stop string say, has its steps still to be told, if that takes no
+        time."""
+        if self._over or self._outputs is None or self._program is None:
+            return
+        self._over = True
+        with suppress(TrimtabError, TimeoutError):
+            async with asyncio.timeout(ASK_S):
+                self._taken = await self._engine.asking.taken(self._name)
 
     def touched(self) -> list[Touched]:
         # The newest token has been sampled and not yet read.
