@@ -7,10 +7,7 @@ and a spec is never ignored.
 
 import inspect
 import multiprocessing
-<<<<<<< HEAD
-=======
 import multiprocessing.connection
->>>>>>> b0d1e11 (A server that is killed leaves no vLLM behind)
 import os
 import signal
 import threading
