@@ -113,6 +113,10 @@ docs: $(VENV)/.install
 replications: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(PY) -m lab.replications $(ROWS)
 
+# Of a server that runs: make serve MODEL=lab-dense, then this in another shell.
+screenshots: $(VENV)/.dev
+	$(PY) -m scripts.screenshots http://$(HOST):$(PORT)
+
 library: $(VENV)/.install
 	$(PY) -m scripts.bundled_library
 	$(PY) -m scripts.calibrate_bundled

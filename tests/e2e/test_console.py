@@ -11,7 +11,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from trimtab_client import Client
 
-from tests.e2e.browser import CHROMIUM, axe_finds, built, chromium, page_of
+from scripts.browser import CHROMIUM, chromium
+from tests.e2e.browser import axe_finds, built, page_of
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine; .ci/run installs it")
 TEXT = "Review of a hotel. I stayed at it with my team on Monday."

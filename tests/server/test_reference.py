@@ -7,6 +7,7 @@ from pathlib import Path
 import jsonschema_rs
 
 import server.boot  # noqa: F401  for the error classes of all modules
+import server.checkpoints.errors  # noqa: F401
 import vectors.evaluate.errors  # noqa: F401
 import vectors.extract.errors  # noqa: F401
 from server import openapi, specdoc

@@ -74,6 +74,7 @@ describe("pasted pairs", () => {
     expect(readPairs(JSON.stringify([pair])).pairs).toEqual([pair]);
     expect(readPairs('negative,positive\nNo,"Yes, gladly"\n').pairs).toEqual([pair]);
     expect(readPairs("Yes, gladly\tNo\titem1").pairs).toEqual([{ ...pair, item: "item1" }]);
+    expect(readPairs(JSON.stringify({ ...pair, split: "test", other: 1 })).pairs).toEqual([{ ...pair, split: "test" }]);
     expect(readPairs('"a ""quoted""\nline",b').pairs[0]?.positive).toBe('a "quoted"\nline');
   });
 

@@ -1,5 +1,6 @@
 """Two ranks that share a model, over gloo on the CPU: what one rank does to its half is what hooks do to the whole."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import pytest_asyncio
 import torch
 
+from steering.errors import SteeringOverflow
 from tests.engines import reference as ref
 from tests.engines.conftest import compiled, generate
 from tests.engines.vllm import checks
@@ -75,6 +77,32 @@ async def _masked(group: Group, spec: dict[str, object], edit: ref.Edit) -> None
     prompt = checks.prompt_of(8)
     tokens, _ = await generate(group.engine, prompt, compiled(group.engine, spec), max_tokens=4)
     checks.check_tokens(group, prompt, tokens, [edit], steered=True)
+
+
+@pytest.mark.parametrize("site", ["resid_post", "mlp_out"])
+async def test_an_overflow_on_any_rank_stays_with_its_request(group: Group, site: str) -> None:
+    """In the first half of the layers and in the second, which in a pipeline are different workers; only the last one's
+    output is heard. Steps are told of both."""
+    engine, d = group.engine, group.engine.facts.d_model
+
+    def push(strength: float, layer: int) -> dict[str, object]:
+        return {"op": "add", "site": site, "layers": [layer], "strength": strength,
+                "inline": {"vector": [1.0] + [0.0] * (d - 1)}}
+
+    for layer in (1, 4):
+        program = compiled(engine, push(1.0, 5 - layer), push(3e38, layer))
+        innocent, faulty = await asyncio.gather(
+            generate(engine, checks.prompt_of(2), max_tokens=6),
+            generate(engine, checks.prompt_of(3, 70), program, max_tokens=6), return_exceptions=True)
+        assert not isinstance(innocent, BaseException), innocent
+        checks.check_tokens(group, checks.prompt_of(2), innocent[0], [], steered=False)
+        assert isinstance(faulty, SteeringOverflow), faulty
+        assert faulty.param == "interventions[1]" and f"{site} of layer {layer}" in faulty.message
+    _, touched = await generate(engine, checks.prompt_of(3, 40), compiled(engine, push(1.0, 1), push(1.0, 4)),
+                                max_tokens=4)
+    # Of several replicas only the first one says what it did.
+    if "data_parallel_size" not in engine.options.extra:
+        assert all((count.largest_step or 0) > 0 for count in touched)
 
 
 async def test_scores(group: Group) -> None:

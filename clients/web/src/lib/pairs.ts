@@ -4,6 +4,7 @@ export interface Pair {
   positive: string;
   negative: string;
   item?: string;
+  split?: string;
 }
 
 export interface Found {
@@ -110,8 +111,11 @@ function collect(values: { value: unknown; where: string }[]): Omit<Found, "warn
     } else if (one.positive.trim() === "" || one.negative.trim() === "") {
       errors.push(`${where} has an empty side.`);
     } else {
-      const item = typeof one.item === "string" && one.item !== "" ? { item: one.item } : {};
-      pairs.push({ positive: one.positive, negative: one.negative, ...item });
+      const more = (["item", "split"] as const).flatMap((name) => {
+        const value = one[name];
+        return typeof value === "string" && value !== "" ? [[name, value]] : [];
+      });
+      pairs.push({ positive: one.positive, negative: one.negative, ...Object.fromEntries(more) });
     }
   }
   return { pairs, errors };

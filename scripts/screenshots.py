@@ -1,0 +1,96 @@
+"""Pictures of the console, light and dark: `python -m scripts.screenshots URL` writes docs/console/*.png.
+
+The server at URL serves lab-dense with its example artifacts; some traffic is made first, so that there is something
+to see.
+"""
+
+import sys
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page
+from trimtab_client import Client
+
+from scripts.browser import chromium
+
+FOLDER = Path(__file__).parent.parent / "docs" / "console"
+TEXT = "Review of a hotel. I stayed at it with my team on Monday."
+WAIT_MS = 60_000
+
+
+def traffic(url: str) -> None:
+    """Measured completions of some presets."""
+    with Client(url) as client:
+        for i in range(6):
+            for name, report in (("cheerful", "summary"), ("german", "summary"), ("french", "none")):
+                client.complete(TEXT, max_tokens=24, temperature=1, seed=i,
+                                steering={"interventions": [{"artifact": name}], "report": report})
+
+
+def playground(page: Page) -> None:
+    page.goto("/")
+    page.get_by_label("Plain text to continue").check()
+    page.get_by_placeholder("Text that the model goes on from").fill(TEXT)
+    page.get_by_label("Add an intervention").first.click()
+    page.get_by_role("listbox", name="Artifacts").get_by_role("option", name="cheerful").first.click()
+    page.get_by_label("dose", exact=True).check()
+    page.get_by_role("button", name="+ Add a column").click()
+    page.get_by_label("Add an intervention").last.click()
+    page.get_by_role("listbox", name="Artifacts").get_by_role("option", name="german").first.click()
+    page.get_by_label("What steering changed").check()
+    page.get_by_role("button", name="Run").click()
+    page.get_by_text("What was done").nth(1).wait_for()
+    page.get_by_role("region", name="Steered 1").locator(".token").nth(3).hover()
+
+
+def library(page: Page) -> None:
+    page.goto("/#/library")
+    page.get_by_text("Reviews turn out positive").wait_for()
+
+
+def artifact(page: Page) -> None:
+    page.goto("/#/library/artifact/cheerful")
+    page.get_by_text("Damage: perplexity").wait_for()
+
+
+def make(page: Page) -> None:
+    page.goto("/#/make")
+    lines = (Path(__file__).parent.parent / "lab" / "data" / "tense.jsonl").read_text().splitlines()[:40]
+    page.get_by_label("Pairs").fill("\n".join(lines))
+    page.get_by_text("40 pairs can be used").wait_for()
+
+
+def monitor(page: Page) -> None:
+    page.goto("/#/monitor")
+    page.get_by_role("row", name="german@1").first.wait_for()
+    # Two readings of the counters, five seconds apart, make a line.
+    page.wait_for_timeout(11_000)
+
+
+def model(page: Page) -> None:
+    page.goto("/#/model")
+    page.get_by_placeholder("The capital of France is").fill("The pool was a delight and the evening was a")
+    page.get_by_role("button", name="Read").click()
+    page.locator(".cell").nth(14).hover()
+
+
+ROOMS = {one.__name__: one for one in (playground, library, artifact, make, monitor, model)}
+
+
+def draw(browser: Browser, url: str, scheme: str) -> None:
+    context = browser.new_context(base_url=url, viewport={"width": 1280, "height": 800}, color_scheme=scheme)
+    context.set_default_timeout(WAIT_MS)
+    page = context.new_page()
+    for name, visit in ROOMS.items():
+        visit(page)
+        page.screenshot(path=FOLDER / f"{name}-{scheme}.png", full_page=True)
+        print(f"wrote docs/console/{name}-{scheme}.png")
+    context.close()
+
+
+if __name__ == "__main__":
+    address = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000"
+    FOLDER.mkdir(exist_ok=True)
+    traffic(address)
+    with chromium() as opened:
+        for colours in ("light", "dark"):
+            draw(opened, address, colours)
