@@ -119,7 +119,7 @@ def _carried_out(h: Tensor, stage: Stage) -> Tensor:
         return kernel(h, {name: tensor[stage.rows[:1]] for name, tensor in tensors.items()})
     size = max(1, GATHERED_BYTES // max(stage.pool.row_bytes, 1))
     parts = [kernel(part, {name: tensor[rows] for name, tensor in tensors.items()})
-             for part, rows in zip(h.split(size), stage.rows.split(size), strict=True)]
+             for part, rows in zip(torch.split(h, size), torch.split(stage.rows, size), strict=True)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

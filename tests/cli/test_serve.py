@@ -6,9 +6,6 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 from server.cli.serve import ready_line
 from server.settings import Settings
@@ -47,20 +44,3 @@ def test_it_says_when_it_answers_and_nothing_noisy_before(tmp_path: Path) -> Non
         watch.cancel()
         process.stdout.close()
     assert process.returncode == 0
-
-
-def test_a_start_that_fails_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from server import boot
-
-    class Ended:
-        started = False
-
-        def __init__(self, *given: Any) -> None: ...
-
-        def run(self) -> None: ...
-
-    monkeypatch.setattr(boot, "Announced", Ended)
-    monkeypatch.setattr(boot, "build", lambda settings: None)
-    with pytest.raises(SystemExit) as ended:
-        boot.serve(Settings(data_dir=tmp_path))
-    assert ended.value.code == 1
