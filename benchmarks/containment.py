@@ -21,10 +21,10 @@ import torch
 from benchmarks.embedded import Trimtab, make_model, program
 from server.engines.transformers.finite import Watch
 from server.engines.transformers.steps import Steps
-from steering import steerer
-from steering.containment import StepLimit
-from steering.plan import Stage
-from steering.record import Record
+from steering.acting import steerer
+from steering.acting.containment import StepLimit
+from steering.acting.record import Record
+from steering.residency.plan import Stage
 
 FINITE = torch.tensor(0.0)
 

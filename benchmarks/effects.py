@@ -38,7 +38,7 @@ from server.instruments import Registry
 from server.logs import configure_logging
 from server.settings import Settings
 from server.state import ServerState
-from steering.spec import Steering
+from steering.language.spec import Steering
 
 MODEL = "lab-dense"
 CONCURRENT = 16

@@ -26,10 +26,10 @@ from transformers.generation.continuous_batching.continuous_api import Continuou
 from server.engines.base import Generation, Sampling
 from server.engines.transformers.engine import TransformersEngine
 from server.engines.transformers.options import EngineOptions
-from steering.compiler import compile_program
-from steering.program import Program
-from steering.source import Resolved
-from steering.spec import Intervention
+from steering.artifacts.source import Resolved
+from steering.language.intervention import Intervention
+from steering.programs.compiler import compile_program
+from steering.programs.program import Program
 
 PROMPT_LENGTH = 32
 VOCAB_SIZE = 4096

@@ -30,8 +30,8 @@ model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=getattr(torch, s
 AutoTokenizer.from_pretrained(sys.argv[1])
 print("loaded", sum(p.numel() * p.element_size() for p in model.parameters()), flush=True)
 sys.stdin.readline()
-from steering.selftest import run_selftest
-from steering.sites import model_facts
+from steering.acting.selftest import run_selftest
+from steering.models.describe import model_facts
 facts = model_facts(model, model_id="m", fingerprint="")
 print("begin", flush=True)
 sys.stdin.readline()

@@ -32,10 +32,10 @@ from server.engines.base import Generation, Sampling
 from server.engines.vllm.engine import VllmEngine
 from server.engines.vllm.options import VllmOptions
 from server.engines.vllm.sampling import sampling_params
-from steering.compiler import compile_program
-from steering.program import Program
-from steering.source import Resolved
-from steering.spec import Intervention
+from steering.artifacts.source import Resolved
+from steering.language.intervention import Intervention
+from steering.programs.compiler import compile_program
+from steering.programs.program import Program
 
 VOCAB_SIZE = 3000
 MAX_LENGTH = 1100

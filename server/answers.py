@@ -6,7 +6,7 @@ from typing import Any
 import structlog
 from fastapi.responses import JSONResponse
 
-from steering.finite import finite, not_finite
+from steering.language.finite import finite, not_finite
 
 log = structlog.get_logger("trimtab.server")
 

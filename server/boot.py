@@ -20,7 +20,7 @@ from server.logs import configure_logging
 from server.openai.vocabulary import Vocabulary
 from server.settings import Settings
 from server.starting import check_model, prepare_data_dir, said
-from steering.containment import StepLimit
+from steering.acting.containment import StepLimit
 from vectors.artifact import Limits
 from vectors.library import Library
 

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from steering.errors import InvalidRequest, NotFound, TrimtabError
+from steering.language.errors import InvalidRequest, NotFound, TrimtabError
 
 
 class InvalidJson(InvalidRequest):

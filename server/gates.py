@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from server.engines.base import Captured, CaptureRequest, Engine
 from server.openai.prompts import Prompt
 from server.planner import Plan
-from steering.errors import TrimtabError
-from steering.gate import CompiledGate, Decision
-from steering.program import Program
-from steering.spec import Site
+from steering.language.errors import TrimtabError
+from steering.language.vocabulary import Site
+from steering.programs.gate import CompiledGate, Decision
+from steering.programs.program import Program
 
 
 @dataclass(frozen=True)

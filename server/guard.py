@@ -21,10 +21,10 @@ import structlog
 from server.engines.base import CompareRequest, Comparison, Completion, Engine, Generation, Token, Touched
 from server.engines.touching import count_touched
 from server.instruments import Counter, Registry
-from steering.errors import TrimtabError
-from steering.program import Program
-from steering.scope import touch_map
-from steering.spec import Guard
+from steering.language.errors import TrimtabError
+from steering.language.guard import Guard
+from steering.programs.program import Program
+from steering.programs.touch import touch_map
 
 log = structlog.get_logger("trimtab.guard")
 MAX_LOWERINGS = 3

@@ -10,7 +10,7 @@ from starlette.types import Scope
 
 from server.errors import InternalError, InvalidJson, MethodNotAllowed, RouteNotFound, Unauthorized, error_body
 from server.metrics import Metrics
-from steering.errors import InvalidRequest, TrimtabError
+from steering.language.errors import InvalidRequest, TrimtabError
 from vectors.errors import FAILING, FULL, storage_error
 
 log = structlog.get_logger("trimtab.server")

@@ -20,8 +20,8 @@ from pydantic import BaseModel, Field, ValidationError
 from server.errors import TooManyJobs, error_body
 from server.handlers import report_unexpected
 from server.lease import Lease
-from steering.errors import Conflict, NotFound, TrimtabError
-from steering.finite import finite, not_finite
+from steering.language.errors import Conflict, NotFound, TrimtabError
+from steering.language.finite import finite, not_finite
 from vectors.errors import storage_error
 
 log = structlog.get_logger("trimtab.jobs")

@@ -14,13 +14,16 @@ import torch
 
 from server.engines.base import CaptureRequest, Engine
 from server.threads import in_thread
-from steering.compiler import compile_program
-from steering.errors import SteeringOverflow
-from steering.facts import ModelFacts
-from steering.payload import Payload
-from steering.program import Program
-from steering.source import Resolved, Source
-from steering.spec import MAX_INTERVENTIONS, Intervention, PromptSelection, Scope, Site
+from steering.artifacts.payload import Payload
+from steering.artifacts.source import Resolved, Source
+from steering.language.errors import SteeringOverflow
+from steering.language.fields import MAX_INTERVENTIONS
+from steering.language.intervention import Intervention
+from steering.language.scope import PromptSelection, Scope
+from steering.language.vocabulary import Site
+from steering.models.facts import ModelFacts
+from steering.programs.compiler import compile_program
+from steering.programs.program import Program
 
 T = TypeVar("T")
 SITE: Site = "resid_post"

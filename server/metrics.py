@@ -7,7 +7,7 @@ from prometheus_client import generate_latest
 
 from server.engines.base import Engine
 from server.instruments import Counter, Gauge, Histogram, Registry
-from steering.program import Applied
+from steering.programs.program import Applied
 
 MAX_ARTIFACT_LABELS = 200
 OTHER = "other"

@@ -16,11 +16,11 @@ from pydantic import BaseModel, Field
 from server.engines.base import Captured, CaptureRequest, Engine
 from server.guard import Part, spans
 from server.instruments import Counter, Gauge, Registry
-from steering.errors import TrimtabError
-from steering.finite import not_finite
-from steering.program import Program
-from steering.reading import Reader
-from steering.spec import Direction, Form, Site
+from steering.language.errors import TrimtabError
+from steering.language.finite import not_finite
+from steering.language.vocabulary import Direction, Form, Site
+from steering.programs.program import Program
+from steering.programs.reading import Reader
 
 log = structlog.get_logger("trimtab.monitor")
 MAX_NAMES = 200

@@ -13,15 +13,19 @@ from server.errors import DefaultSpecUnusable
 from server.killswitch import KillSwitch
 from server.monitor import Monitor
 from server.settings import Settings
-from steering.compiler import compile_program
-from steering.errors import InvalidSpec, PayloadTooLarge, TrimtabError
-from steering.facts import ModelFacts
-from steering.gate import gates_of
-from steering.program import Program
-from steering.reading import compile_reader
-from steering.scope import touch_map
-from steering.source import Resolved, Source
-from steering.spec import Gates, Guard, Intervention, PromptSelection, Scope, Spec, Steering
+from steering.artifacts.source import Resolved, Source
+from steering.language.errors import InvalidSpec, PayloadTooLarge, TrimtabError
+from steering.language.gates import Gates
+from steering.language.guard import Guard
+from steering.language.intervention import Intervention
+from steering.language.scope import PromptSelection, Scope
+from steering.language.spec import Spec, Steering
+from steering.models.facts import ModelFacts
+from steering.programs.compiler import compile_program
+from steering.programs.gate import gates_of
+from steering.programs.program import Program
+from steering.programs.reading import compile_reader
+from steering.programs.touch import touch_map
 from vectors.library import Library
 
 Origin = Literal["default", "model", "preset", "request"]

@@ -13,9 +13,9 @@ from server.gates import Decided
 from server.guard import Event
 from server.monitor import MonitorReport
 from server.planner import Plan
-from steering.gate import CompiledGate, Decision
-from steering.scope import Bits, bits_at, touch_map
-from steering.spec import Direction, Form, Op, Pool, Site
+from steering.language.vocabulary import Direction, Form, Op, Pool, Site
+from steering.programs.gate import CompiledGate, Decision
+from steering.programs.touch import Bits, bits_at, touch_map
 
 # Of the artifact's own strength, from which on a receipt warns.
 STRONG_MULTIPLE = 5

@@ -20,8 +20,9 @@ from server.openai.service import start
 from server.planner import Plan
 from server.state import ServerState
 from server.threads import in_thread
-from steering.errors import EngineUnavailable, InvalidRequest, TrimtabError
-from steering.spec import PromptPick, PromptSelection, Scope, Spec
+from steering.language.errors import EngineUnavailable, InvalidRequest, TrimtabError
+from steering.language.scope import PromptPick, PromptSelection, Scope
+from steering.language.spec import Spec
 
 log = structlog.get_logger("trimtab.rehearsal")
 TOKENS = 4

@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from server.errors import UnsupportedMediaType
 from server.strict_json import parse_json
 from server.validation import invalid
-from steering.errors import InvalidRequest
+from steering.language.errors import InvalidRequest
 
 
 class StrictRequest(Request):

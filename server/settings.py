@@ -10,8 +10,9 @@ from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from server.engines.vllm.places import ALL_SITES
-from steering.errors import TrimtabError
-from steering.spec import Site, Spec
+from steering.language.errors import TrimtabError
+from steering.language.spec import Spec
+from steering.language.vocabulary import Site
 
 MODEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}$"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from server.specschema import OPTIONS_KEY, spec_schema
+from steering.artifacts.payload import RULES
 from steering.ops import operations
-from steering.payload import RULES
 
 PATH = Path("docs/spec.md")
 ORDER = ("Steering", "Intervention", "Strength", "Dose", "Scope", "PromptSelection", "PromptPick",
@@ -16,7 +16,7 @@ ORDER = ("Steering", "Intervention", "Strength", "Dose", "Scope", "PromptSelecti
          "Encoded")
 HEAD = """# Spec reference
 
-Written by `python -m server.specdoc` from the models in `steering/spec.py`; do not edit. The same as JSON schema:
+Written by `python -m server.specdoc` from the models in `steering/language`; do not edit. The same as JSON schema:
 `GET /v1/spec/schema`. Every object refuses fields that are not listed here.
 
 The smallest spec names an artifact; op, site, layers, strength and options then come from it:

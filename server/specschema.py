@@ -5,7 +5,10 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from steering.spec import OPTIONS, Encoded, Reading, Steering
+from steering.language.gates import Reading
+from steering.language.intervention import Encoded
+from steering.language.options import OPTIONS
+from steering.language.spec import Steering
 
 OPTIONS_KEY = "x-options"
 

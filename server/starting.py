@@ -9,7 +9,7 @@ from typing import ClassVar
 from safetensors import SafetensorError
 
 from server.settings import InvalidSettings, Settings
-from steering.errors import TrimtabError
+from steering.language.errors import TrimtabError
 
 # What libraries raise at files, numbers and names that they cannot use.
 _CAUSES = (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError)

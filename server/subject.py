@@ -11,9 +11,9 @@ import torch
 from server.effects.degeneration import degeneration
 from server.engines.base import CaptureRequest, CompareRequest, Generation, Sampling
 from server.state import ServerState
-from steering.facts import ModelFacts
-from steering.program import Program
-from steering.spec import Site
+from steering.language.vocabulary import Site
+from steering.models.facts import ModelFacts
+from steering.programs.program import Program
 from vectors.calibrate.bench import Trial
 from vectors.extract.subject import Programs, Prompt, Tokens, Turn, continuation_ids
 

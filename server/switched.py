@@ -12,7 +12,7 @@ from dataclasses import replace
 from server.engines.base import Completion, Engine, Generation, Token, Touched
 from server.guard import Event, GuardedCompletion, Part
 from server.killswitch import KillSwitch
-from steering.program import Program
+from steering.programs.program import Program
 
 
 class SwitchedCompletion(Completion):

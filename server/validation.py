@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from server.errors import UnsupportedParameter
 from server.json_faults import join, printable
-from steering.errors import InvalidRequest, InvalidSpec
+from steering.language.errors import InvalidRequest, InvalidSpec
 
 _PYTHON_WORDS = re.compile(r"a valid dictionary( or object to extract fields from)?")
 Complaint = Mapping[str, Any]

@@ -70,7 +70,7 @@ def test_init_files_only_list_names(folder: str) -> None:
 
 
 def test_the_checks_see_what_they_look_for() -> None:
-    source = "def f():\n    from server.app import x\n    import steering.spec, os"
+    source = "def f():\n    from server.app import x\n    import steering.language.spec, os"
     assert house_imports(source) == {"server", "steering"}
     body = ast.parse('"""Doc."""\nimport a\n__all__ = ["a"]\nx = 1\n"""late"""').body
     assert [is_listing(node, number == 0) for number, node in enumerate(body)] == [True, True, True, False, False]

@@ -7,7 +7,7 @@ import pytest
 
 from scripts.docs import DOCS, PAGES
 from server import app  # noqa: F401  loads every module that declares errors
-from steering.errors import TrimtabError
+from steering.language.errors import TrimtabError
 
 ROOT = DOCS.parent
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(#[^)]*)?\)")

@@ -19,12 +19,17 @@ from pydantic import (
 )
 from pydantic_core import PydanticSerializationError
 
-from steering.errors import PayloadTooLarge
+from steering.artifacts.payload import WIDTH_TENSORS, Kind, Payload
+from steering.artifacts.source import Source
+from steering.language.errors import PayloadTooLarge
+from steering.language.fields import NAME_PATTERN, Model
+from steering.language.gates import Reading
+from steering.language.layers import Layers
+from steering.language.options import OPTIONS
+from steering.language.strength import Strength
+from steering.language.vocabulary import Op, Site
 from steering.ops.base import RESIDUAL_SITES, get_operation, operations
-from steering.payload import WIDTH_TENSORS, Kind, Payload
-from steering.reading import FORMS
-from steering.source import Source
-from steering.spec import NAME_PATTERN, OPTIONS, Layers, Model, Op, Reading, Site, Strength
+from steering.programs.reading import FORMS
 from vectors.calibrate.card import calibration_of
 from vectors.errors import InvalidMetadata
 

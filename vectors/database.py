@@ -27,7 +27,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
-from steering.errors import Conflict, InvalidRequest, TrimtabError
+from steering.language.errors import Conflict, InvalidRequest, TrimtabError
 from vectors.errors import LibraryUnavailable, StorageFull
 
 Result = TypeVar("Result")

@@ -1,11 +1,11 @@
-"""Errors of the library, beside those of `steering.errors`."""
+"""Errors of the library, beside those of `steering.language.errors`."""
 
 import errno
 import os
 
 from pydantic import ValidationError
 
-from steering.errors import InvalidPayload, InvalidRequest, TrimtabError
+from steering.language.errors import InvalidPayload, InvalidRequest, TrimtabError
 
 
 class InvalidMetadata(InvalidPayload):

@@ -3,7 +3,7 @@
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from steering.errors import Conflict
+from steering.language.errors import Conflict
 from vectors.naming import Ref, aliases_of
 from vectors.switches import default_refs
 from vectors.tables import Named, PresetUse, Version

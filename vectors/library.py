@@ -14,10 +14,10 @@ from safetensors.torch import load, save
 from sqlalchemy import ColumnElement, Exists, exists, func, or_, select
 from sqlalchemy.orm import Session
 
-from steering.errors import NotFound
-from steering.payload import Kind, Payload
-from steering.source import Source
-from steering.spec import Op, Site
+from steering.artifacts.payload import Kind, Payload
+from steering.artifacts.source import Source
+from steering.language.errors import NotFound
+from steering.language.vocabulary import Op, Site
 from vectors import guards, naming
 from vectors.artifact import Artifact, Limits, Metadata, Patch, check, check_storable
 from vectors.blobs import BlobStore, Stored, digest_of

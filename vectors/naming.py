@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from sqlalchemy import ScalarSelect, delete, exists, func, select
 from sqlalchemy.orm import Session, aliased
 
-from steering.errors import InvalidRequest, NotFound
-from steering.spec import NAME_PATTERN, REF_PATTERN
+from steering.language.errors import InvalidRequest, NotFound
+from steering.language.fields import NAME_PATTERN, REF_PATTERN
 from vectors.tables import Alias, Collection, Named, Version
 
 DEFAULT_ALIAS = "production"

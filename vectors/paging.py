@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import Select
 from sqlalchemy.orm import Session
 
-from steering.errors import InvalidRequest
+from steering.language.errors import InvalidRequest
 from vectors.tables import Named
 
 Order = Literal["name", "-name", "created", "-created"]

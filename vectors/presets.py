@@ -10,8 +10,8 @@ from cachetools import LRUCache
 from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
-from steering.errors import Conflict, InvalidRequest, PayloadTooLarge
-from steering.spec import Spec
+from steering.language.errors import Conflict, InvalidRequest, PayloadTooLarge
+from steering.language.spec import Spec
 from vectors import naming
 from vectors.artifact import Limits
 from vectors.database import Database

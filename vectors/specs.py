@@ -6,9 +6,11 @@ from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 from sqlalchemy.orm import Session
 
-from steering.errors import InvalidSpec, TrimtabError
-from steering.gate import gates_of
-from steering.spec import BareStrength, Gates, Spec
+from steering.language.errors import InvalidSpec, TrimtabError
+from steering.language.gates import Gates
+from steering.language.spec import Spec
+from steering.language.strength import BareStrength
+from steering.programs.gate import gates_of
 from vectors import naming
 from vectors.errors import LibraryUnavailable
 from vectors.naming import Ref

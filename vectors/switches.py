@@ -2,7 +2,7 @@
 
 from sqlalchemy.orm import Session
 
-from steering.spec import Spec
+from steering.language.spec import Spec
 from vectors.database import Database
 from vectors.naming import Ref
 from vectors.specs import check_refs, from_json, refs_of, to_json

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 
 import torch
 
-from steering.sites import attach
-from steering.spec import Site
+from steering.language.vocabulary import Site
+from steering.models.taps import attach
 from vectors.extract.local import LocalSubject, near_lengths, padded
 from vectors.extract.subject import Tokens
 

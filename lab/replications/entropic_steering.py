@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from lab.datasets import load
 from lab.replications.chart import CONTROL, OURS, SECOND, spread, tidy
 from lab.replications.common import NEUTRAL_TEXTS, Case, Document, Finding, Row, beats, figures, numbers, texts_of
-from steering.program import Program
+from steering.programs.program import Program
 from vectors.extract import Extraction
 from vectors.extract.local import LocalSubject
 from vectors.extract.programs import adding

@@ -15,7 +15,7 @@ from lab.corpus.sample import held_out
 from lab.datasets import load
 from lab.replications.chart import CONTROL, OURS, PLAIN, SECOND, THIRD, tidy
 from lab.replications.common import Case, Document, Finding, Row, beats, figures
-from steering.manifold import Manifold
+from steering.artifacts.spline import Manifold
 from vectors.extract import Extraction
 from vectors.extract.local import LocalSubject
 

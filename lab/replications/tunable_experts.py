@@ -22,7 +22,7 @@ from lab.replications.common import (
     span,
     texts_of,
 )
-from steering.program import Program
+from steering.programs.program import Program
 from vectors.extract import Extraction
 from vectors.extract.local import LocalSubject
 from vectors.extract.matched import matched_draw

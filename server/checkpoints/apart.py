@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from steering.errors import UnsupportedModel
+from steering.language.errors import UnsupportedModel
 
 REFUSED = 3
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from server.checkpoints.apart import REFUSED
-from steering.errors import UnsupportedModel
-from steering.sites.families import FAMILIES
+from steering.language.errors import UnsupportedModel
+from steering.models.families import FAMILIES
 
 # What transformers raises on files that it cannot read.
 UNREADABLE = (ValueError, KeyError, NotImplementedError, TypeError, AttributeError, RuntimeError, OSError)

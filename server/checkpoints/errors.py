@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from steering.errors import TrimtabError
+from steering.language.errors import TrimtabError
 
 
 class ModelUnavailable(TrimtabError):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from gguf import GGUFReader
 
-from steering.errors import UnsupportedModel
+from steering.language.errors import UnsupportedModel
 
 MAGIC = b"GGUF"
 # What the reader of the gguf package raises on files that are not as they should be.

@@ -9,7 +9,7 @@ from server.checkpoints.fetch import fetch_gguf
 from server.checkpoints.gguf import check_gguf
 from server.checkpoints.packaged import PACKAGED, PackagedModel
 from server.checkpoints.progress import Progress
-from steering.errors import NotFound
+from steering.language.errors import NotFound
 
 SUFFIX = ".gguf"
 

@@ -9,7 +9,7 @@ from rich.table import Column, Table
 
 from server.cli.connection import DEFAULT_URL, Key, Url, connect
 from server.cli.console import Commands, out, print_json
-from steering.errors import InvalidRequest
+from steering.language.errors import InvalidRequest
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, help="The artifacts of the library.")
 

@@ -3,7 +3,7 @@
 from importlib.resources import files
 from pathlib import Path
 
-from steering.errors import NotFound
+from steering.language.errors import NotFound
 
 
 def folder(kind: str) -> Path:

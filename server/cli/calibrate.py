@@ -11,7 +11,7 @@ from trimtab_client import Calibrated, Client, Job
 
 from server.cli.connection import DEFAULT_URL, Key, Url, connect
 from server.cli.console import out
-from steering.errors import InvalidRequest
+from steering.language.errors import InvalidRequest
 
 STAGES = {"range": "finding the range", "sweep": "measuring strengths", "placebo": "measuring random artifacts"}
 

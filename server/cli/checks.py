@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from packaging.requirements import Requirement
 
 from server.settings import Settings, load_settings
-from steering.errors import TrimtabError
+from steering.language.errors import TrimtabError
 
 DISTRIBUTION = "trimtab"
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from steering.errors import TrimtabError
+from steering.language.errors import TrimtabError
 
 # A pipe has no width. Rich would guess 80 columns and cut names in tables short.
 PIPE_WIDTH = 200

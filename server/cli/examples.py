@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from server.cli.bundled import folder
 from server.settings import Settings
-from steering.spec import Spec
+from steering.language.spec import Spec
 from vectors.formats import get_format
 from vectors.library import Library
 

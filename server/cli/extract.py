@@ -17,7 +17,7 @@ from server.cli.models import settings_with_model
 from server.cli.records import read_records
 from server.cli.reports import rendered
 from server.cli.shapes import entries
-from steering.errors import InvalidRequest
+from steering.language.errors import InvalidRequest
 
 STAGES = {"capture": "reading activations", "fit": "fitting", "control": "measuring controls"}
 INTERRUPTED = 130

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 import uvicorn
 from fastapi import FastAPI
 
-from steering.errors import EngineUnavailable
+from steering.language.errors import EngineUnavailable
 
 POLL_S = 0.05
 

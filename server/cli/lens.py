@@ -12,7 +12,7 @@ from server.cli.artifacts import AsJson
 from server.cli.connection import DEFAULT_URL, Key, Url, connect
 from server.cli.console import out, print_json
 from server.cli.steer import PresetName, SpecFile, Steer, steering_of
-from steering.errors import InvalidRequest
+from steering.language.errors import InvalidRequest
 
 
 def lens(

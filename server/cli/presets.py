@@ -8,7 +8,7 @@ from rich.table import Column, Table
 from server.cli.connection import DEFAULT_URL, Key, Url, connect
 from server.cli.console import Commands, out, print_json
 from server.cli.steer import SpecFile, Steer, steering_of
-from steering.errors import InvalidSpec
+from steering.language.errors import InvalidSpec
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, help="The presets of the library: specs under a name.")
 Ref = Annotated[str, typer.Argument(help='"name", "name@3" or "name@alias".')]

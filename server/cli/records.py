@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from steering.errors import InvalidRequest
+from steering.language.errors import InvalidRequest
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 FORMS = "Give a JSON list, JSON lines, CSV or TSV with a header, or plain text (.txt) with one entry a line."

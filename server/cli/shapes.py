@@ -8,7 +8,7 @@ entries are paired with their control; and for methods that take bare texts, any
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from steering.errors import InvalidRequest
+from steering.language.errors import InvalidRequest
 
 Record = Mapping[str, Any]
 Schema = Mapping[str, Any]

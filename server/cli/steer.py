@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from steering.errors import InvalidSpec
+from steering.language.errors import InvalidSpec
 
 Steer = Annotated[list[str] | None, typer.Option(
     "--steer", "-s", metavar="NAME[=STRENGTH]", help="Artifact and strength: cheerful, cheerful@3=1.5, refusal, "

@@ -11,8 +11,8 @@ from pydantic import BaseModel, Field
 from server.effects.degeneration import Degeneration
 from server.effects.divergence import Divergence
 from server.engines.base import Comparison
-from steering.program import Program
-from steering.spec import Op
+from steering.language.vocabulary import Op
+from steering.programs.program import Program
 
 # Artifact and op of what stands for a whole spec.
 ALL = "all"

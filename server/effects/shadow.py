@@ -23,8 +23,8 @@ from server.effects.store import MINUTE_S, EffectStore, Sample
 from server.engines.base import CompareRequest, Engine
 from server.guard import Part
 from server.threads import in_thread
-from steering.finite import not_finite
-from steering.program import Program
+from steering.language.finite import not_finite
+from steering.programs.program import Program
 
 log = structlog.get_logger("trimtab.effects")
 QUEUE_LENGTH = 256

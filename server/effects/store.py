@@ -18,8 +18,8 @@ from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from server.effects.report import ALL
-from steering.errors import TrimtabError
-from steering.finite import not_finite
+from steering.language.errors import TrimtabError
+from steering.language.finite import not_finite
 from vectors.database import migrate
 from vectors.errors import LibraryUnavailable
 

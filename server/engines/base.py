@@ -8,10 +8,10 @@ from typing import Any, Literal
 import torch
 
 from server.effects.divergence import Divergence, ResidualShift
-from steering.errors import EngineUnavailable
-from steering.facts import ModelFacts
-from steering.program import Program
-from steering.spec import Site
+from steering.language.errors import EngineUnavailable
+from steering.language.vocabulary import Site
+from steering.models.facts import ModelFacts
+from steering.programs.program import Program
 
 FinishReason = Literal["stop", "length"]
 Unready = Literal["starting", "restarting", "stalled", "stopped", "exhausted", "hung"]

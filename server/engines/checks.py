@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from server.engines.base import CaptureRequest, CompareRequest, Generation
-from steering.errors import InvalidRequest
-from steering.facts import ModelFacts
+from steering.language.errors import InvalidRequest
+from steering.models.facts import ModelFacts
 
 
 def check_tokens(token_ids: Sequence[int], facts: ModelFacts) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from server.engines.base import Touched
-from steering.containment import StepLimit
-from steering.spec import MAX_INTERVENTIONS
+from steering.acting.containment import StepLimit
+from steering.language.fields import MAX_INTERVENTIONS
 
 Indices = npt.NDArray[np.int64]
 

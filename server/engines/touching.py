@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from server.engines.base import Touched
-from steering.program import Program
-from steering.scope import TouchMap, bits_at, count_bits
+from steering.programs.program import Program
+from steering.programs.touch import TouchMap, bits_at, count_bits
 
 
 def count_touched(given: Program | None, touch: TouchMap | None, token_ids: Sequence[int], processed: int

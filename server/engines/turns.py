@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from steering.errors import SlotsExhausted
-from steering.program import Program
+from steering.language.errors import SlotsExhausted
+from steering.programs.program import Program
 
 # How long requests may go before the first in the queue because their program is in use and takes no slot from it.
 # Without this a popular program would wait behind a rare one; without a limit it would keep its slot for ever.
@@ -16,7 +16,7 @@ SHARING_S = 2.0
 
 
 class Slots(Protocol):
-    """`steering.bank.Bank`, as far as it is used here."""
+    """`steering.residency.bank.Bank`, as far as it is used here."""
 
     num_slots: int
 

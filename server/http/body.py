@@ -5,7 +5,7 @@ from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope
 
 from server.errors import BodyTimeout
-from steering.errors import PayloadTooLarge
+from steering.language.errors import PayloadTooLarge
 
 # Files of any size are sent here; all other bodies are JSON.
 UPLOADS = frozenset({"/v1/artifacts/import"})

@@ -20,7 +20,7 @@ from uvicorn.server import ServerState
 
 from server.errors import BodyTimeout, InvalidHttp, TooManyConnections, error_body
 from server.http.frame import ABORT
-from steering.errors import TrimtabError
+from steering.language.errors import TrimtabError
 
 # A client that takes less than this in the time of a stall counts as one that takes nothing.
 TAKEN_BYTES = 16 * 1024

@@ -15,7 +15,7 @@ from server.http.gate import HEALTH, READY, Gate
 from server.http.open_requests import OpenRequest, OpenRequests
 from server.metrics import Metrics
 from server.settings import Settings
-from steering.errors import TrimtabError
+from steering.language.errors import TrimtabError
 
 log = structlog.get_logger("trimtab.access")
 

@@ -7,7 +7,7 @@ import anyio
 from starlette.types import Scope
 
 from server.errors import ShuttingDown
-from steering.errors import TrimtabError
+from steering.language.errors import TrimtabError
 
 # A client whose request was refused because the server goes away finds its successor after about this long.
 RETRY_AFTER_S = 5

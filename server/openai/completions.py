@@ -21,7 +21,7 @@ from server.openai.vocabulary import Vocabulary
 from server.receipt import Receipt
 from server.route import StrictRoute
 from server.state import ServerState, State
-from steering.errors import InvalidRequest, InvalidSpec
+from steering.language.errors import InvalidRequest, InvalidSpec
 
 router = APIRouter(tags=["completions"], route_class=StrictRoute)
 DEFAULT_MAX_TOKENS = 16

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from steering.spec import Steering
+from steering.language.spec import Steering
 
 
 def _refuse(value: Any) -> Any:

@@ -24,7 +24,7 @@ from server.openai.stops import StopMatcher
 from server.openai.vocabulary import Vocabulary
 from server.receipt import Outcome
 from server.switched import SwitchedCompletion
-from steering.errors import TrimtabError
+from steering.language.errors import TrimtabError
 
 # Pieces of one request that wait for a client that reads more slowly than the engine writes.
 MAX_UNREAD = 16_384

@@ -11,7 +11,7 @@ from server.openai.offered import Offer
 from server.route import StrictRoute
 from server.state import ServerState, State
 from server.threads import in_thread
-from steering.errors import TrimtabError
+from steering.language.errors import TrimtabError
 
 router = APIRouter(tags=["models"], route_class=StrictRoute)
 OWNER = "trimtab"

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from steering.compiler import compile_program
-from steering.errors import TrimtabError
-from steering.facts import ModelFacts
-from steering.gate import gates_of
-from steering.source import Resolved
-from steering.spec import Spec
+from steering.artifacts.source import Resolved
+from steering.language.errors import TrimtabError
+from steering.language.spec import Spec
+from steering.models.facts import ModelFacts
+from steering.programs.compiler import compile_program
+from steering.programs.gate import gates_of
 from vectors.library import Library, MadeFor
 from vectors.presets import Preset
 

@@ -15,7 +15,7 @@ from server.errors import ContextLengthExceeded
 from server.openai.literal import BREAK, Control, Encoded, unmarked
 from server.openai.turns import Message, marked, turn_ends
 from server.openai.vocabulary import Vocabulary
-from steering.errors import InvalidRequest, InvalidSpec
+from steering.language.errors import InvalidRequest, InvalidSpec
 
 _USER, _SYSTEM = {"role": "user", "content": "x"}, {"role": "system", "content": "x"}
 _REPLY = {"role": "assistant", "content": "x"}

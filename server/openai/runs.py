@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from steering.errors import TrimtabError
+from steering.language.errors import TrimtabError
 
 
 class Failing(Protocol):

@@ -25,8 +25,8 @@ from server.planner import Plan
 from server.receipt import Receipt, receipt
 from server.state import ServerState
 from server.switched import SwitchedCompletion
-from steering.errors import InvalidRequest, InvalidSpec, TrimtabError
-from steering.program import Program
+from steering.language.errors import InvalidRequest, InvalidSpec, TrimtabError
+from steering.programs.program import Program
 
 
 @dataclass(frozen=True)

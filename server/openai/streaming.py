@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 from server.errors import error_body
 from server.handlers import CLIENT_GONE, note, report_unexpected
 from server.http.open_requests import ended_by
-from steering.errors import TrimtabError
+from steering.language.errors import TrimtabError
 
 T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"

@@ -9,8 +9,11 @@ from server.rehearsal import rehearse
 from server.route import StrictRoute
 from server.state import State
 from server.threads import in_thread
-from steering.errors import Conflict
-from steering.spec import MAX_INTERVENTIONS, ArtifactRef, Guard, Intervention, Spec
+from steering.language.errors import Conflict
+from steering.language.fields import MAX_INTERVENTIONS, ArtifactRef
+from steering.language.guard import Guard
+from steering.language.intervention import Intervention
+from steering.language.spec import Spec
 
 router = APIRouter(prefix="/v1/admin", tags=["admin"], route_class=StrictRoute)
 

@@ -12,11 +12,11 @@ from server.route import StrictRoute
 from server.state import ServerState, State
 from server.strict_json import parse_json
 from server.threads import in_thread
-from steering.errors import ArtifactMismatch, InvalidPayload, InvalidRequest
-from steering.facts import ModelFacts
-from steering.inline import parse_tensor
-from steering.payload import Kind, Payload
-from steering.spec import Op, Site
+from steering.artifacts.payload import Kind, Payload
+from steering.language.errors import ArtifactMismatch, InvalidPayload, InvalidRequest
+from steering.language.vocabulary import Op, Site
+from steering.models.facts import ModelFacts
+from steering.programs.inline import parse_tensor
 from vectors.artifact import Artifact, Metadata, Patch
 from vectors.formats import detect, get_format
 from vectors.library import Filter

@@ -10,7 +10,7 @@ from server.route import StrictRoute
 from server.state import ServerState, State
 from server.subject import EngineSubject
 from server.threads import in_thread
-from steering.errors import NotFound
+from steering.language.errors import NotFound
 from vectors.artifact import Artifact
 from vectors.calibrate.card import Calibration, calibration_of
 from vectors.calibrate.errors import CalibrationCancelled

@@ -8,8 +8,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from server.route import StrictRoute
 from server.specschema import spec_schema
 from server.state import State
+from steering.language.fields import MAX_INTERVENTIONS
 from steering.ops import operations
-from steering.spec import MAX_INTERVENTIONS
 
 router = APIRouter(tags=["capabilities"], route_class=StrictRoute)
 

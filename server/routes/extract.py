@@ -16,8 +16,9 @@ from server.openai.schema import Message
 from server.route import StrictRoute
 from server.state import ServerState, State
 from server.threads import in_thread
-from steering.errors import InvalidRequest
-from steering.spec import Model, Site
+from steering.language.errors import InvalidRequest
+from steering.language.fields import Model
+from steering.language.vocabulary import Site
 from vectors.extract import ExtractOptions, ExtractRequest, Pair, check_options, run
 from vectors.extract.contract import Split
 from vectors.extract.spelling import spelling_report

@@ -20,10 +20,12 @@ from server.planner import Plan
 from server.receipt import Outcome, Receipt, receipt
 from server.route import StrictRoute
 from server.state import ServerState, State
-from steering.errors import ArtifactMismatch, InvalidRequest, InvalidSpec, TrimtabError
-from steering.layers import explicit_layers
-from steering.scope import touch_map
-from steering.spec import ArtifactRef, Layers, Position, Steering
+from steering.language.errors import ArtifactMismatch, InvalidRequest, InvalidSpec, TrimtabError
+from steering.language.fields import ArtifactRef, Position
+from steering.language.layers import Layers
+from steering.language.spec import Steering
+from steering.programs.layers import explicit_layers
+from steering.programs.touch import touch_map
 
 router = APIRouter(tags=["reading"], route_class=StrictRoute)
 MAX_ROWS = 4096

@@ -11,8 +11,8 @@ from server.route import StrictRoute
 from server.routes.artifacts import AliasTarget, Deleted
 from server.state import State
 from server.threads import in_thread
-from steering.errors import TrimtabError
-from steering.spec import Spec
+from steering.language.errors import TrimtabError
+from steering.language.spec import Spec
 from vectors.paging import MAX_LIMIT, Order
 from vectors.presets import Preset
 

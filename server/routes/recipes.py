@@ -11,7 +11,7 @@ from server.route import StrictRoute
 from server.routes.extract import ExtractBody, start_extraction
 from server.state import ServerState, State
 from server.subject import EngineSubject
-from steering.errors import InvalidRequest
+from steering.language.errors import InvalidRequest
 from vectors.extract import RecipeOptions, get_recipe, methods, parse_fields, parse_request, recipes, run_recipe
 
 router = APIRouter(tags=["extract"], route_class=StrictRoute)

@@ -2,8 +2,8 @@
 
 import torch
 
+from steering.language.options import AblateOptions
 from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors, register, unit
-from steering.spec import AblateOptions
 
 
 def basis_of(tensors: Tensors) -> torch.Tensor:

@@ -2,8 +2,8 @@
 
 import torch
 
+from steering.language.options import AffineOptions
 from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors, register
-from steering.spec import AffineOptions
 
 
 @register

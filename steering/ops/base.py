@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 import torch
 
-from steering.errors import InvalidSpec
-from steering.facts import ModelFacts
-from steering.payload import Kind
-from steering.spec import OPTIONS, Op, Site
+from steering.artifacts.payload import Kind
+from steering.language.errors import InvalidSpec
+from steering.language.options import OPTIONS
+from steering.language.vocabulary import Op, Site
+from steering.models.facts import ModelFacts
 
 Tensors = Mapping[str, torch.Tensor]
 RESIDUAL_SITES: tuple[Site, ...] = ("resid_pre", "resid_post", "attn_out", "mlp_out")

@@ -4,9 +4,9 @@ import math
 
 import torch
 
+from steering.language.options import ClampOptions
 from steering.ops.ablate import basis_of
 from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors, register
-from steering.spec import ClampOptions
 
 
 @register

@@ -4,9 +4,9 @@ import math
 
 import torch
 
-from steering.errors import InvalidSpec
+from steering.language.errors import InvalidSpec
+from steering.language.options import ExpertMaskOptions
 from steering.ops.base import Operation, Place, Row, Tensors, check_index, register
-from steering.spec import ExpertMaskOptions
 
 
 @register

@@ -2,9 +2,9 @@
 
 import torch
 
-from steering.errors import InvalidSpec
+from steering.language.errors import InvalidSpec
+from steering.language.options import HeadMaskOptions
 from steering.ops.base import Operation, Place, Row, Tensors, check_index, register
-from steering.spec import HeadMaskOptions
 
 
 @register

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from steering.errors import InvalidSpec
-from steering.manifold import Manifold as Shape
+from steering.artifacts.spline import Manifold as Shape
+from steering.language.errors import InvalidSpec
+from steering.language.options import ManifoldOptions
 from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors, register
-from steering.spec import ManifoldOptions
 
 
 @dataclass(frozen=True)

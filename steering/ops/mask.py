@@ -2,9 +2,9 @@
 
 import torch
 
-from steering.errors import InvalidSpec
+from steering.language.errors import InvalidSpec
+from steering.language.options import MaskOptions
 from steering.ops.base import RESIDUAL_SITES, Operation, Place, Row, Tensors, check_index, register
-from steering.spec import MaskOptions
 
 
 class _IndexMask(Operation):

@@ -2,9 +2,9 @@
 
 import torch
 
-from steering.errors import InvalidSpec
+from steering.language.errors import InvalidSpec
+from steering.language.options import PatchOptions
 from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors, register
-from steering.spec import PatchOptions
 
 
 @register

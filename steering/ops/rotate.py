@@ -4,9 +4,9 @@ import math
 
 import torch
 
-from steering.errors import InvalidSpec
+from steering.language.errors import InvalidSpec
+from steering.language.options import RotateOptions
 from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors, register
-from steering.spec import RotateOptions
 
 
 @register

@@ -15,7 +15,7 @@ from server.checkpoints.convert import convert, main
 from server.checkpoints.gguf import check_gguf
 from server.checkpoints.progress import silent
 from server.checkpoints.ready import make_ready
-from steering.errors import NotFound, UnsupportedModel
+from steering.language.errors import NotFound, UnsupportedModel
 from tests.checkpoints.gguf_files import CHAT_TEMPLATE, MERGES, TOKENS, logits, tiny_llama, write_gguf
 
 TEXT = [0, 40, 41, 50, 258, 77, 3]

@@ -14,11 +14,12 @@ from lab.models import load_model
 from lab.paths import LAB_DIR
 from scripts.bundled_recipes import FROM_RECIPES
 from scripts.examples import EXAMPLES, PRESETS
-from steering.compiler import compile_program
-from steering.facts import ModelFacts
-from steering.sites import fingerprint, model_facts
-from steering.source import Resolved, Source
-from steering.spec import Intervention
+from steering.artifacts.source import Resolved, Source
+from steering.language.intervention import Intervention
+from steering.models.describe import model_facts
+from steering.models.facts import ModelFacts
+from steering.models.fingerprints import fingerprint
+from steering.programs.compiler import compile_program
 from vectors.artifact import Limits, Metadata
 from vectors.calibrate.card import calibration_of
 from vectors.formats import get_format

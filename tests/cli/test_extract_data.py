@@ -9,7 +9,7 @@ import pytest
 from server.cli.records import read_records
 from server.cli.shapes import entries
 from server.routes.extract import ExtractBody
-from steering.errors import InvalidRequest
+from steering.language.errors import InvalidRequest
 from vectors.extract import get_recipe, parse_request
 
 PAIRS = ExtractBody.model_json_schema()

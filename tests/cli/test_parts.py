@@ -20,8 +20,8 @@ from server.cli.examples import load_examples
 from server.cli.inprocess import running
 from server.cli.steer import steering_of
 from server.settings import Settings
-from steering.errors import EngineUnavailable, InvalidSpec, NotFound
-from steering.payload import Payload
+from steering.artifacts.payload import Payload
+from steering.language.errors import EngineUnavailable, InvalidSpec, NotFound
 from vectors.artifact import Metadata
 from vectors.formats import get_format
 from vectors.library import Library

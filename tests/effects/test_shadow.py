@@ -17,10 +17,10 @@ from server.effects.shadow import Finished, Shadow
 from server.effects.store import EffectStore, Sample
 from server.engines.base import CompareRequest, Comparison
 from server.instruments import Registry
-from steering.errors import EngineUnavailable
+from steering.language.errors import EngineUnavailable
+from steering.language.scope import Scope
 from steering.ops.base import Row
-from steering.program import Applied, Compiled, Program
-from steering.spec import Scope
+from steering.programs.program import Applied, Compiled, Program
 
 
 def program(*artifacts: str) -> Program:

@@ -11,10 +11,10 @@ import torch
 from server.engines.base import Generation, Sampling, Token, Touched
 from server.engines.transformers.engine import TransformersEngine
 from server.engines.transformers.options import EngineOptions
-from steering.compiler import compile_program
-from steering.program import Program
-from steering.source import Resolved
-from steering.spec import Intervention
+from steering.artifacts.source import Resolved
+from steering.language.intervention import Intervention
+from steering.programs.compiler import compile_program
+from steering.programs.program import Program
 from tests.tiny import tiny
 
 torch.set_num_threads(1)

@@ -11,7 +11,7 @@ from server.engines.transformers import attention
 from server.engines.transformers.running import Running, SaltedIds
 from server.engines.transformers.sampler import sample, uniform
 from server.engines.transformers.steps import Steps
-from steering.errors import EngineUnavailable, InvalidRequest, InvalidSpec, SlotsExhausted, UnsupportedModel
+from steering.language.errors import EngineUnavailable, InvalidRequest, InvalidSpec, SlotsExhausted, UnsupportedModel
 from tests.engines.conftest import compiled, generate, ids
 
 PROMPT = [5 + (3 * t) % 80 for t in range(33)]
@@ -249,9 +249,9 @@ async def test_what_the_batching_loop_cannot_run_is_refused_at_start(start_engin
 
 
 def test_salted_pages_differ_only_where_touched() -> None:
+    from steering.language.scope import Scope
     from steering.ops.base import Row
-    from steering.program import Applied, Compiled, Program
-    from steering.spec import Scope
+    from steering.programs.program import Applied, Compiled, Program
 
     scope = Scope.model_validate({"prompt": {"windows": [[10, 12]]}, "generation": "none"})
     rows = {("resid_post", 0): Row("add", {"delta": torch.ones(4)})}

@@ -15,7 +15,7 @@ from server.engines.transformers.engine import TransformersEngine
 from server.engines.transformers.options import EngineOptions
 from server.openai.vocabulary import Vocabulary
 from server.settings import Settings
-from steering.payload import KINDS
+from steering.artifacts.payload import KINDS
 from tests.engines import reference as ref
 from tests.server.tokenizers import byte_tokenizer
 from tests.tiny import VOCAB_SIZE

@@ -9,7 +9,7 @@ import pytest
 
 from server.engines.base import CompareRequest, Generation, Sampling
 from server.engines.transformers.engine import TransformersEngine
-from steering.errors import EngineFailed, EngineUnavailable
+from steering.language.errors import EngineFailed, EngineUnavailable
 from tests.engines.conftest import compiled
 from tests.engines.test_batching import add
 from tests.engines.test_leaving import PATIENCE_S, all_free

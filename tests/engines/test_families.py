@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from server.engines.transformers import attention
-from steering.errors import UnsupportedModel
-from steering.sites import model_facts
-from steering.sites.families import FAMILIES as SERVED
+from steering.language.errors import UnsupportedModel
+from steering.models.describe import model_facts
+from steering.models.families import FAMILIES as SERVED
 from tests.engines.conftest import generate, ids
 from tests.tiny import BARE_SWITCHES, FAMILIES, PLAIN_FIELDS, REFUSED_FIELDS, SWITCHES, everything, fields_of, tiny
 

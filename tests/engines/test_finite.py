@@ -22,9 +22,9 @@ from server.engines.transformers.finite import examining
 from server.engines.transformers.running import Running
 from server.engines.transformers.sampler import NO_TOKEN, sample
 from server.lens import Map, look
-from steering.containment import StepLimit
-from steering.errors import ModelOverflow, SteeringLimit, SteeringOverflow, TrimtabError
-from steering.program import Program
+from steering.acting.containment import StepLimit
+from steering.language.errors import ModelOverflow, SteeringLimit, SteeringOverflow, TrimtabError
+from steering.programs.program import Program
 from tests.engines.conftest import compiled, generate, ids
 from tests.tiny import tiny
 

@@ -11,10 +11,11 @@ from server.engines.base import CaptureRequest
 from server.gates import decide
 from server.openai.prompts import Prompt
 from server.planner import Plan
-from steering.compiler import compile_program
-from steering.payload import Payload
-from steering.source import Resolved, Source
-from steering.spec import Intervention, Reading
+from steering.artifacts.payload import Payload
+from steering.artifacts.source import Resolved, Source
+from steering.language.gates import Reading
+from steering.language.intervention import Intervention
+from steering.programs.compiler import compile_program
 from tests.engines import reference as ref
 from tests.engines.conftest import compiled, generate, ids
 

@@ -12,11 +12,12 @@ from server.engines.base import CompareRequest, Generation, Sampling, Token
 from server.guard import GuardedCompletion, GuardMetrics, repetition
 from server.instruments import Registry
 from server.monitor import Monitor, MonitorMetrics, Watched, watch
-from steering.compiler import compile_program
-from steering.errors import EngineUnavailable
-from steering.reading import Reader
-from steering.source import Resolved
-from steering.spec import Guard, Intervention
+from steering.artifacts.source import Resolved
+from steering.language.errors import EngineUnavailable
+from steering.language.guard import Guard
+from steering.language.intervention import Intervention
+from steering.programs.compiler import compile_program
+from steering.programs.reading import Reader
 from tests.engines import reference as ref
 from tests.engines.conftest import generate, ids
 from tests.engines.test_gates import PROMPTS, VECTOR, WEIGHT

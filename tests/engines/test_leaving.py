@@ -12,7 +12,7 @@ from server.engines.base import CaptureRequest, CompareRequest, Generation, Samp
 from server.engines.transformers.engine import TransformersEngine
 from server.guard import GuardedCompletion, GuardMetrics
 from server.instruments import Registry
-from steering.spec import Guard
+from steering.language.guard import Guard
 from tests.engines.conftest import compiled, generate, ids
 from tests.engines.test_batching import PROMPT, add
 from tests.leaving import leaving_at
@@ -317,7 +317,7 @@ async def test_while_it_is_measured(engine: TransformersEngine, monkeypatch: pyt
 
 
 async def test_names_in_use_are_refused_and_leave_nothing(engine: TransformersEngine) -> None:
-    from steering.errors import InvalidRequest
+    from steering.language.errors import InvalidRequest
 
     first, second = (engine.generate(Generation("twin", PROMPT[:5], Sampling(max_tokens=80, ignore_eos=True),
                                                 compiled(engine, add(1)))) for _ in range(2))

@@ -8,7 +8,7 @@ import pytest
 
 from server.engines.transformers.loading import load_model
 from server.engines.transformers.options import EngineOptions
-from steering.errors import UnsupportedModel
+from steering.language.errors import UnsupportedModel
 from tests.tiny import tiny
 
 

@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM
 
 from server.instruments import Registry
 from server.monitor import Monitor, MonitorMetrics, Watched, watch
-from steering.manifold import Manifold
-from steering.reading import Reader
+from steering.artifacts.spline import Manifold
+from steering.programs.reading import Reader
 from tests.engines import reference as ref
 from tests.engines.conftest import compiled, generate, ids
 from tests.engines.test_gates import ADD, PROMPTS, VECTOR, WEIGHT

@@ -13,7 +13,7 @@ from server.engines.transformers import engine as engine_module
 from server.engines.transformers import stock, supervisor
 from server.engines.transformers.engine import TransformersEngine
 from server.engines.watching import BackOff, Progress
-from steering.errors import EngineFailed, EngineUnavailable, UnsupportedModel
+from steering.language.errors import EngineFailed, EngineUnavailable, UnsupportedModel
 from tests.engines.conftest import compiled, generate, ids
 from tests.engines.test_batching import PROMPT, add
 from tests.engines.test_leaving import PATIENCE_S, all_free, until

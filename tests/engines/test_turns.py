@@ -12,11 +12,11 @@ import torch
 
 from server.engines.base import Generation, Sampling
 from server.engines.turns import SHARING_S, Turns
-from steering.bank import Bank
-from steering.errors import SlotsExhausted
+from steering.language.errors import SlotsExhausted
+from steering.language.scope import Scope
 from steering.ops.base import Row
-from steering.program import Applied, Compiled, Program
-from steering.spec import Scope
+from steering.programs.program import Applied, Compiled, Program
+from steering.residency.bank import Bank
 from tests.engines.conftest import compiled, generate
 from tests.engines.test_batching import PROMPT, add
 

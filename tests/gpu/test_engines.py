@@ -13,8 +13,8 @@ import torch
 from lab import model_path
 from server.engines.transformers.engine import TransformersEngine
 from server.engines.transformers.options import EngineOptions
-from steering.containment import StepLimit
-from steering.errors import SteeringOverflow
+from steering.acting.containment import StepLimit
+from steering.language.errors import SteeringOverflow
 from tests.engines import reference as ref
 from tests.engines.cases import dense_cases, vector
 from tests.engines.conftest import compiled, generate, ids

@@ -6,16 +6,16 @@ import torch
 
 from server.engines.vllm.graph import GraphTables, steered
 from server.engines.vllm.wire import Rows
-from steering.bank import Bank
-from steering.compiler import compile_program
-from steering.containment import UNLIMITED, StepLimit, contain
+from steering.acting.containment import UNLIMITED, StepLimit, contain
+from steering.acting.steerer import measured_stage
+from steering.artifacts.source import Resolved
+from steering.language.intervention import Intervention
+from steering.models.describe import model_facts
 from steering.ops.base import Row
 from steering.ops.kernel import get_kernel
-from steering.plan import plan_step
-from steering.sites import model_facts
-from steering.source import Resolved
-from steering.spec import Intervention
-from steering.steerer import measured_stage
+from steering.programs.compiler import compile_program
+from steering.residency.bank import Bank
+from steering.residency.plan import plan_step
 from tests.engines.cases import dense_cases
 from tests.engines.vllm.test_graph import MAKERS, D
 from tests.gpu.conftest import Replayed

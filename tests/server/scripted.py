@@ -19,11 +19,11 @@ from server.engines.base import (
     Touched,
 )
 from server.openai.vocabulary import Vocabulary
-from steering.errors import EngineUnavailable, SlotsExhausted, TrimtabError
-from steering.facts import ModelFacts
-from steering.program import Program
-from steering.scope import bits_at, count_bits, touch_map
-from steering.spec import SITES, Site
+from steering.language.errors import EngineUnavailable, SlotsExhausted, TrimtabError
+from steering.language.vocabulary import SITES, Site
+from steering.models.facts import ModelFacts
+from steering.programs.program import Program
+from steering.programs.touch import bits_at, count_bits, touch_map
 
 LAYERS, WIDTH = 4, 8
 FACTS: dict[str, Any] = {"family": "scripted", "num_layers": LAYERS, "d_model": WIDTH, "num_heads": 2, "head_dim": 4,

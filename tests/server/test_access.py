@@ -7,7 +7,7 @@ from structlog.testing import capture_logs
 
 from server.metrics import MAX_ARTIFACT_LABELS, OTHER, Metrics
 from server.settings import Settings
-from steering.program import Applied
+from steering.programs.program import Applied
 from tests.server.conftest import chat
 from tests.server.scripted import ScriptedEngine
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from steering.payload import Payload
-from steering.spec import Spec
+from steering.artifacts.payload import Payload
+from steering.language.spec import Spec
 from tests.server.conftest import MODEL, chat
 from tests.server.scripted import ScriptedEngine
 from vectors.artifact import Metadata

@@ -12,7 +12,7 @@ from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from server.openai.generate import choice_seed
-from steering.errors import TrimtabError
+from steering.language.errors import TrimtabError
 from tests.server.conftest import MODEL, chat
 from tests.server.scripted import ScriptedEngine
 

@@ -21,9 +21,9 @@ from server.engines.base import CompareRequest, Comparison
 from server.metrics import MAX_ARTIFACT_LABELS, Metrics
 from server.openai.vocabulary import Vocabulary
 from server.settings import Settings
-from steering.payload import Payload
-from steering.program import Applied
-from steering.spec import Spec
+from steering.artifacts.payload import Payload
+from steering.language.spec import Spec
+from steering.programs.program import Applied
 from tests.server.conftest import MODEL, chat
 from tests.server.scripted import ScriptedEngine
 from vectors.artifact import Metadata

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from server.engines.base import Captured, CaptureRequest
-from steering.errors import EngineUnavailable
-from steering.payload import Payload
-from steering.program import Program
-from steering.spec import Reading
+from steering.artifacts.payload import Payload
+from steering.language.errors import EngineUnavailable
+from steering.language.gates import Reading
+from steering.programs.program import Program
 from tests.server.conftest import MODEL, chat
 from tests.server.scripted import WIDTH, ScriptedEngine
 from tests.server.test_steering import ask, names, refused, store

@@ -16,7 +16,7 @@ from server.errors import TooManyJobs
 from server.jobs import Cancelled, Control, Job, Jobs
 from server.lease import Lease
 from server.settings import Settings
-from steering.errors import Conflict, InvalidRequest, NotFound
+from steering.language.errors import Conflict, InvalidRequest, NotFound
 
 PAIRS = [{"positive": f"{good} {noun}", "negative": f"{bad} {noun}", "item": noun}
          for noun in ("day", "world", "hello", "x", "y", "z", "w", "v", "u", "t")

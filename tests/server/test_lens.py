@@ -9,8 +9,8 @@ import torch
 
 from server.engines.base import Scores
 from server.routes import lens as lens_route
-from steering.payload import Payload
-from steering.spec import MAX_INTERVENTIONS
+from steering.artifacts.payload import Payload
+from steering.language.fields import MAX_INTERVENTIONS
 from tests.server.conftest import MODEL
 from tests.server.scripted import LAYERS, WIDTH, ScriptedEngine
 from tests.server.test_steering import store

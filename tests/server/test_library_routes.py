@@ -9,8 +9,8 @@ import torch
 from gguf import GGUFReader
 from safetensors.torch import load, save
 
-from steering.payload import Payload
-from steering.spec import Spec
+from steering.artifacts.payload import Payload
+from steering.language.spec import Spec
 from tests.server.conftest import chat
 from vectors.artifact import Metadata
 from vectors.formats import get_format

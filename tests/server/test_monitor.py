@@ -10,9 +10,9 @@ import torch
 from server.engines.base import Captured, CaptureRequest
 from server.instruments import Registry
 from server.monitor import MAX_NAMES, Monitor, MonitorChoice, MonitorMetrics
-from steering.payload import Payload
-from steering.reading import Reader
-from steering.spec import Reading
+from steering.artifacts.payload import Payload
+from steering.language.gates import Reading
+from steering.programs.reading import Reader
 from tests.server.conftest import MODEL, chat
 from tests.server.scripted import WIDTH, ScriptedEngine
 from tests.server.test_steering import ask, store

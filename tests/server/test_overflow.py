@@ -9,7 +9,7 @@ import pytest
 from server.engines.base import Touched
 from server.openai.fields import LEAST_TEMPERATURE
 from server.settings import Settings
-from steering.errors import ModelOverflow, SteeringLimit, SteeringOverflow
+from steering.language.errors import ModelOverflow, SteeringLimit, SteeringOverflow
 from tests.server.conftest import chat
 from tests.server.scripted import WIDTH, ScriptedCompletion, ScriptedEngine
 from tests.server.test_gates import GATE, OPEN, _probe, _read, item  # noqa: F401 - the fixture is used by its name

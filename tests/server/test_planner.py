@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from server.planner import program_bytes
 from server.settings import Settings
-from steering.spec import Scope
+from steering.language.scope import Scope
 from tests.server.conftest import MODEL, chat
 from tests.server.scripted import WIDTH
 from tests.server.test_steering import _spec as spec

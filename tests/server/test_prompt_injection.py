@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from server.openai.prompts import ChatPrompts
 from server.openai.vocabulary import Vocabulary
-from steering.errors import InvalidRequest
+from steering.language.errors import InvalidRequest
 from tests.server.templates import CHATML, FAMILIES, family, finished
 from tests.server.tokenizers import LAB, byte_tokenizer
 

@@ -7,7 +7,7 @@ import pytest
 
 from server.openai.prompts import ChatPrompts
 from server.openai.vocabulary import Vocabulary
-from steering.errors import InvalidRequest, InvalidSpec
+from steering.language.errors import InvalidRequest, InvalidSpec
 from tests.server.templates import family
 from tests.server.tokenizers import DEFAULT_SYSTEM, LAB, LAST_USER, MERGED, STRICT, byte_tokenizer
 

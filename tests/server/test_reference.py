@@ -12,7 +12,7 @@ import vectors.evaluate.errors  # noqa: F401
 import vectors.extract.errors  # noqa: F401
 from server import openapi, specdoc
 from server.specschema import spec_schema
-from steering.errors import TrimtabError
+from steering.language.errors import TrimtabError
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,7 +13,7 @@ from server.app import create_app
 from server.engines.base import Condition, Generation
 from server.openai.vocabulary import Vocabulary
 from server.settings import Settings
-from steering.errors import EngineUnavailable, SlotsExhausted, SteeringOverflow
+from steering.language.errors import EngineUnavailable, SlotsExhausted, SteeringOverflow
 from tests.server.conftest import chat
 from tests.server.scripted import ScriptedEngine
 from tests.server.test_steering import _spec, names, store

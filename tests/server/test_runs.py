@@ -14,7 +14,7 @@ from server.engines.base import Generation
 from server.errors import ShuttingDown
 from server.openai.runs import Runs
 from server.openai.vocabulary import Vocabulary
-from steering.errors import EngineUnavailable
+from steering.language.errors import EngineUnavailable
 from tests.leaving import leaving_at
 from tests.server.conftest import chat
 from tests.server.scripted import ScriptedCompletion, ScriptedEngine

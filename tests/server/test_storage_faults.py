@@ -22,7 +22,7 @@ import structlog
 import torch
 
 from server.logs import configure_logging
-from steering.payload import Payload
+from steering.artifacts.payload import Payload
 from tests.server.conftest import chat
 from tests.server.test_steering import store
 from vectors.artifact import Metadata

@@ -10,18 +10,20 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from steering import steerer as steering_of
-from steering.bank import Bank
-from steering.compiler import compile_program
+from steering.acting import steerer as steering_of
+from steering.acting.steerer import Steerer, apply_stage
+from steering.artifacts.source import Resolved
+from steering.language.intervention import Intervention
+from steering.language.scope import Scope
+from steering.language.vocabulary import Site
+from steering.models.describe import model_facts
 from steering.ops import get_kernel
 from steering.ops.base import Row
-from steering.plan import plan_step
-from steering.pool import pad_rank
-from steering.program import Applied, Compiled, Program
-from steering.sites import model_facts
-from steering.source import Resolved
-from steering.spec import Intervention, Scope, Site
-from steering.steerer import Steerer, apply_stage
+from steering.programs.compiler import compile_program
+from steering.programs.program import Applied, Compiled, Program
+from steering.residency.bank import Bank
+from steering.residency.plan import plan_step
+from steering.residency.pool import pad_rank
 from tests.tiny import tiny
 
 torch.set_num_threads(1)

@@ -6,13 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from steering.compiler import compile_program
-from steering.errors import ArtifactMismatch, InvalidSpec, LayerOutOfRange, TrimtabError, UnsupportedSite
-from steering.facts import ModelFacts
-from steering.payload import Payload
-from steering.program import Compiled, Program
-from steering.source import Resolved, Source
-from steering.spec import MAX_INTERVENTIONS, Intervention, LayerRange, Strength
+from steering.artifacts.payload import Payload
+from steering.artifacts.source import Resolved, Source
+from steering.language.errors import ArtifactMismatch, InvalidSpec, LayerOutOfRange, TrimtabError, UnsupportedSite
+from steering.language.fields import MAX_INTERVENTIONS
+from steering.language.intervention import Intervention
+from steering.language.layers import LayerRange
+from steering.language.strength import Strength
+from steering.models.facts import ModelFacts
+from steering.programs.compiler import compile_program
+from steering.programs.program import Compiled, Program
 
 D, L = 4, 6
 ALL = tuple(range(L))

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from steering.bank import Bank
-from steering.containment import UNLIMITED, Fault, StepLimit, contain, fault_error
-from steering.errors import SteeringLimit, SteeringOverflow
+from steering.acting.containment import UNLIMITED, Fault, StepLimit, contain, fault_error
+from steering.acting.steerer import measured_route
+from steering.language.errors import SteeringLimit, SteeringOverflow
+from steering.language.scope import Scope
+from steering.models.routing import RouterRule, Routing
 from steering.ops.base import Row
 from steering.ops.kernel import get_kernel
-from steering.plan import plan_step
-from steering.program import Applied, Compiled, Program
-from steering.routing import RouterRule, Routing
-from steering.spec import Scope
-from steering.steerer import measured_route
+from steering.programs.program import Applied, Compiled, Program
+from steering.residency.bank import Bank
+from steering.residency.plan import plan_step
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 INF, NAN = math.inf, math.nan

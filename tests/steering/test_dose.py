@@ -10,14 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 
-from steering.compiler import compile_program
-from steering.dose import Calibrated, Curve, canonical, canonical_scope, isotonic
-from steering.errors import InvalidSpec, NotCalibrated, TrimtabError
-from steering.facts import ModelFacts
-from steering.payload import Payload
-from steering.program import Program
-from steering.source import Resolved, Source
-from steering.spec import AddOptions, Intervention, Scope
+from steering.artifacts.dose import Calibrated, Curve, canonical, canonical_scope, isotonic
+from steering.artifacts.payload import Payload
+from steering.artifacts.source import Resolved, Source
+from steering.language.errors import InvalidSpec, NotCalibrated, TrimtabError
+from steering.language.intervention import Intervention
+from steering.language.options import AddOptions
+from steering.language.scope import Scope
+from steering.models.facts import ModelFacts
+from steering.programs.compiler import compile_program
+from steering.programs.program import Program
 
 STRENGTHS = tuple(0.5 * 1.5**i for i in range(9))
 SQUARE = Curve(STRENGTHS, tuple(0.03 * s**2 for s in STRENGTHS))

@@ -8,15 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steering.bank import Bank
-from steering.compiler import compile_program
-from steering.facts import ModelFacts
+from steering.acting.steerer import route_stages
+from steering.artifacts.source import Resolved
+from steering.language.intervention import Intervention
+from steering.language.options import ExpertMaskOptions
+from steering.models.facts import ModelFacts
+from steering.models.routing import RouterRule, Routing, select
 from steering.ops import Place, get_operation
-from steering.plan import plan_step
-from steering.routing import RouterRule, Routing, select
-from steering.source import Resolved
-from steering.spec import ExpertMaskOptions, Intervention
-from steering.steerer import route_stages
+from steering.programs.compiler import compile_program
+from steering.residency.bank import Bank
+from steering.residency.plan import plan_step
 
 torch.set_num_threads(1)
 

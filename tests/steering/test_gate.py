@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from steering.compiler import compile_program
-from steering.errors import ArtifactMismatch, InvalidSpec, LayerOutOfRange, TrimtabError, UnsupportedSite
-from steering.gate import gates_of
+from steering.artifacts.payload import Payload
+from steering.artifacts.source import Resolved, Source
+from steering.language.errors import ArtifactMismatch, InvalidSpec, LayerOutOfRange, TrimtabError, UnsupportedSite
+from steering.language.gates import Reading
+from steering.language.intervention import Intervention
 from steering.ops.kernel import get_kernel, kernel_names
-from steering.payload import Payload
-from steering.program import Program
-from steering.reading import Reader
-from steering.source import Resolved, Source
-from steering.spec import Intervention, Reading
+from steering.programs.compiler import compile_program
+from steering.programs.gate import gates_of
+from steering.programs.program import Program
+from steering.programs.reading import Reader
 from tests.steering.test_compiler import FACTS, D, add
 
 H = torch.tensor(np.random.default_rng(0).normal(size=(6, D)), dtype=torch.float32)

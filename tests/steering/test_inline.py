@@ -10,16 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from steering import inline as module
-from steering.compiler import compile_program
-from steering.errors import InvalidPayload, InvalidSpec, LayerOutOfRange, PayloadTooLarge, TrimtabError
-from steering.facts import ModelFacts
-from steering.inline import inline_payload, split_inline
+from steering.artifacts.payload import Payload
+from steering.artifacts.source import Resolved
+from steering.language.errors import InvalidPayload, InvalidSpec, LayerOutOfRange, PayloadTooLarge, TrimtabError
+from steering.language.intervention import Intervention
+from steering.language.vocabulary import OPS, SITES, Op
+from steering.models.facts import ModelFacts
 from steering.ops import get_operation
-from steering.payload import Payload
-from steering.program import Program
-from steering.source import Resolved
-from steering.spec import OPS, SITES, Intervention, Op
+from steering.programs import inline as module
+from steering.programs.compiler import compile_program
+from steering.programs.inline import inline_payload, split_inline
+from steering.programs.program import Program
 
 LAYERS = (0, 1, 2, 3)
 FACTS = ModelFacts("m", "f", "llama", num_layers=4, d_model=4, num_heads=2, head_dim=3, d_ff=5, vocab_size=50,

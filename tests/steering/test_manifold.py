@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.interpolate import CubicSpline, RBFInterpolator
 
-from steering.errors import InvalidPayload
-from steering.manifold import SAMPLES, Manifold
+from steering.artifacts.spline import SAMPLES, Manifold
+from steering.language.errors import InvalidPayload
 
 RANDOM = np.random.default_rng(0)
 

@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.interpolate import CubicSpline, RBFInterpolator
 
-from steering.errors import InvalidSpec
-from steering.facts import ModelFacts
+from steering.language.errors import InvalidSpec
+from steering.language.options import OPTIONS
+from steering.language.vocabulary import Op, Site
+from steering.models.facts import ModelFacts
 from steering.ops import Place, Row, get_kernel, get_operation, operations
-from steering.spec import OPTIONS, Op, Site
 
 torch.set_num_threads(1)
 

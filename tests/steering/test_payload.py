@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from steering.errors import InvalidPayload, TrimtabError
-from steering.payload import KINDS, RULES, Kind, Payload
+from steering.artifacts.payload import KINDS, RULES, Kind, Payload
+from steering.language.errors import InvalidPayload, TrimtabError
 
 D, H = 4, 3
 EYE = torch.eye(D)

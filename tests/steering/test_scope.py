@@ -8,9 +8,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from steering.errors import InvalidSpec
-from steering.scope import TouchMap, bits_at, count_bits, token_rules, touch_map
-from steering.spec import MAX_INTERVENTIONS, Scope
+from steering.language.errors import InvalidSpec
+from steering.language.fields import MAX_INTERVENTIONS
+from steering.language.scope import Scope
+from steering.programs.touch import TouchMap, bits_at, count_bits, token_rules, touch_map
 
 ROLES = ["system", "user", "assistant", ""]
 VOCABULARY = 6

@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 import torch
 
-from steering import selftest, steerer
-from steering.errors import UnsupportedModel
-from steering.selftest import narrowed, run_selftest
-from steering.sites import attach, attach_router, model_facts
+from steering.acting import selftest, steerer
+from steering.acting.selftest import narrowed, run_selftest
+from steering.language.errors import UnsupportedModel
+from steering.models.describe import model_facts
+from steering.models.routers import attach_router
+from steering.models.taps import attach
 from tests.tiny import FAMILIES, tiny
 
 torch.set_num_threads(1)

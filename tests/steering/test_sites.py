@@ -7,11 +7,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from steering.errors import LayerOutOfRange, UnsupportedModel, UnsupportedSite
-from steering.facts import ModelFacts
-from steering.sites import FAMILIES as KNOWN
-from steering.sites import attach, fingerprint, fingerprints, model_facts, tap
-from steering.spec import SITES, Site
+from steering.language.errors import LayerOutOfRange, UnsupportedModel, UnsupportedSite
+from steering.language.vocabulary import SITES, Site
+from steering.models import fingerprints
+from steering.models.describe import model_facts
+from steering.models.facts import ModelFacts
+from steering.models.families import FAMILIES as KNOWN
+from steering.models.fingerprints import fingerprint
+from steering.models.taps import attach, tap
 from tests.tiny import FAMILIES, MOE_FAMILIES, VOCAB_SIZE, tiny
 
 torch.set_num_threads(1)

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from steering.sites import attach, model_facts
+from steering.models.describe import model_facts
+from steering.models.taps import attach
 from tests.tiny import VOCAB_SIZE, tiny
 
 torch.set_num_threads(1)

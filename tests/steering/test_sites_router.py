@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from steering.errors import UnsupportedModel, UnsupportedSite
-from steering.routing import FORCE_MARGIN, RouterRule, Routing, select
-from steering.sites import attach, attach_router, model_facts, router_rule, tap
+from steering.language.errors import UnsupportedModel, UnsupportedSite
+from steering.models.describe import model_facts
+from steering.models.routers import attach_router, router_rule
+from steering.models.routing import FORCE_MARGIN, RouterRule, Routing, select
+from steering.models.taps import attach, tap
 from tests.tiny import MOE_FAMILIES, VOCAB_SIZE, tiny
 
 torch.set_num_threads(1)

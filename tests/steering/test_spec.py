@@ -13,21 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from steering.spec import (
-    MAX_INTERVENTIONS,
-    OPS,
-    OPTIONS,
-    SITES,
-    BareStrength,
-    Intervention,
-    LayerDepth,
-    LayerRange,
-    PromptSelection,
-    Scope,
-    Spec,
-    Steering,
-    Strength,
-)
+from steering.language.fields import MAX_INTERVENTIONS
+from steering.language.intervention import Intervention
+from steering.language.layers import LayerDepth, LayerRange
+from steering.language.options import OPTIONS
+from steering.language.scope import PromptSelection, Scope
+from steering.language.spec import Spec, Steering
+from steering.language.strength import BareStrength, Strength
+from steering.language.vocabulary import OPS, SITES
 
 SCHEMA = Steering.model_json_schema()
 VALIDATOR = jsonschema_rs.Draft202012Validator(SCHEMA)
@@ -319,7 +312,7 @@ def test_schema_accepts_what_the_models_accept(document: Any) -> None:
 
 def test_schema_is_stable_between_processes() -> None:
     """The same bytes whatever the hash seed, so that a drift test on the published file means something."""
-    code = "import json; from steering.spec import Steering; print(json.dumps(Steering.model_json_schema()))"
+    code = "import json; from steering.language.spec import Steering; print(json.dumps(Steering.model_json_schema()))"
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": "7"}, text=True,
                           capture_output=True, check=True)
     assert done.stdout.strip() == json.dumps(SCHEMA)

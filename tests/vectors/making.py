@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from steering.payload import Payload
+from steering.artifacts.payload import Payload
 from vectors import Library, Metadata
 
 

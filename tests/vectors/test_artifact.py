@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from steering.errors import PayloadTooLarge
+from steering.artifacts.payload import KINDS, Payload
+from steering.language.errors import PayloadTooLarge
 from steering.ops import get_operation
-from steering.payload import KINDS, Payload
 from tests.vectors.making import every_kind, metadata, vector_payload
 from vectors import InvalidMetadata, Limits, Metadata
 from vectors.artifact import check, ops_of_kind

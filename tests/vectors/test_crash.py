@@ -8,7 +8,7 @@ import signal
 import time
 from pathlib import Path
 
-from steering.payload import Payload
+from steering.artifacts.payload import Payload
 from tests.vectors.making import metadata, open_library, same_numbers, vector_payload
 
 ROUNDS = 15

@@ -11,8 +11,8 @@ from safetensors.torch import save
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import vectors.formats.torch_pt
-from steering.errors import InvalidPayload, InvalidRequest, PayloadTooLarge
-from steering.payload import KINDS
+from steering.artifacts.payload import KINDS
+from steering.language.errors import InvalidPayload, InvalidRequest, PayloadTooLarge
 from tests.vectors.making import every_kind, metadata, same_numbers, vector_payload
 from vectors import InvalidMetadata, Library, Limits
 from vectors.formats import detect, formats, get_format

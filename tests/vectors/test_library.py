@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from steering.errors import Conflict, InvalidRequest, NotFound, PayloadTooLarge
-from steering.payload import KINDS
-from steering.spec import Spec
+from steering.artifacts.payload import KINDS
+from steering.language.errors import Conflict, InvalidRequest, NotFound, PayloadTooLarge
+from steering.language.spec import Spec
 from tests.vectors.making import every_kind, metadata, open_library, same_numbers, vector_payload
 from vectors import Library, Limits, Metadata, Patch
 from vectors.library import SOURCE_BYTES

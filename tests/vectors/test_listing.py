@@ -2,8 +2,8 @@ import random
 
 import pytest
 
-from steering.errors import InvalidRequest
-from steering.spec import Spec
+from steering.language.errors import InvalidRequest
+from steering.language.spec import Spec
 from tests.vectors.making import every_kind, metadata, vector_payload
 from vectors import Filter, Library
 from vectors.paging import ORDERS

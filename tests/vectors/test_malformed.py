@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from steering.errors import InvalidPayload
-from steering.payload import Payload
+from steering.artifacts.payload import Payload
+from steering.language.errors import InvalidPayload
 from tests.vectors.making import metadata, vector_payload
 from vectors import Limits
 from vectors.artifact import check

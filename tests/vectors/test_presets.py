@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from steering.errors import Conflict, InvalidRequest, InvalidSpec, NotFound
-from steering.spec import Spec
+from steering.language.errors import Conflict, InvalidRequest, InvalidSpec, NotFound
+from steering.language.spec import Spec
 from tests.vectors.making import metadata, open_library, vector_payload
 from vectors import Library
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from gguf import GGUFWriter
 
-from steering.errors import InvalidPayload
-from steering.payload import Payload
+from steering.artifacts.payload import Payload
+from steering.language.errors import InvalidPayload
 from vectors.artifact import Limits, Metadata
 from vectors.formats import detect
 from vectors.formats.torch_pt import read_pt

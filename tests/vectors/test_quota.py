@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from alembic import command
 
-from steering.spec import Spec
+from steering.language.spec import Spec
 from tests.vectors.making import metadata, open_library, vector_payload
 from vectors import Library, Limits, Patch
 from vectors.database import Database, alembic_config

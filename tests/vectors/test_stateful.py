@@ -10,8 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from steering.errors import Conflict, NotFound
-from steering.spec import Spec
+from steering.language.errors import Conflict, NotFound
+from steering.language.spec import Spec
 from tests.vectors.making import metadata, open_library, same_numbers, vector_payload
 from vectors import Filter, Patch
 

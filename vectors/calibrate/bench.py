@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from steering.program import Program
+from steering.programs.program import Program
 from vectors.extract.subject import Subject, Tokens
 
 

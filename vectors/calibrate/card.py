@@ -5,8 +5,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
-from steering.dose import Calibrated, Curve, canonical, canonical_scope
-from steering.spec import Model, Op, Scope, Site
+from steering.artifacts.dose import Calibrated, Curve, canonical, canonical_scope
+from steering.language.fields import Model
+from steering.language.scope import Scope
+from steering.language.vocabulary import Op, Site
 
 KEY = "calibration"
 Amount = Annotated[float, Field(ge=0)]

@@ -1,6 +1,6 @@
 """Errors of calibration."""
 
-from steering.errors import Conflict, InvalidRequest
+from steering.language.errors import Conflict, InvalidRequest
 
 
 class CalibrationFailed(InvalidRequest):

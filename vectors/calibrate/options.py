@@ -4,7 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints, model_validator
 
-from steering.spec import Layer, Model, Scope
+from steering.language.fields import Layer, Model
+from steering.language.scope import Scope
 from vectors.calibrate.scorer import Scorer
 from vectors.extract.subject import Prompt
 

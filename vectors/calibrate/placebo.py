@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from steering.facts import ModelFacts
-from steering.payload import Kind, Payload
-from steering.spec import Site
+from steering.artifacts.payload import Kind, Payload
+from steering.language.vocabulary import Site
+from steering.models.facts import ModelFacts
 from vectors.calibrate.errors import CalibrationFailed
 
 Tensors = Mapping[str, torch.Tensor]

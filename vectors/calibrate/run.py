@@ -6,11 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from steering.compiler import compile_program
+from steering.artifacts.source import Resolved, Source
+from steering.language.intervention import Intervention
+from steering.language.strength import Strength
 from steering.ops import get_operation
-from steering.program import Applied, Program
-from steering.source import Resolved, Source
-from steering.spec import Intervention, Strength
+from steering.programs.compiler import compile_program
+from steering.programs.program import Applied, Program
 from vectors.calibrate.bench import Bench, Trial
 from vectors.calibrate.card import Floor, Outcome, Setting, Spread
 from vectors.calibrate.errors import CalibrationCancelled, CalibrationFailed

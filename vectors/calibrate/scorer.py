@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from steering.program import Program
-from steering.spec import Model
+from steering.language.fields import Model
+from steering.programs.program import Program
 from vectors.calibrate.bench import Bench, Trial
 from vectors.extract.readout import ReadoutOptions, make_readout
 from vectors.extract.subject import Tokens

@@ -1,6 +1,6 @@
 """Errors of grading."""
 
-from steering.errors import InvalidRequest, TrimtabError
+from steering.language.errors import InvalidRequest, TrimtabError
 
 
 class GraderUnusable(InvalidRequest):

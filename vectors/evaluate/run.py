@@ -8,10 +8,10 @@ from math import exp
 from statistics import mean, median
 from typing import Literal
 
-from steering.compiler import compile_program
-from steering.errors import InvalidSpec
-from steering.program import Program
-from steering.source import Resolved
+from steering.artifacts.source import Resolved
+from steering.language.errors import InvalidSpec
+from steering.programs.compiler import compile_program
+from steering.programs.program import Program
 from vectors.calibrate.bench import Bench, Trial
 from vectors.calibrate.placebo import random_like
 from vectors.evaluate.graders.contract import BROKEN, Answer, Grader, Tools

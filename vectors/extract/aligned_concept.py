@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from steering.spec import Site
+from steering.language.vocabulary import Site
 from vectors.extract.contract import MethodName, Split
 from vectors.extract.errors import FitFailed
 from vectors.extract.method import get_method

@@ -17,8 +17,8 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from steering.program import Program
-from steering.spec import Site
+from steering.language.vocabulary import Site
+from steering.programs.program import Program
 from vectors.extract.errors import FitFailed
 from vectors.extract.programs import EVERYWHERE, program_of
 from vectors.extract.readout import Readout, ReadoutOptions, make_readout

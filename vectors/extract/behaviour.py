@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from steering.manifold import Manifold
+from steering.artifacts.spline import Manifold
 from vectors.extract.manifold_fit import Layout, means_by_label
 
 SAMPLES = {1: 1000, 2: 40, 3: 14}

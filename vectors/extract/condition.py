@@ -17,8 +17,9 @@ from pydantic import Field
 from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 
-from steering.reading import Reader
-from steering.spec import Direction, Reading, Site
+from steering.language.gates import Reading
+from steering.language.vocabulary import Direction, Site
+from steering.programs.reading import Reader
 from vectors.extract.errors import FitFailed
 from vectors.extract.items import Example, Examples, Label, Labelled, labelled
 from vectors.extract.method import get_method

@@ -7,9 +7,11 @@ from typing import Annotated, Any, Literal, Protocol
 import torch
 from pydantic import Field
 
-from steering.facts import ModelFacts
-from steering.payload import Payload
-from steering.spec import Layers, Model, Op, Site
+from steering.artifacts.payload import Payload
+from steering.language.fields import Model
+from steering.language.layers import Layers
+from steering.language.vocabulary import Op, Site
+from steering.models.facts import ModelFacts
 from vectors.artifact import Metadata, Name, Tags, Text
 
 MethodName = Literal["mean_difference", "pca_pairwise", "pca_repe", "logistic_probe"]

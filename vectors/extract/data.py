@@ -6,8 +6,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from steering.errors import InvalidRequest
-from steering.facts import ModelFacts
+from steering.language.errors import InvalidRequest
+from steering.models.facts import ModelFacts
 from vectors.extract.contract import Pair, Split, TokenPosition
 from vectors.extract.errors import EmptyText, LeakingSplit, NoContrast, TextTooLong, TooFewPairs
 

@@ -14,8 +14,10 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
-from steering.program import Program
-from steering.spec import Model, Site, Strength
+from steering.language.fields import Model
+from steering.language.strength import Strength
+from steering.language.vocabulary import Site
+from steering.programs.program import Program
 from vectors.extract.contract import Split
 from vectors.extract.data import SPLITS
 from vectors.extract.errors import FitFailed, LeakingSplit, NoContrast, OneClass, TooFewExamples

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from steering.errors import InvalidRequest, TrimtabError
+from steering.language.errors import InvalidRequest, TrimtabError
 
 
 class InvalidData(InvalidRequest):

@@ -15,8 +15,9 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
-from steering.program import Program
-from steering.spec import Site, Strength
+from steering.language.strength import Strength
+from steering.language.vocabulary import Site
+from steering.programs.program import Program
 from vectors.extract.errors import FitFailed
 from vectors.extract.head_average import causal_heads, mean_heads, summed
 from vectors.extract.programs import LAST, adding

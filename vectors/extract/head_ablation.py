@@ -11,8 +11,9 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from steering.program import Program
-from steering.spec import Model, Site
+from steering.language.fields import Model
+from steering.language.vocabulary import Site
+from steering.programs.program import Program
 from vectors.extract.contract import Split
 from vectors.extract.errors import LeakingSplit, NoContrast
 from vectors.extract.items import Item, digest_of, split_items

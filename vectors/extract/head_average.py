@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from steering.errors import UnsupportedModel
-from steering.facts import ModelFacts
-from steering.program import Program
+from steering.language.errors import UnsupportedModel
+from steering.models.facts import ModelFacts
+from steering.programs.program import Program
 from vectors.extract.programs import program_of
 from vectors.extract.prompts_icl import Task
 from vectors.extract.recipe import Span

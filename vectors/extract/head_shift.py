@@ -13,7 +13,8 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from steering.spec import Site, Strength
+from steering.language.strength import Strength
+from steering.language.vocabulary import Site
 from vectors.extract.errors import FitFailed
 from vectors.extract.method import get_method
 from vectors.extract.programs import LAST, program_of

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from steering.spec import Model
+from steering.language.fields import Model
 from vectors.extract.contract import Split
 from vectors.extract.data import DEV_SHARE, MIN_ITEMS, SPLITS, TRAIN_SHARE
 from vectors.extract.errors import LeakingSplit, NoContrast, OneClass, TooFewExamples

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from steering.bank import Bank
-from steering.facts import ModelFacts
-from steering.program import Program
-from steering.record import Record
-from steering.scope import bits_at, touch_map
-from steering.sites import attach
-from steering.spec import Site
-from steering.steerer import Steerer
+from steering.acting.record import Record
+from steering.acting.steerer import Steerer
+from steering.language.vocabulary import Site
+from steering.models.facts import ModelFacts
+from steering.models.taps import attach
+from steering.programs.program import Program
+from steering.programs.touch import bits_at, touch_map
+from steering.residency.bank import Bank
 from vectors.extract.subject import Programs, Prompt, Tokens, Turn, continuation_ids, one_each
 
 MOST_PADDING = 8

@@ -19,9 +19,10 @@ from typing import Annotated, Any, Literal, Self
 import torch
 from pydantic import Field, model_validator
 
-from steering.errors import InvalidPayload, InvalidRequest
-from steering.manifold import MAX_KNOTS, MAX_RANK, Manifold
-from steering.spec import MAX_FLOAT, Finite, Label, Site
+from steering.artifacts.spline import MAX_KNOTS, MAX_RANK, Manifold
+from steering.language.errors import InvalidPayload, InvalidRequest
+from steering.language.fields import MAX_FLOAT, Finite, Label
+from steering.language.vocabulary import Site
 from vectors.extract.behaviour import Answers, Behaviour
 from vectors.extract.errors import FitFailed, NoContrast, OneClass
 from vectors.extract.items import Examples, Labelled, labelled

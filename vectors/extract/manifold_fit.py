@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from steering.manifold import Manifold
+from steering.artifacts.spline import Manifold
 
 PERMUTATIONS = 999
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from steering.manifold import Manifold
-from steering.program import Program
-from steering.spec import PromptSelection, Scope, Site
+from steering.artifacts.spline import Manifold
+from steering.language.scope import PromptSelection, Scope
+from steering.language.vocabulary import Site
+from steering.programs.program import Program
 from vectors.extract.behaviour import Answers, Behaviour
 from vectors.extract.manifold_fit import Fit
 from vectors.extract.programs import program_of

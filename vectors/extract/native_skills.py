@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
-from steering.payload import Kind
-from steering.spec import Model, Op, Site
+from steering.artifacts.payload import Kind
+from steering.language.fields import Model
+from steering.language.vocabulary import Op, Site
 from vectors.extract.contract import Split
 from vectors.extract.errors import ConstantActivations, EmptyText, LeakingSplit, OneClass, TooFewExamples
 from vectors.extract.items import Item, Label, digest_of, split_items

@@ -5,12 +5,15 @@ from typing import Any
 
 import torch
 
-from steering.compiler import compile_program
-from steering.facts import ModelFacts
-from steering.payload import Kind, Payload
-from steering.program import Program
-from steering.source import Resolved, Source
-from steering.spec import Intervention, Op, PromptSelection, Scope, Site, Strength
+from steering.artifacts.payload import Kind, Payload
+from steering.artifacts.source import Resolved, Source
+from steering.language.intervention import Intervention
+from steering.language.scope import PromptSelection, Scope
+from steering.language.strength import Strength
+from steering.language.vocabulary import Op, Site
+from steering.models.facts import ModelFacts
+from steering.programs.compiler import compile_program
+from steering.programs.program import Program
 
 # Every prediction: the last prompt token, and each generated one as it is fed back.
 LAST = Scope(prompt=PromptSelection(positions=[-1]), generation="all")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from steering.spec import Model
+from steering.language.fields import Model
 from vectors.extract.contract import Split
 from vectors.extract.errors import EmptyText, LeakingSplit, NoContrast, TooFewExamples
 from vectors.extract.items import Splits, digest_of, split_items

@@ -7,8 +7,8 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from steering.program import Program
-from steering.spec import Model
+from steering.language.fields import Model
+from steering.programs.program import Program
 from vectors.extract.errors import NoContrast
 from vectors.extract.subject import Subject, answer_logprobs, first_token
 

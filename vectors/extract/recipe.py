@@ -8,11 +8,16 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from pydantic import Field, ValidationError
 
-from steering.errors import InvalidRequest
-from steering.facts import ModelFacts
-from steering.layers import explicit_layers
-from steering.payload import Kind, Payload
-from steering.spec import Layers, Model, Op, Reading, Scope, Site, Strength
+from steering.artifacts.payload import Kind, Payload
+from steering.language.errors import InvalidRequest
+from steering.language.fields import Model
+from steering.language.gates import Reading
+from steering.language.layers import Layers
+from steering.language.scope import Scope
+from steering.language.strength import Strength
+from steering.language.vocabulary import Op, Site
+from steering.models.facts import ModelFacts
+from steering.programs.layers import explicit_layers
 from vectors.artifact import Metadata, Name, Tags, Text
 from vectors.extract.contract import Cancelled, Extraction, Progress
 from vectors.extract.errors import ExtractionCancelled

@@ -15,9 +15,9 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from steering.facts import ModelFacts
-from steering.program import Program
-from steering.spec import Site
+from steering.language.vocabulary import Site
+from steering.models.facts import ModelFacts
+from steering.programs.program import Program
 from vectors.extract.errors import FitFailed, TooFewExamples
 from vectors.extract.programs import EVERYWHERE, adding, program_of
 from vectors.extract.readout import Readout, ReadoutOptions, make_readout

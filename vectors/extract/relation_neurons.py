@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
-from steering.program import Program
-from steering.spec import MaskOptions
+from steering.language.options import MaskOptions
+from steering.programs.program import Program
 from vectors.extract.contract import Split
 from vectors.extract.errors import EmptyText
 from vectors.extract.items import Example, Item, Label, Labelled, labelled

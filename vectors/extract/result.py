@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
+from steering.language.strength import Strength
 from steering.ops.base import RESIDUAL_SITES
-from steering.spec import Strength
 from vectors.artifact import Metadata
 from vectors.extract.contract import ExtractOptions, ExtractRequest
 from vectors.extract.data import Dataset

@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
-from steering.errors import InvalidRequest
-from steering.facts import ModelFacts
-from steering.inline import parse_options
-from steering.layers import explicit_layers
+from steering.artifacts.payload import Payload
+from steering.language.errors import InvalidRequest
+from steering.models.facts import ModelFacts
 from steering.ops.base import VECTOR_SITES, get_operation, operations
-from steering.payload import Payload
+from steering.programs.inline import parse_options
+from steering.programs.layers import explicit_layers
 from vectors.extract.contract import Cancelled, Capture, Extraction, ExtractOptions, ExtractRequest, Progress
 from vectors.extract.controls import random_scores, shuffled_scores, summary
 from vectors.extract.data import Dataset, prepare

@@ -14,8 +14,9 @@ import numpy.typing as npt
 import torch
 from pydantic import Field
 
-from steering.errors import InvalidRequest
-from steering.spec import Reading, Site
+from steering.language.errors import InvalidRequest
+from steering.language.gates import Reading
+from steering.language.vocabulary import Site
 from vectors.extract.contract import Split
 from vectors.extract.errors import EmptyText, FitFailed, LeakingSplit, NoContrast
 from vectors.extract.items import digest_of, split_items

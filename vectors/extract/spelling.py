@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from steering.facts import ModelFacts
-from steering.program import Program
-from steering.spec import Site
+from steering.language.vocabulary import Site
+from steering.models.facts import ModelFacts
+from steering.programs.program import Program
 from vectors.extract.subject import Programs, Prompt, Subject, Tokens, Turn
 
 # Words of any language take three or more bytes a token; texts that fall back to bytes take one.

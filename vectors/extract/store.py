@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from steering.spec import Site
+from steering.language.vocabulary import Site
 from vectors.extract.contract import Cancelled, Capture, Pair, Progress, TokenPosition
 from vectors.extract.errors import ExtractionCancelled, FitFailed
 from vectors.scratch import ScratchFolder

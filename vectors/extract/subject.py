@@ -6,10 +6,11 @@ from typing import Annotated, Protocol
 import torch
 from pydantic import Field, StringConstraints
 
-from steering.errors import InvalidRequest
-from steering.facts import ModelFacts
-from steering.program import Program
-from steering.spec import Model, Site
+from steering.language.errors import InvalidRequest
+from steering.language.fields import Model
+from steering.language.vocabulary import Site
+from steering.models.facts import ModelFacts
+from steering.programs.program import Program
 from vectors.extract.errors import EmptyText, FitFailed, TextTooLong
 
 BATCH_TOKENS = 4096

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from steering.spec import Model
+from steering.language.fields import Model
 from vectors.extract.contract import Pair, Split
 from vectors.extract.data import Dataset, prepare
 from vectors.extract.items import Item

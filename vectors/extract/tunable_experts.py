@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal, Self
 import torch
 from pydantic import Field, model_validator
 
-from steering.spec import ExpertMaskOptions, Model
+from steering.language.fields import Model
+from steering.language.options import ExpertMaskOptions
 from vectors.extract.contract import Split
 from vectors.extract.errors import FitFailed
 from vectors.extract.items import Example, Item, Label, Labelled, labelled

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from steering.spec import Site
+from steering.language.vocabulary import Site
 from vectors.extract.errors import FitFailed, LeakingSplit, TooFewExamples
 from vectors.extract.items import Splits, digest_of, split_items
 from vectors.extract.programs import LAST, program_of

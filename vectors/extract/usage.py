@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from steering.errors import UnsupportedModel
-from steering.facts import ModelFacts
+from steering.language.errors import UnsupportedModel
+from steering.models.facts import ModelFacts
 from vectors.extract.recipe import Span
 from vectors.extract.scratch import Scratch
 from vectors.extract.subject import Subject, Tokens, stream

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from steering.errors import InvalidPayload, InvalidRequest, PayloadTooLarge
-from steering.payload import Payload
+from steering.artifacts.payload import Payload
+from steering.language.errors import InvalidPayload, InvalidRequest, PayloadTooLarge
 from vectors.artifact import Limits, Metadata
 
 # A direction no longer than this is what rounding left of zero, in any unit that activations have.

@@ -17,8 +17,8 @@ import torch
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 from pydantic_core import from_json
 
-from steering.errors import InvalidPayload, InvalidRequest
-from steering.payload import Payload
+from steering.artifacts.payload import Payload
+from steering.language.errors import InvalidPayload, InvalidRequest
 from vectors.artifact import Limits, Metadata
 from vectors.errors import InvalidMetadata, storage_error
 from vectors.formats.base import Format, check_size, pick_layers, register, without_noise

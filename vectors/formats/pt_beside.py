@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steering.errors import InvalidPayload
-from steering.spec import Site
+from steering.language.errors import InvalidPayload
+from steering.language.vocabulary import Site
 from vectors.formats.pt_layers import LAYER_KEYS
 
 MOST_BYTES = 2**20

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from steering.errors import InvalidPayload
-from steering.spec import Site
+from steering.language.errors import InvalidPayload
+from steering.language.vocabulary import Site
 
 # Keys under which the directions stand where they are not the whole file.
 WRAPPERS = ("vector", "vectors", "direction", "directions", "steering_vector", "layer_activations")

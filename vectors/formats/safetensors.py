@@ -7,8 +7,8 @@ from pydantic_core import from_json
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from steering.errors import InvalidPayload
-from steering.payload import Payload
+from steering.artifacts.payload import Payload
+from steering.language.errors import InvalidPayload
 from vectors.artifact import Limits, Metadata
 from vectors.errors import InvalidMetadata
 from vectors.formats.base import HEADER_BYTES, Format, check_size, pick_layers, register

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from steering.errors import InvalidPayload, InvalidRequest
-from steering.payload import Payload
+from steering.artifacts.payload import Payload
+from steering.language.errors import InvalidPayload, InvalidRequest
 from vectors.artifact import Limits, Metadata
 from vectors.formats.base import check_size, without_noise
 from vectors.formats.pt_beside import Beside, read_beside

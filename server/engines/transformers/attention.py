@@ -13,7 +13,7 @@ from transformers import AttentionInterface
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-from steering.errors import UnsupportedModel
+from steering.language.errors import UnsupportedModel
 
 NAME = "sdpa"
 # Scores that are held at once, in elements: rows of queries are taken in parts of this size.

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 
 from server.engines.base import Completion, Engine, Generation, Sampling
-from steering.compiler import compile_program
-from steering.errors import EngineFailed, EngineUnavailable, UnsupportedModel
-from steering.program import Program
-from steering.source import Resolved
-from steering.spec import Intervention
+from steering.artifacts.source import Resolved
+from steering.language.errors import EngineFailed, EngineUnavailable, UnsupportedModel
+from steering.language.intervention import Intervention
+from steering.programs.compiler import compile_program
+from steering.programs.program import Program
 
 Begin = Callable[[Generation], Completion]
 PROMPT = (1, 2, 3, 4, 5)

@@ -41,15 +41,16 @@ from server.engines.transformers.stock import Manager, check_stock
 from server.engines.transformers.supervisor import Supervisor
 from server.engines.turns import Turns
 from server.threads import in_thread
-from steering.bank import Bank
-from steering.containment import Fault, fault_error, for_comparison, model_error
-from steering.errors import EngineUnavailable, InvalidRequest, TrimtabError
-from steering.facts import ModelFacts
+from steering.acting.containment import Fault, fault_error, for_comparison, model_error
+from steering.acting.selftest import SelfTest, narrowed, run_selftest
+from steering.acting.steerer import Steerer
+from steering.language.errors import EngineUnavailable, InvalidRequest, TrimtabError
+from steering.models.describe import model_facts
+from steering.models.facts import ModelFacts
+from steering.models.fingerprints import fingerprint
 from steering.ops import operations
-from steering.program import Program
-from steering.selftest import SelfTest, narrowed, run_selftest
-from steering.sites import fingerprint, model_facts
-from steering.steerer import Steerer
+from steering.programs.program import Program
+from steering.residency.bank import Bank
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")

@@ -1,11 +1,11 @@
 """Whether the values of a forward pass are finite, and whose fault it is where they are not.
 
-Steering contains its own steps (`steering.containment`), but a step that is finite may still drive the layers behind it
-out of their dtype, and a model may leave float16 without any steering. In a packed batch one key that is not a number
-makes the attention scores of every request NaN. So each pass is **watched**: one sum over the last block's output, into
-which any such value finds its way along the residual stream. A pass that fails is run again, **examined**: keys and
-values that are not finite are zeros for attention, each with a note of its token, so that every other request gets what
-it gets alone, and the requests that made them are known.
+Steering contains its own steps (`steering.acting.containment`), but a step that is finite may still drive the layers
+behind it out of their dtype, and a model may leave float16 without any steering. In a packed batch one key that is not
+a number makes the attention scores of every request NaN. So each pass is **watched**: one sum over the last block's
+output, into which any such value finds its way along the residual stream. A pass that fails is run again, **examined**:
+keys and values that are not finite are zeros for attention, each with a note of its token, so that every other request
+gets what it gets alone, and the requests that made them are known.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steering.sites import attach
+from steering.models.taps import attach
 
 
 class Watch:

@@ -17,15 +17,15 @@ from server.effects.divergence import Divergence, divergence
 from server.engines.base import Captured, CaptureRequest, CompareRequest, Scores
 from server.engines.checks import length_of, positions_of
 from server.engines.transformers.finite import Watch
-from steering.bank import Bank
-from steering.containment import UNLIMITED, Fault, StepLimit, fault_error, model_error
-from steering.errors import TrimtabError
-from steering.program import Program
-from steering.record import Record, Taken
-from steering.scope import bits_at, touch_map
-from steering.sites import attach
-from steering.spec import Site
-from steering.steerer import Steerer
+from steering.acting.containment import UNLIMITED, Fault, StepLimit, fault_error, model_error
+from steering.acting.record import Record, Taken
+from steering.acting.steerer import Steerer
+from steering.language.errors import TrimtabError
+from steering.language.vocabulary import Site
+from steering.models.taps import attach
+from steering.programs.program import Program
+from steering.programs.touch import bits_at, touch_map
+from steering.residency.bank import Bank
 
 TOKENS_PER_PASS = 2048
 NUM_SLOTS = 2

@@ -8,7 +8,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from server.engines.transformers import attention
 from server.engines.transformers.options import EngineOptions
-from steering.errors import EngineUnavailable, UnsupportedModel
+from steering.language.errors import EngineUnavailable, UnsupportedModel
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

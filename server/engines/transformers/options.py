@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from steering.containment import UNLIMITED, StepLimit
+from steering.acting.containment import UNLIMITED, StepLimit
 
 
 @dataclass(frozen=True)

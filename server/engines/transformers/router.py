@@ -9,7 +9,7 @@ from server.engines.base import FinishReason, Token
 from server.engines.transformers.handover import on_loop
 from server.engines.transformers.running import EngineCompletion, Running
 from server.engines.transformers.steps import Steps
-from steering.errors import EngineUnavailable, TrimtabError
+from steering.language.errors import EngineUnavailable, TrimtabError
 
 Events = list[tuple[EngineCompletion, list[Token], TrimtabError | None]]
 

@@ -12,10 +12,10 @@ from server.engines.base import Completion, Generation, Token, Touched
 from server.engines.measured import Measured
 from server.engines.touching import count_touched
 from server.engines.transformers.tally import Tally
-from steering.containment import Fault
-from steering.errors import EngineUnavailable, TrimtabError
-from steering.program import Program
-from steering.scope import TouchMap, bits_at, touch_map
+from steering.acting.containment import Fault
+from steering.language.errors import EngineUnavailable, TrimtabError
+from steering.programs.program import Program
+from steering.programs.touch import TouchMap, bits_at, touch_map
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,12 @@ from server.engines.transformers.handover import on_loop
 from server.engines.transformers.running import EngineCompletion, Failure, Overflow, Running, SaltedIds
 from server.engines.transformers.sampler import NO_TOKEN, choices, sample
 from server.engines.transformers.suspects import Suspects
-from steering.bank import Bank
-from steering.containment import Fault, StepLimit
-from steering.errors import EngineFailed, InvalidRequest, TrimtabError
-from steering.plan import StepPlan
-from steering.record import Record
-from steering.steerer import Steerer
+from steering.acting.containment import Fault, StepLimit
+from steering.acting.record import Record
+from steering.acting.steerer import Steerer
+from steering.language.errors import EngineFailed, InvalidRequest, TrimtabError
+from steering.residency.bank import Bank
+from steering.residency.plan import StepPlan
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from transformers.generation.continuous_batching.model_runner import ModelRunner
 from transformers.generation.continuous_batching.requests import RequestState
 from transformers.generation.continuous_batching.scheduler import FIFOScheduler, Scheduler
 
-from steering.errors import UnsupportedModel
+from steering.language.errors import UnsupportedModel
 
 VERSION = "5.19."
 EXPECTED: tuple[tuple[type, str, tuple[str, ...]], ...] = (

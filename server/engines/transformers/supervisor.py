@@ -20,7 +20,7 @@ from server.engines.transformers.steps import Steps
 from server.engines.transformers.stock import Manager
 from server.engines.watching import BackOff, Progress
 from server.threads import in_thread
-from steering.errors import EngineUnavailable, TrimtabError
+from steering.language.errors import EngineUnavailable, TrimtabError
 
 log = structlog.get_logger(__name__)
 WATCH_S = 0.2

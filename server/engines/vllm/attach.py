@@ -16,8 +16,8 @@ from server.engines.vllm.graph import GraphTables, Place, poisoned, steered
 from server.engines.vllm.ops import Actor, Split, register
 from server.engines.vllm.steps import Steps
 from server.engines.vllm.wire import Key
-from steering.routing import RouterRule
-from steering.spec import Site
+from steering.language.vocabulary import Site
+from steering.models.routing import RouterRule
 
 # Families whose vLLM blocks take and return (hidden, residual), and what they call attention and MLP.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe")

@@ -13,8 +13,8 @@ from server.engines.vllm.schemas import check_schema, refused
 from server.engines.vllm.slots import Lease
 from server.engines.vllm.taken import Taken
 from server.threads import in_thread
-from steering.errors import EngineUnavailable, TrimtabError
-from steering.scope import TouchMap, touch_map
+from steering.language.errors import EngineUnavailable, TrimtabError
+from steering.programs.touch import TouchMap, touch_map
 
 if TYPE_CHECKING:
     from server.engines.vllm.engine import VllmEngine

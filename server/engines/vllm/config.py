@@ -21,7 +21,7 @@ from server.engines.vllm.plugin import MARKER, check
 from server.engines.vllm.reading import ModelReading, engine_dtype
 from server.engines.vllm.wire import EXTRA
 from server.settings import InvalidSettings
-from steering.errors import UnsupportedModel
+from steering.language.errors import UnsupportedModel
 
 # Slots beside those of requests, for passes that measure.
 MEASURE_SLOTS = 2

@@ -18,8 +18,8 @@ from server.engines.vllm.reading import ModelReading
 from server.engines.vllm.refusals import RESTARTING, refusal
 from server.engines.vllm.sampling import sampling_params
 from server.engines.vllm.wire import encode_program, identity
-from steering.errors import EngineUnavailable, ProgramLost, UnsupportedSite
-from steering.program import Program
+from steering.language.errors import EngineUnavailable, ProgramLost, UnsupportedSite
+from steering.programs.program import Program
 
 log = structlog.get_logger(__name__)
 WATCH_S = 0.2

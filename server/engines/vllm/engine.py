@@ -34,11 +34,11 @@ from server.engines.vllm.selftest import run_selftest
 from server.engines.vllm.slots import Lease, SlotTable
 from server.engines.vllm.taken import Asking, Taken
 from server.engines.vllm.wire import extra_of
-from steering.errors import EngineUnavailable, InvalidRequest, SlotsExhausted, TrimtabError
-from steering.facts import ModelFacts
+from steering.language.errors import EngineUnavailable, InvalidRequest, SlotsExhausted, TrimtabError
+from steering.models.facts import ModelFacts
 from steering.ops import operations
-from steering.program import Program
-from steering.scope import TouchMap
+from steering.programs.program import Program
+from steering.programs.touch import TouchMap
 
 
 class VllmEngine(Engine):

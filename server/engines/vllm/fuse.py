@@ -13,8 +13,8 @@ from typing import Literal
 
 import torch
 
+from steering.language.vocabulary import Op
 from steering.ops.base import Row
-from steering.spec import Op
 
 # Scalars of a stage in the order the graph reads them.
 NUM_FIXED_SCALARS = 8

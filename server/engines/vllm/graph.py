@@ -27,7 +27,7 @@ from server.engines.vllm.fuse import (
 )
 from server.engines.vllm.staging import Staging
 from server.engines.vllm.wire import Key, Rows
-from steering.containment import UNLIMITED, StepLimit, contain
+from steering.acting.containment import UNLIMITED, StepLimit, contain
 from steering.ops.base import Row
 
 # Distinct scopes of a program: with three there are seven ways to touch a token.

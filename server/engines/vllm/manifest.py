@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from server.engines.vllm.fuse import GraphOps
-from steering import containment
-from steering.containment import LimitAction, StepLimit
-from steering.spec import Site
+from steering.acting import containment
+from steering.acting.containment import LimitAction, StepLimit
+from steering.language.vocabulary import Site
 
 TRACED = (*(Path(__file__).parent / name for name in ("attach.py", "fuse.py", "graph.py", "ops.py")),
           Path(containment.__file__))

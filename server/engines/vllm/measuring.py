@@ -17,10 +17,10 @@ from server.engines.vllm.passes import Pass, divergence_of, tensor_of
 from server.engines.vllm.slots import SlotTable
 from server.engines.vllm.taken import Asking, Taken
 from server.engines.vllm.wire import extra_of
-from steering import containment
-from steering.containment import StepLimit, fault_error, model_error
-from steering.errors import EngineUnavailable, ProgramLost, TrimtabError
-from steering.program import Program
+from steering.acting import containment
+from steering.acting.containment import StepLimit, fault_error, model_error
+from steering.language.errors import EngineUnavailable, ProgramLost, TrimtabError
+from steering.programs.program import Program
 
 # Completions that are compared in the same passes.
 AT_ONCE = 16

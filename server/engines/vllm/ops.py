@@ -14,9 +14,9 @@ from torch import Tensor
 from server.engines.vllm.graph import held_by, poisoned
 from server.engines.vllm.steps import Steps
 from server.engines.vllm.wire import Key
-from steering.plan import Stage
-from steering.routing import RouterRule, Routing
-from steering.steerer import measured_route, measured_stage
+from steering.acting.steerer import measured_route, measured_stage
+from steering.models.routing import RouterRule, Routing
+from steering.residency.plan import Stage
 
 
 @dataclass(frozen=True)

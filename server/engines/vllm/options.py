@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from server.engines.vllm.places import ALL_SITES
-from steering.containment import UNLIMITED, StepLimit
-from steering.spec import Site
+from steering.acting.containment import UNLIMITED, StepLimit
+from steering.language.vocabulary import Site
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 
 from server.effects.divergence import Divergence
 from server.engines.vllm.wire import Key
-from steering.program import Program
-from steering.scope import TouchMap, touch_map
+from steering.programs.program import Program
+from steering.programs.touch import TouchMap, touch_map
 
 
 @dataclass(frozen=True)

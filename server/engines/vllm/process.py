@@ -6,7 +6,7 @@ from server.engines.vllm.config import awake, engine_config
 from server.engines.vllm.options import VllmOptions
 from server.engines.vllm.pulse import Pulse, beating
 from server.engines.vllm.reading import ModelReading
-from steering.errors import TrimtabError, UnsupportedModel
+from steering.language.errors import TrimtabError, UnsupportedModel
 
 
 def start_llm(options: VllmOptions, reading: ModelReading, pulse: Pulse) -> Any:

@@ -9,9 +9,10 @@ from transformers import AutoModelForCausalLM
 
 from server.engines.vllm.attach import FAMILIES
 from server.engines.vllm.options import VllmOptions
-from steering.errors import UnsupportedModel
-from steering.facts import ModelFacts
-from steering.sites import fingerprint, model_facts
+from steering.language.errors import UnsupportedModel
+from steering.models.describe import model_facts
+from steering.models.facts import ModelFacts
+from steering.models.fingerprints import fingerprint
 
 # Fields of a configuration that vLLM 0.32 passes over in silence; each is 2 nats off or more in a small random model.
 # All others of the families served there give what eager transformers gives.

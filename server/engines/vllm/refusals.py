@@ -6,7 +6,7 @@ from dataclasses import fields
 from http import HTTPStatus
 
 from server.engines.base import Sampling
-from steering.errors import EngineUnavailable, InvalidRequest, TrimtabError
+from steering.language.errors import EngineUnavailable, InvalidRequest, TrimtabError
 
 RESTARTING = "It is being restarted; try again in a while."
 # vLLM's names of fields that requests have too; its other parameters no request can name.

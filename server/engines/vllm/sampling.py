@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from server.engines.base import Sampling, Token
-from steering.errors import ModelOverflow
+from steering.language.errors import ModelOverflow
 
 # What OpenAI's API writes for a token that cannot be: a schema leaves -inf of most, which JSON has no number for.
 LEAST = -9999.0

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from steering.errors import InvalidRequest
+from steering.language.errors import InvalidRequest
 
 PARAM = "response_format.json_schema.schema"
 # Constraints that xgrammar reads past: an answer might break them.

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from server.engines.vllm.passes import Pass
-from steering.errors import UnsupportedModel
-from steering.facts import ModelFacts
+from steering.acting.selftest import PROMPT_LENGTH
+from steering.language.errors import UnsupportedModel
+from steering.language.scope import Scope
+from steering.language.vocabulary import Site
+from steering.models.facts import ModelFacts
 from steering.ops.base import Row
-from steering.program import Applied, Compiled, Program
-from steering.selftest import PROMPT_LENGTH
-from steering.spec import Scope, Site
+from steering.programs.program import Applied, Compiled, Program
 
 if TYPE_CHECKING:
     from server.engines.vllm.engine import VllmEngine

@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from server.engines.vllm.wire import identity
-from steering.errors import SlotsExhausted
-from steering.program import Program
+from steering.language.errors import SlotsExhausted
+from steering.programs.program import Program
 
 
 @dataclass(eq=False)

@@ -16,9 +16,9 @@ from server.engines.arena import Arena
 from server.engines.vllm.graph import GraphTables
 from server.engines.vllm.tally import Entry, Fault, Readout, Sheet, Tallies
 from server.engines.vllm.wire import Key, Rows, Touch, carried_by, decode_touch
-from steering.containment import UNLIMITED, StepLimit
-from steering.plan import Stage, StepPlan, plan_step
-from steering.row_table import Held, RowTable
+from steering.acting.containment import UNLIMITED, StepLimit
+from steering.residency.plan import Stage, StepPlan, plan_step
+from steering.residency.row_table import Held, RowTable
 
 IntArray = npt.NDArray[np.int64]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from server.engines.measured import Measured, MeasuredTable
 from server.engines.vllm.wire import Key
-from steering.containment import UNLIMITED, StepLimit
+from steering.acting.containment import UNLIMITED, StepLimit
 
 IntArray = npt.NDArray[np.int64]
 # Requests that are over and whose steps nobody has asked for yet.

@@ -13,10 +13,10 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import load, save
 
+from steering.language.vocabulary import Site
 from steering.ops.base import Row
-from steering.program import Program
-from steering.scope import TokenRules, TouchMap
-from steering.spec import Site
+from steering.programs.program import Program
+from steering.programs.touch import TokenRules, TouchMap
 
 # The key of everything of ours in `SamplingParams.extra_args` and in vLLM's `additional_config`.
 EXTRA = "trimtab"

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from server.engines.base import Generation, Sampling, Token, Touched
-from steering.errors import InvalidRequest
-from steering.program import Program
+from steering.language.errors import InvalidRequest
+from steering.programs.program import Program
 from tests.engines import reference as ref
 from tests.engines.cases import vector
 from tests.engines.conftest import compiled, generate, ids

@@ -11,8 +11,8 @@ from fastapi import FastAPI
 from lab import model_path
 from server.engines.transformers.engine import TransformersEngine
 from server.engines.transformers.options import EngineOptions
-from steering.payload import Payload
-from steering.spec import Reading
+from steering.artifacts.payload import Payload
+from steering.language.gates import Reading
 from tests.engines.cases import vector
 from tests.engines.vllm.apps import Running, client_of, make_app
 from tests.engines.vllm.conftest import Group

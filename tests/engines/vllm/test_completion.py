@@ -11,10 +11,10 @@ from server.engines.base import Generation, Sampling
 from server.engines.vllm.completion import VllmCompletion
 from server.engines.vllm.taken import Steps, Taken
 from server.engines.vllm.tally import Fault
-from steering.errors import EngineUnavailable, InvalidRequest, SteeringOverflow
+from steering.language.errors import EngineUnavailable, InvalidRequest, SteeringOverflow
+from steering.language.scope import Scope
 from steering.ops.base import Row
-from steering.program import Applied, Compiled, Program
-from steering.spec import Scope
+from steering.programs.program import Applied, Compiled, Program
 
 APPLIED = Applied(None, "add", (), (), {}, {})
 PROGRAM = Program((Compiled("add", Scope(), {("resid_post", 0): Row("add", {})}, APPLIED),))

@@ -14,9 +14,9 @@ import pytest_asyncio
 
 from server.engines.base import CaptureRequest, CompareRequest, Generation, Sampling
 from server.engines.vllm import engine as engine_module
-from steering.containment import StepLimit
-from steering.errors import ProgramLost, SteeringLimit, SteeringOverflow
-from steering.program import Program
+from steering.acting.containment import StepLimit
+from steering.language.errors import ProgramLost, SteeringLimit, SteeringOverflow
+from steering.programs.program import Program
 from tests.engines.cases import vector
 from tests.engines.conftest import compiled, generate, ids
 from tests.engines.vllm import checks

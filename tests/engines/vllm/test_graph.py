@@ -12,13 +12,13 @@ import torch
 from server.engines.vllm.fuse import STAGE_OPS, GraphOps, fuse
 from server.engines.vllm.graph import GraphTables, steered
 from server.engines.vllm.wire import Rows
-from steering.compiler import compile_program
-from steering.containment import UNLIMITED, StepLimit, contain
+from steering.acting.containment import UNLIMITED, StepLimit, contain
+from steering.artifacts.source import Resolved
+from steering.language.intervention import Intervention
+from steering.models.describe import model_facts
 from steering.ops.base import Row
 from steering.ops.kernel import get_kernel
-from steering.sites import model_facts
-from steering.source import Resolved
-from steering.spec import Intervention
+from steering.programs.compiler import compile_program
 from tests.engines.cases import dense_cases
 from tests.tiny import tiny
 

@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 import torch
 
-from steering.errors import SteeringOverflow
+from steering.language.errors import SteeringOverflow
 from tests.engines import reference as ref
 from tests.engines.conftest import compiled, generate
 from tests.engines.vllm import checks

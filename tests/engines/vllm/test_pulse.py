@@ -19,7 +19,7 @@ from server.engines.vllm.connection import Connection
 from server.engines.vllm.forecast import Forecast
 from server.engines.vllm.options import VllmOptions
 from server.engines.vllm.pulse import Processes, Pulse
-from steering.errors import EngineUnavailable, InvalidRequest
+from steering.language.errors import EngineUnavailable, InvalidRequest
 
 
 class Clock:

@@ -13,7 +13,7 @@ from server.engines.vllm.engine import VllmEngine
 from server.engines.vllm.pulse import Pulse
 from server.engines.vllm.reading import DROPPED, read_model
 from server.settings import InvalidSettings
-from steering.errors import UnsupportedModel
+from steering.language.errors import UnsupportedModel
 from tests.engines.vllm.conftest import options
 from tests.tiny import SWITCHES, tiny
 

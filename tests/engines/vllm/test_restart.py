@@ -17,8 +17,8 @@ import pytest_asyncio
 from server.engines.vllm import engine as engine_module
 from server.engines.vllm.engine import VllmEngine
 from server.engines.vllm.selftest import run_selftest
-from steering.errors import EngineUnavailable
-from steering.facts import ModelFacts
+from steering.language.errors import EngineUnavailable
+from steering.models.facts import ModelFacts
 from tests.engines.vllm.apps import client_of, make_app
 from tests.engines.vllm.conftest import options
 from tests.engines.vllm.same import CHAT, TURNS, answer, requests_of, same_numbers, store

@@ -6,7 +6,7 @@ import pytest
 
 from server.engines.vllm.refusals import refusal
 from server.engines.vllm.schemas import MAX_SCHEMAS, check_schema
-from steering.errors import EngineUnavailable, InvalidRequest
+from steering.language.errors import EngineUnavailable, InvalidRequest
 
 
 def holding(part: dict[str, Any] | bool) -> dict[str, Any]:

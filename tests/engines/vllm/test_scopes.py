@@ -14,8 +14,8 @@ from server.engines.base import Generation, Sampling
 from server.engines.vllm import connection as connection_module
 from server.engines.vllm import wire
 from server.engines.vllm.slots import Lease
-from steering.errors import InvalidRequest, InvalidSpec, ProgramLost, SlotsExhausted
-from steering.program import Program
+from steering.language.errors import InvalidRequest, InvalidSpec, ProgramLost, SlotsExhausted
+from steering.programs.program import Program
 from tests.engines import reference as ref
 from tests.engines.cases import vector
 from tests.engines.conftest import compiled, generate, ids

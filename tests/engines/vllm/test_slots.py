@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from server.engines.vllm.slots import Lease, SlotTable
-from steering.errors import EngineUnavailable, SlotsExhausted
-from steering.program import Program
+from steering.language.errors import EngineUnavailable, SlotsExhausted
+from steering.programs.program import Program
 
 
 class _Named:

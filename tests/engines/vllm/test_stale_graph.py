@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from lab import model_path
 from server.engines.vllm.engine import VllmEngine
 from server.engines.vllm.options import VllmOptions
-from steering.errors import UnsupportedModel
+from steering.language.errors import UnsupportedModel
 from tests.engines import reference as ref
 from tests.engines.cases import vector
 from tests.engines.conftest import compiled, generate

@@ -15,7 +15,7 @@ from server.engines.vllm.steps import Steps
 from server.engines.vllm.taken import Taken
 from server.engines.vllm.tally import MAX_CLOSED, Fault
 from server.engines.vllm.wire import EXTRA, FAULTS, Rows
-from steering.containment import UNLIMITED, StepLimit, contain
+from steering.acting.containment import UNLIMITED, StepLimit, contain
 from steering.ops.base import Row
 
 D = 8

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from steering.facts import ModelFacts
-from steering.payload import Payload
-from steering.program import Program
-from steering.source import Source
+from steering.artifacts.payload import Payload
+from steering.artifacts.source import Source
+from steering.models.facts import ModelFacts
+from steering.programs.program import Program
 from tests.vectors.making import metadata, open_library, vector_payload
 from vectors.artifact import InvalidMetadata, Metadata, Patch
 from vectors.calibrate.bench import Trial

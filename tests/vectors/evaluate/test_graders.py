@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from steering.reading import Reader
+from steering.programs.reading import Reader
 from vectors.evaluate.errors import GraderUnusable
 from vectors.evaluate.graders import (
     Answer,

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from steering.errors import InvalidSpec
-from steering.facts import ModelFacts
-from steering.payload import Payload
-from steering.program import Program
-from steering.source import Resolved, Source
-from steering.spec import Intervention
+from steering.artifacts.payload import Payload
+from steering.artifacts.source import Resolved, Source
+from steering.language.errors import InvalidSpec
+from steering.language.intervention import Intervention
+from steering.models.facts import ModelFacts
+from steering.programs.program import Program
 from vectors.calibrate.bench import Trial
 from vectors.evaluate.graders import BROKEN, RegexGrader, SentimentGrader
 from vectors.evaluate.run import Asked, Options, evaluate

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from steering.facts import ModelFacts
-from steering.spec import Site
+from steering.language.vocabulary import Site
+from steering.models.facts import ModelFacts
 from vectors.extract import ExtractOptions, ExtractRequest, Pair
 
 WIDTH = 48

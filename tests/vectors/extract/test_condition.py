@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from steering.compiler import compile_program
-from steering.reading import compile_reader
-from steering.source import Resolved
-from steering.spec import Intervention
+from steering.artifacts.source import Resolved
+from steering.language.intervention import Intervention
+from steering.programs.compiler import compile_program
+from steering.programs.reading import compile_reader
 from tests.vectors.extract.toy import D_MODEL, Toy, cosine, never, noise, silent, unit
 from vectors.artifact import Artifact
 from vectors.extract import Extraction

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steering.errors import InvalidRequest
+from steering.language.errors import InvalidRequest
 from tests.vectors.extract.planted import FACTS, FILLER, FIRST_ITEM, NEGATIVE, POSITIVE, pairs
 from vectors.extract.contract import Pair
 from vectors.extract.data import SPLITS, prepare

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from steering.errors import TrimtabError
+from steering.language.errors import TrimtabError
 from tests.vectors.extract.toy import VOCAB, Toy, cosine, never, noise, silent, unit
 from vectors.extract import Extraction
 from vectors.extract.errors import EmptyText, FitFailed, LeakingSplit, NoContrast, OneClass, TooFewExamples

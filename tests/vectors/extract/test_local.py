@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from steering.errors import SteeringOverflow
-from steering.routing import select
-from steering.sites import model_facts, router_rule
+from steering.language.errors import SteeringOverflow
+from steering.models.describe import model_facts
+from steering.models.routers import router_rule
+from steering.models.routing import select
 from tests.tiny import tiny
 from vectors.extract.local import LocalSubject
 from vectors.extract.programs import EVERYWHERE, LAST, adding, program_of

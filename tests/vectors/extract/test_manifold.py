@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from steering.errors import InvalidRequest, TrimtabError
-from steering.manifold import Manifold
+from steering.artifacts.spline import Manifold
+from steering.language.errors import InvalidRequest, TrimtabError
 from tests.vectors.extract.toy import VOCAB, Toy, never, noise, silent
 from vectors.extract import Extraction
 from vectors.extract.behaviour import Answers, Behaviour, bhattacharyya

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from steering.errors import TrimtabError
+from steering.language.errors import TrimtabError
 from tests.vectors.extract.toy import D_MODEL, Toy, cosine, never, noise, silent
 from vectors.extract import Extraction
 from vectors.extract.errors import ConstantActivations, EmptyText, LeakingSplit, OneClass, TooFewExamples

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from steering.errors import TrimtabError
+from steering.language.errors import TrimtabError
 from tests.vectors.extract.toy import D_FF, VOCAB, Toy, never, noise, silent
 from vectors.extract import Extraction
 from vectors.extract.errors import EmptyText, LeakingSplit, NoContrast, OneClass, TextTooLong

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from steering.compiler import compile_program
-from steering.errors import InvalidRequest, InvalidSpec, LayerOutOfRange, TrimtabError, UnsupportedSite
-from steering.source import Resolved, Source
-from steering.spec import Intervention, Site
+from steering.artifacts.source import Resolved, Source
+from steering.language.errors import InvalidRequest, InvalidSpec, LayerOutOfRange, TrimtabError, UnsupportedSite
+from steering.language.intervention import Intervention
+from steering.language.vocabulary import Site
+from steering.programs.compiler import compile_program
 from tests.vectors.extract.planted import DIRECTIONS, FACTS, NUM_LAYERS, Planted, cosine, never, pairs, request, silent
 from vectors.artifact import Limits, Metadata, check
 from vectors.extract import Extraction, run

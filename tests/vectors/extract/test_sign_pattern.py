@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from steering.errors import InvalidRequest, TrimtabError
+from steering.language.errors import InvalidRequest, TrimtabError
 from tests.vectors.extract.toy import D_MODEL, Toy, never, silent
 from vectors.extract import Extraction
 from vectors.extract.errors import EmptyText, FitFailed, LeakingSplit, TooFewExamples

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from steering.errors import TrimtabError, UnsupportedSite
+from steering.language.errors import TrimtabError, UnsupportedSite
 from tests.vectors.extract.toy import VOCAB, Toy, never, noise, silent
 from vectors.extract import Extraction
 from vectors.extract.errors import EmptyText, LeakingSplit, NoContrast, OneClass, TooFewExamples

@@ -11,11 +11,11 @@ from functools import cache
 import numpy as np
 import torch
 
-from steering.facts import ModelFacts
+from steering.language.vocabulary import Site
+from steering.models.facts import ModelFacts
 from steering.ops.kernel import get_kernel
-from steering.program import Program
-from steering.scope import bits_at, touch_map
-from steering.spec import Site
+from steering.programs.program import Program
+from steering.programs.touch import bits_at, touch_map
 from vectors.extract.subject import Programs, Prompt, Tokens, Turn, one_each
 
 D_MODEL, NUM_HEADS, HEAD_DIM, D_FF, NUM_LAYERS, VOCAB = 32, 4, 8, 32, 3, 400

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from steering.spec import Model
+from steering.language.fields import Model
 
 BROKEN = "broken"
 

@@ -5,8 +5,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from steering.reading import Reader
-from steering.spec import NAME_PATTERN, Pool
+from steering.language.fields import NAME_PATTERN
+from steering.language.vocabulary import Pool
+from steering.programs.reading import Reader
 from vectors.evaluate.errors import GraderUnusable
 from vectors.evaluate.graders.contract import Answer, Grader, Measure, Tools, Verdict
 from vectors.extract.subject import Subject, batches

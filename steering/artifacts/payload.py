@@ -1,0 +1,179 @@
+"""The numbers of an artifact: which tensors each kind holds per layer, and what makes them valid.
+
+A payload is `layer -> tensor name -> tensor`. It is what a safetensors blob holds (under the keys `"{layer}.{name}"`),
+and what `inline` in a spec is turned into. Widths are letters: `d` is the width of the site (d_model, or num_heads *
+head_dim at head_out, or d_ff at mlp_act), `r` a rank, `m` a count of indices, `h` head_dim, `w` a count of knots, `a`
+one of coordinates.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from steering.artifacts.spline import Manifold
+from steering.language.errors import InvalidPayload
+
+Kind = Literal[
+    "vector", "subspace", "sign_pattern", "dim_mask", "neuron_set", "head_set", "expert_set", "affine", "probe",
+    "manifold", "diagonal",
+]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+Layers = Mapping[int, Mapping[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class TensorRule:
+    """Shape (one letter an axis) and nature of one named tensor of a kind."""
+
+    shape: tuple[str, ...]
+    integer: bool = False
+    optional: bool = False
+
+
+RULES: dict[Kind, dict[str, TensorRule]] = {
+    "vector": {"vector": TensorRule(("d",))},
+    "subspace": {"basis": TensorRule(("r", "d")), "mean": TensorRule(("d",), optional=True)},
+    "sign_pattern": {"dims": TensorRule(("m",), integer=True), "polarity": TensorRule(("m",), integer=True)},
+    "dim_mask": {"dims": TensorRule(("m",), integer=True), "value": TensorRule(("m",), optional=True)},
+    "neuron_set": {"neurons": TensorRule(("m",), integer=True), "value": TensorRule(("m",), optional=True)},
+    "head_set": {"heads": TensorRule(("m",), integer=True), "shift": TensorRule(("m", "h"), optional=True)},
+    "expert_set": {"experts": TensorRule(("m",), integer=True)},
+    "affine": {"up": TensorRule(("r", "d")), "down": TensorRule(("r", "d")), "bias": TensorRule(("r",))},
+    "probe": {"weight": TensorRule(("d",)), "bias": TensorRule(())},
+    "diagonal": {"scale": TensorRule(("d",)), "shift": TensorRule(("d",))},
+    "manifold": {"basis": TensorRule(("r", "d")), "mean": TensorRule(("d",)), "knots": TensorRule(("w", "a")),
+                 "points": TensorRule(("w", "r")), "period": TensorRule(("a",))},
+}
+
+# The tensor whose last axis is as wide as the site; other kinds are sets of indices.
+WIDTH_TENSORS: dict[Kind, str] = {"vector": "vector", "subspace": "basis", "affine": "up", "probe": "weight",
+                                  "manifold": "basis", "diagonal": "scale"}
+
+# The tensor that holds the indices of kinds that are sets.
+INDEX_NAMES = {"sign_pattern": "dims", "dim_mask": "dims", "neuron_set": "neurons", "head_set": "heads",
+               "expert_set": "experts"}
+
+
+@dataclass(frozen=True)
+class Payload:
+    """Validated numbers of one artifact. Floating tensors are float32, index tensors int64, all on the CPU."""
+
+    kind: Kind
+    layers: Layers
+
+    @classmethod
+    def build(cls, kind: Kind, layers: Mapping[int, Mapping[str, torch.Tensor]]) -> "Payload":
+        """Check every tensor of every layer.
+
+        Raises:
+            InvalidPayload: naming the layer and tensor that is wrong.
+        """
+        if kind not in RULES:
+            raise InvalidPayload(f"unknown artifact kind {kind!r}", param="kind", fix=f"Use one of {', '.join(KINDS)}.")
+        if not layers:
+            raise InvalidPayload("an artifact needs numbers for at least one layer", param="layers")
+        return cls(kind, {int(n): _check_layer(kind, int(n), tensors) for n, tensors in sorted(layers.items())})
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for tensors in self.layers.values() for t in tensors.values())
+
+    @property
+    def width(self) -> int | None:
+        """Of the site it was made for; None for kinds that are sets of indices, whose width is not stored."""
+        name = WIDTH_TENSORS.get(self.kind)
+        return None if name is None else next(iter(self.layers.values()))[name].shape[-1]
+
+    def to_tensors(self) -> dict[str, torch.Tensor]:
+        """Flat form for safetensors, which refuses tensors that share memory: `{"3.vector": tensor}`."""
+        return {f"{n}.{name}": t.clone(memory_format=torch.contiguous_format)
+                for n, tensors in self.layers.items() for name, t in tensors.items()}
+
+    @classmethod
+    def from_tensors(cls, kind: Kind, flat: Mapping[str, torch.Tensor]) -> "Payload":
+        layers: dict[int, dict[str, torch.Tensor]] = {}
+        for key, tensor in flat.items():
+            number, _, name = key.partition(".")
+            if not (number.isascii() and number.isdigit() and len(number) <= 6 and name):
+                raise InvalidPayload(f"tensor name {key[:80]!r} is not of the form LAYER.NAME", param="tensors",
+                                     fix='Name tensors like "3.vector".')
+            layers.setdefault(int(number), {})[name] = tensor
+        return cls.build(kind, layers)
+
+
+def _check_layer(kind: Kind, layer: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    rules = RULES[kind]
+    where = f"layers[{layer}]"
+    if layer < 0:
+        raise InvalidPayload(f"layer {layer} is negative", param=where)
+    unknown = sorted(set(tensors) - set(rules))
+    if unknown:
+        raise InvalidPayload(f"a {kind} has no tensor {unknown[0][:80]!r}", param=where,
+                             fix=f"It holds {', '.join(rules)}.")
+    sizes: dict[str, int] = {}
+    checked: dict[str, torch.Tensor] = {}
+    for name, rule in rules.items():
+        if name not in tensors:
+            if rule.optional:
+                continue
+            raise InvalidPayload(f"a {kind} needs the tensor {name!r}", param=f"{where}.{name}")
+        checked[name] = _check_tensor(tensors[name], rule, sizes, f"{where}.{name}")
+    _check_meaning(kind, checked, where)
+    return checked
+
+
+def _check_tensor(tensor: torch.Tensor, rule: TensorRule, sizes: dict[str, int], where: str) -> torch.Tensor:
+    if tensor.ndim != len(rule.shape):
+        raise InvalidPayload(f"expected {len(rule.shape)} axes ({', '.join(rule.shape)}), got shape "
+                             f"{list(tensor.shape)}", param=where)
+    for letter, size in zip(rule.shape, tensor.shape, strict=True):
+        if size == 0:
+            raise InvalidPayload("the tensor is empty", param=where)
+        if sizes.setdefault(letter, size) != size:
+            raise InvalidPayload(f"axis {letter!r} has size {size} here and {sizes[letter]} in another tensor",
+                                 param=where)
+    if rule.integer:
+        if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
+            raise InvalidPayload(f"expected whole numbers, got {tensor.dtype}", param=where)
+        return tensor.detach().to("cpu", torch.int64)
+    if tensor.dtype.is_complex or tensor.dtype == torch.bool:
+        raise InvalidPayload(f"expected real numbers, got {tensor.dtype}", param=where)
+    values = tensor.detach().to("cpu", torch.float32)
+    if not bool(torch.isfinite(values).all()):
+        raise InvalidPayload("contains NaN or infinity", param=where)
+    return values
+
+
+def _check_meaning(kind: Kind, tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    index_name = INDEX_NAMES.get(kind)
+    if index_name is not None:
+        index = tensors[index_name]
+        if int(index.min()) < 0:
+            raise InvalidPayload("indices must not be negative", param=f"{where}.{index_name}")
+        if len(set(index.tolist())) != index.numel():
+            raise InvalidPayload("an index occurs twice", param=f"{where}.{index_name}")
+    if kind == "sign_pattern" and not bool((tensors["polarity"].abs() == 1).all()):
+        raise InvalidPayload("polarity must be +1 or -1", param=f"{where}.polarity")
+    if kind in ("vector", "probe"):
+        name = "vector" if kind == "vector" else "weight"
+        if not bool(tensors[name].any()):
+            raise InvalidPayload("the vector is zero and would do nothing", param=f"{where}.{name}")
+    if "basis" in tensors:
+        _check_basis(tensors["basis"].double(), f"{where}.basis")
+    if kind == "manifold":
+        try:
+            Manifold.build(tensors["knots"], tensors["points"], tensors["period"])
+        except InvalidPayload as error:
+            raise error.at(where) from None
+
+
+def _check_basis(basis: torch.Tensor, where: str) -> None:
+    if basis.shape[0] > basis.shape[1]:
+        raise InvalidPayload(f"{basis.shape[0]} rows of width {basis.shape[1]} cannot be orthonormal", param=where)
+    gram = basis @ basis.T
+    if not torch.allclose(gram, torch.eye(len(basis), dtype=gram.dtype), atol=1e-3):
+        raise InvalidPayload("basis rows must be orthonormal (unit length, pairwise perpendicular)", param=where,
+                             fix="Orthonormalise them, with a QR decomposition say.")

@@ -1,0 +1,65 @@
+"""An artifact as the compiler sees it: its numbers and what its maker recorded about their use."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from steering.artifacts.dose import Calibrated
+from steering.artifacts.payload import Payload
+from steering.language.gates import Reading
+from steering.language.intervention import Intervention
+from steering.language.layers import Layers
+from steering.language.strength import Strength
+from steering.language.vocabulary import Op, Site
+
+
+@dataclass(frozen=True)
+class Source:
+    """One resolved artifact version.
+
+    Attributes:
+        ref: name and version as resolved, `cheerful@3`.
+        digest: content hash of the numbers.
+        model_id, fingerprint: the model it was made on; None where the file did not say (then never refused by model).
+        op, site, layers, strength, options: what `{"artifact": NAME}` alone means.
+        residual_norm: mean norm of the activation at the site, per layer (unit `rel`).
+        sigma: standard deviation of the projection on the direction, per layer (unit `sigma`).
+        calibrated: measured curves of KL against strength, by setting (unit `kl`).
+        reading: how it is read, of artifacts made for that.
+        card: digest of the card that `calibrated` was read from; of what belongs to a version, only the card changes.
+    """
+
+    ref: str
+    digest: str
+    payload: Payload
+    op: Op
+    site: Site
+    model_id: str | None = None
+    fingerprint: str | None = None
+    layers: Layers | None = None
+    strength: Strength = Strength(value=1.0)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    residual_norm: Mapping[int, float] = field(default_factory=dict)
+    sigma: Mapping[int, float] = field(default_factory=dict)
+    calibrated: tuple[Calibrated, ...] = ()
+    reading: Reading | None = None
+    card: str | None = None
+
+    @property
+    def state(self) -> tuple[str, str, str | None]:
+        """What says whether two sources are the same in all that a program is compiled from."""
+        return self.ref, self.digest, self.card
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """An intervention with its artifacts looked up.
+
+    source: None for inline numbers. probes: those of its gates, in order (`gate.gates_of`). factor: what a guard left
+    of its strength.
+    """
+
+    intervention: Intervention
+    source: Source | None = None
+    probes: tuple[Source, ...] = ()
+    factor: float = 1.0

@@ -1,0 +1,34 @@
+"""What the models of the language are built from: their base class, the types of their fields, and the limits.
+
+Every model forbids unknown fields, so a misspelt field is an error and never a silent no-op.
+"""
+
+from typing import Annotated, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+MAX_INTERVENTIONS = 32
+MAX_GATES = 8
+MAX_MONITORS = 16
+MAX_LIST = 4096
+MAX_FLOAT = 3.4e38  # of float32, in which everything is computed
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+REF_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}(@([0-9]{1,9}|[a-z][a-z0-9._-]{0,31}))?$"
+ArtifactRef = Annotated[str, StringConstraints(pattern=REF_PATTERN)]
+# Numbers are strict: neither "1" nor true is a 1, so what the models take is what the JSON schema says.
+Finite = Annotated[float, Field(strict=True, ge=-MAX_FLOAT, le=MAX_FLOAT)]
+Layer = Annotated[int, Field(strict=True, ge=-512, le=4096)]
+Index = Annotated[int, Field(strict=True, ge=0, le=2**24)]
+Position = Annotated[int, Field(strict=True, ge=-(2**24), le=2**24)]
+Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]
+Switch = Annotated[bool, Field(strict=True)]
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    # Groups of fields that exclude each other: of a stored default, those drop out that a request chose against.
+    alternatives: ClassVar[tuple[tuple[str, ...], ...]] = ()
+
+
+Label = Annotated[str, StringConstraints(min_length=1, max_length=256)]

@@ -1,0 +1,77 @@
+"""Readings, and the gates that compare them with a threshold."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from steering.language.fields import MAX_GATES, ArtifactRef, Finite, Model
+from steering.language.layers import Layers
+from steering.language.vocabulary import Direction, Form, Pool
+
+
+class Reading(Model):
+    """How an artifact is read: activations of its site and layers become one number a token, and of a prompt one.
+
+    linear: weight . h + bias of a probe, h . v of a vector. cosine: of h and the vector. cast: cos(h, tanh(P h)) with
+    P the projection on the vector, which says how much of h lies along it and nothing of the side. agreement: share of
+    a sign pattern's dims that have its sign. distance: from the nearest sampled point of a manifold, in its subspace.
+
+    mean: of the prompt's activations, read once (agreement, distance: of the tokens' scores); max: of the tokens'
+    scores; both leave out the first token, which many models use as a sink, where there are others. last: the last
+    prompt token's.
+    """
+
+    form: Form = Field(default="linear", description="linear, cosine, cast, agreement or distance.")
+    pool: Pool = Field(default="mean", description="How a prompt's tokens become one number.")
+    threshold: Finite | None = Field(default=None, description="The score that parts the two classes.")
+    direction: Direction = Field(default="above", description="The side of the threshold on which the concept lies.")
+
+
+class Gate(Model):
+    """A condition under which an intervention acts: the score of an artifact that can be read, and a threshold.
+
+    What is not given comes from the artifact's own reading. Of several layers one on the right side is enough.
+    """
+
+    probe: ArtifactRef = Field(description="A probe, vector, sign pattern or manifold of the library.")
+    threshold: Finite | None = Field(default=None, description="Score to compare with.")
+    direction: Direction | None = Field(default=None, description="Open when the score is above or below it.")
+    form: Form | None = Field(default=None, description="linear, cosine, cast, agreement or distance; see Reading.")
+    pool: Pool | None = Field(default=None, description="mean, max or last token of the prompt; see Reading.")
+    layers: Layers | None = Field(default=None, description="Layers to read.")
+    when: Literal["prompt", "token"] = Field(
+        default="prompt", description="prompt: decided once per prompt, by the untouched model, for the whole "
+        "completion. token: for each token, from what acts on it at the same site and layer.")
+    override: list[Literal["model"]] = Field(
+        default=[], max_length=8, description="Use the probe although it was made for another model.")
+
+
+class Gates(Model):
+    """Several gates as one: open if all of them, or any of them, are."""
+
+    all: Annotated[list[Gate], Field(min_length=1, max_length=MAX_GATES)] | None = Field(
+        default=None, description="Every one must be open.")
+    any: Annotated[list[Gate], Field(min_length=1, max_length=MAX_GATES)] | None = Field(
+        default=None, description="One open gate is enough.")
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        if (self.all is None) == (self.any is None):
+            raise ValueError("give exactly one of all and any")
+        return self
+
+    @property
+    def members(self) -> tuple[str, list[Gate]]:
+        """("all" or "any", the gates)."""
+        return ("all", self.all) if self.all is not None else ("any", self.any or [])
+
+
+def _gate_form(value: Any) -> str:
+    """Which of the two a gate is written as, so that errors are about that one."""
+    if isinstance(value, Mapping):
+        return "gates" if "all" in value or "any" in value else "gate"
+    return "gates" if isinstance(value, Gates) else "gate"
+
+
+AnyGate = Annotated[Annotated[Gate, Tag("gate")] | Annotated[Gates, Tag("gates")], Discriminator(_gate_form)]

@@ -1,0 +1,30 @@
+"""Limits that hold while a completion is generated."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from steering.language.fields import Fraction, Model
+
+
+class Guard(Model):
+    """A limit on what a spec may do to a completion, checked while it is generated.
+
+    Every `every` tokens the effect of the tokens since the last check is measured. Over a limit, the intervention with
+    the largest share of it is lowered to half of its strength, or stopped; one that was lowered three times is stopped.
+    What cannot be measured counts as over the limit and stops everything.
+    """
+
+    max_kl: Annotated[float, Field(strict=True, gt=0, le=1e6)] | None = Field(
+        default=None, description="Most KL(steered || untouched), in nats per token, mean over the tokens of a check.")
+    max_repetition: Fraction | None = Field(
+        default=None, description="Largest share of a check's 3-grams of tokens that occurred before in the "
+        "completion.")
+    action: Literal["lower", "stop"] = Field(default="lower", description="What is done to the intervention.")
+    every: int = Field(default=16, strict=True, ge=4, le=1024, description="Tokens between two checks.")
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> Self:
+        if self.max_kl is None and self.max_repetition is None:
+            raise ValueError("give max_kl, max_repetition or both")
+        return self

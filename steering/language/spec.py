@@ -1,0 +1,47 @@
+"""The `steering` field of a request. Together with the models that it is built from, this is the wire format.
+
+`docs/spec.md` is generated from these models.
+"""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from steering.language.fields import MAX_INTERVENTIONS, MAX_MONITORS, ArtifactRef, Model
+from steering.language.guard import Guard
+from steering.language.intervention import Intervention
+
+
+class Spec(Model):
+    """An ordered list of interventions. Order is meaning: each acts on what the one before left."""
+
+    interventions: list[Intervention] = Field(max_length=MAX_INTERVENTIONS, description="In order of action.")
+    guard: Guard | None = Field(default=None, description="Limits that hold while a completion is generated.")
+
+
+class Steering(Model):
+    """The `steering` field of a request."""
+
+    interventions: list[Intervention] = Field(default=[], max_length=MAX_INTERVENTIONS,
+                                              description="In order of action.")
+    preset: ArtifactRef | None = Field(default=None, description="A stored spec that acts before `interventions`.")
+    default: Literal["inherit", "none", "override"] = Field(
+        default="inherit", description="The server's default spec: inherit: it acts first; override: this spec stands "
+        "in its place; none: no steering at all.")
+    report: Literal["none", "summary", "tokens"] = Field(
+        default="none", description="summary: measured effect totals with the receipt; tokens: per generated token.")
+
+    guard: Guard | None = Field(default=None, description="Limits that hold while a completion is generated, beside "
+                                "those of the preset and the default spec.")
+    monitor: list[ArtifactRef] = Field(
+        default=[], max_length=MAX_MONITORS, description="Probes, vectors, sign patterns or manifolds to read at every "
+        "token, without changing anything; see Reading.")
+
+    @model_validator(mode="after")
+    def _tri_state(self) -> Self:
+        given = bool(self.interventions) or self.preset is not None
+        if self.default == "none" and given:
+            raise ValueError('default "none" means no steering at all; use "override" to steer with this spec only')
+        if self.default == "override" and not given:
+            raise ValueError('default "override" needs interventions or a preset; use "none" to switch steering off')
+        return self

@@ -1,0 +1,13 @@
+"""The closed lists of the language: ops, sites, units, forms of reading, pools and directions."""
+
+from typing import Literal, get_args
+
+Op = Literal["add", "ablate", "clamp", "rotate", "affine", "sign_flip", "mask", "neuron_mask", "head_mask",
+             "expert_mask", "manifold", "patch"]
+Site = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "head_out", "mlp_act", "router"]
+Unit = Literal["raw", "unit", "rel", "sigma", "kl"]
+Form = Literal["linear", "cosine", "cast", "agreement", "distance"]
+Pool = Literal["mean", "max", "last"]
+Direction = Literal["above", "below"]
+OPS: tuple[Op, ...] = get_args(Op)
+SITES: tuple[Site, ...] = get_args(Site)

@@ -1,0 +1,60 @@
+"""What the compiler must know of a loaded model: widths, counts and which sites are offered."""
+
+from dataclasses import dataclass, field
+
+from steering.language.errors import LayerOutOfRange, UnsupportedSite
+from steering.language.vocabulary import Site
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Facts of one loaded model.
+
+    Attributes:
+        model_id: the name it is served under, which artifacts record.
+        fingerprint: hash of configuration and weights; artifacts made on other weights are refused.
+        family: architecture family as `sites.py` names it.
+        num_experts: routed experts a MoE layer has, 0 for a dense model.
+        sites: per layer the sites that the self-test reached; a site of a layer not in here is refused.
+    """
+
+    model_id: str
+    fingerprint: str
+    family: str
+    num_layers: int
+    d_model: int
+    num_heads: int
+    head_dim: int
+    d_ff: int
+    vocab_size: int
+    context_length: int
+    num_experts: int = 0
+    experts_per_token: int = 0
+    sites: dict[Site, tuple[int, ...]] = field(default_factory=dict)
+
+    def width(self, site: Site) -> int:
+        """Length of the last axis of the activation at `site`."""
+        if site == "head_out":
+            return self.num_heads * self.head_dim
+        if site == "mlp_act":
+            return self.d_ff
+        if site == "router":
+            return self.num_experts
+        return self.d_model
+
+    def check_layer(self, layer: int, param: str) -> int:
+        """The non-negative form of `layer`; negative numbers count from the end."""
+        resolved = layer + self.num_layers if layer < 0 else layer
+        if not 0 <= resolved < self.num_layers:
+            raise LayerOutOfRange(f"layer {layer} does not exist in {self.model_id} ({self.num_layers} layers)",
+                                  param=param, fix=f"Use 0 to {self.num_layers - 1}, or -{self.num_layers} to -1.")
+        return resolved
+
+    def check_site(self, site: Site, layer: int, param: str) -> None:
+        layers = self.sites.get(site)
+        if not layers:
+            raise UnsupportedSite(f"{self.model_id} ({self.family}) does not offer the site {site}", param=param,
+                                  fix=f"Offered: {', '.join(sorted(self.sites)) or 'none'}. See GET /v1/capabilities.")
+        if layer not in layers:
+            raise UnsupportedSite(f"layer {layer} of {self.model_id} does not offer the site {site}", param=param,
+                                  fix=f"Layers that do: {', '.join(map(str, layers))}.")

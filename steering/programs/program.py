@@ -1,0 +1,130 @@
+"""A spec compiled for one loaded model: validated against its facts, strengths turned into numbers, one row a layer."""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from steering.language.scope import Scope
+from steering.language.vocabulary import Op, Site
+from steering.ops.base import Row
+from steering.programs.gate import CompiledGate
+from steering.programs.touch import TokenRules, token_rules
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What the receipt says of one intervention.
+
+    strength: value and unit as asked for, and `scale`: per layer, the factor that the unit came down to.
+    card: digest of the artifact's card as it was read.
+    card_kl: KL in nats per token that the artifact's calibration measured for this setting and strength, if it did.
+    card_multiple: how many times the artifact's own strength this is, at the layer where it is most; None where there
+    is no own strength to compare with.
+    """
+
+    artifact: str | None
+    op: Op
+    sites: tuple[Site, ...]
+    layers: tuple[int, ...]
+    strength: Mapping[str, Any]
+    options: Mapping[str, Any]
+    card_kl: float | None = None
+    card: str | None = None
+    card_multiple: float | None = None
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One intervention: the row its op reads, per (site, layer), and the tokens it touches.
+
+    `rows` is empty when the strength is 0 or a gate closed it: such an intervention is stated in the receipt and
+    touches nothing.
+    """
+
+    op: Op
+    scope: Scope
+    rows: Mapping[tuple[Site, int], Row]
+    applied: Applied
+    gate: CompiledGate | None = None
+
+    @property
+    def numbers(self) -> int:
+        """Numbers of all rows: what a touched token reads."""
+        return sum(tensor.numel() for row in self.rows.values() for tensor in row.tensors.values())
+
+
+@dataclass(frozen=True)
+class Program:
+    """Interventions in order. Two programs with the same digest do the same to the same tokens.
+
+    A program with undecided gates cannot run: engines ask for its digest or for what acts, which it refuses to say.
+
+    limited: the server's limit on relative steps holds for it. Not for programs of the server's own, such as those that
+    put activations of one token in the place of another's.
+    """
+
+    compiled: tuple[Compiled, ...]
+    is_decided: bool = False
+    limited: bool = True
+
+    @cached_property
+    def gates(self) -> Mapping[int, CompiledGate]:
+        """The gates that must be decided for a prompt before the program can run, by intervention."""
+        return {} if self.is_decided else {j: item.gate for j, item in enumerate(self.compiled)
+                                           if item.gate is not None and item.gate.when == "prompt"}
+
+    def decided(self, closed: Collection[int]) -> "Program":
+        """The program for one prompt: the interventions `closed` do nothing, the gates of the others are open."""
+        return Program(tuple(replace(item, rows={}) if j in closed else item for j, item in enumerate(self.compiled)),
+                       is_decided=True, limited=self.limited)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over everything that acts: rows, their places and order, scopes."""
+        self._check_decided()
+        state = hashlib.sha256()
+        for j, item in enumerate(self.compiled):
+            state.update(json.dumps([j, item.scope.model_dump(mode="json")], sort_keys=True).encode())
+            for (site, layer), row in sorted(item.rows.items()):
+                state.update(f"{site}|{layer}|{row.kernel}".encode())
+                for name, tensor in sorted(row.tensors.items()):
+                    state.update(f"{name}|{tuple(tensor.shape)}".encode())
+                    state.update(tensor.contiguous().numpy().tobytes())
+        return state.hexdigest()
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Memory that the numbers take; what rows share counts once."""
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+                    for item in self.compiled for row in item.rows.values() for tensor in row.tensors.values()}
+        return sum(storages.values())
+
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        return tuple(item.scope for item in self.compiled)
+
+    @cached_property
+    def rules(self) -> TokenRules:
+        return token_rules(self.scopes)
+
+    @cached_property
+    def acting(self) -> int:
+        """Bit mask of the interventions that have rows."""
+        self._check_decided()
+        return sum(1 << j for j, item in enumerate(self.compiled) if item.rows)
+
+    @property
+    def first_acting(self) -> int:
+        """The first intervention that has rows, of a program that acts."""
+        return (self.acting & -self.acting).bit_length() - 1
+
+    def without(self, index: int) -> "Program":
+        """The program less its intervention `index`."""
+        return replace(self, compiled=self.compiled[:index] + self.compiled[index + 1:])
+
+    def _check_decided(self) -> None:
+        if self.gates:
+            raise ValueError("a program with undecided gates cannot run")

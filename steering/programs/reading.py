@@ -1,0 +1,139 @@
+"""Reading without changing anything: what turns activations into one number per token, or one per prompt."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from steering.artifacts.payload import Kind
+from steering.artifacts.source import Source
+from steering.artifacts.spline import Manifold
+from steering.language.errors import ArtifactMismatch, InvalidSpec
+from steering.language.layers import Layers
+from steering.language.vocabulary import Form, Pool, Site
+from steering.models.facts import ModelFacts
+from steering.programs.fits import check_width
+from steering.programs.layers import layers_with_numbers
+
+Tensors = Mapping[str, torch.Tensor]
+# The form that a kind is read in where nothing else is said comes first.
+FORMS: Mapping[Kind, tuple[Form, ...]] = {
+    "probe": ("linear",), "vector": ("linear", "cosine", "cast"), "sign_pattern": ("agreement",),
+    "manifold": ("distance",)}
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One artifact version ready to be read on the loaded model. `layers`: its numbers, by layer, in rising order."""
+
+    ref: str
+    site: Site
+    form: Form
+    layers: Mapping[int, Tensors]
+
+    def scores(self, layer: int, h: torch.Tensor) -> torch.Tensor:
+        """`[T]` float32 for the activations `h [T, width]` of one layer."""
+        tensors = self.layers[layer]
+        if self.form == "distance":
+            tensors = {**tensors, "sampled": self._sampled[layer]}
+        return _SCORES[self.form](h.float(), tensors)
+
+    @cached_property
+    def _sampled(self) -> Mapping[int, torch.Tensor]:
+        """Per layer the points of the manifold that distances are taken from: fitted once, and not per score."""
+        shapes = {layer: Manifold.build(tensors["knots"], tensors["points"], tensors["period"])
+                  for layer, tensors in self.layers.items()}
+        return {layer: shape.at(shape.sample()) for layer, shape in shapes.items()}
+
+    def pooled(self, layer: int, h: torch.Tensor, pool: Pool) -> float:
+        """One number for the activations `h [T, width]` of a prompt; see `spec.Reading`."""
+        if pool == "last":
+            return float(self.scores(layer, h[-1:]))
+        rest = h[1:] if len(h) > 1 else h
+        if pool == "max":
+            return float(self.scores(layer, rest).max())
+        if self.form in ("agreement", "distance"):
+            # The signs of a mean are no token's, and the mean of points on a ring lies off it.
+            return float(self.scores(layer, rest).mean())
+        return float(self.scores(layer, rest.float().mean(dim=0, keepdim=True)))
+
+
+def compile_reader(source: Source, facts: ModelFacts, *, form: Form | None = None, layers: Layers | None = None,
+                   any_model: bool = False, ref_param: str = "probe") -> Reader:
+    """The reader of an artifact.
+
+    Args:
+        form, layers: what the request says; by default the artifact's own.
+        any_model: read it although it was made on other weights.
+        ref_param: field that names the artifact, for errors about it.
+
+    Raises:
+        ArtifactMismatch: made on another model, of another width, or of a kind that cannot be read.
+        InvalidSpec: a form that the kind does not have, or a layer without numbers.
+        LayerOutOfRange, UnsupportedSite: the model does not have the layer or site.
+    """
+    kind = source.payload.kind
+    if kind not in FORMS:
+        raise ArtifactMismatch(f"{source.ref} is a {kind}, which cannot be read", param=ref_param,
+                               fix=f"Kinds that can: {', '.join(FORMS)}.")
+    check_width(source, [source.site], facts, ref_param)
+    if not any_model and source.fingerprint is not None and source.fingerprint != facts.fingerprint:
+        raise ArtifactMismatch(
+            f"{source.ref} was made on {source.model_id or 'another model'} (fingerprint {source.fingerprint[:12]}), "
+            f"the loaded model is {facts.model_id} ({facts.fingerprint[:12]})", param=ref_param,
+            fix="Make it anew on this model.")
+    recorded = None if source.reading is None else source.reading.form
+    chosen = form or recorded or FORMS[kind][0]
+    if chosen not in FORMS[kind]:
+        raise InvalidSpec(f"a {kind} is not read in the form {chosen}", param="form",
+                          fix=f"Forms of a {kind}: {', '.join(FORMS[kind])}.")
+    numbers: dict[int, Tensors] = {}
+    for layer in sorted(layers_with_numbers(layers if layers is not None else source.layers, source.payload, facts)):
+        facts.check_site(source.site, layer, "layers")
+        numbers[layer] = source.payload.layers[layer]
+        _check_width(source, numbers[layer], facts.width(source.site), ref_param)
+    return Reader(source.ref, source.site, chosen, numbers)
+
+
+def _check_width(source: Source, tensors: Tensors, width: int, param: str) -> None:
+    for name in ("weight", "vector", "basis"):
+        if name in tensors and tensors[name].shape[-1] != width:
+            raise ArtifactMismatch(f"{source.ref} has width {tensors[name].shape[-1]}, {source.site} of the loaded "
+                                   f"model has width {width}", param=param)
+    if "dims" in tensors and int(tensors["dims"].max()) >= width:
+        raise ArtifactMismatch(f"{source.ref} names dim {int(tensors['dims'].max())}, {source.site} of the loaded "
+                               f"model has width {width}", param=param)
+
+
+def _linear(h: torch.Tensor, tensors: Tensors) -> torch.Tensor:
+    if "weight" in tensors:
+        return h @ tensors["weight"] + tensors["bias"]
+    return h @ tensors["vector"]
+
+
+def _cosine(h: torch.Tensor, tensors: Tensors) -> torch.Tensor:
+    return torch.nn.functional.cosine_similarity(h, tensors["vector"].expand_as(h), dim=-1)
+
+
+def _cast(h: torch.Tensor, tensors: Tensors) -> torch.Tensor:
+    """cos(h, tanh(P h)), P = c c^T / (c . c), as CAST's code has it (methods/20b). Never negative, and equal for h and
+    -h: it measures how much of h lies along c, not on which side."""
+    c = tensors["vector"]
+    along = (h @ c).unsqueeze(-1) * (c / (c @ c))
+    return torch.nn.functional.cosine_similarity(h, along.tanh(), dim=-1)
+
+
+def _agreement(h: torch.Tensor, tensors: Tensors) -> torch.Tensor:
+    # As the extraction counts: zero has the negative sign.
+    signs = torch.where(h[:, tensors["dims"]] > 0, 1, -1)
+    return (signs == tensors["polarity"]).float().mean(dim=-1)
+
+
+def _distance(h: torch.Tensor, tensors: Tensors) -> torch.Tensor:
+    within = (h - tensors["mean"]) @ tensors["basis"].T
+    return torch.cdist(within.double(), tensors["sampled"]).min(dim=1).values.float()
+
+
+_SCORES: Mapping[Form, Callable[[torch.Tensor, Tensors], torch.Tensor]] = {
+    "linear": _linear, "cosine": _cosine, "cast": _cast, "agreement": _agreement, "distance": _distance}

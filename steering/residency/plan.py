@@ -1,0 +1,109 @@
+"""One step of the engine: from a slot and bits per token to what each hook must do."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from steering.programs.touch import Bits
+from steering.residency.pool import Pool
+from steering.residency.row_table import NO_ROW, Key, RowTable
+
+Slots = npt.NDArray[np.int32]
+# Tokens that share a matrix, on the average, from which on each matrix is taken by itself.
+TOKENS_PER_ROW = 4
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Tokens that one kernel acts on at one (site, layer), with the row of each.
+
+    tokens: positions in the flat batch, or None for all of it, in order. rows: int64 of the same length.
+    shared: all of them have the same row. key, intervention: where it acts, and as which one of its programs.
+    positions: `tokens` on the host.
+    """
+
+    pool: Pool
+    tokens: torch.Tensor | None
+    rows: torch.Tensor
+    shared: bool = False
+    key: Key | None = None
+    intervention: int = 0
+    positions: npt.NDArray[np.int64] | None = None
+
+
+StepPlan = dict[Key, list[Stage]]
+
+
+def plan_step(bank: RowTable, slots: Slots, bits: Bits) -> StepPlan:
+    """What to do in a step over a flat batch of T tokens.
+
+    Args:
+        slots: int32 `[T]`, slot of each token, 0 for untouched ones.
+        bits: uint32 `[T]`, bit j set where intervention j of the token's program acts.
+
+    Python work is per (site, layer) and per depth of stacking, never per token or request.
+    """
+    pairs = _pairs(slots, bits)
+    if pairs is None:
+        return {}
+    tokens, depth = pairs
+    slot = slots[tokens]
+    device_copies: dict[bytes, torch.Tensor] = {}
+
+    def to_device(array: npt.NDArray[np.int64]) -> torch.Tensor:
+        content = array.tobytes()
+        if content not in device_copies:
+            device_copies[content] = torch.from_numpy(array).to(bank.device)
+        return device_copies[content]
+
+    plan: StepPlan = {}
+    with bank.lock:
+        for key, cell in bank.cells.items():
+            pools = cell.pool[slot, depth]
+            present = np.flatnonzero(pools != NO_ROW)
+            if not present.size:
+                continue
+            rows = cell.row[slot[present], depth[present]].astype(np.int64)
+            stages = []
+            for part in _runs(depth[present], pools[present]):
+                pool = bank.pools[int(pools[present[part[0]]])]
+                for same in _by_row(rows[part], pool.ranked):
+                    chosen, row = tokens[present[part[same]]], rows[part[same]]
+                    whole = chosen.size == slots.size
+                    stages.append(Stage(pool, None if whole else to_device(chosen), to_device(row),
+                                        bool((row == row[0]).all()), key, int(depth[present[part[0]]]),
+                                        None if whole else chosen))
+            plan[key] = stages
+    return plan
+
+
+def _pairs(slots: Slots, bits: Bits) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
+    """(token, intervention) pairs that act, sorted by intervention, then token."""
+    acting = np.where(slots > 0, bits, np.uint32(0))
+    union = int(np.bitwise_or.reduce(acting)) if acting.size else 0
+    if union == 0:
+        return None
+    found = [(j, np.flatnonzero(acting & np.uint32(1 << j))) for j in range(union.bit_length()) if union >> j & 1]
+    return (np.concatenate([where for _, where in found]),
+            np.concatenate([np.full(where.size, j, dtype=np.int64) for j, where in found]))
+
+
+def _runs(depth: npt.NDArray[np.int64], pools: npt.NDArray[np.int32]) -> list[npt.NDArray[np.int64]]:
+    """Index arrays of equal (depth, pool), by rising depth."""
+    code = depth * (int(pools.max()) + 1) + pools
+    kinds = np.unique(code)
+    if kinds.size == 1:
+        return [np.arange(code.size)]
+    return [np.flatnonzero(code == kind) for kind in kinds]
+
+
+def _by_row(rows: npt.NDArray[np.int64], ranked: bool) -> list[npt.NDArray[np.int64]]:
+    """Index arrays of equal rows, where gathering a row for every token costs more than a call for every row."""
+    if not ranked or (rows == rows[0]).all():
+        return [np.arange(rows.size)]
+    kinds = np.unique(rows)
+    if rows.size < TOKENS_PER_ROW * kinds.size:
+        return [np.arange(rows.size)]
+    return [np.flatnonzero(rows == kind) for kind in kinds]
