@@ -14,6 +14,7 @@ from steering.models.routers import attach_router, router_rule
 from steering.models.routing import RouterRule, Routing, select
 from steering.models.taps import attach
 from steering.ops.kernel import get_kernel
+from steering.ops.segments import Segmented
 from steering.programs.touch import Bits
 from steering.residency.bank import Bank
 from steering.residency.plan import Slots, Stage, StepPlan, plan_step
@@ -22,9 +23,6 @@ from steering.residency.row_table import Key
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-
-# Bytes of rows that are gathered at a time.
-GATHERED_BYTES = 64 * 2**20
 
 
 class Steerer:
@@ -113,15 +111,8 @@ def measured_stage(h: Tensor, stage: Stage, limit: StepLimit) -> tuple[Tensor, T
 
 
 def _carried_out(h: Tensor, stage: Stage) -> Tensor:
-    """The kernel on `h [n, width]`, float32. Rows are gathered for a part of the tokens at a time where all of them
-    would take too much memory; never where all tokens have the same one."""
-    kernel, tensors = get_kernel(stage.pool.kernel), stage.pool.tensors
-    if stage.shared:
-        return kernel(h, {name: tensor[stage.rows[:1]] for name, tensor in tensors.items()})
-    size = max(1, GATHERED_BYTES // max(stage.pool.row_bytes, 1))
-    parts = [kernel(part, {name: tensor[rows] for name, tensor in tensors.items()})
-             for part, rows in zip(torch.split(h, size), torch.split(stage.rows, size), strict=True)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    """The kernel on `h [n, width]`, float32."""
+    return get_kernel(stage.pool.kernel)(h, Segmented(stage.pool.tensors, stage.rows, stage.segments))
 
 
 def route_stages(routing: Routing, stages: Sequence[Stage], rule: RouterRule) -> Routing:

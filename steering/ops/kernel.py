@@ -1,12 +1,14 @@
 """Kernels: what ops come down to on a batch. Several ops share one; a registry refuses duplicates.
 
 A kernel acts on `h [n, width]`, one row of numbers for every token: `rows[name][i]` belongs to `h[i]`; or with one row
-for all of them, `rows[name] [1, ...]`. It computes in float32 and is free of Python work per token, so one call serves
-tokens of many requests.
+for all of them, `rows[name] [1, ...]`. Where rows hold matrices it multiplies by `segments.down` and `segments.up`,
+which copy none of them. It computes in float32 and is free of Python work per token, so one call serves tokens of many
+requests.
 """
 
 from collections.abc import Callable, Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -22,15 +24,22 @@ class Kernel(Protocol):
 
 
 _KERNELS: dict[str, Kernel] = {}
+_RANKED: dict[str, Mapping[str, int]] = {}
 
 
-def kernel(name: str) -> Callable[[Kernel], Kernel]:
-    """Register a kernel under `name`."""
+def kernel(name: str, matrices: Mapping[str, int] | None = None) -> Callable[[Kernel], Kernel]:
+    """Register a kernel under `name`.
+
+    matrices: given where a row holds matrices, so that tokens are to be sorted by row. It names the tensors that have a
+    rank and which of their axes that is, where zeros may be added to the rank and change nothing.
+    """
 
     def register(function: Kernel) -> Kernel:
         if name in _KERNELS:
             raise ValueError(f"kernel {name!r} is registered twice")
         _KERNELS[name] = function
+        if matrices is not None:
+            _RANKED[name] = matrices
         return function
 
     return register
@@ -58,6 +67,16 @@ def _gated(name: str) -> Kernel:
         return gated.masked_fill(~score.isfinite().unsqueeze(-1), torch.nan)
 
     return kernel
+
+
+def has_matrices(name: str) -> bool:
+    """Whether the rows of a kernel hold matrices."""
+    return name.removeprefix(GATED) in _RANKED
+
+
+def rank_axes(name: str) -> Mapping[str, int]:
+    """The tensors of a kernel that can be padded to a higher rank, with the axis of each."""
+    return _RANKED.get(name.removeprefix(GATED), MappingProxyType({}))
 
 
 def kernel_names() -> tuple[str, ...]:

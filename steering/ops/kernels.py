@@ -3,20 +3,10 @@
 import torch
 
 from steering.ops.kernel import Rows, kernel
+from steering.ops.segments import Segmented, down, up
 
-
-def _down(h: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """matrix h: `[n, r]` for `h [n, d]` and `matrix [n, r, d]`, or `[1, r, d]` for all tokens."""
-    if len(matrix) == 1:
-        return h @ matrix[0].T
-    return torch.einsum("nrd,nd->nr", matrix, h)
-
-
-def _up(inner: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """matrix^T inner: `[n, d]` for `inner [n, r]` and `matrix [n, r, d]`, or `[1, r, d]` for all tokens."""
-    if len(matrix) == 1:
-        return inner @ matrix[0]
-    return torch.einsum("nr,nrd->nd", inner, matrix)
+# Numbers of stored points that are copied for every token, at most, when few tokens share them.
+COPIED = 4096
 
 
 @kernel("add")
@@ -40,10 +30,10 @@ def add_preserve_norm(h: torch.Tensor, rows: Rows) -> torch.Tensor:
     return torch.where(length > 0, moved * (h.norm(dim=-1, keepdim=True) / length.clamp_min(1e-30)), h)
 
 
-@kernel("affine")
+@kernel("affine", matrices={"up": 0, "down": 0, "bias": 0})
 def affine(h: torch.Tensor, rows: Rows) -> torch.Tensor:
     """h + up^T (down h + bias). up, down `[n, r, d]`, bias `[n, r]`. Also ablation and subspace patching."""
-    return h + _up(_down(h, rows["down"]) + rows["bias"], rows["up"])
+    return h + up(down(h, rows, "down") + rows["bias"], rows, "up")
 
 
 @kernel("clamp")
@@ -54,41 +44,54 @@ def clamp(h: torch.Tensor, rows: Rows) -> torch.Tensor:
     return h + (rows["amount"] * (bounded - coordinate)).unsqueeze(-1) * rows["direction"]
 
 
-@kernel("nearest")
+@kernel("nearest", matrices={"basis": 0, "origin": 0, "points": 1, "goals": 1})
 def nearest(h: torch.Tensor, rows: Rows) -> torch.Tensor:
     """Find the token among stored points of a subspace and carry it to the goal that belongs to that point.
 
     basis `[n, r, d]` orthonormal, origin `[n, r]` what is 0 in it, points and goals `[n, k, r]`. keep 1: the token
-    moves by goal - point, keep 0: onto the goal; amount: share of the move. Both `[n]`. Shapes are fixed and nothing
-    depends on values, so it can be captured in a graph.
+    moves by goal - point, keep 0: onto the goal; amount: share of the move. Both `[n]`.
     """
-    inside = _down(h, rows["basis"]) - rows["origin"]
-    points, goals = rows["points"], rows["goals"]
-    if len(points) == 1 < len(h):
-        # Not by a product of matrices, which rounds away what tells near points apart.
-        place = torch.cdist(inside, points[0], compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=-1)
-        point, goal = points[0][place], goals[0][place]
-    else:
-        distance = (points - inside.unsqueeze(1)).square().sum(-1)
-        chosen = distance.argmin(dim=-1).view(-1, 1, 1).expand(-1, 1, inside.shape[1])
-        point, goal = points.gather(1, chosen).squeeze(1), goals.gather(1, chosen).squeeze(1)
+    inside = down(h, rows, "basis") - rows["origin"]
+    point, goal = _nearest(inside, rows)
     start = torch.where(rows["keep"].unsqueeze(-1) > 0, point, inside)
-    return h + _up(rows["amount"].unsqueeze(-1) * (goal - start), rows["basis"])
+    return h + up(rows["amount"].unsqueeze(-1) * (goal - start), rows, "basis")
 
 
-@kernel("rotate")
+def _nearest(inside: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+    """For tokens `inside [n, r]` the nearest of each one's points, and its goal, both `[n, r]`."""
+    if isinstance(rows, Segmented) and rows.segments is not None:
+        points, goals, segments = rows.whole("points"), rows.whole("goals"), rows.segments
+        if len(inside) >= 4 * len(segments.rows) or points[0].numel() > COPIED:
+            found = [_nearest_of(inside[run], points[row], goals[row]) for row, run in segments.runs()]
+            return torch.cat([point for point, _ in found]), torch.cat([goal for _, goal in found])
+    points, goals = rows["points"], rows["goals"]
+    if len(points) == 1:
+        return _nearest_of(inside, points[0], goals[0])
+    distance = (points - inside.unsqueeze(1)).square().sum(-1)
+    chosen = distance.argmin(dim=-1).view(-1, 1, 1).expand(-1, 1, inside.shape[1])
+    return points.gather(1, chosen).squeeze(1), goals.gather(1, chosen).squeeze(1)
+
+
+def _nearest_of(inside: torch.Tensor, points: torch.Tensor, goals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same with one set of points and goals `[k, r]`."""
+    # Not by a product of matrices, which rounds away what tells near points apart.
+    place = torch.cdist(inside, points, compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=-1)
+    return points[place], goals[place]
+
+
+@kernel("rotate", matrices={})
 def rotate(h: torch.Tensor, rows: Rows) -> torch.Tensor:
     """Turn within the plane of the orthonormal `plane [n, 2, d]`.
 
     absolute 1: to the in-plane angle given by cos, sin; absolute 0: by that angle. adaptive 1: only tokens with a
     positive coordinate on the first axis. All `[n]`.
     """
-    x, y = _down(h, rows["plane"]).T
+    x, y = down(h, rows, "plane").T
     radius = torch.sqrt(x * x + y * y)
     absolute = rows["absolute"] > 0
     new_x = torch.where(absolute, radius * rows["cos"], x * rows["cos"] - y * rows["sin"])
     new_y = torch.where(absolute, radius * rows["sin"], x * rows["sin"] + y * rows["cos"])
-    change = _up(torch.stack([new_x - x, new_y - y], dim=-1), rows["plane"])
+    change = up(torch.stack([new_x - x, new_y - y], dim=-1), rows, "plane")
     idle = (rows["adaptive"] > 0) & (x <= 0)
     return torch.where(idle.unsqueeze(-1), h, h + change)
 

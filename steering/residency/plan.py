@@ -6,13 +6,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from steering.ops.segments import Segments
 from steering.programs.touch import Bits
 from steering.residency.pool import Pool
 from steering.residency.row_table import NO_ROW, Key, RowTable
 
 Slots = npt.NDArray[np.int32]
-# Tokens that share a matrix, on the average, from which on each matrix is taken by itself.
-TOKENS_PER_ROW = 4
 
 
 @dataclass(frozen=True)
@@ -20,14 +19,14 @@ class Stage:
     """Tokens that one kernel acts on at one (site, layer), with the row of each.
 
     tokens: positions in the flat batch, or None for all of it, in order. rows: int64 of the same length.
-    shared: all of them have the same row. key, intervention: where it acts, and as which one of its programs.
-    positions: `tokens` on the host.
+    segments: of the rows, where the tokens are sorted by them: for kernels of matrices, and where there is one row.
+    key, intervention: where it acts, and as which one of its programs. positions: `tokens` on the host.
     """
 
     pool: Pool
     tokens: torch.Tensor | None
     rows: torch.Tensor
-    shared: bool = False
+    segments: Segments | None = None
     key: Key | None = None
     intervention: int = 0
     positions: npt.NDArray[np.int64] | None = None
@@ -69,12 +68,15 @@ def plan_step(bank: RowTable, slots: Slots, bits: Bits) -> StepPlan:
             stages = []
             for part in _runs(depth[present], pools[present]):
                 pool = bank.pools[int(pools[present[part[0]]])]
-                for same in _by_row(rows[part], pool.ranked):
-                    chosen, row = tokens[present[part[same]]], rows[part[same]]
-                    whole = chosen.size == slots.size
-                    stages.append(Stage(pool, None if whole else to_device(chosen), to_device(row),
-                                        bool((row == row[0]).all()), key, int(depth[present[part[0]]]),
-                                        None if whole else chosen))
+                chosen, row = tokens[present[part]], rows[part]
+                whole = chosen.size == slots.size
+                if pool.has_matrices and (np.diff(row) < 0).any():
+                    order, whole = np.argsort(row, kind="stable"), False
+                    chosen, row = chosen[order], row[order]
+                is_sorted = pool.has_matrices or bool((row == row[0]).all())
+                stages.append(Stage(pool, None if whole else to_device(chosen), to_device(row),
+                                    Segments.of(row, bank.device) if is_sorted else None, key,
+                                    int(depth[present[part[0]]]), None if whole else chosen))
             plan[key] = stages
     return plan
 
@@ -97,13 +99,3 @@ def _runs(depth: npt.NDArray[np.int64], pools: npt.NDArray[np.int32]) -> list[np
     if kinds.size == 1:
         return [np.arange(code.size)]
     return [np.flatnonzero(code == kind) for kind in kinds]
-
-
-def _by_row(rows: npt.NDArray[np.int64], ranked: bool) -> list[npt.NDArray[np.int64]]:
-    """Index arrays of equal rows, where gathering a row for every token costs more than a call for every row."""
-    if not ranked or (rows == rows[0]).all():
-        return [np.arange(rows.size)]
-    kinds = np.unique(rows)
-    if rows.size < TOKENS_PER_ROW * kinds.size:
-        return [np.arange(rows.size)]
-    return [np.flatnonzero(rows == kind) for kind in kinds]

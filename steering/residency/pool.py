@@ -6,20 +6,14 @@ from dataclasses import dataclass
 import torch
 
 from steering.ops.base import Row
-from steering.ops.kernel import GATED
+from steering.ops.kernel import has_matrices, rank_axes
 
 Signature = tuple[str, tuple[tuple[str, tuple[int, ...]], ...]]
-# Kernels whose tensors have a rank, and which axis of each it is.
-_RANKED = {"affine": {"up": 0, "down": 0, "bias": 0}, "nearest": {"basis": 0, "origin": 0, "points": 1, "goals": 1}}
-
-# Kernels whose rows hold matrices: a copy of the row for every token is what costs there.
-MATRIX_KERNELS = (*_RANKED, "rotate")
-
 
 def pad_rank(row: Row) -> Row:
     """Ranks rounded up to a power of two with zero rows, which do nothing, so that few pools serve all ranks."""
-    ranked = _RANKED.get(row.kernel.removeprefix(GATED))
-    if ranked is None:
+    ranked = rank_axes(row.kernel)
+    if not ranked:
         return row
     name, axis = next(iter(ranked.items()))
     rank = row.tensors[name].shape[axis]
@@ -57,7 +51,7 @@ class Pool:
         self.kernel = row.kernel
         self.device = device
         self.tensors = {name: torch.zeros(1, *t.shape, device=device) for name, t in row.tensors.items()}
-        self.ranked = row.kernel.removeprefix(GATED) in MATRIX_KERNELS
+        self.has_matrices = has_matrices(row.kernel)
         self._held: dict[bytes, _Held] = {}
         self._digest_of: dict[int, bytes] = {}
         self._free = [0]
@@ -69,10 +63,6 @@ class Pool:
     @property
     def num_rows(self) -> int:
         return len(self._held)
-
-    @property
-    def row_bytes(self) -> int:
-        return self.nbytes // self.capacity
 
     @property
     def nbytes(self) -> int:

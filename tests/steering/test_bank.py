@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from steering.acting import steerer as steering_of
 from steering.acting.steerer import Steerer, apply_stage
 from steering.artifacts.source import Resolved
 from steering.language.intervention import Intervention
@@ -387,20 +386,6 @@ def test_tokens_that_share_matrices_do_not_copy_them(programs: int) -> None:
         x + row.tensors["up"].T @ (row.tensors["down"] @ x + row.tensors["bias"])
         for x, row in zip(h, [row for row in rows for _ in range(tokens // programs)], strict=True)])
     assert torch.allclose(found, expected, atol=1e-3)
-
-
-def test_gathered_matrices_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One program a token: the copies are made for a part of the tokens at a time, and nothing else changes."""
-    tokens, rank, bank = 6, 16, Bank(8, CPU)
-    slots = np.array([bank.acquire(program({KEY: _matrices(rank, seed)})) for seed in range(tokens)], dtype=np.int32)
-    (stage,) = plan_step(bank, slots, np.ones(tokens, dtype=np.uint32))[KEY]
-    h = torch.randn(tokens, WIDE, generator=torch.Generator().manual_seed(9))
-    whole = apply_stage(h, stage)
-    monkeypatch.setattr(steering_of, "GATHERED_BYTES", 2 * stage.pool.row_bytes)
-    with _Largest() as largest:
-        parts = apply_stage(h, stage)
-    assert largest.numel <= 2 * rank * WIDE < tokens * rank * WIDE
-    assert torch.allclose(parts, whole, atol=1e-5)
 
 
 @pytest.mark.parametrize("failing_at", [0, 1, 2])
