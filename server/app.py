@@ -40,7 +40,6 @@ from server.routes import (
     jobs,
     lens,
     presets,
-    recipes,
 )
 from server.settings import Settings
 from server.state import ServerState
@@ -57,7 +56,7 @@ class Part(Protocol):
 
 
 ROUTERS = (chat.router, completions.router, models.router, artifacts.router, calibration.router, presets.router,
-           capabilities.router, extract.router, recipes.router, jobs.router, effects.router, lens.router, admin.router)
+           capabilities.router, extract.router, jobs.router, effects.router, lens.router, admin.router)
 DESCRIPTION = "Inference-time steering behind OpenAI's API: each request may carry a `steering` field."
 
 

@@ -35,7 +35,8 @@ class EngineSubject:
     def encode(self, prompt: Prompt) -> Tokens:
         if isinstance(prompt, str):
             return tuple(self.state.vocabulary.encode(prompt, special_tokens=True))
-        turns = [{"role": part.role, "content": part.content} for part in prompt if isinstance(part, Turn)]
+        turns = [{"role": "system" if part.role == "developer" else part.role, "content": part.content}
+                 for part in prompt if isinstance(part, Turn)]
         if turns:
             return tuple(self.state.chat_prompts.conversation(turns, "messages"))
         return tuple(part for part in prompt if isinstance(part, int))

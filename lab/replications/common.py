@@ -13,14 +13,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lab.datasets import load
 from lab.paths import model_path
-from steering.models.describe import model_facts
-from steering.models.fingerprints import fingerprint
 from steering.programs.program import Program
-from vectors.extract import Extraction, parse_request, run_recipe
+from steering.sites import fingerprint, model_facts
+from vectors.extract import Extraction, parse_request, prepare
 from vectors.extract.errors import FitFailed
 from vectors.extract.local import LocalSubject
-from vectors.extract.recipe import Span, Work
 from vectors.extract.subject import Tokens, answer_logprobs
+from vectors.extract.work import Span, Work
 
 Fields = dict[str, Any]
 Document = dict[str, Any]
@@ -93,7 +92,7 @@ def subject(name: str) -> LocalSubject:
 
 def extracted(model: LocalSubject, case: Case, created_by: str) -> Extraction:
     request = parse_request(case.recipe, {"name": case.name, **case.fields})
-    return run_recipe(case.recipe, request, model, lambda share, stage: None, lambda: False, created_by)
+    return prepare(case.recipe, request, model, created_by).run(lambda share, stage: None, lambda: False)
 
 
 def span(model: LocalSubject) -> Span:

@@ -16,7 +16,6 @@ from lab.replications.edits import SITE, read_out
 from vectors.extract import Extraction
 from vectors.extract.local import LocalSubject
 from vectors.extract.prompts_icl import Task, TaskPair, make_task
-from vectors.extract.recipe import parse_fields
 
 TASKS = ("plural", "noun_to_french", "noun_to_german", "past", "gerund", "third_person", "opposite", "comparative")
 METHODS = ("mean_difference", "causal_mediation")
@@ -49,7 +48,7 @@ def name(task: str, method: str) -> str:
 
 def measure(model: LocalSubject, found: Mapping[str, Extraction]) -> Document:
     """Per task: how often the answer is among the top 10 of a lens on the bare query, and where the task falls."""
-    tasks = {task: make_task([parse_fields(TaskPair, pair) for pair in word_pairs(task)], TEMPLATE, SHOTS, model, 0)
+    tasks = {task: make_task([TaskPair.model_validate(pair) for pair in word_pairs(task)], TEMPLATE, SHOTS, model, 0)
              for task in TASKS}
     layers = list(range(model.facts.num_layers - 1))
     states = {task: _states(model, made) for task, made in tasks.items()}

@@ -1,113 +1,81 @@
-"""`POST /v1/extract`: make a vector from contrastive pairs, as a job."""
+"""Extraction as jobs: `GET /v1/extract/methods`, `POST /v1/extract/{method}`, and `POST /v1/extract` for pairs."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-import torch
-from fastapi import APIRouter
-from pydantic import ConfigDict, Field
+from fastapi import APIRouter, Body, Path
+from pydantic import Field
 
-from server.engines.base import CaptureRequest, Engine
-from server.extraction import extract_and_store
-from server.jobs import Control, Job
-from server.openai.schema import Message
+from server.jobs import Cancelled, Control, Job
 from server.route import StrictRoute
 from server.state import ServerState, State
+from server.subject import EngineSubject
 from server.threads import in_thread
 from steering.language.errors import InvalidRequest
-from steering.language.fields import Model
-from steering.language.vocabulary import Site
-from vectors.extract import ExtractOptions, ExtractRequest, Pair, check_options, run
-from vectors.extract.contract import Split
-from vectors.extract.spelling import spelling_report
+from vectors.extract import RECIPES, Prepared, RecipeOptions, get_recipe, parse_request, prepare
+from vectors.extract.contrastive import ContrastiveRequest
+from vectors.extract.errors import ExtractionCancelled
 
 router = APIRouter(tags=["extract"], route_class=StrictRoute)
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
-Conversation = Annotated[list[Message], Field(min_length=1, fail_fast=True)]
 
-
-class TextPair(Model):
-    """Two texts that differ in the concept: plain text, a conversation, or token ids."""
-
-    positive: str | Conversation | TokenIds = Field(description="The text that has the concept.")
-    negative: str | Conversation | TokenIds = Field(description="The text that lacks it.")
-    item: Annotated[str, Field(max_length=256)] | None = Field(
-        default=None, description="What the pair is about; pairs of one item stay in one split.")
-    split: Split | None = Field(default=None, description="Fixed split; for all pairs or for none.")
-
-
-class ExtractBody(ExtractOptions):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    pairs: Annotated[list[TextPair], Field(min_length=2, max_length=20_000)]
+class ExtractBody(ContrastiveRequest):
+    method: Literal["mean_difference", "pca_pairwise", "pca_repe", "logistic_probe"] = Field(
+        default="mean_difference", description="How the direction is fitted.")
 
 
 @router.post("/v1/extract", status_code=202)
 async def create_extraction(body: ExtractBody, state: State) -> Job:
     """Start the job. Its result names the artifact it stored and holds the report."""
-    return await start_extraction(body, state)
+    request = get_recipe(body.method).request(
+        **{name: getattr(body, name) for name in ContrastiveRequest.model_fields})
+    return await _start(body.method, request, state, "POST /v1/extract")
 
 
-async def start_extraction(body: ExtractBody, state: ServerState) -> Job:
-    """A contrastive extraction as a job.
-
-    Raises:
-        InvalidRequest: options or texts that do not fit.
-    """
-    options = ExtractOptions(**{name: getattr(body, name) for name in ExtractOptions.model_fields})
-    check_options(options)
-    pairs = await in_thread(_pairs, body, state)
-    request = ExtractRequest(options=options, pairs=pairs, facts=state.engine.facts, created_by="POST /v1/extract",
-                             spelling=_spelling(body, pairs, state))
-    return state.jobs.submit("extract", lambda control: _work(request, control, state))
+@router.get("/v1/extract/methods")
+def list_methods() -> dict[str, list[dict[str, Any]]]:
+    """Every method, what it makes in a line, which field takes the data, and the JSON schema of all fields."""
+    return {"data": [{"name": recipe.name, "summary": recipe.summary, "data": recipe.data_field(),
+                      "request": recipe.request.model_json_schema()} for recipe in RECIPES.values()]}
 
 
-async def _work(request: ExtractRequest, control: Control, state: ServerState) -> dict[str, Any]:
-    capture = _Capture(state.engine, asyncio.get_running_loop())
-    return await extract_and_store(state, control,
-                                   lambda: run(request, capture, control.progress, control.cancelled))
+@router.post("/v1/extract/{method}", status_code=202)
+async def create_by_method(method: Annotated[str, Path(max_length=64)],
+                           body: Annotated[dict[str, Any], Body(description="Fields of the method.")],
+                           state: State) -> Job:
+    """Start the job. Its result names the artifact it stored and holds the report with its controls."""
+    get_recipe(method)
+    return await _start(method, parse_request(method, _without_method(method, body)), state,
+                        f"POST /v1/extract/{method}")
 
 
-@dataclass(frozen=True)
-class _Capture:
-    """Reads activations from the engine for an extraction that runs in a thread."""
-
-    engine: Engine
-    loop: asyncio.AbstractEventLoop
-
-    def __call__(self, texts: Sequence[Sequence[int]], site: Site, layers: Sequence[int],
-                 positions: Sequence[int] | None) -> list[Mapping[int, torch.Tensor]]:
-        requests = [CaptureRequest(text, {site: layers}, positions) for text in texts]
-        captured = asyncio.run_coroutine_threadsafe(self.engine.capture(requests), self.loop).result()
-        return [item[site] for item in captured]
+def _without_method(method: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a body that may repeat the method of the path."""
+    if body.get("method", method) != method:
+        raise InvalidRequest(f"the path says {method}, the body another method", param="method",
+                             fix="Leave it out of the body.")
+    return {name: value for name, value in body.items() if name != "method"}
 
 
-def _pairs(body: ExtractBody, state: ServerState) -> list[Pair]:
-    return [Pair(positive=_ids(pair.positive, state, f"pairs[{i}].positive"),
-                 negative=_ids(pair.negative, state, f"pairs[{i}].negative"), item=pair.item, split=pair.split)
-            for i, pair in enumerate(body.pairs)]
+async def _start(method: str, request: RecipeOptions, state: ServerState, created_by: str) -> Job:
+    """Raises TrimtabError: the options or the data do not fit, or too many jobs wait."""
+    subject = EngineSubject(state, asyncio.get_running_loop())
+    prepared = await in_thread(prepare, method, request, subject, created_by)
+    return state.jobs.submit("extract", lambda control: _run(prepared, control, state))
 
 
-def _spelling(body: ExtractBody, pairs: Sequence[Pair], state: ServerState) -> dict[str, Any]:
-    """Of the plain texts."""
-    num_bytes = num_tokens = 0
-    for given, pair in zip(body.pairs, pairs, strict=True):
-        for text, ids in ((given.positive, pair.positive), (given.negative, pair.negative)):
-            if isinstance(text, str):
-                num_bytes, num_tokens = num_bytes + len(text.encode()), num_tokens + len(ids)
-    return spelling_report(num_bytes, num_tokens, state.engine.facts.model_id)
+async def _run(prepared: Prepared, control: Control, state: ServerState) -> dict[str, Any]:
+    """The job's result: the artifact's reference and the report. A cancelled job stores nothing."""
 
+    def work() -> dict[str, Any]:
+        found = prepared.run(control.progress, control.cancelled)
+        if control.cancelled():
+            raise Cancelled
+        artifact = state.library.create(found.metadata, found.payload)
+        return {"artifact": artifact.ref, "report": dict(found.report)}
 
-def _ids(text: str | list[Message] | list[int], state: ServerState, param: str) -> tuple[int, ...]:
-    if isinstance(text, str):
-        return tuple(state.vocabulary.encode(text, special_tokens=True))
-    if isinstance(text[0], Message):
-        turns = [turn.as_template() for turn in text if isinstance(turn, Message)]
-        return tuple(state.chat_prompts.conversation(turns, param))
-    ids = tuple(token for token in text if isinstance(token, int))
-    if max(ids) >= state.vocabulary.vocab_size:
-        raise InvalidRequest(f"there is no token {max(ids)}", param=param)
-    return ids
+    try:
+        return await in_thread(work)
+    except ExtractionCancelled:
+        raise Cancelled from None

@@ -8,11 +8,10 @@ import pytest
 
 from server.cli.records import read_records
 from server.cli.shapes import entries
-from server.routes.extract import ExtractBody
 from steering.language.errors import InvalidRequest
 from vectors.extract import get_recipe, parse_request
 
-PAIRS = ExtractBody.model_json_schema()
+PAIRS = get_recipe("mean_difference").request.model_json_schema()
 
 
 def schema(method: str) -> dict[str, Any]:

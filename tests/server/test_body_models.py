@@ -9,7 +9,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from server.app import routed
 from server.openai.schema import CompletionRequest
-from vectors.extract.recipe import recipes
+from vectors.extract import RECIPES
 
 # Their lists end at the first fault, however long they are.
 FAIL_FAST = {"CompletionRequest.prompt", "TextPair.positive", "TextPair.negative", "LensRequest.input"}
@@ -18,7 +18,8 @@ FAIL_FAST = {"CompletionRequest.prompt", "TextPair.positive", "TextPair.negative
 def body_types() -> dict[str, Any]:
     routes = {route.body_field.field_info.annotation for route in routed().routes
               if isinstance(route, APIRoute) and route.body_field is not None}
-    return {getattr(found, "__name__", str(found)): found for found in (*routes, *(r.request for r in recipes()))}
+    requests = (recipe.request for recipe in RECIPES.values())
+    return {getattr(found, "__name__", str(found)): found for found in (*routes, *requests)}
 
 
 def unbounded(schema: Any, path: str) -> Iterator[str]:

@@ -1,20 +1,15 @@
-"""What goes into an extraction and what comes out. Texts arrive as token ids: the caller has rendered them."""
+"""Words that all of extraction shares: pairs as token ids, splits, progress, and the finished extraction."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import Field
 
 from steering.artifacts.payload import Payload
 from steering.language.fields import Model
-from steering.language.layers import Layers
-from steering.language.vocabulary import Op, Site
-from steering.models.facts import ModelFacts
-from vectors.artifact import Metadata, Name, Tags, Text
+from vectors.artifact import Metadata
 
-MethodName = Literal["mean_difference", "pca_pairwise", "pca_repe", "logistic_probe"]
 Split = Literal["train", "dev", "test"]
 TokenPosition = Literal["last", "mean"] | Annotated[int, Field(ge=-(2**20), le=2**20)]
 
@@ -30,45 +25,6 @@ class Pair(Model):
     negative: tuple[int, ...] = Field(description="Token ids of the text that lacks it.")
     item: Annotated[str, Field(max_length=256)] | None = Field(default=None, description="What the pair is about.")
     split: Split | None = Field(default=None, description="Fixed split; give it for all pairs or for none.")
-
-
-class ExtractOptions(Model):
-    """How to take a direction from contrastive pairs."""
-
-    name: Name = Field(description="Artifact to make, or to make a new version of.")
-    method: MethodName = Field(default="mean_difference", description="How the direction is fitted.")
-    site: Site = Field(default="resid_post", description="Where activations are read, and later changed.")
-    layers: Layers = Field(default="all", description="Layers to fit; the best one becomes the artifact's default.")
-    token: TokenPosition = Field(
-        default="last", description="Token to read: last, mean (all but the first, which many models use as a sink), "
-        "or a position; negative ones count from the end.")
-    op: Op = Field(default="add", description="What the artifact is meant for: add, ablate or clamp.")
-    options: dict[str, Any] = Field(default={}, description="Default options of that op.")
-    seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of splits and controls.")
-    description: Text = Field(default="", description="What the artifact does, for people.")
-    tags: Tags = Field(default=(), description="Labels to filter by.")
-
-
-@dataclass(frozen=True)
-class ExtractRequest:
-    """options: as the user gave them. pairs: rendered to token ids. facts: of the model that `capture` reads.
-    spelling: what the caller who rendered them says of it (`spelling.spelling_report`), for the report.
-    """
-
-    options: ExtractOptions
-    pairs: Sequence[Pair]
-    facts: ModelFacts
-    created_by: str
-    spelling: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Capture(Protocol):
-    """Reads activations of a batch of texts, from an engine or from anything that stands for one."""
-
-    def __call__(self, texts: Sequence[Sequence[int]], site: Site, layers: Sequence[int],
-                 positions: Sequence[int] | None) -> Sequence[Mapping[int, torch.Tensor]]:
-        """Per text: layer -> `[num_positions, width]` float32; all positions of the text if `positions` is None."""
-        ...
 
 
 Progress = Callable[[float, str], None]

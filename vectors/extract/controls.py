@@ -4,14 +4,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from vectors.extract.method import Method
+from vectors.extract.fit import Fitting, Sides
 from vectors.extract.score import Score, oriented, score
 
-NUM_DRAWS = 20
-Activations = tuple[torch.Tensor, torch.Tensor]
 
-
-def random_scores(train: Activations, test: Activations, generator: torch.Generator, *, covariance: bool
+def random_scores(train: Sides, test: Sides, generator: torch.Generator, draws: int, *, covariance: bool
                   ) -> list[Score]:
     """Held-out scores of random directions, oriented on the train split as a method's would be. A score does not depend
     on length, so the draws stand for vectors of the method's own norm.
@@ -21,7 +18,7 @@ def random_scores(train: Activations, test: Activations, generator: torch.Genera
     pooled = torch.cat(train)
     centred = pooled - pooled.mean(dim=0)
     scores = []
-    for _ in range(NUM_DRAWS):
+    for _ in range(draws):
         if covariance:
             direction = centred.T @ torch.randn(len(centred), generator=generator, dtype=centred.dtype)
         else:
@@ -30,8 +27,8 @@ def random_scores(train: Activations, test: Activations, generator: torch.Genera
     return scores
 
 
-def shuffled_scores(method: Method, train: Activations, test: Activations, generator: torch.Generator,
-                    before_each: Callable[[], None]) -> list[Score]:
+def shuffled_scores(fitting: Fitting, train: Sides, test: Sides, generator: torch.Generator, draws: int,
+                    step: Callable[[float], None]) -> list[Score]:
     """Held-out scores, under the true labels, of fits on train texts whose labels and partners were dealt anew.
 
     Swapping the sides of pairs would not do: the axis of the pairwise methods does not change under it.
@@ -39,11 +36,11 @@ def shuffled_scores(method: Method, train: Activations, test: Activations, gener
     pooled = torch.cat(train)
     half = len(pooled) // 2
     scores = []
-    for _ in range(NUM_DRAWS):
-        before_each()
+    for done in range(draws):
+        step(done / draws)
         order = torch.randperm(len(pooled), generator=generator)
         dealt = pooled[order[:half]], pooled[order[half:]]
-        direction = oriented(method.fit(*dealt, generator), *dealt)
+        direction = oriented(fitting(*dealt, generator), *dealt)
         scores.append(score(direction, *test))
     return scores
 

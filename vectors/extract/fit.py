@@ -1,15 +1,19 @@
 """The direction of one layer: fitted and oriented on train, scored on dev and test."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 
-from vectors.extract.data import Dataset
+from vectors.extract.contract import Split
 from vectors.extract.errors import ConstantActivations, FitFailed
-from vectors.extract.method import Method
 from vectors.extract.score import Score, oriented, score
-from vectors.extract.store import ActivationStore
+
+Sides = tuple[torch.Tensor, torch.Tensor]
+"""Activations `[num_pairs, d]` float64 of the positive and of the negative texts, row i is pair i."""
+
+Fitting = Callable[[torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor]
+"""A direction `[d]` of any length and sign from both sides."""
 
 # Below this share of the activations' own size, differences are rounding of float32 and nothing else.
 ROUNDING = 1e-6
@@ -30,19 +34,18 @@ class LayerFit:
     coordinates: Mapping[str, Mapping[str, float]]
 
 
-def fit_layer(method: Method, layer: int, store: ActivationStore, data: Dataset, generator: torch.Generator
-              ) -> LayerFit:
+def fit_layer(fitting: Fitting, layer: int, rows: Mapping[Split, Sides], generator: torch.Generator) -> LayerFit:
     """Raises:
         ConstantActivations: nothing varies at this layer.
         FitFailed: the method found no direction, or one along which the class means do not differ.
     """
-    train = store.layer(layer, data.splits["train"])
+    train = rows["train"]
     pooled = torch.cat(train)
     size = float(pooled.abs().max())
     if float((pooled - pooled[0]).abs().max()) <= ROUNDING * size:
         raise ConstantActivations(f"at layer {layer} all texts have the same activation", param="layers",
                                   fix="Leave that layer out, or read another token.")
-    direction = oriented(method.fit(*train, generator), *train)
+    direction = oriented(fitting(*train, generator), *train)
     unit = direction / direction.norm()
     projections = pooled @ unit
     apart = float((train[0] @ unit).mean() - (train[1] @ unit).mean())
@@ -52,8 +55,8 @@ def fit_layer(method: Method, layer: int, store: ActivationStore, data: Dataset,
         raise FitFailed(f"at layer {layer} the classes have the same mean along the direction found", param="pairs",
                         fix="Use more pairs, or the method mean_difference.")
     return LayerFit(layer, unit * length, float(projections.std(correction=0)),
-                    score(unit, *store.layer(layer, data.splits["dev"])),
-                    score(unit, *store.layer(layer, data.splits["test"])),
+                    score(unit, *rows["dev"]),
+                    score(unit, *rows["test"]),
                     {side: _range(rows @ unit) for side, rows in zip(("positive", "negative"), train, strict=True)})
 
 

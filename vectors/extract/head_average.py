@@ -11,8 +11,8 @@ from steering.models.facts import ModelFacts
 from steering.programs.program import Program
 from vectors.extract.programs import program_of
 from vectors.extract.prompts_icl import Task
-from vectors.extract.recipe import Span
 from vectors.extract.subject import answer_logprobs, stream
+from vectors.extract.work import Span
 
 LINEAR_TOLERANCE = 1e-3
 

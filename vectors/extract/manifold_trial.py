@@ -17,8 +17,8 @@ from steering.programs.program import Program
 from vectors.extract.behaviour import Answers, Behaviour
 from vectors.extract.manifold_fit import Fit
 from vectors.extract.programs import program_of
-from vectors.extract.recipe import Span, Work
 from vectors.extract.subject import Tokens, answer_logprobs
+from vectors.extract.work import Span, Work
 
 # One forward pass at the last prompt token, as in the paper.
 READ_OUT = Scope(prompt=PromptSelection(positions=[-1]), generation="none")

@@ -1,127 +1,83 @@
-"""One extraction from request to artifact: read, fit every layer, choose one on dev, report on test."""
+"""From a request to an artifact, by any method: the data are checked first, then the numbers are made and written."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from steering.artifacts.payload import Payload
-from steering.language.errors import InvalidRequest
-from steering.models.facts import ModelFacts
-from steering.ops.base import VECTOR_SITES, get_operation, operations
-from steering.programs.inline import parse_options
-from steering.programs.layers import explicit_layers
-from vectors.extract.contract import Cancelled, Capture, Extraction, ExtractOptions, ExtractRequest, Progress
-from vectors.extract.controls import random_scores, shuffled_scores, summary
-from vectors.extract.data import Dataset, prepare
-from vectors.extract.errors import ConstantActivations, ExtractionCancelled
-from vectors.extract.fit import LayerFit, fit_layer
-from vectors.extract.method import get_method
-from vectors.extract.result import make_metadata, make_report
-from vectors.extract.store import ActivationStore
-
-CAPTURE_SHARE, FIT_SHARE = 0.6, 0.2
+from vectors.artifact import Metadata
+from vectors.extract.contract import Cancelled, Extraction, Progress
+from vectors.extract.recipe import Made, Recipe, RecipeOptions
+from vectors.extract.registry import get_recipe
+from vectors.extract.spelling import SpellingSubject
+from vectors.extract.subject import Subject
+from vectors.extract.work import Work
 
 
-def run(request: ExtractRequest, capture: Capture, progress: Progress, cancelled: Cancelled) -> Extraction:
-    """Take a direction per layer from contrastive pairs.
+@dataclass(frozen=True)
+class Prepared:
+    """A checked request that has not run yet. data: what the recipe's `prepare` returned."""
 
-    The positive class projects larger on it. Its length is the distance of the class means along it, so that strength
-    `raw` 1 carries the mean negative text onto the mean positive one. Deterministic for equal requests.
+    recipe: Recipe
+    request: RecipeOptions
+    data: Any
+    subject: SpellingSubject
+    created_by: str
+
+    def run(self, progress: Progress, cancelled: Cancelled) -> Extraction:
+        """Raises TrimtabError: InvalidData and its kinds, ExtractionCancelled."""
+        work = Work(self.subject, progress, cancelled, self.created_by)
+        work.at(0.0, "capture")
+        made = self.recipe.make(self.request, self.data, work)
+        found = _written(self, made)
+        work.at(1.0, "control")
+        return found
+
+
+def prepare(method: str, request: RecipeOptions, subject: Subject, created_by: str) -> Prepared:
+    """Check a request as far as tokens and the model's facts can tell.
 
     Raises:
-        TrimtabError: InvalidData and its kinds for pairs, InvalidRequest for options, ExtractionCancelled.
+        TrimtabError: InvalidData and its kinds, InvalidRequest for options.
     """
-    options, facts = request.options, request.facts
-    check_options(options)
-    layers = _layers(options, facts)
-    data = prepare(request.pairs, options.token, facts, options.seed)
+    recipe = get_recipe(method)
+    counting = SpellingSubject(subject)
+    return Prepared(recipe, request, recipe.prepare(request, counting), counting, created_by)
 
-    def staged(share: float, stage: str) -> None:
-        start, width = {"capture": (0.0, CAPTURE_SHARE), "fit": (CAPTURE_SHARE, FIT_SHARE),
-                        "control": (CAPTURE_SHARE + FIT_SHARE, 1 - CAPTURE_SHARE - FIT_SHARE)}[stage]
-        progress(start + width * share, stage)
 
-    with ActivationStore(layers, len(data.pairs), facts.width(options.site)) as store:
-        store.fill(data.pairs, capture, options.site, options.token, staged, cancelled)
-        fits, constant = _fit_all(options, store, data, staged, cancelled)
-        best = max(fits, key=lambda fit: (fit.dev.auc, fit.dev.separation))
-        controls = _controls(options, store, data, fits, best, staged, cancelled)
-    report = {**make_report(options, data, fits, best, constant, controls, store.residual_norm), **request.spelling}
-    metadata = make_metadata(request, data, fits, best, report, store.residual_norm)
-    payload = Payload.build("vector", {fit.layer: {"vector": fit.vector.float()} for fit in fits})
+def _written(prepared: Prepared, made: Made) -> Extraction:
+    request, facts = prepared.request, prepared.subject.facts
+    report = {**made.report, **prepared.subject.report()}
+    card = {"layers": sorted(made.default_layers if made.default_layers is not None else made.numbers),
+            "strength": made.strength.model_dump(mode="json"), "dev": dict(made.dev), "test": dict(made.test),
+            **made.card, "controls": _controls(made.report)}
+    scope = made.scope if made.scope is not None else prepared.recipe.scope
+    if scope is not None:
+        card["scope"] = scope.model_dump(mode="json", exclude_defaults=True)
+    metadata = Metadata.parse({
+        "name": request.name, "kind": made.kind, "op": made.op, "site": made.site,
+        "layers": None if made.default_layers is None else list(made.default_layers), "strength": made.strength,
+        "options": dict(made.options or {}), "sign_convention": made.sign_convention,
+        "description": request.description, "tags": request.tags, "model_id": facts.model_id,
+        "fingerprint": facts.fingerprint, "d_model": facts.d_model, "residual_norm": dict(made.residual_norm or {}),
+        "sigma": dict(made.sigma or {}), "reading": made.reading, "card": card,
+        "provenance": {"method": prepared.recipe.name, **made.data, "seed": request.seed,
+                       "created_by": prepared.created_by, "report": report},
+    })
+    payload = Payload.build(made.kind, {layer: {name: tensor if not tensor.is_floating_point() else tensor.float()
+                                                for name, tensor in tensors.items()}
+                                        for layer, tensors in made.numbers.items()})
     return Extraction(metadata, payload, report)
 
 
-def check_options(options: ExtractOptions) -> None:
-    """Raises InvalidRequest: a site that holds no vector, an op that takes none, or options that the op lacks."""
-    if options.site not in VECTOR_SITES:
-        raise InvalidRequest(f"no direction can be taken at {options.site}", param="site",
-                             fix=f"Use one of {', '.join(VECTOR_SITES)}.")
-    if "vector" not in get_operation(options.op).kinds:
-        takers = [operation.name for operation in operations() if "vector" in operation.kinds]
-        raise InvalidRequest(f"the op {options.op} does not take a vector", param="op",
-                             fix=f"Use one of {', '.join(takers)}.")
-    if options.options:
-        parse_options(get_operation(options.op), options.options)
-
-
-def _layers(options: ExtractOptions, facts: ModelFacts) -> list[int]:
-    offered = facts.sites.get(options.site, ())
-    if options.layers == "all" and offered:
-        return sorted(offered)
-    layers = sorted(explicit_layers(options.layers, facts))
-    for layer in layers:
-        facts.check_site(options.site, layer, "layers")
-    return layers
-
-
-def _fit_all(options: ExtractOptions, store: ActivationStore, data: Dataset, progress: Progress, cancelled: Cancelled
-             ) -> tuple[list[LayerFit], list[int]]:
-    """Fits of all layers, and the layers without one because nothing varies there."""
-    method = get_method(options.method)
-    fits: list[LayerFit] = []
-    constant: list[int] = []
-    for done, layer in enumerate(store.layers):
-        _stop_if(cancelled)
-        try:
-            fits.append(fit_layer(method, layer, store, data, _generator(options.seed, layer)))
-        except ConstantActivations:
-            # "all" may contain such a layer without anyone having asked for it; a named layer must not go missing.
-            if options.layers != "all":
-                raise
-            constant.append(layer)
-        progress((done + 1) / len(store.layers), "fit")
-    if not fits:
-        raise ConstantActivations("at every layer all texts have the same activation", param="token",
-                                  fix="Read another token: the texts end alike and nothing before differs.")
-    return fits, constant
-
-
-def _controls(options: ExtractOptions, store: ActivationStore, data: Dataset, fits: Sequence[LayerFit], best: LayerFit,
-              progress: Progress, cancelled: Cancelled) -> dict[str, Any]:
-    """Random directions at every layer; refits on dealt labels, which cost as much as the fit, at the best one."""
-    random: dict[str, dict[str, Any]] = {}
-    for done, fit in enumerate(fits):
-        _stop_if(cancelled)
-        train, test = (store.layer(fit.layer, data.splits[split]) for split in ("train", "test"))
-        generator = _generator(options.seed + 1, fit.layer)
-        random[str(fit.layer)] = {
-            "isotropic": summary(fit.test, random_scores(train, test, generator, covariance=False)),
-            "covariance": summary(fit.test, random_scores(train, test, generator, covariance=True)),
-        }
-        progress((done + 1) / (len(fits) + 1), "control")
-    train, test = (store.layer(best.layer, data.splits[split]) for split in ("train", "test"))
-    shuffled = shuffled_scores(get_method(options.method), train, test, _generator(options.seed + 2, best.layer),
-                               before_each=lambda: _stop_if(cancelled))
-    progress(1.0, "control")
-    return {"random_directions": random, "shuffled_labels": summary(best.test, shuffled)}
-
-
-def _generator(seed: int, layer: int) -> torch.Generator:
-    return torch.Generator().manual_seed((seed << 16) + layer)
-
-
-def _stop_if(cancelled: Cancelled) -> None:
-    if cancelled():
-        raise ExtractionCancelled("the extraction was cancelled")
+def _controls(report: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Every figure of the report that was measured against draws, under its dotted path, as the card tells it."""
+    found: dict[str, Any] = {}
+    for name, value in report.items():
+        where = f"{path}.{name}" if path else name
+        if isinstance(value, Mapping):
+            if {"found", "draws", "percentile"} <= value.keys():
+                found[where.removeprefix("controls.")] = dict(value)
+            else:
+                found |= _controls(value, where)
+    return found

@@ -27,13 +27,15 @@ class SpellingSubject:
         return self._subject.facts
 
     def encode(self, prompt: Prompt) -> Tokens:
-        ids = self._subject.encode(prompt)
         if isinstance(prompt, str):
+            ids = self._subject.encode(prompt)
             self._count(prompt, ids)
-        else:
-            # The markers of turns are part of the tokens and of no word, so that chats seem spelled a little finer.
-            self._count("".join(part.content for part in prompt if isinstance(part, Turn)), ids)
-        return ids
+            return ids
+        # The markers of turns are tokens that spell no word, so that each message is counted by itself.
+        for part in prompt:
+            if isinstance(part, Turn):
+                self._count(part.content, self._subject.encode_continuation(part.content))
+        return self._subject.encode(prompt)
 
     def encode_continuation(self, text: str) -> Tokens:
         ids = self._subject.encode_continuation(text)

@@ -1,10 +1,10 @@
 """The model that a recipe works on: it encodes, reads activations, scores next tokens and generates, steered or not."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
-from pydantic import Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints
 
 from steering.language.errors import InvalidRequest
 from steering.language.fields import Model
@@ -18,11 +18,20 @@ BATCH_TEXTS = 64
 Tokens = tuple[int, ...]
 
 
+def _joined(content: Any) -> Any:
+    """The text of content in parts, as OpenAI's API has it."""
+    if isinstance(content, list) and all(isinstance(part, Mapping) and part.keys() == {"type", "text"}
+                                         and part["type"] == "text" and isinstance(part["text"], str)
+                                         for part in content):
+        return "".join(part["text"] for part in content)
+    return content
+
+
 class Turn(Model):
     """One message of a conversation."""
 
     role: Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,32}$")] = Field(description="Who speaks.")
-    content: str = Field(description="What is said.")
+    content: Annotated[str, BeforeValidator(_joined)] = Field(description="What is said.")
 
 
 TokenIds = Annotated[list[Annotated[int, Field(strict=True, ge=0)]], Field(min_length=1, max_length=2**20)]
@@ -50,7 +59,8 @@ class Subject(Protocol):
     def capture(self, texts: Sequence[Sequence[int]], site: Site, layers: Sequence[int],
                 positions: Sequence[int] | None, program: Program | None = None
                 ) -> Sequence[Mapping[int, torch.Tensor]]:
-        """As `contract.Capture`; with a program: what is read is after its interventions."""
+        """Per text: layer -> `[num_positions, width]` float32; all positions of the text if `positions` is None. With
+        a program, what is read is after its interventions."""
         ...
 
     def next_logprobs(self, texts: Sequence[Sequence[int]], program: Programs = None) -> torch.Tensor:
@@ -119,11 +129,12 @@ def batches(texts: Sequence[Sequence[int]]) -> Iterator[range]:
 
 
 def stream(subject: Subject, texts: Sequence[Sequence[int]], site: Site, layers: Sequence[int],
-           positions: Sequence[int] | None, step: Callable[[float], None], program: Program | None = None
-           ) -> Iterator[tuple[int, Mapping[int, torch.Tensor]]]:
+           positions: Sequence[int] | None, step: Callable[[float], None], program: Program | None = None, *,
+           param: Callable[[int], str] | None = None) -> Iterator[tuple[int, Mapping[int, torch.Tensor]]]:
     """(number of the text, layer -> `[num_positions, width]`) one text after the other; memory holds one batch.
 
-    step: called with the share done before each batch; it raises when the work is cancelled.
+    step: called with the share done before each batch; it raises when the work is cancelled. param: the name, in the
+    request, of a text by its number, for errors.
 
     Raises:
         FitFailed: the model gave an activation that is not finite.
@@ -134,6 +145,7 @@ def stream(subject: Subject, texts: Sequence[Sequence[int]], site: Site, layers:
                                  strict=True):
             if not all(bool(torch.isfinite(h).all()) for h in found.values()):
                 raise FitFailed(f"the model gave an activation at {site} that is not finite",
+                                param=None if param is None else param(number),
                                 fix="Load the model in float32 or bfloat16.")
             yield number, found
 

@@ -1,4 +1,4 @@
-"""Contrastive pairs of prompts for recipes: rendered, checked and split as those of the contrastive methods are."""
+"""Contrastive pairs as methods take them: texts that become token ids, are checked and are split by item."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from steering.language.fields import Model
-from vectors.extract.contract import Pair, Split
+from vectors.extract.contract import Pair, Split, TokenPosition
 from vectors.extract.data import Dataset, prepare
 from vectors.extract.items import Item
 from vectors.extract.subject import Prompt, Subject, encoded
@@ -24,9 +24,10 @@ class TextPair(Model):
 TextPairs = Annotated[list[TextPair], Field(min_length=1, max_length=100_000)]
 
 
-def paired(pairs: Sequence[TextPair], subject: Subject, seed: int, *, param: str = "pairs") -> Dataset:
+def paired(pairs: Sequence[TextPair], subject: Subject, seed: int, *, param: str = "pairs",
+           token: TokenPosition = "last") -> Dataset:
     """Raises InvalidData: one of its kinds, naming the pair as `pairs[i]`."""
     rendered = [Pair(positive=encoded(subject, pair.positive, f"{param}[{n}].positive"),
                      negative=encoded(subject, pair.negative, f"{param}[{n}].negative"),
                      item=pair.item, split=pair.split) for n, pair in enumerate(pairs)]
-    return prepare(rendered, "last", subject.facts, seed)
+    return prepare(rendered, token, subject.facts, seed)

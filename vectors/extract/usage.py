@@ -6,9 +6,9 @@ import torch
 
 from steering.language.errors import UnsupportedModel
 from steering.models.facts import ModelFacts
-from vectors.extract.recipe import Span
 from vectors.extract.scratch import Scratch
 from vectors.extract.subject import Subject, Tokens, stream
+from vectors.extract.work import Span
 
 # Their choice goes by groups or by a correction that the logits do not show.
 OPAQUE = ("deepseek_v2", "deepseek_v3")

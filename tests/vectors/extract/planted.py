@@ -1,12 +1,15 @@
 """A stand-in for an engine whose activations are known: item + label * shift * direction + noise, per layer."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
 from steering.language.vocabulary import Site
 from steering.models.facts import ModelFacts
-from vectors.extract import ExtractOptions, ExtractRequest, Pair
+from steering.programs.program import Program
+from vectors.extract import Cancelled, Extraction, Pair, Progress, parse_request, prepare
+from vectors.extract.subject import Programs, Prompt, Tokens
 
 WIDTH = 48
 NUM_LAYERS = 4
@@ -31,7 +34,7 @@ DIRECTIONS = tuple(unit(900 + layer) for layer in range(NUM_LAYERS))
 
 
 class Planted:
-    """`capture` of the planted model. A text is (filler, item, label); only the last position carries the label.
+    """`Subject` that reads only. A text is (filler, item, label); only the last position carries the label.
 
     vary: how much the shift differs from pair to pair along an unrelated axis, the trap of centred differences.
     """
@@ -41,8 +44,24 @@ class Planted:
         self.constant_layers = set(constant_layers)
         self.calls: list[int] = []
 
-    def __call__(self, texts: Sequence[Sequence[int]], site: Site, layers: Sequence[int],
-                 positions: Sequence[int] | None) -> list[Mapping[int, torch.Tensor]]:
+    @property
+    def facts(self) -> ModelFacts:
+        return FACTS
+
+    def encode(self, prompt: Prompt) -> Tokens:
+        return tuple(token for token in prompt if isinstance(token, int))
+
+    def encode_continuation(self, text: str) -> Tokens:
+        raise NotImplementedError
+
+    def next_logprobs(self, texts: Sequence[Sequence[int]], program: Programs = None) -> torch.Tensor:
+        raise NotImplementedError
+
+    def generate(self, texts: Sequence[Sequence[int]], max_tokens: int, program: Program | None = None) -> list[str]:
+        raise NotImplementedError
+
+    def capture(self, texts: Sequence[Sequence[int]], site: Site, layers: Sequence[int],
+                positions: Sequence[int] | None, program: Program | None = None) -> list[Mapping[int, torch.Tensor]]:
         self.calls.append(sum(map(len, texts)))
         return [{layer: self.text(ids, layer, positions) for layer in layers} for ids in texts]
 
@@ -70,8 +89,18 @@ def pairs(count: int, *, first: int = 0) -> list[Pair]:
             for n in range(first, first + count)]
 
 
-def request(given: Sequence[Pair], **options: object) -> ExtractRequest:
-    return ExtractRequest(ExtractOptions.model_validate({"name": "planted", **options}), given, FACTS, "test")
+Fields = dict[str, Any]
+
+
+def request(given: Sequence[Pair], **options: object) -> Fields:
+    return {"name": "planted", "pairs": [pair.model_dump(mode="json") for pair in given], **options}
+
+
+def run(fields: Fields, planted: Planted, progress: Progress, cancelled: Cancelled) -> Extraction:
+    """By the contrastive method that `fields` names."""
+    method = fields.get("method", "mean_difference")
+    parsed = parse_request(method, {name: value for name, value in fields.items() if name != "method"})
+    return prepare(method, parsed, planted, "test").run(progress, cancelled)
 
 
 def silent(share: float, stage: str) -> None:

@@ -8,10 +8,9 @@ import torch
 
 from steering.language.errors import TrimtabError
 from tests.vectors.extract.toy import D_MODEL, NUM_LAYERS, Toy, cosine, never, noise, silent, unit
-from vectors.extract import Extraction
-from vectors.extract.aligned_concept import rotation
+from vectors.extract import Extraction, parse_request, prepare
 from vectors.extract.errors import EmptyText, LeakingSplit, NoContrast, TooFewPairs
-from vectors.extract.recipe import parse_request, run_recipe
+from vectors.extract.methods.aligned_concept import rotation
 
 CONCEPT = unit("concept")
 TURNS = [torch.linalg.qr(torch.stack([noise("turn", n, i) for i in range(D_MODEL)])).Q for n in range(NUM_LAYERS)]
@@ -47,8 +46,8 @@ def pairs(count: int = 80) -> list[dict[str, Any]]:
 
 def extract(toy: Toy | None = None, **fields: Any) -> Extraction:
     given = {"name": "concept", "pairs": pairs(), **fields}
-    return run_recipe("aligned_concept", parse_request("aligned_concept", given), toy or TurnToy(), silent, never,
-                      "test")
+    request = parse_request("aligned_concept", given)
+    return prepare("aligned_concept", request, toy or TurnToy(), "test").run(silent, never)
 
 
 def test_layers_agree_more_after_alignment_and_the_noisy_one_gains() -> None:

@@ -8,10 +8,9 @@ import torch
 
 from steering.language.errors import TrimtabError
 from tests.vectors.extract.toy import Toy, cosine, never, noise, silent, unit
-from vectors.extract import Extraction
-from vectors.extract.angular_steering import plane_of
+from vectors.extract import Extraction, parse_request, prepare
 from vectors.extract.errors import EmptyText, LeakingSplit, NoContrast, TooFewPairs
-from vectors.extract.recipe import parse_request, run_recipe
+from vectors.extract.methods.angular_steering import plane_of
 
 
 class Turned(Toy):
@@ -47,7 +46,7 @@ def pairs(count: int = 30) -> list[dict[str, Any]]:
 def extract(**fields: Any) -> Extraction:
     given = {"name": "turned", "pairs": pairs(), "readout": {"target": ["Sorry"]}, "max_eval": 2, "layers": [0, 1],
              "angles": [0, 90, 180, 270], **fields}
-    return run_recipe("angular_steering", parse_request("angular_steering", given), Turned(), silent, never, "test")
+    return prepare("angular_steering", parse_request("angular_steering", given), Turned(), "test").run(silent, never)
 
 
 def test_the_plane_holds_the_behaviour_and_turns_it_both_ways() -> None:

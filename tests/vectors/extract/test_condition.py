@@ -12,10 +12,9 @@ from steering.programs.compiler import compile_program
 from steering.programs.reading import compile_reader
 from tests.vectors.extract.toy import D_MODEL, Toy, cosine, never, noise, silent, unit
 from vectors.artifact import Artifact
-from vectors.extract import Extraction
-from vectors.extract.condition import search
+from vectors.extract import Extraction, parse_request, prepare
 from vectors.extract.errors import OneClass, TooFewExamples
-from vectors.extract.recipe import parse_request, run_recipe
+from vectors.extract.methods.condition import search
 
 LAYER = 1
 
@@ -45,7 +44,7 @@ def examples(count: int = 120) -> list[dict[str, Any]]:
 
 def extract(toy: Toy | None = None, **fields: Any) -> Extraction:
     given = {"name": "topic", "examples": examples(), "target": "topic", **fields}
-    return run_recipe("condition", parse_request("condition", given), toy or TopicToy(), silent, never, "test")
+    return prepare("condition", parse_request("condition", given), toy or TopicToy(), "test").run(silent, never)
 
 
 @pytest.mark.parametrize("pool", ["mean", "last"])

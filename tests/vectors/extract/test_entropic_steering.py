@@ -8,9 +8,8 @@ import torch
 
 from steering.language.errors import TrimtabError
 from tests.vectors.extract.toy import VOCAB, Toy, cosine, never, noise, silent, unit
-from vectors.extract import Extraction
+from vectors.extract import Extraction, parse_request, prepare
 from vectors.extract.errors import EmptyText, FitFailed, LeakingSplit, NoContrast, OneClass, TooFewExamples
-from vectors.extract.recipe import parse_request, run_recipe
 
 DOUBT = unit("doubt")
 
@@ -48,8 +47,8 @@ def prompts(episodes: int = 15, steps: int = 4) -> list[dict[str, Any]]:
 def extract(toy: Toy | None = None, **fields: Any) -> Extraction:
     given = {"name": "east", "prompts": prompts(), "actions": [" A", " B"], "strengths": [0.3, 0.6], "layers": [0, 1],
              **fields}
-    return run_recipe("entropic_steering", parse_request("entropic_steering", given), toy or Agent(), silent, never,
-                      "test")
+    request = parse_request("entropic_steering", given)
+    return prepare("entropic_steering", request, toy or Agent(), "test").run(silent, never)
 
 
 @pytest.mark.parametrize("center", ["episode", "step", "all"])

@@ -8,9 +8,8 @@ import torch
 
 from steering.language.errors import TrimtabError, UnsupportedModel
 from tests.vectors.extract.toy import HEAD_DIM, NUM_HEADS, VOCAB, Toy, cosine, never, noise, silent, unit
-from vectors.extract import Extraction
+from vectors.extract import Extraction, parse_request, prepare
 from vectors.extract.errors import EmptyText, ExtractionCancelled, LeakingSplit, NoContrast, TextTooLong, TooFewExamples
-from vectors.extract.recipe import parse_request, run_recipe
 
 LAYER, HEAD = 1, 2
 PART = slice(HEAD * HEAD_DIM, (HEAD + 1) * HEAD_DIM)
@@ -57,7 +56,7 @@ def pairs(count: int = 40) -> list[dict[str, Any]]:
 def extract(toy: Toy, **fields: Any) -> Extraction:
     given = {"name": "fv", "pairs": pairs(), "strengths": [0.5, 1.0], "num_prompts": 12, "shots": 4, "num_shuffled": 6,
              "num_heads": 1, "layers": [0, 1, 2], "max_eval": 8, **fields}
-    return run_recipe("function_vector", parse_request("function_vector", given), toy, silent, never, "test")
+    return prepare("function_vector", parse_request("function_vector", given), toy, "test").run(silent, never)
 
 
 @pytest.mark.parametrize("extraction", EXTRACTIONS)
@@ -149,14 +148,14 @@ def test_it_can_be_cancelled(asked: int) -> None:
     answers = iter([False] * asked + [True])
     with pytest.raises(ExtractionCancelled):
         request = parse_request("function_vector", {"name": "fv", "pairs": pairs()})
-        run_recipe("function_vector", request, TaskToy(), silent, lambda: next(answers), "test")
+        prepare("function_vector", request, TaskToy(), "test").run(silent, lambda: next(answers))
 
 
 def test_progress_never_falls() -> None:
     seen: list[float] = []
     request = parse_request("function_vector", {"name": "fv", "pairs": pairs(), "layers": [1], "strengths": [1.0],
                                                 "num_prompts": 4, "max_eval": 5})
-    run_recipe("function_vector", request, TaskToy(), lambda share, _: seen.append(share), never, "test")
+    prepare("function_vector", request, TaskToy(), "test").run(lambda share, _: seen.append(share), never)
     assert seen == sorted(seen) and seen[-1] == 1.0
 
 

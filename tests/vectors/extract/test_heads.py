@@ -8,9 +8,8 @@ import torch
 
 from steering.language.errors import TrimtabError
 from tests.vectors.extract.toy import HEAD_DIM, NUM_HEADS, VOCAB, Toy, cosine, never, noise, silent, unit
-from vectors.extract import Extraction
+from vectors.extract import Extraction, parse_request, prepare
 from vectors.extract.errors import EmptyText, LeakingSplit, NoContrast, TooFewExamples
-from vectors.extract.recipe import parse_request, run_recipe
 
 PLANTED = [(1, 2), (2, 0)]
 
@@ -51,7 +50,7 @@ def shift(toy: Toy | None = None, count: int = 40, **fields: Any) -> Extraction:
     pairs = [{"positive": f"t{n} up", "negative": f"t{n} down"} for n in range(count)]
     given = {"name": "heads", "pairs": pairs, "share": 2 / 12, "readout": {"target": [" yes"], "others": [" no"]},
              **fields}
-    return run_recipe("head_shift", parse_request("head_shift", given), toy or HeadToy(), silent, never, "test")
+    return prepare("head_shift", parse_request("head_shift", given), toy or HeadToy(), "test").run(silent, never)
 
 
 def examples(count: int = 40) -> list[dict[str, Any]]:
@@ -60,7 +59,7 @@ def examples(count: int = 40) -> list[dict[str, Any]]:
 
 def ablation(toy: Toy | None = None, **fields: Any) -> Extraction:
     given = {"name": "heads", "examples": examples(), "num_heads": 2, **fields}
-    return run_recipe("head_ablation", parse_request("head_ablation", given), toy or HeadToy(), silent, never, "test")
+    return prepare("head_ablation", parse_request("head_ablation", given), toy or HeadToy(), "test").run(silent, never)
 
 
 def chosen(found: Extraction) -> list[tuple[int, int]]:

@@ -12,13 +12,12 @@ import torch
 from steering.artifacts.spline import Manifold
 from steering.language.errors import InvalidRequest, TrimtabError
 from tests.vectors.extract.toy import VOCAB, Toy, never, noise, silent
-from vectors.extract import Extraction
+from vectors.extract import Extraction, parse_request, prepare
 from vectors.extract.behaviour import Answers, Behaviour, bhattacharyya
 from vectors.extract.errors import FitFailed, NoContrast, OneClass, TooFewExamples
 from vectors.extract.manifold_fit import Layout, chosen_pairs, cycle_angles
 from vectors.extract.manifold_trial import sign_flip_p
 from vectors.extract.programs import program_of
-from vectors.extract.recipe import parse_request, run_recipe
 
 DAYS = [f"day{n}" for n in range(7)]
 GRID = {f"node{x}{y}": [float(x), float(y)] for x, y in itertools.product(range(3), range(3))}
@@ -69,7 +68,7 @@ def examples(values: Sequence[str], count: int = 10) -> list[dict[str, Any]]:
 
 def extract(toy: Toy, **fields: Any) -> Extraction:
     given = {"name": "places", "layers": [1], "rank": 3, "steps": 5, "max_eval": 1, "max_pairs": 6, **fields}
-    return run_recipe("manifold", parse_request("manifold", given), toy, silent, never, "test")
+    return prepare("manifold", parse_request("manifold", given), toy, "test").run(silent, never)
 
 
 def manifold_of(found: Extraction, layer: int = 1) -> tuple[Manifold, torch.Tensor, torch.Tensor]:

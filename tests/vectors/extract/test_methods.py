@@ -1,22 +1,29 @@
 """Every method against a planted direction, and the centring trap."""
 
 import random
-from typing import get_args
+from pathlib import Path
 
 import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from tests.vectors.extract.planted import DIRECTIONS, SHIFTS, Planted, cosine, never, pairs, request, silent
-from vectors.extract import methods, run
-from vectors.extract.contract import MethodName, Pair
+from steering.ops.base import operations
+from tests.vectors.extract.planted import DIRECTIONS, SHIFTS, Planted, cosine, never, pairs, request, run, silent
+from vectors.extract import METHODS, RECIPES, get_recipe, methods
+from vectors.extract.contract import Pair
+from vectors.extract.contrastive import Contrastive
 from vectors.extract.errors import FitFailed
-from vectors.extract.mean_difference import MeanDifference
-from vectors.extract.method import get_method, register
-from vectors.extract.pca_repe import balanced_signs
+from vectors.extract.methods.logistic_probe import LogisticProbe
+from vectors.extract.methods.pca_repe import balanced_signs
 from vectors.extract.principal import principal_direction
 
-METHODS = get_args(MethodName)
+CONTRASTIVE = tuple(name for name, recipe in RECIPES.items() if isinstance(recipe, Contrastive))
+
+
+def recipe_of(name: str) -> Contrastive:
+    recipe = get_recipe(name)
+    assert isinstance(recipe, Contrastive)
+    return recipe
 
 
 def stacked(count: int, layer: int, planted: Planted) -> tuple[torch.Tensor, torch.Tensor]:
@@ -26,15 +33,18 @@ def stacked(count: int, layer: int, planted: Planted) -> tuple[torch.Tensor, tor
     return torch.stack(sides[0]), torch.stack(sides[1])
 
 
-def test_every_name_of_the_contract_has_one_method() -> None:
-    assert sorted(METHODS) == [method.name for method in methods()]
-    assert len({method.summary for method in methods()}) == len(METHODS)
-    with pytest.raises(ValueError, match="registered twice"):
-        register(MeanDifference)
+def test_the_table_has_every_module_once_and_every_method_says_what_it_makes() -> None:
+    modules = {path.stem for path in Path(methods.__file__).parent.glob("*.py")} - {"__init__"}
+    assert sorted(METHODS) == sorted(modules)
+    assert len(set(METHODS)) == len(METHODS) == len({recipe.summary for recipe in RECIPES.values()})
+    for recipe in RECIPES.values():
+        assert recipe.ops and set(recipe.ops) <= {operation.name for operation in operations()}
+        assert recipe.sites or "site" in recipe.request.model_fields
+        assert recipe.data_field() in recipe.request.model_fields
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_planted_direction_is_recovered_with_its_sign_and_length(method: MethodName) -> None:
+@pytest.mark.parametrize("method", CONTRASTIVE)
+def test_a_planted_direction_is_recovered_with_its_sign_and_length(method: str) -> None:
     extraction = run(request(pairs(100), method=method), Planted(), silent, never)
     for layer in (2, 3):
         vector = extraction.payload.layers[layer]["vector"]
@@ -49,8 +59,8 @@ def test_a_planted_direction_is_recovered_with_its_sign_and_length(method: Metho
     assert 0.2 < report["layers"]["0"]["test"]["auc"] < 0.8
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_labels_that_mean_nothing_give_nothing(method: MethodName) -> None:
+@pytest.mark.parametrize("method", CONTRASTIVE)
+def test_labels_that_mean_nothing_give_nothing(method: str) -> None:
     coin = random.Random(5)
     shuffled = [pair if coin.random() < 0.5 else Pair(positive=pair.negative, negative=pair.positive)
                 for pair in pairs(300)]
@@ -66,7 +76,7 @@ def test_centred_differences_lose_the_shared_shift_and_pairwise_keeps_it() -> No
     trapped = torch.from_numpy(PCA(n_components=1).fit(differences.numpy()).components_[0])
     assert abs(cosine(trapped, DIRECTIONS[2])) < 0.3
     for name in ("pca_pairwise", "pca_repe"):
-        found = get_method(name).fit(positive, negative, torch.Generator().manual_seed(0))
+        found = recipe_of(name).fit(positive, negative, torch.Generator().manual_seed(0))
         assert abs(cosine(found, DIRECTIONS[2])) > 0.95
 
 
@@ -95,6 +105,6 @@ def test_repe_draws_as_many_signs_of_each_kind_as_it_can(count: int) -> None:
 def test_the_probe_ignores_dims_that_never_vary() -> None:
     positive, negative = stacked(60, 2, Planted())
     positive[:, 7] = negative[:, 7] = 3.0
-    found = get_method("logistic_probe").fit(positive, negative, torch.Generator())
+    found = LogisticProbe().fit(positive, negative, torch.Generator())
     assert float(found[7]) == 0.0
     assert bool(torch.isfinite(found).all())

@@ -9,10 +9,9 @@ import torch
 
 from steering.language.errors import TrimtabError
 from tests.vectors.extract.toy import D_MODEL, Toy, cosine, never, noise, silent
-from vectors.extract import Extraction
+from vectors.extract import Extraction, parse_request, prepare
 from vectors.extract.errors import ConstantActivations, EmptyText, LeakingSplit, OneClass, TooFewExamples
-from vectors.extract.native_skills import axes, clean, explained
-from vectors.extract.recipe import parse_request, run_recipe
+from vectors.extract.methods.native_skills import axes, clean, explained
 
 GENRES = ("code", "song", "tale")
 BASIS = torch.linalg.qr(torch.stack([noise("genre", n) for n in range(4)]).T).Q.T
@@ -42,7 +41,7 @@ def sequences(count: int = 90, **fields: Any) -> list[dict[str, Any]]:
 
 def extract(toy: Toy | None = None, **fields: Any) -> Extraction:
     given = {"name": "skills", "sequences": sequences(), "rank": 2, "layers": [0, 1], **fields}
-    return run_recipe("native_skills", parse_request("native_skills", given), toy or GenreToy(), silent, never, "test")
+    return prepare("native_skills", parse_request("native_skills", given), toy or GenreToy(), "test").run(silent, never)
 
 
 def test_planted_axes_are_found_without_length_and_massive_dims() -> None:

@@ -8,9 +8,8 @@ import torch
 
 from steering.language.errors import TrimtabError
 from tests.vectors.extract.toy import HEAD_DIM, NUM_HEADS, VOCAB, Toy, cosine, never, noise, silent
-from vectors.extract import Extraction
+from vectors.extract import Extraction, parse_request, prepare
 from vectors.extract.errors import EmptyText, FitFailed, LeakingSplit, NoContrast, TooFewPairs
-from vectors.extract.recipe import parse_request, run_recipe
 
 
 class Refuser(Toy):
@@ -45,8 +44,8 @@ def pairs(count: int = 40) -> list[dict[str, Any]]:
 def extract(toy: Toy | None = None, **fields: Any) -> Extraction:
     given = {"name": "refusal", "pairs": pairs(), "readout": {"target": [" Sorry"]}, "max_kl": 0.5, "max_eval": 4,
              **fields}
-    return run_recipe("refusal_direction", parse_request("refusal_direction", given), toy or Refuser(), silent, never,
-                      "test")
+    request = parse_request("refusal_direction", given)
+    return prepare("refusal_direction", request, toy or Refuser(), "test").run(silent, never)
 
 
 def test_the_direction_that_acts_is_chosen_and_the_decoy_is_not() -> None:

@@ -10,10 +10,9 @@ from sklearn.metrics import average_precision_score
 
 from steering.language.errors import TrimtabError
 from tests.vectors.extract.toy import D_FF, VOCAB, Toy, never, noise, silent
-from vectors.extract import Extraction
+from vectors.extract import Extraction, parse_request, prepare
 from vectors.extract.errors import EmptyText, LeakingSplit, NoContrast, OneClass, TextTooLong
-from vectors.extract.recipe import parse_request, run_recipe
-from vectors.extract.relation_neurons import average_precision
+from vectors.extract.methods.relation_neurons import average_precision
 
 PLANTED = {(0, 4), (1, 9), (1, 20)}
 LOUD = (2, 11)
@@ -55,8 +54,8 @@ def facts(count: int = 45) -> list[dict[str, Any]]:
 
 def extract(toy: Toy | None = None, **fields: Any) -> Extraction:
     given = {"name": "neurons", "facts": facts(), "target": "capital", "share": 3 / (3 * D_FF), **fields}
-    return run_recipe("relation_neurons", parse_request("relation_neurons", given), toy or FactToy(), silent, never,
-                      "test")
+    request = parse_request("relation_neurons", given)
+    return prepare("relation_neurons", request, toy or FactToy(), "test").run(silent, never)
 
 
 def chosen(found: Extraction) -> set[tuple[int, int]]:

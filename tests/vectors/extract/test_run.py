@@ -11,13 +11,24 @@ import torch
 from steering.artifacts.source import Resolved, Source
 from steering.language.errors import InvalidRequest, InvalidSpec, LayerOutOfRange, TrimtabError, UnsupportedSite
 from steering.language.intervention import Intervention
-from steering.language.vocabulary import Site
 from steering.programs.compiler import compile_program
-from tests.vectors.extract.planted import DIRECTIONS, FACTS, NUM_LAYERS, Planted, cosine, never, pairs, request, silent
+from tests.vectors.extract.planted import (
+    DIRECTIONS,
+    FACTS,
+    NUM_LAYERS,
+    Planted,
+    cosine,
+    never,
+    pairs,
+    request,
+    run,
+    silent,
+)
 from vectors.artifact import Limits, Metadata, check
-from vectors.extract import Extraction, run
+from vectors.extract import Extraction
 from vectors.extract.errors import ConstantActivations, ExtractionCancelled, FitFailed
-from vectors.extract.store import BATCH_TEXTS, BATCH_TOKENS, ActivationStore, batches
+from vectors.extract.scratch import Scratch
+from vectors.extract.subject import BATCH_TEXTS, BATCH_TOKENS, batches
 
 
 def source_of(extraction: Extraction) -> Source:
@@ -168,20 +179,20 @@ def test_progress_runs_from_zero_to_one() -> None:
 
 
 def test_batches_are_bounded_and_hold_every_text_once() -> None:
-    many = [pair.model_copy(update={"positive": pair.positive * (n % 5 + 1) * 60}) for n, pair in enumerate(pairs(80))]
+    many = [pair.positive * (n % 5 + 1) * 60 for n, pair in enumerate(pairs(160))]
     found = list(batches(many))
-    assert sorted(where for batch in found for where in batch) == [(n, side) for n in range(80) for side in (0, 1)]
-    sizes = [sum(len((many[n].positive, many[n].negative)[side]) for n, side in batch) for batch in found]
-    assert max(sizes) <= BATCH_TOKENS
+    assert [n for batch in found for n in batch] == list(range(160))
+    assert max(sum(len(many[n]) for n in batch) for batch in found) <= BATCH_TOKENS
     assert max(map(len, found)) <= BATCH_TEXTS
     assert len(found) < 40
 
 
 def test_what_is_stored_is_what_was_read() -> None:
     planted = Planted()
-    site: Site = "resid_post"
-    with ActivationStore([1, 3], 10, 48) as store:
-        store.fill(pairs(10), planted, site, "last", silent, never)
-        positive, negative = store.layer(3, [7, 2])
-    assert torch.equal(positive[0].float(), planted.token(pairs(10)[7].positive, 2, 3).float())
-    assert torch.equal(negative[1].float(), planted.token(pairs(10)[2].negative, 2, 3).float())
+    with Scratch([1, 3], 20, 48) as store:
+        for n, ids in enumerate(ids for pair in pairs(10) for ids in (pair.positive, pair.negative)):
+            for layer in (1, 3):
+                store.put(layer, n, planted.token(ids, 2, layer))
+        rows = store.rows(3, [14, 5])
+    assert torch.equal(rows[0].float(), planted.token(pairs(10)[7].positive, 2, 3).float())
+    assert torch.equal(rows[1].float(), planted.token(pairs(10)[2].negative, 2, 3).float())

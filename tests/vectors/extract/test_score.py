@@ -54,7 +54,7 @@ def test_random_directions_score_about_one_half_where_there_is_nothing(covarianc
     generator = torch.Generator().manual_seed(2)
     train = torch.randn(200, 16, generator=generator).double(), torch.randn(200, 16, generator=generator).double()
     test = torch.randn(200, 16, generator=generator).double(), torch.randn(200, 16, generator=generator).double()
-    aucs = [draw.auc for draw in random_scores(train, test, generator, covariance=covariance)]
+    aucs = [draw.auc for draw in random_scores(train, test, generator, 20, covariance=covariance)]
     assert len(aucs) == 20
     assert len(set(aucs)) == 20
     assert all(0.4 < auc < 0.6 for auc in aucs)
@@ -72,8 +72,8 @@ def test_draws_from_the_covariance_lie_where_the_activations_vary() -> None:
         return positive, negative
 
     train, test = sides(), sides()
-    hard = random_scores(train, test, generator, covariance=True)
-    easy = random_scores(train, test, generator, covariance=False)
+    hard = random_scores(train, test, generator, 20, covariance=True)
+    easy = random_scores(train, test, generator, 20, covariance=False)
     assert sum(draw.auc for draw in hard) > sum(draw.auc for draw in easy)
 
 

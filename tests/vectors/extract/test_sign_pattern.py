@@ -8,9 +8,8 @@ import torch
 
 from steering.language.errors import InvalidRequest, TrimtabError
 from tests.vectors.extract.toy import D_MODEL, Toy, never, silent
-from vectors.extract import Extraction
+from vectors.extract import Extraction, parse_request, prepare
 from vectors.extract.errors import EmptyText, FitFailed, LeakingSplit, TooFewExamples
-from vectors.extract.recipe import parse_request, run_recipe
 
 DIMS = (3, 8, 11, 20, 29)
 POLARITY = (1, -1, -1, 1, 1)
@@ -45,7 +44,7 @@ class SignToy(Toy):
 
 def extract(toy: Toy | None = None, **fields: Any) -> Extraction:
     request = parse_request("sign_pattern", {"name": "signs", "anchors": ANCHORS, "min_auc": 0.7, **fields})
-    return run_recipe("sign_pattern", request, toy or SignToy(), silent, never, "test")
+    return prepare("sign_pattern", request, toy or SignToy(), "test").run(silent, never)
 
 
 def test_planted_dims_and_signs_are_found() -> None:

@@ -8,9 +8,8 @@ import torch
 
 from steering.language.errors import TrimtabError, UnsupportedSite
 from tests.vectors.extract.toy import VOCAB, Toy, never, noise, silent
-from vectors.extract import Extraction
+from vectors.extract import Extraction, parse_request, prepare
 from vectors.extract.errors import EmptyText, LeakingSplit, NoContrast, OneClass, TooFewExamples
-from vectors.extract.recipe import parse_request, run_recipe
 
 NUM_EXPERTS = 12
 PLANTED = {(0, 3), (1, 7), (2, 5)}
@@ -46,8 +45,8 @@ def examples(count: int = 60, *, labels: bool = True) -> list[dict[str, Any]]:
 
 def extract(toy: Toy | None = None, **fields: Any) -> Extraction:
     given = {"name": "experts", "examples": examples(), "num_experts": 3, **fields}
-    return run_recipe("tunable_experts", parse_request("tunable_experts", given), toy or ExpertToy(), silent, never,
-                      "test")
+    request = parse_request("tunable_experts", given)
+    return prepare("tunable_experts", request, toy or ExpertToy(), "test").run(silent, never)
 
 
 def chosen(found: Extraction) -> set[tuple[int, int]]:

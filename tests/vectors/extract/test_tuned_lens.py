@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from tests.vectors.extract.toy import D_MODEL, VOCAB, Toy, cosine, never, noise, silent
-from vectors.extract import Extraction
+from vectors.extract import Extraction, parse_request, prepare
 from vectors.extract.errors import LeakingSplit, TextTooLong, TooFewExamples
-from vectors.extract.recipe import parse_request, run_recipe
-from vectors.extract.tuned_lens import Sums
+from vectors.extract.methods.tuned_lens import Sums
 
 SCALE = 1 + 0.8 * noise("scale").tanh()
 SHIFT = noise("shift")
@@ -42,7 +41,7 @@ class MappedToy(Toy):
 def extract(toy: Toy | None = None, **fields: Any) -> Extraction:
     prompts = [f"tell me more about t{n}" for n in range(40)]
     given = {"name": "lens", "prompts": prompts, "max_tokens": 4, **fields}
-    return run_recipe("tuned_lens", parse_request("tuned_lens", given), toy or MappedToy(), silent, never, "test")
+    return prepare("tuned_lens", parse_request("tuned_lens", given), toy or MappedToy(), "test").run(silent, never)
 
 
 def test_a_planted_map_is_found() -> None:

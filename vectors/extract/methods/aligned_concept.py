@@ -15,14 +15,18 @@ import torch
 from pydantic import Field
 
 from steering.language.vocabulary import Site
-from vectors.extract.contract import MethodName, Split
+from vectors.extract.contract import Split
+from vectors.extract.contrastive import Contrastive
+from vectors.extract.data import Dataset
 from vectors.extract.errors import FitFailed
-from vectors.extract.method import get_method
-from vectors.extract.recipe import Made, Recipe, RecipeOptions, Work, register, site_layers
+from vectors.extract.methods.logistic_probe import LogisticProbe
+from vectors.extract.methods.mean_difference import MeanDifference
+from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
 from vectors.extract.scratch import Scratch
 from vectors.extract.standing import auc, correlation, random_like, rounded, standing
-from vectors.extract.subject import stream
+from vectors.extract.subject import Subject, stream
 from vectors.extract.text_pairs import TextPairs, paired
+from vectors.extract.work import Work
 
 SITE: Site = "resid_post"
 Rows = Mapping[Split, torch.Tensor]
@@ -37,17 +41,21 @@ class AlignedConceptRequest(RecipeOptions):
                                "than this get no weight in the average.")
 
 
-@register
 class AlignedConcept(Recipe):
     name = "aligned_concept"
     summary = "one concept, a vector per layer, aligned across layers"
     request = AlignedConceptRequest
+    ops = ("add",)
+    sites = (SITE,)
 
-    def make(self, request: AlignedConceptRequest, work: Work) -> Made:
+    def prepare(self, request: AlignedConceptRequest, subject: Subject) -> Dataset:
+        site_layers(request, SITE, subject.facts)
+        return paired(request.pairs, subject, request.seed)
+
+    def make(self, request: AlignedConceptRequest, data: Dataset, work: Work) -> Made:
         layers = site_layers(request, SITE, work.facts)
-        data = paired(request.pairs, work.subject, request.seed)
         texts = [text for pair in data.pairs for text in (pair.positive, pair.negative)]
-        method: MethodName = "mean_difference" if request.direction == "mean" else "logistic_probe"
+        method = MeanDifference() if request.direction == "mean" else LogisticProbe()
         norms = dict.fromkeys(layers, 0.0)
         with Scratch(layers, len(texts), work.facts.width(SITE)) as store:
             for n, found in stream(work.subject, texts, SITE, layers, [-1], work.within(0.0, 0.6, "capture")):
@@ -108,11 +116,11 @@ def rotation(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return turn
 
 
-def _direction(method: MethodName, train: torch.Tensor) -> torch.Tensor:
+def _direction(method: Contrastive, train: torch.Tensor) -> torch.Tensor:
     """As long as the class means are apart along it."""
     half = len(train) // 2
     positive, negative = train[:half], train[half:]
-    found = _unit(get_method(method).fit(positive, negative, torch.Generator().manual_seed(0)))
+    found = _unit(method.fit(positive, negative, torch.Generator().manual_seed(0)))
     apart = float((positive.mean(dim=0) - negative.mean(dim=0)) @ found)
     if not abs(apart) > 0:
         raise FitFailed("at a layer the classes have the same mean", param="layers", fix="Leave that layer out.")
@@ -158,3 +166,6 @@ def _auc(rows: torch.Tensor, vector: torch.Tensor) -> float:
 def _unit(vector: torch.Tensor) -> torch.Tensor:
     unit: torch.Tensor = vector / vector.norm()
     return unit
+
+
+METHOD = AlignedConcept()

@@ -23,10 +23,11 @@ from vectors.extract.data import SPLITS
 from vectors.extract.errors import FitFailed, LeakingSplit, NoContrast, OneClass, TooFewExamples
 from vectors.extract.items import Item, Splits, digest_of, split_items
 from vectors.extract.programs import LAST, adding
-from vectors.extract.recipe import Made, Recipe, RecipeOptions, Span, Work, register, site_layers
+from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
 from vectors.extract.scratch import Scratch
 from vectors.extract.standing import correlation, random_like, rounded, standing
-from vectors.extract.subject import Prompt, Tokens, answer_logprobs, encoded, first_token, stream
+from vectors.extract.subject import Prompt, Subject, Tokens, answer_logprobs, encoded, first_token, stream
+from vectors.extract.work import Span, Work
 
 SITE: Site = "resid_post"
 # Below this standard deviation of entropies, in nats, the vector would be numerical noise.
@@ -56,15 +57,25 @@ class EntropicSteeringRequest(RecipeOptions):
     max_eval: int = Field(default=100, ge=5, le=10_000, description="Most prompts of dev and test to steer.")
 
 
-@register
+Histories = tuple[list[Tokens], list[int], Splits, str]
+"""Texts, first tokens of the actions, splits, digest."""
+
+
 class EntropicSteering(Recipe):
     name = "entropic_steering"
     summary = "vector along which an agent's choice of action becomes less certain"
     request = EntropicSteeringRequest
+    ops = ("add",)
+    sites = (SITE,)
+    scope = LAST
 
-    def make(self, request: EntropicSteeringRequest, work: Work) -> Made:
+    def prepare(self, request: EntropicSteeringRequest, subject: Subject) -> Histories:
+        site_layers(request, SITE, subject.facts)
+        return _data(request, subject)
+
+    def make(self, request: EntropicSteeringRequest, data: Histories, work: Work) -> Made:
         layers = site_layers(request, SITE, work.facts)
-        texts, actions, splits, digest = _data(request, work)
+        texts, actions, splits, digest = data
         before = _choice(answer_logprobs(work.subject, texts, work.within(0.0, 0.1, "capture"), tokens=actions))
         self._check(request, before, splits)
         groups = [prompt.episode if request.center == "episode" else prompt.step if request.center == "step" else 0
@@ -141,7 +152,7 @@ class EntropicSteering(Recipe):
             "controls": {"reading": reading, "entropy_gain": effect}}
         return Made(
             kind="vector", op="add", site=SITE, numbers={n: {"vector": vectors[n] * scales[n]} for n in layers},
-            default_layers=[layer], strength=Strength(value=strength, unit="rel"), scope=LAST, residual_norm=norms,
+            default_layers=[layer], strength=Strength(value=strength, unit="rel"), residual_norm=norms,
             sigma={n: value for n, value in sigma.items() if value > 0}, report=report,
             sign_convention="positive strength makes the choice of action less certain",
             dev={"entropy_gain": rounded(gains[layer, strength])},
@@ -198,12 +209,13 @@ def _centred(rows: torch.Tensor, groups: Sequence[Hashable]) -> torch.Tensor:
     return out
 
 
-def _data(request: EntropicSteeringRequest, work: Work) -> tuple[list[Tokens], list[int], Splits, str]:
-    actions = [first_token(work.subject, action, f"actions[{n}]") for n, action in enumerate(request.actions)]
+def _data(request: EntropicSteeringRequest, subject: Subject) -> Histories:
+    """Histories, first tokens of the actions, splits and digest."""
+    actions = [first_token(subject, action, f"actions[{n}]") for n, action in enumerate(request.actions)]
     if len(set(actions)) < len(actions):
         raise NoContrast("two actions begin with the same token", param="actions",
                          fix="Name actions whose first tokens differ.")
-    texts = [encoded(work.subject, prompt.text, f"prompts[{n}].text") for n, prompt in enumerate(request.prompts)]
+    texts = [encoded(subject, prompt.text, f"prompts[{n}].text") for n, prompt in enumerate(request.prompts)]
     episodes = [prompt.episode for prompt in request.prompts]
     seen: dict[Tokens, int] = {}
     for n, text in enumerate(texts):
@@ -221,3 +233,6 @@ def _data(request: EntropicSteeringRequest, work: Work) -> tuple[list[Tokens], l
     if min(map(len, kept.values())) < 2:
         raise TooFewExamples("a split is left without prompts of its own", param="prompts", fix="Give more episodes.")
     return texts, actions, kept, digest_of([texts, actions, episodes, {s: list(m) for s, m in kept.items()}])
+
+
+METHOD = EntropicSteering()

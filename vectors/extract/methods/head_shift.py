@@ -15,15 +15,18 @@ from pydantic import Field
 
 from steering.language.strength import Strength
 from steering.language.vocabulary import Site
+from vectors.extract.data import Dataset
 from vectors.extract.errors import FitFailed
-from vectors.extract.method import get_method
+from vectors.extract.methods.logistic_probe import LogisticProbe
+from vectors.extract.methods.mean_difference import MeanDifference
 from vectors.extract.programs import LAST, program_of
-from vectors.extract.readout import ReadoutOptions, make_readout
-from vectors.extract.recipe import Made, Recipe, RecipeOptions, Work, register, site_layers
+from vectors.extract.readout import Readout, ReadoutOptions, make_readout
+from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
 from vectors.extract.scratch import Scratch
 from vectors.extract.standing import random_like, rounded, standing
-from vectors.extract.subject import stream
+from vectors.extract.subject import Subject, stream
 from vectors.extract.text_pairs import TextPairs, paired
+from vectors.extract.work import Work
 
 SITE: Site = "head_out"
 Heads = list[tuple[int, int]]
@@ -40,18 +43,24 @@ class HeadShiftRequest(RecipeOptions):
                                            "the negative test texts.")
 
 
-@register
 class HeadShift(Recipe):
     name = "head_shift"
     summary = "heads that a probe reads the concept from, each with a shift along it"
     request = HeadShiftRequest
+    ops = ("head_mask",)
+    sites = (SITE,)
+    scope = LAST
 
-    def make(self, request: HeadShiftRequest, work: Work) -> Made:
+    def prepare(self, request: HeadShiftRequest, subject: Subject) -> tuple[Dataset, Readout | None]:
+        site_layers(request, SITE, subject.facts)
+        readout = make_readout(request.readout, subject) if request.readout is not None else None
+        return paired(request.pairs, subject, request.seed), readout
+
+    def make(self, request: HeadShiftRequest, data: tuple[Dataset, Readout | None], work: Work) -> Made:
         facts, layers = work.facts, site_layers(request, SITE, work.facts)
-        data = paired(request.pairs, work.subject, request.seed)
-        readout = make_readout(request.readout, work.subject) if request.readout is not None else None
-        texts = [text for pair in data.pairs for text in (pair.positive, pair.negative)]
-        splits = {split: torch.tensor(members) for split, members in data.splits.items()}
+        pairs, readout = data
+        texts = [text for pair in pairs.pairs for text in (pair.positive, pair.negative)]
+        splits = {split: torch.tensor(members) for split, members in pairs.splits.items()}
         with Scratch(layers, len(texts), facts.width(SITE)) as store:
             for n, found in stream(work.subject, texts, SITE, layers, [-1], work.within(0.0, 0.5, "capture")):
                 for layer in layers:
@@ -101,7 +110,7 @@ class HeadShift(Recipe):
                                 "shuffled_percentile": control["shuffled_labels"]["percentile"]}
         numbers = head_numbers(shifts)
         if readout is not None:
-            negatives = [data.pairs[n].negative for n in data.splits["test"]]
+            negatives = [pairs.pairs[n].negative for n in pairs.splits["test"]]
             span = work.within(0.8, 1.0, "control")
 
             def moved(tensors: dict[int, dict[str, torch.Tensor]], strength: float, n: int) -> float:
@@ -130,14 +139,14 @@ class HeadShift(Recipe):
                     sign_convention="positive strength moves towards the positive texts; 1 is one sigma",
                     dev={"probe_accuracy": rounded(sum(dev[key] for key in chosen) / count)},
                     test={"probe_accuracy": rounded(found_accuracy)},
-                    report=report, card=card, data={"data_hash": data.digest, "num_pairs": len(data.pairs)})
+                    report=report, card=card, data={"data_hash": pairs.digest, "num_pairs": len(pairs.pairs)})
 
 
 def probe_accuracy(train: tuple[torch.Tensor, torch.Tensor], *held_out: tuple[torch.Tensor, torch.Tensor]
                    ) -> list[float]:
     """Accuracy of a logistic probe on each of `held_out`; its threshold lies between the train means."""
     generator = torch.Generator().manual_seed(0)
-    weight = get_method("logistic_probe").fit(*train, generator)
+    weight = LogisticProbe().fit(*train, generator)
     middle = (train[0].mean(dim=0) + train[1].mean(dim=0)) @ weight / 2
     return [float(((positive @ weight > middle).double().mean() + (negative @ weight < middle).double().mean()) / 2)
             for positive, negative in held_out]
@@ -154,10 +163,13 @@ def head_numbers(shifts: dict[tuple[int, int], torch.Tensor]) -> dict[int, dict[
 
 
 def _shift(direction: str, positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
-    method = get_method("mean_difference" if direction == "mean" else "logistic_probe")
+    method = MeanDifference() if direction == "mean" else LogisticProbe()
     theta = method.fit(positive, negative, torch.Generator().manual_seed(0))
     length = float(theta.norm())
     if length == 0:
         raise FitFailed("a chosen head has the same mean on both sides", param="pairs", fix="Take fewer heads.")
     sigma = float((torch.cat([positive, negative]) @ (theta / length)).std(correction=0))
     return theta / length * sigma
+
+
+METHOD = HeadShift()

@@ -20,11 +20,12 @@ from vectors.extract.contract import Split
 from vectors.extract.errors import FitFailed
 from vectors.extract.items import Example, Item, Label, Labelled, labelled
 from vectors.extract.matched import matched_draw
-from vectors.extract.recipe import Made, Recipe, RecipeOptions, Work, register, site_layers
+from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
 from vectors.extract.scratch import Scratch
 from vectors.extract.standing import auc, rounded, standing
-from vectors.extract.subject import Prompt, batches, encoded
+from vectors.extract.subject import Prompt, Subject, Tokens, batches, encoded
 from vectors.extract.usage import check_routers, read_usage, usage
+from vectors.extract.work import Work
 
 SHOWN, NOT_SHOWN = "shown", "not shown"
 Chosen = Mapping[int, Sequence[int]]
@@ -71,22 +72,29 @@ class TunableExpertsRequest(RecipeOptions):
         return self
 
 
-@register
 class TunableExperts(Recipe):
     name = "tunable_experts"
     summary = "experts of a mixture that prompts with a behaviour use more, or less, than others"
     request = TunableExpertsRequest
+    ops = ("expert_mask",)
+    sites = ("router",)
 
-    def make(self, request: TunableExpertsRequest, work: Work) -> Made:
+    def prepare(self, request: TunableExpertsRequest, subject: Subject) -> Labelled | list[Tokens]:
+        site_layers(request, "router", subject.facts)
+        check_routers(subject.facts)
+        if request.markers:
+            return [encoded(subject, example.text, f"examples[{n}].text") for n, example in enumerate(request.examples)]
+        return _labelled(request, [example.label for example in request.examples], subject)
+
+    def make(self, request: TunableExpertsRequest, data: Labelled | list[Tokens], work: Work) -> Made:
         layers = site_layers(request, "router", work.facts)
-        check_routers(work.facts)
-        data = _data(request, work)
-        with Scratch(layers, len(data.texts), work.facts.num_experts) as store:
-            read_usage(work.subject, data.texts, store, work.within(0.2, 0.7, "capture"),
+        shown = data if isinstance(data, Labelled) else _shown(request, data, work)
+        with Scratch(layers, len(shown.texts), work.facts.num_experts) as store:
+            read_usage(work.subject, shown.texts, store, work.within(0.2, 0.7, "capture"),
                        None if request.position == "all" else [-1])
-            lengths = torch.tensor([float(len(text)) for text in data.texts], dtype=torch.float64)
-            is_target = torch.tensor([label == request.target for label in data.labels])
-            train, dev, test = (torch.tensor(data.splits[split]) for split in ("train", "dev", "test"))
+            lengths = torch.tensor([float(len(text)) for text in shown.texts], dtype=torch.float64)
+            is_target = torch.tensor([label == request.target for label in shown.labels])
+            train, dev, test = (torch.tensor(shown.splits[split]) for split in ("train", "dev", "test"))
 
             def difference(members: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
                 sides = []
@@ -119,7 +127,7 @@ class TunableExperts(Recipe):
         report: dict[str, Any] = {
             "method": self.name, "statistic": request.statistic, "position": request.position,
             "direction": request.direction,
-            "examples": data.counts(), "target_share": rounded(float(is_target.double().mean())),
+            "examples": shown.counts(), "target_share": rounded(float(is_target.double().mean())),
             "experts": [{"layer": layer, "expert": unit, "fit": rounded(float(fitted[layers.index(layer), unit])),
                          "test": rounded(float(held_out[layers.index(layer), unit])),
                          "frequency": rounded(float(frequency[layers.index(layer), unit]))}
@@ -133,28 +141,28 @@ class TunableExperts(Recipe):
             options=ExpertMaskOptions(mode=request.mode).model_dump(exclude_defaults=True) or {"mode": request.mode},
             sign_convention="experts that the prompts with the behaviour use "
                             + {"promoted": "more", "demoted": "less", "both": "more or less"}[request.direction],
-            report=report, data={"data_hash": data.digest, "num_examples": len(data.texts), "target": request.target},
+            report=report, data={"data_hash": shown.digest, "num_examples": len(shown.texts), "target": request.target},
             dev=report["dev"], test=report["test"],
             card={"experts": sum(map(len, chosen.values())),
                   "random_percentile": control["matched_random"]["percentile"],
                   "shuffled_percentile": control["shuffled_labels"]["percentile"]})
 
 
-def _data(request: TunableExpertsRequest, work: Work) -> Labelled:
-    """Labels are given, or read from the model's own answers."""
-    labels = [example.label for example in request.examples]
-    if request.markers:
-        texts = [encoded(work.subject, example.text, f"examples[{n}].text")
-                 for n, example in enumerate(request.examples)]
-        span = work.within(0.0, 0.2, "capture")
-        for batch in batches(texts):
-            span(batch.start / len(texts))
-            for n, said in zip(batch, work.subject.generate([texts[n] for n in batch], request.max_tokens),
-                               strict=True):
-                labels[n] = SHOWN if any(marker in said for marker in request.markers) else NOT_SHOWN
+def _shown(request: TunableExpertsRequest, texts: Sequence[Tokens], work: Work) -> Labelled:
+    """Labels are read from the model's own answers."""
+    labels = [NOT_SHOWN] * len(texts)
+    span = work.within(0.0, 0.2, "capture")
+    for batch in batches(texts):
+        span(batch.start / len(texts))
+        for n, said in zip(batch, work.subject.generate([texts[n] for n in batch], request.max_tokens), strict=True):
+            labels[n] = SHOWN if any(marker in said for marker in request.markers) else NOT_SHOWN
+    return _labelled(request, labels, work.subject)
+
+
+def _labelled(request: TunableExpertsRequest, labels: Sequence[str | None], subject: Subject) -> Labelled:
     examples = [Example(text=example.text, label=label or NOT_SHOWN, item=example.item, split=example.split)
                 for example, label in zip(request.examples, labels, strict=True)]
-    return labelled(examples, work.subject, request.seed, target=request.target)
+    return labelled(examples, subject, request.seed, target=request.target)
 
 
 def _top(request: TunableExpertsRequest, layers: Sequence[int], difference: torch.Tensor) -> Chosen:
@@ -189,3 +197,6 @@ def _auc(store: Scratch, layers: Sequence[int], test: torch.Tensor, is_target: t
         signs = torch.sign(fitted[layers.index(layer), list(units)])
         score += (store.rows(layer, test.tolist())[:, list(units)] * signs).sum(dim=1)
     return auc(score[is_target[test]], score[~is_target[test]])
+
+
+METHOD = TunableExperts()

@@ -22,9 +22,10 @@ from vectors.extract.errors import FitFailed
 from vectors.extract.head_average import causal_heads, mean_heads, summed
 from vectors.extract.programs import LAST, adding
 from vectors.extract.prompts_icl import Task, TaskPair, Template, make_task
-from vectors.extract.recipe import Made, Recipe, RecipeOptions, Span, Work, register, site_layers
+from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
 from vectors.extract.standing import random_like, rounded, standing
-from vectors.extract.subject import Tokens, answer_logprobs, stream
+from vectors.extract.subject import Subject, Tokens, answer_logprobs, stream
+from vectors.extract.work import Span, Work
 
 SITE: Site = "resid_post"
 
@@ -50,21 +51,35 @@ class FunctionVectorRequest(RecipeOptions):
         default=[0.5, 1.0, 1.5, 2.0, 3.0, 4.0], description="Strengths tried on dev.")
     max_eval: int = Field(default=50, ge=5, le=1000, description="Most items of dev and of test to score.")
 
+    @property
+    def demonstrations(self) -> int:
+        return self.shots if self.shots is not None else 10 if self.extraction == "causal_mediation" else 5
 
-@register
+
 class FunctionVector(Recipe):
     name = "function_vector"
     summary = "vector that makes the model do a task shown in context"
     request = FunctionVectorRequest
+    ops = ("add",)
+    sites = (SITE,)
+    scope = LAST
 
-    def make(self, request: FunctionVectorRequest, work: Work) -> Made:
+    def prepare(self, request: FunctionVectorRequest, subject: Subject) -> tuple[Task, Task | None]:
+        site_layers(request, SITE, subject.facts)
+        if request.extraction == "causal_mediation":
+            for layer in range(subject.facts.num_layers):
+                subject.facts.check_site("head_out", layer, "extraction")
+        task, other = (make_task(pairs, request.template, request.demonstrations, subject, request.seed, param=param,
+                                 single_token=request.single_token) if pairs else None
+                       for pairs, param in ((request.pairs, "pairs"), (request.other_pairs, "other_pairs")))
+        assert task is not None
+        return task, other
+
+    def make(self, request: FunctionVectorRequest, data: tuple[Task, Task | None], work: Work) -> Made:
         causal = request.extraction == "causal_mediation"
-        shots = request.shots if request.shots is not None else 10 if causal else 5
-        task = make_task(request.pairs, request.template, shots, work.subject, request.seed,
-                         single_token=request.single_token)
+        shots = request.demonstrations
+        task, other_task = data
         layers = site_layers(request, SITE, work.facts)
-        other_task = make_task(request.other_pairs, request.template, shots, work.subject, request.seed,
-                               param="other_pairs", single_token=request.single_token) if request.other_pairs else None
         finder = _Causal(request, task, shots, work) if causal else _Difference(request, shots)
         chance = random.Random(request.seed)
         if isinstance(finder, _Causal):
@@ -126,7 +141,7 @@ class FunctionVector(Recipe):
             card={"random_percentile": report["controls"]["random_vectors"]["percentile"],
                   "shuffled_percentile": report["controls"]["shuffled_demonstrations"]["percentile"]},
             data={"data_hash": task.digest, "num_pairs": len(task.inputs), "template": request.template},
-            default_layers=[layer], strength=Strength(value=strength), scope=LAST, residual_norm=norms, sigma=sigma)
+            default_layers=[layer], strength=Strength(value=strength), residual_norm=norms, sigma=sigma)
 
 
 class _Difference:
@@ -160,8 +175,6 @@ class _Causal:
         self.request, self.task, self.shots = request, task, shots
         self.num_prompts = request.num_prompts or 100
         self.head_layers = sorted(work.facts.sites.get("head_out", ()))
-        for layer in range(work.facts.num_layers):
-            work.facts.check_site("head_out", layer, "extraction")
         self.heads: list[tuple[int, int]] = []
         self.effects: dict[tuple[int, int], float] = {}
 
@@ -207,3 +220,6 @@ def _sizes(task: Task, layers: Sequence[int], vectors: dict[int, torch.Tensor], 
     spread = {layer: float(torch.tensor(values).std(correction=0)) for layer, values in along.items()}
     return ({layer: sum(values) / len(values) for layer, values in lengths.items()},
             {layer: value for layer, value in spread.items() if value > 0})
+
+
+METHOD = FunctionVector()

@@ -6,16 +6,15 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
+from vectors.extract.contrastive import Contrastive
 from vectors.extract.errors import FitFailed
-from vectors.extract.method import Method, register
 
 MAX_ITERATIONS = 2000
 # Activations have more dims than there are pairs: at scikit-learn's own 1.0 the weights follow the noise.
 INVERSE_PENALTY = 0.01
 
 
-@register
-class LogisticProbe(Method):
+class LogisticProbe(Contrastive):
     """The weights are mapped back from standardised to raw activations. Best for reading; as a steering direction it
     leans towards dims of low variance, so compare it with mean_difference at equal effect.
     """
@@ -39,3 +38,6 @@ class LogisticProbe(Method):
                 raise FitFailed(f"the logistic regression did not converge in {MAX_ITERATIONS} steps", param="method",
                                 fix="Use another method, or more pairs.") from error
         return torch.from_numpy(regression.coef_[0]).to(x.dtype) / scale * live
+
+
+METHOD = LogisticProbe()

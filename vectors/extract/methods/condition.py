@@ -22,11 +22,13 @@ from steering.language.vocabulary import Direction, Site
 from steering.programs.reading import Reader
 from vectors.extract.errors import FitFailed
 from vectors.extract.items import Example, Examples, Label, Labelled, labelled
-from vectors.extract.method import get_method
-from vectors.extract.recipe import Made, Recipe, RecipeOptions, Work, register, site_layers
+from vectors.extract.methods.logistic_probe import LogisticProbe
+from vectors.extract.methods.mean_difference import MeanDifference
+from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
 from vectors.extract.scratch import Scratch
 from vectors.extract.standing import auc, rounded, standing
-from vectors.extract.subject import stream
+from vectors.extract.subject import Subject, stream
+from vectors.extract.work import Work
 
 Tensors = dict[str, torch.Tensor]
 
@@ -53,16 +55,20 @@ class Threshold:
     f1: float
 
 
-@register
 class Condition(Recipe):
     name = "condition"
     summary = "probe and threshold that tell prompts of a kind from others: the condition of a gate"
     request = ConditionRequest
+    ops = ("add",)
+    sites = ()
 
-    def make(self, request: ConditionRequest, work: Work) -> Made:
-        layers = site_layers(request, request.site, work.facts)
+    def prepare(self, request: ConditionRequest, subject: Subject) -> Labelled:
+        site_layers(request, request.site, subject.facts)
         examples = [Example(text=e.text, label=e.label, item=e.item, split=e.split) for e in request.examples]
-        data = labelled(examples, work.subject, request.seed, target=request.target)
+        return labelled(examples, subject, request.seed, target=request.target)
+
+    def make(self, request: ConditionRequest, data: Labelled, work: Work) -> Made:
+        layers = site_layers(request, request.site, work.facts)
         truth = torch.tensor([label == request.target for label in data.labels])
         members = {split: torch.tensor(found) for split, found in data.splits.items()}
         with Scratch(layers, len(data.texts), work.facts.width(request.site)) as store:
@@ -190,9 +196,8 @@ def _fit(request: ConditionRequest, store: Scratch, layer: int, members: dict[An
     train, labels = store.rows(layer, members["train"].tolist()), truth[members["train"]]
     if float((train - train.mean(dim=0)).norm()) <= 1e-6 * float(train.norm()):
         return None
-    kind: Literal["logistic_probe", "mean_difference"] = (
-        "logistic_probe" if request.form == "linear" and request.direction == "probe" else "mean_difference")
-    direction = get_method(kind).fit(train[labels], train[~labels], generator)
+    method = LogisticProbe() if request.form == "linear" and request.direction == "probe" else MeanDifference()
+    direction = method.fit(train[labels], train[~labels], generator)
     tensors = _oriented(request, direction, train, labels)
     scores = _scores(request, tensors, store.rows(layer, members["dev"].tolist()))
     threshold = search(scores, truth[members["dev"]], _sides(request))
@@ -249,3 +254,6 @@ def _bag_of_tokens(data: Labelled, members: dict[Any, torch.Tensor], truth: torc
     if threshold is None:
         return {"f1": 0.0}
     return measured(scores["test"], truth[members["test"]], threshold)
+
+
+METHOD = Condition()

@@ -19,10 +19,11 @@ from vectors.extract.errors import EmptyText
 from vectors.extract.items import Example, Item, Label, Labelled, labelled
 from vectors.extract.matched import matched_draw
 from vectors.extract.programs import EVERYWHERE, program_of
-from vectors.extract.recipe import Made, Recipe, RecipeOptions, Span, Work, register, site_layers
+from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
 from vectors.extract.scratch import Scratch
 from vectors.extract.standing import rounded, standing
-from vectors.extract.subject import Prompt, answer_logprobs, first_token, stream
+from vectors.extract.subject import Prompt, Subject, answer_logprobs, first_token, stream
+from vectors.extract.work import Span, Work
 
 UNITS_AT_ONCE = 512
 SITE: Literal["mlp_act"] = "mlp_act"
@@ -52,21 +53,27 @@ class RelationNeuronsRequest(RecipeOptions):
     mode: Literal["zero", "set"] = Field(default="zero", description="Default mode: zero, or set to the mean.")
 
 
-@register
 class RelationNeurons(Recipe):
     name = "relation_neurons"
     summary = "MLP units that respond to the prompts of one relation"
     request = RelationNeuronsRequest
+    ops = ("neuron_mask",)
+    sites = (SITE,)
+    scope = EVERYWHERE
 
-    def make(self, request: RelationNeuronsRequest, work: Work) -> Made:
+    def prepare(self, request: RelationNeuronsRequest, subject: Subject) -> tuple[Labelled, list[int] | None]:
+        site_layers(request, SITE, subject.facts)
+        data = labelled(request.facts, subject, request.seed, param="facts", target=request.target)
+        return data, _answers(request, subject)
+
+    def make(self, request: RelationNeuronsRequest, data: tuple[Labelled, list[int] | None], work: Work) -> Made:
         layers = site_layers(request, SITE, work.facts)
-        data = labelled(request.facts, work.subject, request.seed, param="facts", target=request.target)
-        answers = _answers(request, work)
+        facts, answers = data
         width = work.facts.width(SITE)
-        is_target = torch.tensor([label == request.target for label in data.labels])
-        train, dev, test = (torch.tensor(data.splits[split]) for split in ("train", "dev", "test"))
-        with Scratch(layers, len(data.texts), width) as store:
-            means, size = _responses(request, data, layers, store, work)
+        is_target = torch.tensor([label == request.target for label in facts.labels])
+        train, dev, test = (torch.tensor(facts.splits[split]) for split in ("train", "dev", "test"))
+        with Scratch(layers, len(facts.texts), width) as store:
+            means, size = _responses(request, facts, layers, store, work)
             span = work.within(0.5, 0.65, "fit")
             expertise = _expertise(store, layers, train, is_target[train], span)
             count = max(1, round(request.share * expertise.numel()))
@@ -87,7 +94,7 @@ class RelationNeurons(Recipe):
                                    "shuffled_labels": standing(found, shuffled_draws)}
         report: dict[str, Any] = {
             "method": self.name, "site": SITE, "pooling": request.pooling, "which": request.which,
-            "facts": data.counts(), "units": count,
+            "facts": facts.counts(), "units": count,
             "units_by_layer": {str(n): len(units) for n, units in chosen.items()},
             "base_rate": rounded(float(is_target[test].double().mean())),
             "fit": {"best": rounded(float(expertise.max())), "median": rounded(float(expertise.median()))},
@@ -100,13 +107,13 @@ class RelationNeurons(Recipe):
             "random_percentile": control["matched_random"]["percentile"],
             "shuffled_percentile": control["shuffled_labels"]["percentile"]}
         if answers is not None:
-            report["effect"] = self._effect(request, data, answers, is_target, chosen, drawn, numbers, work)
+            report["effect"] = self._effect(request, facts, answers, is_target, chosen, drawn, numbers, work)
             card["effect_percentile"] = report["effect"]["target_logprob_drop"]["percentile"]
         return Made(kind="neuron_set", op="neuron_mask", site=SITE, numbers=numbers,
                     options=MaskOptions(mode=request.mode).model_dump(include={"mode"}), scope=EVERYWHERE,
                     sign_convention="switching these units off is meant to remove the relation", report=report,
                     dev=report["dev"], test=report["test"], card=card,
-                    data={"data_hash": data.digest, "num_facts": len(data.texts), "target": request.target})
+                    data={"data_hash": facts.digest, "num_facts": len(facts.texts), "target": request.target})
 
     def _effect(self, request: RelationNeuronsRequest, data: Labelled, answers: Sequence[int], is_target: torch.Tensor,
                 chosen: Chosen, drawn: Sequence[Chosen], numbers: Mapping[int, Mapping[str, torch.Tensor]], work: Work
@@ -201,7 +208,7 @@ def _held_out(store: Scratch, layers: Sequence[int], test: torch.Tensor, labels:
     return float(torch.cat(found).mean())
 
 
-def _answers(request: RelationNeuronsRequest, work: Work) -> list[int] | None:
+def _answers(request: RelationNeuronsRequest, subject: Subject) -> list[int] | None:
     """First tokens of the answers, None if no fact has one.
 
     Raises:
@@ -214,5 +221,8 @@ def _answers(request: RelationNeuronsRequest, work: Work) -> list[int] | None:
         if fact.answer is None:
             raise EmptyText("this fact has no answer, others have", param=f"facts[{n}].answer",
                             fix="Give answers to all facts or to none.")
-        found.append(first_token(work.subject, fact.answer, f"facts[{n}].answer"))
+        found.append(first_token(subject, fact.answer, f"facts[{n}].answer"))
     return found
+
+
+METHOD = RelationNeurons()

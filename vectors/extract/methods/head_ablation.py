@@ -16,11 +16,12 @@ from steering.language.vocabulary import Site
 from steering.programs.program import Program
 from vectors.extract.contract import Split
 from vectors.extract.errors import LeakingSplit, NoContrast
-from vectors.extract.items import Item, digest_of, split_items
+from vectors.extract.items import Item, Splits, digest_of, split_items
 from vectors.extract.programs import EVERYWHERE, program_of
-from vectors.extract.recipe import Made, Recipe, RecipeOptions, Span, Work, register, site_layers
+from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
 from vectors.extract.standing import rounded, standing
-from vectors.extract.subject import Prompt, answer_logprobs, encoded, first_token
+from vectors.extract.subject import Prompt, Subject, Tokens, answer_logprobs, encoded, first_token
+from vectors.extract.work import Span, Work
 
 SITE: Site = "head_out"
 
@@ -44,21 +45,32 @@ class HeadAblationRequest(RecipeOptions):
     max_eval: int = Field(default=100, ge=5, le=10_000, description="Most prompts to rank by, and to test on.")
 
 
-@register
+Answered = tuple[list[Tokens], list[int], list[str], Splits]
+"""Prompts, first tokens of their answers, what they are about, splits."""
+
+
 class HeadAblation(Recipe):
     name = "head_ablation"
     summary = "heads without which the answers are lost"
     request = HeadAblationRequest
+    ops = ("head_mask",)
+    sites = (SITE,)
+    scope = EVERYWHERE
 
-    def make(self, request: HeadAblationRequest, work: Work) -> Made:
-        layers = site_layers(request, SITE, work.facts)
-        texts = [encoded(work.subject, example.text, f"examples[{n}].text")
+    def prepare(self, request: HeadAblationRequest, subject: Subject) -> Answered:
+        site_layers(request, SITE, subject.facts)
+        texts = [encoded(subject, example.text, f"examples[{n}].text")
                  for n, example in enumerate(request.examples)]
-        answers = [first_token(work.subject, example.answer, f"examples[{n}].answer")
+        answers = [first_token(subject, example.answer, f"examples[{n}].answer")
                    for n, example in enumerate(request.examples)]
         items = [example.item if example.item is not None else f"#{n}" for n, example in enumerate(request.examples)]
         _check(texts, answers, items)
         splits = split_items(items, [example.split for example in request.examples], request.seed, "examples")
+        return texts, answers, items, splits
+
+    def make(self, request: HeadAblationRequest, data: Answered, work: Work) -> Made:
+        layers = site_layers(request, SITE, work.facts)
+        texts, answers, items, splits = data
         fit, dev, test = (splits[split][:request.max_eval] for split in ("train", "dev", "test"))
         keys = [(layer, head) for layer in layers for head in range(work.facts.num_heads)]
 
@@ -131,3 +143,6 @@ def _check(texts: Sequence[tuple[int, ...]], answers: Sequence[int], items: Sequ
     if len(set(answers)) < 2:
         raise NoContrast("every answer begins with the same token: any head would do that keeps saying it",
                          param="examples", fix="Give prompts whose answers differ.")
+
+
+METHOD = HeadAblation()

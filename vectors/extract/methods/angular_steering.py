@@ -19,15 +19,17 @@ from pydantic import Field
 
 from steering.language.vocabulary import Site
 from steering.programs.program import Program
+from vectors.extract.data import Dataset
 from vectors.extract.errors import FitFailed
+from vectors.extract.methods.refusal_direction import kl
 from vectors.extract.programs import EVERYWHERE, program_of
 from vectors.extract.readout import Readout, ReadoutOptions, make_readout
-from vectors.extract.recipe import Made, Recipe, RecipeOptions, Span, Work, register, site_layers
-from vectors.extract.refusal_direction import kl
+from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
 from vectors.extract.scratch import Scratch
 from vectors.extract.standing import rounded, standing
-from vectors.extract.subject import Tokens, stream
+from vectors.extract.subject import Subject, Tokens, stream
 from vectors.extract.text_pairs import TextPairs, paired
+from vectors.extract.work import Span, Work
 
 SITE: Site = "resid_post"
 Angles = Annotated[list[Annotated[float, Field(ge=-360, le=360)]], Field(min_length=2, max_length=72)]
@@ -44,18 +46,23 @@ class AngularSteeringRequest(RecipeOptions):
     max_eval: int = Field(default=16, ge=2, le=1000, description="Most pairs of dev and of test to score.")
 
 
-@register
 class AngularSteering(Recipe):
     name = "angular_steering"
     summary = "plane in which turning the activation brings a behaviour about or takes it away"
     request = AngularSteeringRequest
+    ops = ("rotate",)
+    sites = (SITE,)
+    scope = EVERYWHERE
 
-    def make(self, request: AngularSteeringRequest, work: Work) -> Made:
+    def prepare(self, request: AngularSteeringRequest, subject: Subject) -> tuple[Dataset, Readout]:
+        site_layers(request, SITE, subject.facts)
+        return paired(request.pairs, subject, request.seed), make_readout(request.readout, subject)
+
+    def make(self, request: AngularSteeringRequest, data: tuple[Dataset, Readout], work: Work) -> Made:
         layers = site_layers(request, SITE, work.facts)
-        data = paired(request.pairs, work.subject, request.seed)
-        readout = make_readout(request.readout, work.subject)
-        texts = [text for pair in data.pairs for text in (pair.positive, pair.negative)]
-        train = data.splits["train"]
+        pairs, readout = data
+        texts = [text for pair in pairs.pairs for text in (pair.positive, pair.negative)]
+        train = pairs.splits["train"]
         norms = dict.fromkeys(layers, 0.0)
         with Scratch(layers, len(texts), work.facts.d_model) as store:
             for n, found in stream(work.subject, texts, SITE, layers, [-1], work.within(0.0, 0.2, "capture")):
@@ -70,7 +77,7 @@ class AngularSteering(Recipe):
             raise FitFailed("at no layer do the sides differ", param="pairs")
 
         def prompts(split: Any) -> list[Tokens]:
-            return [texts[2 * n + side] for n in data.splits[split][:request.max_eval] for side in (0, 1)]
+            return [texts[2 * n + side] for n in pairs.splits[split][:request.max_eval] for side in (0, 1)]
 
         trial = _Trial(request, work, readout, layers)
         span = work.within(0.2, 0.5, "fit")
@@ -101,7 +108,7 @@ class AngularSteering(Recipe):
         gap = moved[0] - moved[1]
         report: dict[str, Any] = {
             "method": self.name, "site": SITE, "best_layer": layer, "layers": trial.acting(layer),
-            "pairs": {split: len(members) for split, members in data.splits.items()},
+            "pairs": {split: len(members) for split, members in pairs.splits.items()},
             "dev": {str(n): dict(zip(map(str, request.angles), map(rounded, odds), strict=True))
                     for n, odds in swept.items()},
             "angle_up": up, "angle_down": down,
@@ -110,14 +117,14 @@ class AngularSteering(Recipe):
             "controls": {"random_planes": standing(gap, random), "shuffled_labels": standing(gap, dealt)}}
         return Made(
             kind="subspace", op="rotate", site=SITE, numbers=dict.fromkeys(trial.acting(layer), {"basis": plane}),
-            options={"angle": down, "adaptive": request.adaptive}, scope=EVERYWHERE, residual_norm=norms, report=report,
+            options={"angle": down, "adaptive": request.adaptive}, residual_norm=norms, report=report,
             sign_convention="0 degrees is along the behaviour, 180 opposite to it",
             dev={"up": rounded(max(swept[layer])), "down": rounded(min(swept[layer]))},
             test=report["test"],
             card={"source_layer": layer, "angle_up": up, "angle_down": down,
                   "random_percentile": report["controls"]["random_planes"]["percentile"],
                   "shuffled_percentile": report["controls"]["shuffled_labels"]["percentile"]},
-            data={"data_hash": data.digest, "num_pairs": len(data.pairs), "readout": list(request.readout.target)})
+            data={"data_hash": pairs.digest, "num_pairs": len(pairs.pairs), "readout": list(request.readout.target)})
 
 
 class _Trial:
@@ -177,3 +184,6 @@ def plane_of(rows: dict[int, torch.Tensor], source: int, signs: torch.Tensor) ->
 def _best(angles: Sequence[float], odds: Sequence[float]) -> tuple[float, float]:
     """Angles of the most and of the least log-odds."""
     return angles[odds.index(max(odds))], angles[odds.index(min(odds))]
+
+
+METHOD = AngularSteering()

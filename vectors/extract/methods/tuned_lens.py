@@ -18,12 +18,14 @@ import torch
 from pydantic import Field
 
 from steering.language.vocabulary import Site
+from steering.models.facts import ModelFacts
 from vectors.extract.errors import FitFailed, LeakingSplit, TooFewExamples
 from vectors.extract.items import Splits, digest_of, split_items
 from vectors.extract.programs import LAST, program_of
-from vectors.extract.recipe import Made, Recipe, RecipeOptions, Span, Work, register, site_layers
+from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
 from vectors.extract.standing import rounded, standing
-from vectors.extract.subject import Prompt, Tokens, answer_logprobs, batches, encoded, stream
+from vectors.extract.subject import Prompt, Subject, Tokens, answer_logprobs, batches, encoded, stream
+from vectors.extract.work import Span, Work
 
 SITE: Site = "resid_post"
 
@@ -75,19 +77,29 @@ class Sums:
         return float(1 - error / total)
 
 
-@register
 class TunedLens(Recipe):
     name = "tuned_lens"
     summary = "scale and shift of every dim that foresee the last layer: a better logit lens"
     request = TunedLensRequest
+    ops = ("affine",)
+    sites = (SITE,)
 
-    def make(self, request: TunedLensRequest, work: Work) -> Made:
-        last = work.facts.num_layers - 1
-        work.facts.check_site(SITE, last, "layers")
-        layers = [layer for layer in site_layers(request, SITE, work.facts) if layer != last]
+    def prepare(self, request: TunedLensRequest, subject: Subject) -> tuple[list[Tokens], Splits]:
+        self._layers(request, subject.facts)
+        return _prompts(request, subject)
+
+    def _layers(self, request: TunedLensRequest, facts: ModelFacts) -> list[int]:
+        last = facts.num_layers - 1
+        facts.check_site(SITE, last, "layers")
+        layers = [layer for layer in site_layers(request, SITE, facts) if layer != last]
         if not layers:
             raise FitFailed("the last layer is its own lens", param="layers", fix="Name an earlier one.")
-        prompts, splits = _prompts(request, work)
+        return layers
+
+    def make(self, request: TunedLensRequest, data: tuple[list[Tokens], Splits], work: Work) -> Made:
+        last = work.facts.num_layers - 1
+        layers = self._layers(request, work.facts)
+        prompts, splits = data
         texts = _continued(request, work, prompts)
         width = work.facts.d_model
         train, dev, test, crossed = ({layer: Sums.empty(width) for layer in layers} for _ in range(4))
@@ -141,8 +153,8 @@ class TunedLens(Recipe):
             data={"data_hash": digest_of([texts, {s: list(m) for s, m in splits.items()}]), "num_texts": len(texts)})
 
 
-def _prompts(request: TunedLensRequest, work: Work) -> tuple[list[Tokens], Splits]:
-    texts = [encoded(work.subject, prompt, f"prompts[{n}]") for n, prompt in enumerate(request.prompts)]
+def _prompts(request: TunedLensRequest, subject: Subject) -> tuple[list[Tokens], Splits]:
+    texts = [encoded(subject, prompt, f"prompts[{n}]") for n, prompt in enumerate(request.prompts)]
     seen: dict[Tokens, int] = {}
     for n, text in enumerate(texts):
         if seen.setdefault(text, n) != n:
@@ -191,3 +203,6 @@ def _spoken(work: Work, text: Tokens, last: int, h: torch.Tensor, span: Span) ->
     """Log-probabilities `[1, vocab_size]` with `h` in the place of the last layer's activation of the last token."""
     placing = program_of(work.facts, "vector", "patch", SITE, {last: {"vector": h}}, scope=LAST)
     return answer_logprobs(work.subject, [text], span, placing)
+
+
+METHOD = TunedLens()

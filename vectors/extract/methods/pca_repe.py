@@ -2,12 +2,11 @@
 
 import torch
 
-from vectors.extract.method import Method, register
+from vectors.extract.contrastive import Contrastive
 from vectors.extract.principal import principal_direction
 
 
-@register
-class PcaRepe(Method):
+class PcaRepe(Contrastive):
     """The order inside each pair is shuffled before differences are taken. Half of them then point the other way, their
     mean is near zero, and the centring of the original leaves the shared shift in place.
     """
@@ -27,3 +26,6 @@ def balanced_signs(count: int, generator: torch.Generator) -> torch.Tensor:
     signs = torch.ones(count)
     signs[torch.randperm(count, generator=generator)[: count // 2]] = -1
     return signs
+
+
+METHOD = PcaRepe()

@@ -2,13 +2,15 @@
 
 import torch
 
-from vectors.extract.method import Method, register
+from vectors.extract.contrastive import Contrastive
 
 
-@register
-class MeanDifference(Method):
+class MeanDifference(Contrastive):
     name = "mean_difference"
     summary = "mean of the positive texts minus mean of the negative ones"
 
     def fit(self, positive: torch.Tensor, negative: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return positive.mean(dim=0) - negative.mean(dim=0)
+
+
+METHOD = MeanDifference()

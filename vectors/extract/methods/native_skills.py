@@ -20,10 +20,11 @@ from steering.language.vocabulary import Op, Site
 from vectors.extract.contract import Split
 from vectors.extract.errors import ConstantActivations, EmptyText, LeakingSplit, OneClass, TooFewExamples
 from vectors.extract.items import Item, Label, digest_of, split_items
-from vectors.extract.recipe import Made, Recipe, RecipeOptions, Work, register, site_layers
+from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
 from vectors.extract.scratch import Scratch
 from vectors.extract.standing import auc, rounded, standing
-from vectors.extract.subject import Prompt, Tokens, encoded, stream
+from vectors.extract.subject import Prompt, Subject, Tokens, encoded, stream
+from vectors.extract.work import Work
 
 SITE: Site = "resid_post"
 MASSIVE = 2500.0
@@ -48,17 +49,26 @@ class NativeSkillsRequest(RecipeOptions):
     axis: int | None = Field(default=None, ge=0, le=255, description="Make a vector of this axis for the op add.")
 
 
-@register
+Sequences = tuple[list[Tokens], list[str] | None, dict[Split, tuple[int, ...]], str]
+"""Texts, their labels if every one has one, splits, digest."""
+
+
 class NativeSkills(Recipe):
     name = "native_skills"
     summary = "orthogonal axes along which whole sequences differ most"
     request = NativeSkillsRequest
+    ops = ("add", "ablate",)
+    sites = (SITE,)
 
-    def make(self, request: NativeSkillsRequest, work: Work) -> Made:
+    def prepare(self, request: NativeSkillsRequest, subject: Subject) -> Sequences:
+        site_layers(request, SITE, subject.facts)
+        texts = [encoded(subject, s.text, f"sequences[{n}].text") for n, s in enumerate(request.sequences)]
+        return texts, *_data(request, texts)
+
+    def make(self, request: NativeSkillsRequest, data: Sequences, work: Work) -> Made:
         layers = site_layers(request, SITE, work.facts)
         layer = layers[len(layers) // 2]
-        texts = [encoded(work.subject, s.text, f"sequences[{n}].text") for n, s in enumerate(request.sequences)]
-        labels, splits, digest = _data(request, texts)
+        texts, labels, splits, digest = data
         fit = splits["train"]
         with Scratch([layer], len(texts), work.facts.d_model) as store:
             norm = 0.0
@@ -218,3 +228,6 @@ def _data(request: NativeSkillsRequest, texts: Sequence[Tokens]
         raise OneClass("the test split does not have sequences of every label", param="sequences",
                        fix="Give more sequences of each label.")
     return labels, splits, digest_of([texts, items, labels, {s: list(m) for s, m in splits.items()}])
+
+
+METHOD = NativeSkills()

@@ -36,10 +36,11 @@ from vectors.extract.manifold_trial import (
     by_distance,
     sign_flip_p,
 )
-from vectors.extract.recipe import Made, Recipe, RecipeOptions, Span, Work, register, site_layers
+from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
 from vectors.extract.scratch import Scratch
 from vectors.extract.standing import rounded, standing
-from vectors.extract.subject import answer_logprobs, first_token, stream
+from vectors.extract.subject import Subject, answer_logprobs, first_token, stream
+from vectors.extract.work import Span, Work
 
 SITE: Site = "resid_post"
 ORDER_P = 0.05
@@ -97,31 +98,38 @@ class ManifoldRequest(RecipeOptions):
         return Layout(self.layout, torch.arange(count, dtype=torch.float64).unsqueeze(1), period)
 
 
-@register
 class ManifoldSteering(Recipe):
     name = "manifold"
     summary = "the curve or surface on which a concept's values lie, to move answers along"
     request = ManifoldRequest
+    ops = ("manifold",)
+    sites = (SITE,)
+    scope = READ_OUT
 
-    def make(self, request: ManifoldRequest, work: Work) -> Made:
+    def prepare(self, request: ManifoldRequest, subject: Subject) -> tuple[Labelled, Answers]:
+        _check_layout(request.placed())
+        site_layers(request, SITE, subject.facts)
+        data = labelled(request.examples, subject, request.seed, complete=["train"])
+        _values(data, request.labels)
+        return data, _answers(request, subject)
+
+    def make(self, request: ManifoldRequest, data: tuple[Labelled, Answers], work: Work) -> Made:
         labels, layout = request.labels, request.placed()
-        _check_layout(layout)
         layers = site_layers(request, SITE, work.facts)
-        data = labelled(request.examples, work.subject, request.seed, complete=["train"])
-        values = _values(data, labels)
-        answers = _answers(request, work)
-        train, test = (list(data.splits[split]) for split in ("train", "test"))
-        natural = answers.distribution(answer_logprobs(work.subject, data.texts, work.within(0.0, 0.1, "capture"),
+        examples, answers = data
+        values = _values(examples, labels)
+        train, test = (list(examples.splits[split]) for split in ("train", "test"))
+        natural = answers.distribution(answer_logprobs(work.subject, examples.texts, work.within(0.0, 0.1, "capture"),
                                                        tokens=answers.tokens))
         behaviour = Behaviour.fit(natural[train], values[train], layout)
         norms = dict.fromkeys(layers, 0.0)
         fits: dict[int, Fit] = {}
         reading: dict[int, float] = {}
-        with Scratch(layers, len(data.texts), work.facts.d_model) as store:
-            for n, found in stream(work.subject, data.texts, SITE, layers, [-1], work.within(0.1, 0.3, "capture")):
+        with Scratch(layers, len(examples.texts), work.facts.d_model) as store:
+            for n, found in stream(work.subject, examples.texts, SITE, layers, [-1], work.within(0.1, 0.3, "capture")):
                 for layer in layers:
                     store.put(layer, n, found[layer][0])
-                    norms[layer] += float(found[layer][0].norm()) / len(data.texts)
+                    norms[layer] += float(found[layer][0].norm()) / len(examples.texts)
             for layer in layers:
                 made = _fitted(store.rows(layer, train), values[train], layout, request, layer)
                 if made is not None:
@@ -133,8 +141,8 @@ class ManifoldSteering(Recipe):
                                 "examples, or other layers; check_order false makes a manifold all the same.")
 
             def tried(layer: int, split: Literal["dev", "test"]) -> Trial:
-                base = _spread(data.splits[split], values, request.max_eval)
-                return Trial(work, SITE, layer, fits[layer], answers, behaviour, [data.texts[n] for n in base],
+                base = _spread(examples.splits[split], values, request.max_eval)
+                return Trial(work, SITE, layer, fits[layer], answers, behaviour, [examples.texts[n] for n in base],
                              [int(values[n]) for n in base])
 
             dev = {layer: _dev(tried(layer, "dev"), request, layout, work.within(0.3, 0.5, "fit").part(n, len(usable)))
@@ -147,7 +155,7 @@ class ManifoldSteering(Recipe):
         energy, walk, controls["shuffled_knots"] = _walks(trial, request, layout, work.within(0.6, 1.0, "control"))
         report: dict[str, Any] = {
             "method": self.name, "site": SITE, "layout": request.layout, "labels": labels, "best_layer": layer,
-            "rank": len(best.basis), "examples": data.counts(),
+            "rank": len(best.basis), "examples": examples.counts(),
             "layers": {str(n): {"order": made.natural, "order_p": rounded(made.order_p), "dev": dev.get(n),
                                 "test_reading": rounded(reading[n])} for n, made in fits.items()},
             "natural_energy": rounded(float(trial.energies(natural[test].view(1, len(test), 1, -1)))),
@@ -156,13 +164,13 @@ class ManifoldSteering(Recipe):
             "energy": energy, "walk": walk, "controls": controls}
         return Made(
             kind="manifold", op="manifold", site=SITE, numbers={n: _numbers(fits[n]) for n in usable},
-            options={"labels": labels}, default_layers=[layer], scope=READ_OUT, residual_norm=norms, report=report,
+            options={"labels": labels}, default_layers=[layer], residual_norm=norms, report=report,
             sign_convention="target names a label or a place in their order; shift goes on from where the token is",
             dev=dev[layer], test={**report["test"], "energy": report["energy"]["far"]},
             card={"rank": len(best.basis), "layout": request.layout,
                   "shuffled_labels_percentile": report["controls"]["shuffled_labels"]["percentile"],
                   "shuffled_knots_percentile": report["controls"]["shuffled_knots"]["percentile"]},
-            data={"data_hash": data.digest, "num_examples": len(data.texts)})
+            data={"data_hash": examples.digest, "num_examples": len(examples.texts)})
 
 
 def _values(data: Labelled, labels: Sequence[str]) -> torch.Tensor:
@@ -178,15 +186,15 @@ def _values(data: Labelled, labels: Sequence[str]) -> torch.Tensor:
     return torch.tensor([labels.index(label) for label in data.labels])
 
 
-def _answers(request: ManifoldRequest, work: Work) -> Answers:
+def _answers(request: ManifoldRequest, subject: Subject) -> Answers:
     """Raises NoContrast: two values share a first token, or a value has no spelling of one token."""
     groups: list[list[int]] = []
     owner: dict[int, str] = {}
     for label in request.labels:
         if label in request.answers:
-            tokens = [first_token(work.subject, text, f"answers[{label}]") for text in request.answers[label]]
+            tokens = [first_token(subject, text, f"answers[{label}]") for text in request.answers[label]]
         else:
-            spelled = [work.subject.encode_continuation(text) for text in (f" {label}", label)]
+            spelled = [subject.encode_continuation(text) for text in (f" {label}", label)]
             tokens = [ids[0] for ids in spelled if len(ids) == 1]
         if not tokens:
             raise NoContrast(f"the value {label!r} is no single token", param="answers",
@@ -305,3 +313,6 @@ def _walks(trial: Trial, request: ManifoldRequest, layout: Layout, span: Span
          **{name: [[round(float(p), 4) for p in step] for step in walked[name][ends].mean(dim=0)]
             for name in ("manifold", "chord")}},
         standing(-means["manifold"], [-float(values[away].mean()) for values in drawn]))
+
+
+METHOD = ManifoldSteering()

@@ -18,14 +18,16 @@ from pydantic import Field
 from steering.language.vocabulary import Site
 from steering.models.facts import ModelFacts
 from steering.programs.program import Program
+from vectors.extract.data import Dataset
 from vectors.extract.errors import FitFailed, TooFewExamples
 from vectors.extract.programs import EVERYWHERE, adding, program_of
 from vectors.extract.readout import Readout, ReadoutOptions, make_readout
-from vectors.extract.recipe import Made, Recipe, RecipeOptions, Span, Work, register, site_layers
+from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
 from vectors.extract.scratch import Scratch
 from vectors.extract.standing import random_like, rounded, standing
-from vectors.extract.subject import Tokens, answer_logprobs, stream
+from vectors.extract.subject import Subject, Tokens, answer_logprobs, stream
 from vectors.extract.text_pairs import TextPairs, paired
+from vectors.extract.work import Span, Work
 
 SITE: Site = "resid_pre"
 MAX_DEPTH = 0.8
@@ -45,34 +47,44 @@ class RefusalDirectionRequest(RecipeOptions):
         "negative prompts, at its layer; add: bring the behaviour about.")
 
 
-@register
 class RefusalDirection(Recipe):
     name = "refusal_direction"
     summary = "direction without which a behaviour goes and with which it comes, chosen by effect"
     request = RefusalDirectionRequest
+    ops = ("ablate", "add",)
+    sites = (SITE,)
+    scope = EVERYWHERE
 
-    def make(self, request: RefusalDirectionRequest, work: Work) -> Made:
-        facts = work.facts
+    def prepare(self, request: RefusalDirectionRequest, subject: Subject) -> tuple[Dataset, Readout]:
+        self._layers(request, subject.facts)
+        data = paired(request.pairs, subject, request.seed)
+        if min(len(side) for pair in data.pairs for side in (pair.positive, pair.negative)) < request.num_positions:
+            raise TooFewExamples(f"a prompt has fewer than {request.num_positions} tokens", param="num_positions")
+        return data, make_readout(request.readout, subject)
+
+    def _layers(self, request: RefusalDirectionRequest, facts: ModelFacts) -> list[int]:
         layers = [n for n in site_layers(request, SITE, facts) if n < MAX_DEPTH * facts.num_layers]
         if not layers:
             raise FitFailed(f"no layer below {MAX_DEPTH:.0%} of depth is given", param="layers")
-        data = paired(request.pairs, work.subject, request.seed)
-        readout = make_readout(request.readout, work.subject)
-        texts = [text for pair in data.pairs for text in (pair.positive, pair.negative)]
-        if min(map(len, texts)) < request.num_positions:
-            raise TooFewExamples(f"a prompt has fewer than {request.num_positions} tokens", param="num_positions")
+        return layers
+
+    def make(self, request: RefusalDirectionRequest, data: tuple[Dataset, Readout], work: Work) -> Made:
+        facts = work.facts
+        layers = self._layers(request, facts)
+        pairs, readout = data
+        texts = [text for pair in pairs.pairs for text in (pair.positive, pair.negative)]
         positions = list(range(-request.num_positions, 0))
         norms = dict.fromkeys(layers, 0.0)
 
         def side(split: Literal["train", "dev", "test"], which: int) -> list[Tokens]:
-            return [texts[2 * n + which] for n in data.splits[split][:request.max_eval]]
+            return [texts[2 * n + which] for n in pairs.splits[split][:request.max_eval]]
 
         with Scratch(layers, len(texts), request.num_positions * facts.d_model) as store:
             for n, found in stream(work.subject, texts, SITE, layers, positions, work.within(0.0, 0.3, "capture")):
                 for layer in layers:
                     store.put(layer, n, found[layer].flatten())
                     norms[layer] += float(found[layer].norm(dim=-1).mean()) / len(texts)
-            train = data.splits["train"]
+            train = pairs.splits["train"]
             sides = {layer: tuple(store.rows(layer, [2 * n + which for n in train]) for which in (0, 1))
                      for layer in layers}
         width = facts.d_model
@@ -114,7 +126,7 @@ class RefusalDirection(Recipe):
         unit = vector / vector.norm()
         report: dict[str, Any] = {
             "method": self.name, "site": SITE, "best_layer": layer, "best_position": position,
-            "pairs": {split: len(members) for split, members in data.splits.items()},
+            "pairs": {split: len(members) for split, members in pairs.splits.items()},
             "candidates": [{"position": p, "layer": n, **{name: rounded(value) for name, value in score.items()},
                             "allowed": (p, n) in allowed} for (p, n), score in tried.items()],
             "test": effect, "controls": control}
@@ -134,7 +146,7 @@ class RefusalDirection(Recipe):
             card={"source_layer": layer, "position": position,
                   "random_percentile": control["ablation_vs_random"]["percentile"],
                   "shuffled_percentile": control["ablation_vs_shuffled"]["percentile"]},
-            data={"data_hash": data.digest, "num_pairs": len(data.pairs), "readout": list(request.readout.target)})
+            data={"data_hash": pairs.digest, "num_pairs": len(pairs.pairs), "readout": list(request.readout.target)})
 
     def _test(self, request: RefusalDirectionRequest, work: Work, readout: Readout, harmful: list[Tokens],
               harmless: list[Tokens], layer: int, vector: torch.Tensor, own: Sequence[torch.Tensor]
@@ -179,3 +191,6 @@ def kl(work: Work, texts: Sequence[Tokens], program: Program, span: Span) -> flo
     base = answer_logprobs(work.subject, texts, span.part(0, 2))
     changed = answer_logprobs(work.subject, texts, span.part(1, 2), program)
     return float((base.exp() * (base - changed)).sum(dim=1).mean())
+
+
+METHOD = RefusalDirection()

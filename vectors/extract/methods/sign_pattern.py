@@ -19,10 +19,11 @@ from steering.language.gates import Reading
 from steering.language.vocabulary import Site
 from vectors.extract.contract import Split
 from vectors.extract.errors import EmptyText, FitFailed, LeakingSplit, NoContrast
-from vectors.extract.items import digest_of, split_items
-from vectors.extract.recipe import Made, Recipe, RecipeOptions, Span, Work, register, site_layers
+from vectors.extract.items import Splits, digest_of, split_items
+from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
 from vectors.extract.standing import auc, rounded, standing
 from vectors.extract.subject import Subject, stream
+from vectors.extract.work import Span, Work
 from vectors.scratch import ScratchFolder
 
 MASSIVE = 50.0
@@ -41,15 +42,25 @@ class SignPatternRequest(RecipeOptions):
                                           "the vocabulary instead of with all.")
 
 
-@register
+Anchors = tuple[list[int], Splits]
+"""Tokens of the category, and splits of them."""
+
+
 class SignPattern(Recipe):
     name = "sign_pattern"
     summary = "dims whose sign tells the tokens of a category from the rest of the vocabulary"
     request = SignPatternRequest
+    ops = ("sign_flip",)
+    sites = ()
 
-    def make(self, request: SignPatternRequest, work: Work) -> Made:
-        anchors, given = _anchors(request, work.subject)
-        splits = split_items([str(token) for token in anchors], given, request.seed, "anchors")
+    def prepare(self, request: SignPatternRequest, subject: Subject) -> Anchors:
+        anchors, given = _anchors(request, subject)
+        _vocabulary(request, subject.facts.vocab_size, anchors)
+        site_layers(request, request.site, subject.facts)
+        return anchors, split_items([str(token) for token in anchors], given, request.seed, "anchors")
+
+    def make(self, request: SignPatternRequest, data: Anchors, work: Work) -> Made:
+        anchors, splits = data
         layers = site_layers(request, request.site, work.facts)
         ids = _vocabulary(request, work.facts.vocab_size, anchors)
         row = {token: n for n, token in enumerate(ids)}
@@ -211,3 +222,6 @@ def _vocabulary(request: SignPatternRequest, vocab_size: int, anchors: Sequence[
         return list(range(vocab_size))
     drawn = torch.randperm(vocab_size, generator=request.generator(0))[:request.vocabulary_sample].tolist()
     return sorted({*drawn, *anchors})
+
+
+METHOD = SignPattern()
