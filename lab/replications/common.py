@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lab.datasets import load
 from lab.paths import model_path
+from steering.models.describe import model_facts
+from steering.models.fingerprints import fingerprint
 from steering.programs.program import Program
-from steering.sites import fingerprint, model_facts
 from vectors.extract import Extraction, parse_request, prepare
 from vectors.extract.errors import FitFailed
 from vectors.extract.local import LocalSubject
