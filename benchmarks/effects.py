@@ -34,10 +34,10 @@ from lab import model_path
 from server.boot import build
 from server.effects.metrics import EffectMetrics
 from server.effects.shadow import Shadow
-from server.instruments import Registry
-from server.logs import configure_logging
+from server.observability.instruments import Registry
+from server.observability.logs import configure_logging
+from server.requests.state import ServerState
 from server.settings import Settings
-from server.state import ServerState
 from steering.language.spec import Steering
 
 MODEL = "lab-dense"

@@ -20,7 +20,7 @@ from lab.paths import LAB_DIR
 from scripts import bundled_recipes
 from scripts.examples import EXAMPLES, PRESETS, Example
 from scripts.running import running_server
-from server.logs import configure_logging
+from server.observability.logs import configure_logging
 from steering.language.strength import Strength
 from vectors.artifact import Limits
 from vectors.formats import get_format

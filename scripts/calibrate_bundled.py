@@ -20,7 +20,7 @@ from lab.corpus.languages import MARKERS
 from lab.corpus.sentiment import NEGATIVE, POSITIVE
 from scripts.bundled_library import FOLDER, MODEL
 from scripts.running import running_server
-from server.logs import configure_logging
+from server.observability.logs import configure_logging
 
 DOCS = Path(__file__).parent.parent / "docs"
 PICTURES = DOCS / "calibration"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lab.replications import page
 from scripts import clidoc, settingsdoc
-from server import openapi, specdoc
+from server.api import openapi, specdoc
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES: dict[str, Callable[[], str]] = {

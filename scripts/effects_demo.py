@@ -20,7 +20,7 @@ from trimtab_client import AsyncClient
 
 from scripts.bundled_library import FOLDER, MODEL
 from scripts.running import running_server
-from server.logs import configure_logging
+from server.observability.logs import configure_logging
 
 REQUESTS = 500
 CONCURRENT = 24

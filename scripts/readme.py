@@ -13,7 +13,7 @@ from scripts.docs import DOCS
 from scripts.examples import EXAMPLES
 from scripts.running import running_server
 from server.cli.examples import fill_library
-from server.logs import configure_logging
+from server.observability.logs import configure_logging
 from server.settings import Settings
 from vectors.artifact import Limits
 from vectors.formats import get_format

@@ -21,7 +21,7 @@ from lab import datasets
 from lab.corpus.sentiment import polarity
 from scripts.bundled_library import FOLDER, random_like
 from scripts.running import running_server
-from server.logs import configure_logging
+from server.observability.logs import configure_logging
 from vectors.artifact import Limits
 from vectors.formats import get_format
 

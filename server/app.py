@@ -7,42 +7,32 @@ from typing import Any, Protocol
 from fastapi import FastAPI
 from starlette.types import Lifespan
 
-from server import console
-from server.admission.queue import AdmissionQueue
-from server.answers import JsonAnswer
+from server.api import console, lens
+from server.api.admin import capabilities, docs, effects, health, jobs
+from server.api.admin import switches as admin
+from server.api.library import artifacts, calibration, extract, presets
+from server.api.openai import chat, completions, models
+from server.background.housekeeping import Housekeeping
+from server.background.jobs import Jobs
 from server.effects.metrics import EffectMetrics
 from server.effects.shadow import Shadow
 from server.effects.store import EffectStore
 from server.engines.base import Engine
-from server.guard import GuardMetrics
-from server.handlers import add_handlers
-from server.housekeeping import Housekeeping
+from server.http.answers import JsonAnswer
 from server.http.frame import RequestFrame
+from server.http.handlers import add_handlers
 from server.http.open_requests import OpenRequests
-from server.jobs import Jobs
-from server.killswitch import KillSwitch
-from server.metrics import Metrics
-from server.monitor import MonitorMetrics
-from server.openai import chat, completions, models
-from server.openai.prompts import ChatPrompts
-from server.openai.vocabulary import Vocabulary
-from server.planner import Planner
-from server.rehearsal import try_default_spec
-from server.routes import (
-    admin,
-    artifacts,
-    calibration,
-    capabilities,
-    docs,
-    effects,
-    extract,
-    health,
-    jobs,
-    lens,
-    presets,
-)
+from server.observability.metrics import Metrics
+from server.requests.admission.queue import AdmissionQueue
+from server.requests.guard import GuardMetrics
+from server.requests.killswitch import KillSwitch
+from server.requests.monitor import MonitorMetrics
+from server.requests.planner import Planner
+from server.requests.rehearsal import try_default_spec
+from server.requests.state import ServerState
 from server.settings import Settings
-from server.state import ServerState
+from server.text.prompts import ChatPrompts
+from server.text.vocabulary import Vocabulary
 from server.threads import in_thread
 from vectors.library import Library
 

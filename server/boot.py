@@ -16,10 +16,10 @@ from server.engines.transformers.options import EngineOptions
 from server.engines.vllm.options import VllmOptions
 from server.http.listener import bind
 from server.http.runner import run
-from server.logs import configure_logging
-from server.openai.vocabulary import Vocabulary
+from server.observability.logs import configure_logging
 from server.settings import Settings
 from server.starting import check_model, prepare_data_dir, said
+from server.text.vocabulary import Vocabulary
 from steering.acting.containment import StepLimit
 from vectors.artifact import Limits
 from vectors.library import Library

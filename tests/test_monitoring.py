@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from server.effects.metrics import EffectMetrics
-from server.instruments import Registry
-from server.killswitch import KillSwitch
-from server.metrics import Metrics
+from server.observability.instruments import Registry
+from server.observability.metrics import Metrics
+from server.requests.killswitch import KillSwitch
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 ALERTS = DEPLOY / "prometheus" / "alerts.yml"

@@ -3,8 +3,8 @@
 from vectors.artifact import Artifact, Limits, Metadata, Patch
 from vectors.errors import CorruptBlob, InvalidMetadata, LibraryUnavailable
 from vectors.library import Collected, Filter, Library
-from vectors.paging import Page
-from vectors.presets import Preset
+from vectors.library.paging import Page
+from vectors.library.presets import Preset
 
 __all__ = ["Artifact", "Collected", "CorruptBlob", "Filter", "InvalidMetadata", "Library", "LibraryUnavailable",
            "Limits", "Metadata", "Page", "Patch", "Preset"]

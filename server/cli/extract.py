@@ -184,7 +184,7 @@ def _server(offline: str | None, url: str, key: str | None) -> Iterator[Client]:
     # Only this branch loads the model, and torch with it.
     from server.boot import build
     from server.cli.inprocess import running
-    from server.logs import configure_logging
+    from server.observability.logs import configure_logging
     from vectors.scratch import ScratchFolder
 
     configure_logging("console")

@@ -1,7 +1,7 @@
 """Effects as Prometheus metrics. Labels are bounded: names beyond the limit are counted under "other"."""
 
 from server.effects.report import ChoiceEffect
-from server.instruments import Counter, Histogram, Registry
+from server.observability.instruments import Counter, Histogram, Registry
 
 NATS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)

@@ -2,9 +2,9 @@
 
 from dataclasses import fields
 
-from server.effects.divergence import Divergence, ResidualShift
 from server.engines.base import CompareRequest, Comparison, Engine
-from server.guard import Part, spans
+from server.requests.guard import Part, spans
+from steering.divergence import Divergence, ResidualShift
 
 
 async def compare_parts(engine: Engine, request: CompareRequest, parts: list[Part]) -> Comparison:

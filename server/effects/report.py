@@ -9,8 +9,8 @@ import torch
 from pydantic import BaseModel, Field
 
 from server.effects.degeneration import Degeneration
-from server.effects.divergence import Divergence
 from server.engines.base import Comparison
+from steering.divergence import Divergence
 from steering.language.vocabulary import Op
 from steering.programs.program import Program
 

@@ -21,7 +21,7 @@ from server.effects.parts import compare_parts
 from server.effects.report import ChoiceEffect, Effects, choice_effect
 from server.effects.store import MINUTE_S, EffectStore, Sample
 from server.engines.base import CompareRequest, Engine
-from server.guard import Part
+from server.requests.guard import Part
 from server.threads import in_thread
 from steering.language.finite import not_finite
 from steering.programs.program import Program

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from server.effects.divergence import Divergence, ResidualShift
+from steering.divergence import Divergence, ResidualShift
 from steering.language.errors import EngineUnavailable
 from steering.language.vocabulary import Site
 from steering.models.facts import ModelFacts

@@ -9,7 +9,7 @@ from scipy.special import softmax
 from scipy.stats import entropy
 
 from server.effects.degeneration import compression, degeneration, repetition
-from server.effects.divergence import Divergence, divergence, residual_shift
+from steering.divergence import Divergence, divergence, residual_shift
 
 
 @given(st.integers(0, 10_000), st.integers(1, 6), st.floats(0.1, 8))

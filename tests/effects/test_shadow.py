@@ -11,12 +11,12 @@ import pytest
 import torch
 from sqlalchemy.exc import OperationalError
 
-from server.effects.divergence import Divergence, ResidualShift
 from server.effects.metrics import MAX_NAMES, EffectMetrics
 from server.effects.shadow import Finished, Shadow
 from server.effects.store import EffectStore, Sample
 from server.engines.base import CompareRequest, Comparison
-from server.instruments import Registry
+from server.observability.instruments import Registry
+from steering.divergence import Divergence, ResidualShift
 from steering.language.errors import EngineUnavailable
 from steering.language.scope import Scope
 from steering.ops.base import Row

@@ -11,7 +11,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine, inspect
 
 from server.effects.store import MIGRATIONS, Base, EffectStore, EffectsUnavailable, Sample
-from vectors.database import alembic_config, migrate
+from vectors.library.database import alembic_config, migrate
 
 
 def sample(minute: int = 10, artifact: str = "a@1", kl: float = 0.1) -> Sample:

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from server.app import create_app
 from server.engines.transformers.engine import TransformersEngine
 from server.engines.transformers.options import EngineOptions
-from server.openai.vocabulary import Vocabulary
 from server.settings import Settings
+from server.text.vocabulary import Vocabulary
 from steering.artifacts.payload import KINDS
 from tests.engines import reference as ref
 from tests.server.tokenizers import byte_tokenizer

@@ -21,7 +21,7 @@ from server.engines.transformers.engine import TransformersEngine
 from server.engines.transformers.finite import examining
 from server.engines.transformers.running import Running
 from server.engines.transformers.sampler import NO_TOKEN, sample
-from server.lens import Map, look
+from server.requests.lens import Map, look
 from steering.acting.containment import StepLimit
 from steering.language.errors import ModelOverflow, SteeringLimit, SteeringOverflow, TrimtabError
 from steering.programs.program import Program

@@ -8,9 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from server.engines.base import CaptureRequest
-from server.gates import decide
-from server.openai.prompts import Prompt
-from server.planner import Plan
+from server.requests.gates import decide
+from server.requests.planner import Plan
+from server.text.prompts import Prompt
 from steering.artifacts.payload import Payload
 from steering.artifacts.source import Resolved, Source
 from steering.language.gates import Reading

@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM
 
 from server.effects.parts import compare_parts
 from server.engines.base import CompareRequest, Generation, Sampling, Token
-from server.guard import GuardedCompletion, GuardMetrics, repetition
-from server.instruments import Registry
-from server.monitor import Monitor, MonitorMetrics, Watched, watch
+from server.observability.instruments import Registry
+from server.requests.guard import GuardedCompletion, GuardMetrics, repetition
+from server.requests.monitor import Monitor, MonitorMetrics, Watched, watch
 from steering.artifacts.source import Resolved
 from steering.language.errors import EngineUnavailable
 from steering.language.guard import Guard

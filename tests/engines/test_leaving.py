@@ -10,8 +10,8 @@ import pytest
 
 from server.engines.base import CaptureRequest, CompareRequest, Generation, Sampling
 from server.engines.transformers.engine import TransformersEngine
-from server.guard import GuardedCompletion, GuardMetrics
-from server.instruments import Registry
+from server.observability.instruments import Registry
+from server.requests.guard import GuardedCompletion, GuardMetrics
 from steering.language.guard import Guard
 from tests.engines.conftest import compiled, generate, ids
 from tests.engines.test_batching import PROMPT, add

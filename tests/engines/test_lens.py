@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from server.lens import Map, look
+from server.requests.lens import Map, look
 from tests.engines import reference as ref
 from tests.engines.conftest import compiled, generate
 from tests.engines.test_gates import ADD, PROMPTS, VECTOR

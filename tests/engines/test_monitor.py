@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from server.instruments import Registry
-from server.monitor import Monitor, MonitorMetrics, Watched, watch
+from server.observability.instruments import Registry
+from server.requests.monitor import Monitor, MonitorMetrics, Watched, watch
 from steering.artifacts.spline import Manifold
 from steering.programs.reading import Reader
 from tests.engines import reference as ref

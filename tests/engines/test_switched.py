@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from server.effects.parts import compare_parts
 from server.engines.base import CompareRequest, Generation, Sampling
-from server.killswitch import KillSwitch
-from server.switched import SwitchedCompletion
+from server.requests.killswitch import KillSwitch
+from server.requests.switched import SwitchedCompletion
 from tests.engines.conftest import compiled, generate, ids
 from tests.engines.test_guard import PROMPT, STRONG, greedy
 

@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerFast
 from server.app import create_app
 from server.http.listener import bind
 from server.http.runner import Server
-from server.logs import configure_logging
-from server.openai.vocabulary import Vocabulary
+from server.observability.logs import configure_logging
 from server.settings import Settings
+from server.text.vocabulary import Vocabulary
 from tests.server.scripted import ScriptedEngine
 from tests.server.tokenizers import byte_tokenizer
 from vectors.library import Library

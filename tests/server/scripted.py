@@ -18,7 +18,7 @@ from server.engines.base import (
     Token,
     Touched,
 )
-from server.openai.vocabulary import Vocabulary
+from server.text.vocabulary import Vocabulary
 from steering.language.errors import EngineUnavailable, SlotsExhausted, TrimtabError
 from steering.language.vocabulary import SITES, Site
 from steering.models.facts import ModelFacts

@@ -5,7 +5,7 @@ import pytest
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
-from server.metrics import MAX_ARTIFACT_LABELS, OTHER, Metrics
+from server.observability.metrics import MAX_ARTIFACT_LABELS, OTHER, Metrics
 from server.settings import Settings
 from steering.programs.program import Applied
 from tests.server.conftest import chat

@@ -12,8 +12,8 @@ import pytest
 from fastapi import FastAPI, Request
 from pydantic import SecretStr
 
-from server.admission.caller import caller_of
-from server.admission.fairness import FairQueue
+from server.requests.admission.caller import caller_of
+from server.requests.admission.fairness import FairQueue
 from server.settings import Settings
 from tests.server.conftest import MODEL, chat
 from tests.server.scripted import ScriptedEngine

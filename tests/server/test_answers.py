@@ -10,8 +10,8 @@ import pytest
 from fastapi import FastAPI
 from structlog.testing import capture_logs
 
-from server.answers import JsonAnswer
-from server.jobs import Control
+from server.background.jobs import Control
+from server.http.answers import JsonAnswer
 from tests.server.test_steering import store
 from vectors.artifact import Patch
 from vectors.library import Library

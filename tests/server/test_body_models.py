@@ -8,7 +8,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from server.app import routed
-from server.openai.schema import CompletionRequest
+from server.requests.schema import CompletionRequest
 from vectors.extract import RECIPES
 
 # Their lists end at the first fault, however long they are.

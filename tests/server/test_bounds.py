@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from server.openai.bounds import TokenBound
-from server.openai.vocabulary import Vocabulary
+from server.text.bounds import TokenBound
+from server.text.vocabulary import Vocabulary
 from tests.server.conftest import MODEL, chat
 from tests.server.scripted import ScriptedEngine
 from tests.server.templates import FAMILIES, family

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from server.openai.generate import choice_seed
+from server.requests.generate import choice_seed
 from steering.language.errors import TrimtabError
 from tests.server.conftest import MODEL, chat
 from tests.server.scripted import ScriptedEngine

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from server.openai.detokenize import Detokenizer
-from server.openai.vocabulary import Vocabulary
+from server.text.detokenize import Detokenizer
+from server.text.vocabulary import Vocabulary
 from tests.server.tokenizers import byte_tokenizer
 
 BYTES = Vocabulary(byte_tokenizer(), [1], 300)

@@ -7,7 +7,7 @@ import httpx
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from server.routes.docs import _page
+from server.api.admin.docs import _page
 
 
 class Parts(HTMLParser):

@@ -16,12 +16,12 @@ from sqlalchemy import event
 from structlog.testing import capture_logs
 
 from server.app import create_app
-from server.effects.divergence import Divergence, ResidualShift
 from server.engines.base import CompareRequest, Comparison
-from server.metrics import MAX_ARTIFACT_LABELS, Metrics
-from server.openai.vocabulary import Vocabulary
+from server.observability.metrics import MAX_ARTIFACT_LABELS, Metrics
 from server.settings import Settings
+from server.text.vocabulary import Vocabulary
 from steering.artifacts.payload import Payload
+from steering.divergence import Divergence, ResidualShift
 from steering.language.spec import Spec
 from steering.programs.program import Applied
 from tests.server.conftest import MODEL, chat

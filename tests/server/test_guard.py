@@ -8,8 +8,8 @@ import httpx
 import pytest
 import torch
 
-from server.effects.divergence import Divergence, ResidualShift
 from server.engines.base import CompareRequest, Comparison
+from steering.divergence import Divergence, ResidualShift
 from tests.server.conftest import MODEL, chat
 from tests.server.scripted import ScriptedEngine
 from tests.server.test_steering import ask, refused, store

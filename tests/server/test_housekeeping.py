@@ -8,8 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-import server.housekeeping
-from server.instruments import Registry
+import server.background.housekeeping
+from server.observability.instruments import Registry
 from server.settings import Settings
 from tests.server.test_steering import store
 from vectors.artifact import Limits
@@ -48,7 +48,7 @@ async def test_it_can_be_asked_for(client: httpx.AsyncClient, leftovers: set[str
 class TestSchedule:
     @pytest.fixture
     def settings(self, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
-        monkeypatch.setattr(server.housekeeping, "FIRST_S", 0)
+        monkeypatch.setattr(server.background.housekeeping, "FIRST_S", 0)
         return settings.model_copy(update={"gc_interval_s": 0.01})
 
     async def test_it_happens_by_itself_and_goes_on_after_a_failure(
@@ -66,7 +66,7 @@ class TestSchedule:
 
 
 async def test_a_schedule_of_zero_runs_nothing(library: Library, leftovers: set[str], tmp_path: Path) -> None:
-    quiet = server.housekeeping.Housekeeping(library, Registry(), 0)
+    quiet = server.background.housekeeping.Housekeeping(library, Registry(), 0)
     await quiet.start()
     assert quiet._task is None
     await quiet.stop()

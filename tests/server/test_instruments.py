@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.instruments import Counter, Gauge, Histogram, Registry
+from server.observability.instruments import Counter, Gauge, Histogram, Registry
 
 SERVER = Path(__file__).parents[2] / "server"
 BAD = [math.nan, math.inf, -math.inf]

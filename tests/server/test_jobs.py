@@ -12,9 +12,9 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from server.background.jobs import Cancelled, Control, Job, Jobs
+from server.background.lease import Lease
 from server.errors import TooManyJobs
-from server.jobs import Cancelled, Control, Job, Jobs
-from server.lease import Lease
 from server.settings import Settings
 from steering.language.errors import Conflict, InvalidRequest, NotFound
 
@@ -161,7 +161,7 @@ async def test_a_second_server_neither_adopts_nor_fails_nor_cancels_what_the_fir
 
 
 async def test_a_lease_ends_with_its_process_and_not_before(tmp_path: Path) -> None:
-    script = ("from pathlib import Path; from server.lease import Lease; "
+    script = ("from pathlib import Path; from server.background.lease import Lease; "
               f"lease = Lease(Path({str(tmp_path)!r})); print(lease.id, flush=True); input()")
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", script, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE)
@@ -187,7 +187,7 @@ async def test_a_submit_that_fails_leaves_no_job(app: FastAPI, client: httpx.Asy
 
     body = {"name": "made", "layers": [1, 2], "token": 0, "pairs": PAIRS}
     with monkeypatch.context() as patched:
-        patched.setattr("server.jobs.os.replace", fails)
+        patched.setattr("server.background.jobs.os.replace", fails)
         answer = await client.post("/v1/extract", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
     assert (await client.get("/v1/jobs")).json() == {"data": []}
@@ -212,7 +212,7 @@ async def test_a_job_ends_and_is_shown_where_it_can_not_be_recorded(jobs: Jobs, 
     def fails(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr("server.jobs.os.replace", fails)
+    monkeypatch.setattr("server.background.jobs.os.replace", fails)
     jobs.cancel(second.id)
     gate.set()
     assert (await finished(jobs, second)).status == "cancelled"

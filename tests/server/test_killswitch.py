@@ -14,9 +14,9 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import event
 
-import server.killswitch
-from server.instruments import Registry
-from server.killswitch import KillSwitch
+import server.requests.killswitch
+from server.observability.instruments import Registry
+from server.requests.killswitch import KillSwitch
 from server.settings import Settings
 from tests.server.conftest import chat
 from tests.server.scripted import ScriptedEngine
@@ -29,8 +29,8 @@ SPEC = {"interventions": [{"inline": {"vector": [1.0] * 8}, "op": "add", "site":
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.killswitch, "POLL_S", 0.02)
-    monkeypatch.setattr(server.killswitch, "STORE_S", 0.2)
+    monkeypatch.setattr(server.requests.killswitch, "POLL_S", 0.02)
+    monkeypatch.setattr(server.requests.killswitch, "STORE_S", 0.2)
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import httpx
 import pytest
 import torch
 
+from server.api import lens as lens_route
 from server.engines.base import Scores
-from server.routes import lens as lens_route
 from steering.artifacts.payload import Payload
 from steering.language.fields import MAX_INTERVENTIONS
 from tests.server.conftest import MODEL

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
+from server.background.housekeeping import Housekeeping
+from server.background.jobs import Jobs
 from server.effects.shadow import Shadow
 from server.effects.store import EffectStore
 from server.engines.base import Condition
-from server.housekeeping import Housekeeping
-from server.jobs import Jobs
-from server.killswitch import KillSwitch
+from server.requests.killswitch import KillSwitch
 from tests.server.scripted import ScriptedEngine
 from vectors.library import Library
 

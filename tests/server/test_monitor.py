@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from server.engines.base import Captured, CaptureRequest
-from server.instruments import Registry
-from server.monitor import MAX_NAMES, Monitor, MonitorChoice, MonitorMetrics
+from server.observability.instruments import Registry
+from server.requests.monitor import MAX_NAMES, Monitor, MonitorChoice, MonitorMetrics
 from steering.artifacts.payload import Payload
 from steering.language.gates import Reading
 from steering.programs.reading import Reader

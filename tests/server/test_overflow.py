@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from server.engines.base import Touched
-from server.openai.fields import LEAST_TEMPERATURE
+from server.requests.fields import LEAST_TEMPERATURE
 from server.settings import Settings
 from steering.language.errors import ModelOverflow, SteeringLimit, SteeringOverflow
 from tests.server.conftest import chat

@@ -7,17 +7,16 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.planner import program_bytes
+from server.requests.planner import program_bytes
 from server.settings import Settings
 from steering.language.scope import Scope
 from tests.server.conftest import MODEL, chat
 from tests.server.scripted import WIDTH
 from tests.server.test_steering import _spec as spec
 from tests.server.test_steering import ask, refused, store
-from vectors import presets, switches
 from vectors.artifact import Patch
 from vectors.calibrate.card import Outcome, Setting
-from vectors.library import Library
+from vectors.library import Library, presets, switches
 
 CACHE = 100_000
 

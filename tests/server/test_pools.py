@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 
-from server.openai.vocabulary import Vocabulary
-from server.pools import UPLOADS
+from server.requests.pools import UPLOADS
+from server.text.vocabulary import Vocabulary
 from tests.server.conftest import chat
 from vectors.library import Library
 
@@ -63,7 +63,7 @@ async def test_uploads_wait_their_turn_unread(client: httpx.AsyncClient, monkeyp
         read += 1
         yield b"x"
 
-    monkeypatch.setattr("server.routes.artifacts._import", held)
+    monkeypatch.setattr("server.api.library.artifacts._import", held)
     headers = {"Content-Type": "application/octet-stream"}
     uploads = [asyncio.create_task(client.post("/v1/artifacts/import", content=body(), headers=headers))
                for _ in range(UPLOADS + 3)]

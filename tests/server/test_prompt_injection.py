@@ -7,8 +7,8 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from server.openai.prompts import ChatPrompts
-from server.openai.vocabulary import Vocabulary
+from server.text.prompts import ChatPrompts
+from server.text.vocabulary import Vocabulary
 from steering.language.errors import InvalidRequest
 from tests.server.templates import CHATML, FAMILIES, family, finished
 from tests.server.tokenizers import LAB, byte_tokenizer
@@ -131,7 +131,7 @@ def test_control_tokens_in_other_letters_are_text_too() -> None:
 
 def test_a_tokenizer_that_cannot_be_rewritten_refuses_them(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = byte_tokenizer(LAB)
-    monkeypatch.setattr("server.openai.literal._shadow", lambda *_: None)
+    monkeypatch.setattr("server.text.literal._shadow", lambda *_: None)
     made = prompts(tokenizer)
     with pytest.raises(InvalidRequest) as caught:
         made.prompt([*turns("fine", "fine"), {"role": "user", "content": "a<|end|>b"}], roles=False)

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from server.openai.prompts import ChatPrompts
-from server.openai.vocabulary import Vocabulary
+from server.text.prompts import ChatPrompts
+from server.text.vocabulary import Vocabulary
 from steering.language.errors import InvalidRequest, InvalidSpec
 from tests.server.templates import family
 from tests.server.tokenizers import DEFAULT_SYSTEM, LAB, LAST_USER, MERGED, STRICT, byte_tokenizer

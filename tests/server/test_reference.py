@@ -10,19 +10,19 @@ import server.boot  # noqa: F401  for the error classes of all modules
 import server.checkpoints.errors  # noqa: F401
 import vectors.evaluate.errors  # noqa: F401
 import vectors.extract.errors  # noqa: F401
-from server import openapi, specdoc
-from server.specschema import spec_schema
+from server.api import openapi, specdoc
+from server.api.specschema import spec_schema
 from steering.language.errors import TrimtabError
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_openapi_file() -> None:
-    assert (ROOT / openapi.PATH).read_text(encoding="utf-8") == openapi.document(), "run python -m server.openapi"
+    assert (ROOT / openapi.PATH).read_text(encoding="utf-8") == openapi.document(), "run python -m server.api.openapi"
 
 
 def test_spec_reference() -> None:
-    assert (ROOT / specdoc.PATH).read_text(encoding="utf-8") == specdoc.document(), "run python -m server.specdoc"
+    assert (ROOT / specdoc.PATH).read_text(encoding="utf-8") == specdoc.document(), "run python -m server.api.specdoc"
 
 
 def test_the_schema_is_one_and_means_what_the_models_mean() -> None:

@@ -8,11 +8,11 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-import server.rehearsal
+import server.requests.rehearsal
 from server.app import create_app
 from server.engines.base import Condition, Generation
-from server.openai.vocabulary import Vocabulary
 from server.settings import Settings
+from server.text.vocabulary import Vocabulary
 from steering.language.errors import EngineUnavailable, SlotsExhausted, SteeringOverflow
 from tests.server.conftest import chat
 from tests.server.scripted import ScriptedEngine
@@ -103,7 +103,7 @@ async def test_an_engine_that_is_down_stores_nothing_and_says_when_to_come_back(
 
 async def test_one_that_never_ends_is_refused(client: httpx.AsyncClient, engine: Mortal, library: Library,
                                               monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.rehearsal, "LONGEST_S", 0.1)
+    monkeypatch.setattr(server.requests.rehearsal, "LONGEST_S", 0.1)
     engine.gate = asyncio.Event()
     answer = await put_default(client, CALM)
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "rehearsal_failed")
@@ -121,7 +121,7 @@ async def test_it_runs_on_the_tokens_that_the_scope_names(client: httpx.AsyncCli
     answer = await put_default(client, {"interventions": [{"artifact": "one", "scope": scope}]})
     assert answer.status_code == 200, answer.text
     [completion] = engine.completions
-    assert completion.touched()[0].prompt > 0 and len(completion.given) == server.rehearsal.TOKENS
+    assert completion.touched()[0].prompt > 0 and len(completion.given) == server.requests.rehearsal.TOKENS
 
 
 async def test_it_runs_also_while_the_kill_switch_is_on(client: httpx.AsyncClient, engine: Mortal) -> None:

@@ -12,8 +12,8 @@ from fastapi import FastAPI
 
 from server.engines.base import Generation
 from server.errors import ShuttingDown
-from server.openai.runs import Runs
-from server.openai.vocabulary import Vocabulary
+from server.requests.runs import Runs
+from server.text.vocabulary import Vocabulary
 from steering.language.errors import EngineUnavailable
 from tests.leaving import leaving_at
 from tests.server.conftest import chat

@@ -10,8 +10,8 @@ from schemathesis.checks import not_a_server_error
 
 from server.app import create_app, routed
 from server.cli.inprocess import running
-from server.openai.vocabulary import Vocabulary
 from server.settings import Settings
+from server.text.vocabulary import Vocabulary
 from tests.server.conftest import MODEL
 from tests.server.scripted import ScriptedEngine
 from tests.server.tokenizers import byte_tokenizer

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from server.http.runner import Server
-from server.pools import Pools
+from server.requests.pools import Pools
 from server.settings import Settings
 from tests.server.conftest import chat
 from tests.server.scripted import ScriptedEngine
@@ -96,7 +96,7 @@ class TestOutOfTime:
             waiting.release()
             await asyncio.Event().wait()
 
-        monkeypatch.setattr("server.openai.service.watch", never)
+        monkeypatch.setattr("server.requests.service.watch", never)
         async with httpx.AsyncClient(base_url=address, timeout=60) as client:
             streamed = asyncio.create_task(client.post(CHAT, json=chat(stream=True)))
             await asyncio.wait_for(waiting.acquire(), 30)

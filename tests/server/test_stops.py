@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.openai.stops import StopMatcher
+from server.text.stops import StopMatcher
 
 TEXT = st.text(alphabet="ab ", max_size=30)
 

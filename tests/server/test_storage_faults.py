@@ -21,7 +21,7 @@ import pytest
 import structlog
 import torch
 
-from server.logs import configure_logging
+from server.observability.logs import configure_logging
 from steering.artifacts.payload import Payload
 from tests.server.conftest import chat
 from tests.server.test_steering import store
@@ -203,7 +203,7 @@ async def test_an_upload_whose_disk_fails_is_typed_and_leaves_nothing(
         raise OSError(number, os.strerror(number), str(tmp_path / "secret"))
 
     with monkeypatch.context() as patched:
-        patched.setattr(f"vectors.blobs.{'' if call == 'open' else 'os.'}{call}", fails, raising=call != "open")
+        patched.setattr(f"vectors.library.blobs.{'' if call == 'open' else 'os.'}{call}", fails, raising=call != "open")
         answers = [await client.post("/v1/artifacts", json=body("new")),
                    await client.post("/v1/artifacts/import", files={"file": ("x", file_of("new"))}),
                    await client.post("/v1/artifacts/import", content=file_of("new"),

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from server.api.json_faults import MAX_DEPTH, explain
+from server.api.strict_json import EXPLAINED_BYTES, MAX_CONTAINERS, MAX_FIELDS, parse_json
 from server.errors import InvalidJson
-from server.json_faults import MAX_DEPTH, explain
-from server.strict_json import EXPLAINED_BYTES, MAX_CONTAINERS, MAX_FIELDS, parse_json
 
 
 @pytest.mark.parametrize(("body", "param", "words"), [

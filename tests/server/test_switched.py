@@ -10,8 +10,8 @@ import pytest
 from fastapi import FastAPI
 
 from server.engines.base import Generation
-from server.openai.vocabulary import Vocabulary
 from server.settings import Settings
+from server.text.vocabulary import Vocabulary
 from tests.server.conftest import chat
 from tests.server.scripted import ScriptedEngine
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.vectors.making import metadata, open_library, same_numbers, vector_payload
 from vectors import CorruptBlob, Library
-from vectors.blobs import BlobStore, digest_of
+from vectors.library.blobs import BlobStore, digest_of
 
 
 @pytest.fixture(params=["disk", "memory"])

@@ -6,7 +6,7 @@ from steering.language.errors import InvalidRequest
 from steering.language.spec import Spec
 from tests.vectors.making import every_kind, metadata, vector_payload
 from vectors import Filter, Library
-from vectors.paging import ORDERS
+from vectors.library.paging import ORDERS
 
 
 def names(library: Library, filter: Filter = Filter()) -> list[str]:  # noqa: B008

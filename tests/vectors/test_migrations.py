@@ -10,11 +10,11 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, inspect
 
-import vectors.database
+import vectors.library.database
 from tests.vectors.making import metadata, open_library, vector_payload
 from vectors import LibraryUnavailable
-from vectors.database import Database, alembic_config
-from vectors.tables import Base
+from vectors.library.database import Database, alembic_config
+from vectors.library.tables import Base
 
 
 def test_migrations_lead_to_exactly_the_tables_of_the_code(tmp_path: Path) -> None:
@@ -88,15 +88,15 @@ def test_migrations_are_found_where_the_package_is_installed(tmp_path: Path) -> 
     """Opened from another directory, with the packages on the path only by a link, as an installed wheel has them."""
     site = tmp_path / "site"
     site.mkdir()
-    root = Path(vectors.database.__file__).parents[1]
+    root = Path(vectors.library.database.__file__).parents[2]
     for package in ("steering", "vectors"):
         (site / package).symlink_to(root / package)
     script = f"""
 import sys
 sys.path.insert(0, {str(site)!r})
-from vectors.database import Database
-import vectors.database
-assert vectors.database.__file__.startswith({str(site)!r})
+from vectors.library.database import Database
+import vectors.library.database
+assert vectors.library.database.__file__.startswith({str(site)!r})
 Database("sqlite:///library.db")
 """
     away = tmp_path / "away"

@@ -15,7 +15,6 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-from server.effects.divergence import Divergence, ResidualShift, residual_shift
 from server.engines.base import (
     Captured,
     CaptureRequest,
@@ -44,6 +43,7 @@ from server.threads import in_thread
 from steering.acting.containment import Fault, fault_error, for_comparison, model_error
 from steering.acting.selftest import SelfTest, narrowed, run_selftest
 from steering.acting.steerer import Steerer
+from steering.divergence import Divergence, ResidualShift, residual_shift
 from steering.language.errors import EngineUnavailable, InvalidRequest, TrimtabError
 from steering.models.describe import model_facts
 from steering.models.facts import ModelFacts

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from server.effects.divergence import Divergence, divergence
 from server.engines.base import Captured, CaptureRequest, CompareRequest, Scores
 from server.engines.checks import length_of, positions_of
 from server.engines.transformers.finite import Watch
 from steering.acting.containment import UNLIMITED, Fault, StepLimit, fault_error, model_error
 from steering.acting.record import Record, Taken
 from steering.acting.steerer import Steerer
+from steering.divergence import Divergence, divergence
 from steering.language.errors import TrimtabError
 from steering.language.vocabulary import Site
 from steering.models.taps import attach

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from server.effects.divergence import Divergence, ResidualShift
 from server.engines.base import Captured, CaptureRequest, CompareRequest, Comparison, Sampling, Scores
 from server.engines.checks import length_of, positions_of
 from server.engines.vllm.connection import Connection
@@ -19,6 +18,7 @@ from server.engines.vllm.taken import Asking, Taken
 from server.engines.vllm.wire import extra_of
 from steering.acting import containment
 from steering.acting.containment import StepLimit, fault_error, model_error
+from steering.divergence import Divergence, ResidualShift
 from steering.language.errors import EngineUnavailable, ProgramLost, TrimtabError
 from steering.programs.program import Program
 

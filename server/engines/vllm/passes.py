@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from server.effects.divergence import Divergence
 from server.engines.vllm.wire import Key
+from steering.divergence import Divergence
 from steering.programs.program import Program
 from steering.programs.touch import TouchMap, touch_map
 

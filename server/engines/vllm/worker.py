@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from server.effects.divergence import Divergence, divergence, residual_shift
 from server.engines.vllm.attach import Hooks
 from server.engines.vllm.graph import GraphTables
 from server.engines.vllm.manifest import Manifest
@@ -21,6 +20,7 @@ from server.engines.vllm.plugin import expect
 from server.engines.vllm.steps import Kept, Steps
 from server.engines.vllm.tally import Readout
 from server.engines.vllm.wire import EXTRA, FAULTS, Key, carried_by, decode_program
+from steering.divergence import Divergence, divergence, residual_shift
 
 ROWS_AT_ONCE = 128
 # Rows of padding that a step's buffers may have over the scheduler's limit.

@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 from lab import model_path
 from server.app import create_app
 from server.engines.base import Engine
-from server.openai.vocabulary import Vocabulary
 from server.settings import Settings
+from server.text.vocabulary import Vocabulary
 from vectors.library import Library
 
 

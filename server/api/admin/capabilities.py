@@ -1,0 +1,46 @@
+"""What the loaded model offers, the language of specs, and the metrics."""
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from server.api.route import StrictRoute
+from server.api.specschema import spec_schema
+from server.requests.state import State
+from steering.language.fields import MAX_INTERVENTIONS
+from steering.ops import operations
+
+router = APIRouter(tags=["capabilities"], route_class=StrictRoute)
+
+
+@router.get("/v1/capabilities")
+def show_capabilities(state: State) -> dict[str, Any]:
+    """Sites and ops of the loaded model as the self-test of this start proved them, and the limits of this server."""
+    settings = state.settings
+    return {
+        **state.engine.capabilities(),
+        "model_name": settings.model_name,
+        # Of a request on this server; the model's own may be more than the engine's cache holds.
+        "context_length": state.engine.max_sequence_tokens,
+        "model_context_length": state.engine.facts.context_length,
+        "vocab_size": state.vocabulary.vocab_size,
+        "ops": {op.name: {"sites": list(op.sites), "kinds": list(op.kinds),
+                          "strength_units": ["raw", "unit", "rel", "sigma"] if op.adds_direction else ["raw"]}
+                for op in operations()},
+        "limits": {"interventions": MAX_INTERVENTIONS, "slots": settings.num_slots, "n": settings.max_choices,
+                   "prompts": settings.max_prompts, "inline_bytes": settings.max_inline_bytes,
+                   "body_bytes": settings.max_body_bytes, "upload_bytes": settings.max_upload_bytes},
+    }
+
+
+@router.get("/v1/spec/schema")
+def show_spec_schema() -> dict[str, Any]:
+    """JSON schema of the `steering` field."""
+    return spec_schema()
+
+
+@router.get("/metrics", response_class=Response,
+            responses={200: {"content": {"text/plain": {}}, "description": "Prometheus text format."}})
+async def show_metrics(state: State) -> Response:
+    return Response(await state.pools.watch(lambda: state.metrics.render(state.engine)), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,254 @@
+"""`POST /v1/lens`: the logit lens and the diagonal tuned lens on a text, steered or not."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from server.api.openai.models import parse_model
+from server.api.route import StrictRoute
+from server.engines.touching import count_touched
+from server.errors import ContextLengthExceeded
+from server.requests.admission.caller import caller_of
+from server.requests.admission.queue import Cost
+from server.requests.gates import Decided, decide
+from server.requests.lens import SITE, Map, look
+from server.requests.planner import Plan
+from server.requests.receipt import Outcome, Receipt, receipt
+from server.requests.schema import Message, TokenIds
+from server.requests.state import ServerState, State
+from server.text.prompts import Prompt, check_length
+from steering.language.errors import ArtifactMismatch, InvalidRequest, InvalidSpec, TrimtabError
+from steering.language.fields import ArtifactRef, Position
+from steering.language.layers import Layers
+from steering.language.spec import Steering
+from steering.programs.layers import explicit_layers
+from steering.programs.touch import touch_map
+
+router = APIRouter(tags=["reading"], route_class=StrictRoute)
+MAX_ROWS = 4096
+
+Spelling = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class LensRequest(BaseModel):
+    """A text to look into."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    model: str = Field(min_length=1, max_length=256, description="Base model, or base:preset.")
+    input: Annotated[str, Field(min_length=1)] | TokenIds | Annotated[list[Message], Field(
+        min_length=1, max_length=4096)] = Field(description="Text, token ids or a conversation up to where the "
+                                               "assistant speaks.")
+    lens: Literal["logit"] | ArtifactRef = Field(
+        default="logit", description='"logit", or a tuned lens of the library (POST /v1/extract/tuned_lens).')
+    layers: Layers = Field(default="all", description="Layers to look at.")
+    positions: Annotated[list[Position], Field(min_length=1, max_length=4096)] | None = Field(
+        default=[-1], description="Tokens to look at, negative ones from the end; null: all.")
+    top_k: int = Field(default=5, ge=0, le=100, description="Likeliest tokens to list.")
+    groups: dict[Annotated[str, Field(min_length=1, max_length=64)],
+                 Annotated[list[Spelling], Field(min_length=1, max_length=64)]] = Field(
+        default={}, max_length=64, description='Words of which every spelling counts, by their first token: {"yes": '
+        '[" yes", "yes", " Yes"]}. A token that follows other text mostly begins with a space.')
+    steering: Steering = Field(default=Steering(), description="What to do to the model meanwhile. All tokens are "
+                              "prompt to scopes.")
+
+
+class LensToken(BaseModel):
+    id: int
+    text: str
+    logprob: float
+
+
+class GroupReading(BaseModel):
+    logprob: float = Field(description="Of all spellings together.")
+    rank: int = Field(description="Of the best spelling, from 0.")
+    spelling: str = Field(description="The best one.")
+
+
+class LensRow(BaseModel):
+    entropy: float = Field(description="In nats.")
+    top: list[LensToken] = Field(description="Likeliest next tokens.")
+    groups: dict[str, GroupReading]
+
+
+class LensPosition(LensRow):
+    position: int = Field(description="From the start.")
+    token: str = Field(description="The token that is there.")
+
+
+class LensLayer(BaseModel):
+    layer: int
+    positions: list[LensPosition]
+
+
+class LensReading(BaseModel):
+    model: str
+    lens: str = Field(description='"logit", or the reference of the tuned lens with version.')
+    tokens: int = Field(description="Length of the text.")
+    layers: list[LensLayer]
+    first_tokens: dict[str, dict[str, str]] = Field(
+        description="Per group and spelling, the token it was read by: all of it where the vocabulary has it.")
+    steering: Receipt
+
+
+@router.post("/v1/lens")
+async def read_lens(body: LensRequest, request: Request, state: State) -> LensReading:
+    """What each layer of the model would say next, had it to speak from there."""
+    _check_steering(body.steering)
+    model = parse_model(body.model, state)
+    caller = caller_of(request, state.settings, None)
+    with state.queue.entering(caller.client):
+        plan = await state.pools.complete(lambda: state.planner.plan(body.steering, model.preset))
+        prompt = await state.texts.run(lambda: _prompt(body, plan, state), _length(body))
+        tuned = None if body.lens == "logit" else await state.pools.complete(
+            lambda: _map(body.lens, state))
+        groups = await state.texts.run(lambda: _groups(body, state), sum(
+            len(spelling) for spellings in body.groups.values() for spelling in spellings))
+    positions = _positions(body.positions, len(prompt.token_ids))
+    layers = _layers(body.layers, tuned, state)
+    if len(positions) * len(layers) > MAX_ROWS:
+        raise InvalidRequest(f"{len(positions)} positions at {len(layers)} layers are more than {MAX_ROWS} readings",
+                             param="positions", fix="Look at fewer.")
+    plan.check_prompt(prompt.token_ids, prompt.roles)
+    # Of the passes that read the rows, each has as many tokens as it reads.
+    cost = Cost(len(prompt.token_ids) + len(positions) * len(layers), 0)
+    with state.queue.joined(caller.client, [cost]) as [place]:
+        async with caller.deadline.held(), place:
+            try:
+                decided = (await decide(plan, [prompt], state.engine))[0]
+                seen = await look(state.engine, prompt.token_ids, layers, positions, decided.program, tuned,
+                                  prompt.roles, read=lambda rows: [_row(one, body.top_k, groups, state)
+                                                                   for one in rows])
+            except TrimtabError as error:
+                raise plan.placed(error) from None
+    vocabulary = state.vocabulary
+    return LensReading(
+        model=body.model, lens="logit" if tuned is None else tuned.ref, tokens=len(prompt.token_ids),
+        layers=[LensLayer(layer=layer, positions=[
+            LensPosition(position=position, token=vocabulary.token_text(prompt.token_ids[position]),
+                         **row.model_dump()) for position, row in zip(seen.positions, seen.layers[layer], strict=True)])
+            for layer in layers],
+        first_tokens={name: {spelling: vocabulary.token_text(token) for spelling, token in spellings.items()}
+                      for name, spellings in groups.items()},
+        steering=receipt(plan, [_outcome(prompt, decided)], state.engine_name))
+
+
+def _check_steering(steering: Steering) -> None:
+    """Raises InvalidSpec for what only means something where text is generated. A guard of a preset waits for that."""
+    given = {"report": steering.report != "none", "monitor": bool(steering.monitor),
+             "guard": steering.guard is not None}
+    for field, asked in given.items():
+        if asked:
+            raise InvalidSpec("a lens generates nothing to report on, to monitor or to guard",
+                              param=f"steering.{field}", fix="Leave it out.")
+
+
+def _length(body: LensRequest) -> int:
+    if isinstance(body.input, str):
+        return len(body.input)
+    return sum(len(part.as_template()["content"]) if isinstance(part, Message) else 1 for part in body.input)
+
+
+def _prompt(body: LensRequest, plan: Plan, state: ServerState) -> Prompt:
+    if isinstance(body.input, list) and isinstance(body.input[0], Message):
+        messages = [message.as_template() for message in body.input if isinstance(message, Message)]
+        prompt = state.chat_prompts.prompt(messages, roles=plan.names_roles, at_most=state.engine.max_sequence_tokens)
+    else:
+        if plan.names_roles:
+            raise InvalidSpec("this input has no chat roles, so scopes cannot name them",
+                              param="steering.interventions", fix="Give messages, or pick tokens by position.")
+        if isinstance(body.input, str):
+            check_length(state.vocabulary.least_tokens(body.input), state.engine.max_sequence_tokens, "input")
+            prompt = Prompt(state.vocabulary.encode(body.input, special_tokens=True))
+        else:
+            prompt = Prompt([token for token in body.input if isinstance(token, int)])
+    if not prompt.token_ids:
+        raise InvalidRequest("the input is empty", param="input", fix="Give at least one token.")
+    for token in prompt.token_ids:
+        if token >= state.vocabulary.vocab_size:
+            raise InvalidRequest(f"there is no token {token}", param="input",
+                                 fix=f"Use 0 to {state.vocabulary.vocab_size - 1}.")
+    context = state.engine.max_sequence_tokens
+    if len(prompt.token_ids) > context:
+        raise ContextLengthExceeded(f"the input has {len(prompt.token_ids)} tokens, the context holds {context}",
+                                    param="input", fix="Shorten it.")
+    return prompt
+
+
+def _positions(given: Sequence[int] | None, length: int) -> list[int]:
+    if given is None:
+        return list(range(length))
+    for n, position in enumerate(given):
+        if not -length <= position < length:
+            raise InvalidRequest(f"position {position} lies outside of {length} tokens", param=f"positions[{n}]")
+    return [position % length for position in given]
+
+
+def _map(ref: str, state: ServerState) -> Map:
+    """The tuned lens. Raises NotFound, ArtifactMismatch."""
+    try:
+        source = state.library.source(ref)
+    except TrimtabError as error:
+        error.param = "lens"
+        raise
+    facts = state.engine.facts
+    width = next(iter(source.payload.layers.values())).get("scale", torch.empty(0)).shape[-1]
+    if source.payload.kind != "diagonal" or source.site != SITE or width != facts.d_model:
+        raise ArtifactMismatch(f"{source.ref} is no lens of this model: a lens is a diagonal map at {SITE} of width "
+                               f"{facts.d_model}", param="lens", fix="Make one with POST /v1/extract/tuned_lens.")
+    if source.fingerprint is not None and source.fingerprint != facts.fingerprint:
+        raise ArtifactMismatch(f"{source.ref} was made on {source.model_id or 'another model'}", param="lens",
+                               fix="Make one on this model.")
+    return Map(source.ref, source.payload.layers)
+
+
+def _layers(wanted: Layers, tuned: Map | None, state: ServerState) -> list[int]:
+    facts = state.engine.facts
+    layers = sorted(explicit_layers(wanted, facts))
+    for layer in (*layers, facts.num_layers - 1):
+        facts.check_site(SITE, layer, "layers")
+    missing = [n for n in layers if tuned is not None and n not in tuned.layers and n != facts.num_layers - 1]
+    if missing and tuned is not None:
+        raise InvalidRequest(f"{tuned.ref} has no map for layer {missing[0]}", param="layers",
+                             fix=f"Layers it has: {', '.join(map(str, tuned.layers))}.")
+    return layers
+
+
+def _first(spelling: str, param: str, state: ServerState) -> int:
+    ids = state.vocabulary.encode(spelling, special_tokens=False)
+    if not ids:
+        raise InvalidRequest("the spelling has no token", param=param)
+    return ids[0]
+
+
+def _groups(body: LensRequest, state: ServerState) -> dict[str, dict[str, int]]:
+    return {name: {spelling: _first(spelling, f"groups.{name}[{n}]", state) for n, spelling in enumerate(spellings)}
+            for name, spellings in body.groups.items()}
+
+
+def _row(logprobs: torch.Tensor, top_k: int, groups: dict[str, dict[str, int]], state: ServerState) -> LensRow:
+    """What is told of log-probabilities `[vocab_size]`."""
+    values, ids = logprobs.topk(min(top_k, len(logprobs)))
+    top = [LensToken(id=i, text=state.vocabulary.token_text(i), logprob=p)
+           for i, p in zip(ids.tolist(), values.tolist(), strict=True)]
+    readings: dict[str, GroupReading] = {}
+    for name, spellings in groups.items():
+        best = max(spellings, key=lambda spelling: float(logprobs[spellings[spelling]]))
+        # Spellings that begin with the same token count once.
+        together = logprobs[torch.tensor(sorted(set(spellings.values())))].logsumexp(dim=0)
+        readings[name] = GroupReading(logprob=float(together), spelling=best,
+                                      rank=int((logprobs > logprobs[spellings[best]]).sum()))
+    entropy = -float(torch.where(logprobs.isneginf(), 0.0, logprobs.exp() * logprobs).sum())
+    return LensRow(entropy=entropy, top=top, groups=readings)
+
+
+def _outcome(prompt: Prompt, decided: Decided) -> Outcome:
+    program = decided.program
+    touch: Any = None
+    if program is not None and program.acting:
+        touch = touch_map(program.scopes, prompt.token_ids, 0, prompt.roles)
+    touched = count_touched(program, touch, prompt.token_ids, len(prompt.token_ids))
+    return Outcome(0, prompt.token_ids, [], prompt.roles, touched, decided)

@@ -1,0 +1,1 @@
+"""Routes of the library: artifacts, presets, extraction and calibration."""

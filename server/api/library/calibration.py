@@ -1,0 +1,73 @@
+"""Calibration: `POST /v1/artifacts/{ref}/calibrate`, and what it left as JSON and as pictures."""
+
+import asyncio
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Path, Query, Response
+
+from server.api.route import StrictRoute
+from server.background.jobs import Cancelled, Control, Job
+from server.requests.state import ServerState, State
+from server.threads import in_thread
+from server.workbench.subject import EngineSubject
+from steering.language.errors import NotFound
+from vectors.artifact import Artifact
+from vectors.calibrate.card import Calibration, calibration_of
+from vectors.calibrate.errors import CalibrationCancelled
+from vectors.calibrate.options import CalibrateOptions
+from vectors.calibrate.plot import draw
+from vectors.calibrate.run import calibrate
+
+router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"], route_class=StrictRoute)
+MEDIA = {"png": "image/png", "svg": "image/svg+xml"}
+
+
+@router.post("/{ref}/calibrate", status_code=202)
+async def create_calibration(ref: str, body: CalibrateOptions, state: State) -> Job:
+    """Start the job. What it measures goes into the card of this version, where doses are read from."""
+    artifact = await in_thread(state.library.resolve, ref)
+    return state.jobs.submit("calibrate", lambda control: _work(artifact.ref, body, control, state))
+
+
+@router.get("/{ref}/calibration")
+def show_calibration(ref: str, state: State) -> Calibration:
+    """The measured curves, a setting each."""
+    return _calibration(state.library.resolve(ref))
+
+
+@router.get("/{ref}/calibration.{format}", response_class=Response,
+            responses={200: {"content": {"image/png": {}, "image/svg+xml": {}}, "description": "The plot."}})
+def draw_calibration(ref: str, format: Annotated[Literal["png", "svg"], Path()], state: State,
+                     setting: Annotated[int, Query(ge=0, le=1000, description="Number of the setting.")] = 0
+                     ) -> Response:
+    """The curves of one setting as a picture, with the placebo floor."""
+    artifact = state.library.resolve(ref)
+    settings = _calibration(artifact).settings
+    if setting >= len(settings):
+        raise NotFound(f"{artifact.ref} has {len(settings)} calibrated settings", param="setting",
+                       fix=f"Use 0 to {len(settings) - 1}.")
+    return Response(draw(settings[setting], artifact.ref, format), media_type=MEDIA[format])
+
+
+async def _work(ref: str, options: CalibrateOptions, control: Control, state: ServerState) -> dict[str, Any]:
+    bench = EngineSubject(state, asyncio.get_running_loop())
+
+    def work() -> dict[str, Any]:
+        settings = calibrate(state.library.source(ref), options, bench, control.progress, control.cancelled)
+        if control.cancelled():
+            raise Cancelled
+        stored = state.library.add_calibration(ref, settings)
+        return {"artifact": stored.ref, "settings": [setting.model_dump(mode="json") for setting in settings]}
+
+    try:
+        return await in_thread(work)
+    except CalibrationCancelled:
+        raise Cancelled from None
+
+
+def _calibration(artifact: Artifact) -> Calibration:
+    found = calibration_of(artifact.metadata.card)
+    if found is None:
+        raise NotFound(f"{artifact.ref} has no calibration", param="ref",
+                       fix=f"Run: trimtab calibrate {artifact.ref} --prompts FILE")
+    return found

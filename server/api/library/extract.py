@@ -1,0 +1,81 @@
+"""Extraction as jobs: `GET /v1/extract/methods`, `POST /v1/extract/{method}`, and `POST /v1/extract` for pairs."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Body, Path
+from pydantic import Field
+
+from server.api.route import StrictRoute
+from server.background.jobs import Cancelled, Control, Job
+from server.requests.state import ServerState, State
+from server.threads import in_thread
+from server.workbench.subject import EngineSubject
+from steering.language.errors import InvalidRequest
+from vectors.extract import RECIPES, Prepared, RecipeOptions, get_recipe, parse_request, prepare
+from vectors.extract.contrastive import ContrastiveRequest
+from vectors.extract.errors import ExtractionCancelled
+
+router = APIRouter(tags=["extract"], route_class=StrictRoute)
+
+
+class ExtractBody(ContrastiveRequest):
+    method: Literal["mean_difference", "pca_pairwise", "pca_repe", "logistic_probe"] = Field(
+        default="mean_difference", description="How the direction is fitted.")
+
+
+@router.post("/v1/extract", status_code=202)
+async def create_extraction(body: ExtractBody, state: State) -> Job:
+    """Start the job. Its result names the artifact it stored and holds the report."""
+    request = get_recipe(body.method).request(
+        **{name: getattr(body, name) for name in ContrastiveRequest.model_fields})
+    return await _start(body.method, request, state, "POST /v1/extract")
+
+
+@router.get("/v1/extract/methods")
+def list_methods() -> dict[str, list[dict[str, Any]]]:
+    """Every method, what it makes in a line, which field takes the data, and the JSON schema of all fields."""
+    return {"data": [{"name": recipe.name, "summary": recipe.summary, "data": recipe.data_field(),
+                      "request": recipe.request.model_json_schema()} for recipe in RECIPES.values()]}
+
+
+@router.post("/v1/extract/{method}", status_code=202)
+async def create_by_method(method: Annotated[str, Path(max_length=64)],
+                           body: Annotated[dict[str, Any], Body(description="Fields of the method.")],
+                           state: State) -> Job:
+    """Start the job. Its result names the artifact it stored and holds the report with its controls."""
+    get_recipe(method)
+    return await _start(method, parse_request(method, _without_method(method, body)), state,
+                        f"POST /v1/extract/{method}")
+
+
+def _without_method(method: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a body that may repeat the method of the path."""
+    if body.get("method", method) != method:
+        raise InvalidRequest(f"the path says {method}, the body another method", param="method",
+                             fix="Leave it out of the body.")
+    return {name: value for name, value in body.items() if name != "method"}
+
+
+async def _start(method: str, request: RecipeOptions, state: ServerState, created_by: str) -> Job:
+    """Raises TrimtabError: the options or the data do not fit, or too many jobs wait."""
+    subject = EngineSubject(state, asyncio.get_running_loop())
+    prepared = await in_thread(prepare, method, request, subject, created_by)
+    return state.jobs.submit("extract", lambda control: _run(prepared, control, state))
+
+
+async def _run(prepared: Prepared, control: Control, state: ServerState) -> dict[str, Any]:
+    """The job's result: the artifact's reference and the report. A cancelled job stores nothing."""
+
+    def work() -> dict[str, Any]:
+        found = prepared.run(control.progress, control.cancelled)
+        if control.cancelled():
+            raise Cancelled
+        artifact = state.library.create(found.metadata, found.payload)
+        return {"artifact": artifact.ref, "report": dict(found.report)}
+
+    try:
+        return await in_thread(work)
+    except ExtractionCancelled:
+        raise Cancelled from None

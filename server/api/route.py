@@ -1,0 +1,63 @@
+"""The route class of all JSON endpoints: reads the body strictly and answers pydantic's complaints as typed errors."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+
+from server.api.strict_json import parse_json
+from server.api.validation import invalid
+from server.errors import UnsupportedMediaType
+from steering.language.errors import InvalidRequest
+
+
+class StrictRequest(Request):
+    """A request whose JSON is parsed by `parse_json`, once."""
+
+    _value: Any = None
+    _parsed = False
+
+    async def json(self) -> Any:
+        if not self._parsed:
+            self._value = parse_json(await self.body())
+            self._parsed = True
+        return self._value
+
+
+class StrictRoute(APIRoute):
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def strict(request: Request) -> Response:
+            strict_request = StrictRequest(request.scope, request.receive)
+            value: Any = None
+            if self.body_field is not None:
+                # Here, not in FastAPI's own reading, which would turn every error into one sentence.
+                _check_content_type(request)
+                value = await strict_request.json()
+            try:
+                return await handler(strict_request)
+            except RequestValidationError as error:
+                raise self._typed(error, value) from None
+
+        return strict
+
+    def _typed(self, error: RequestValidationError, value: Any) -> InvalidRequest:
+        complaints = [{**c, "loc": c["loc"][1:]} for c in error.errors() if c["loc"][0] == "body"]
+        if complaints and self.body_field is not None:
+            return invalid(complaints, value, self.body_field.field_info.annotation)
+        first = error.errors()[0]
+        names = [str(part) for part in first["loc"][1:]]
+        if first["type"] == "extra_forbidden":
+            return InvalidRequest(f"unknown query parameter {names[-1][:80]!r}", param=names[-1][:80],
+                                  fix="Leave it out.")
+        return InvalidRequest(str(first["msg"]).removeprefix("Value error, "), param=".".join(names)[:200] or None)
+
+
+def _check_content_type(request: Request) -> None:
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if given != "application/json" and not given.endswith("+json"):
+        raise UnsupportedMediaType(f"the body is {given[:80] or 'of no stated type'}", param="Content-Type",
+                                   fix="Send application/json.")

@@ -1,0 +1,117 @@
+"""Pydantic's complaints as one typed error: the field by its path in the body, what is wrong, and the fix."""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from server.api.json_faults import join, printable
+from server.errors import UnsupportedParameter
+from steering.language.errors import InvalidRequest, InvalidSpec
+
+_PYTHON_WORDS = re.compile(r"a valid dictionary( or object to extract fields from)?")
+Complaint = Mapping[str, Any]
+
+
+def invalid(complaints: Sequence[Complaint], value: Any, annotation: Any) -> InvalidRequest:
+    """The error to answer with.
+
+    Args:
+        complaints: `ValidationError.errors()`, locations relative to `value`.
+        value: the parsed body that was validated.
+        annotation: the type it was validated against.
+    """
+    located = [(_path(c, value), c) for c in complaints]
+    depth = max(len(path) for path, _ in located)
+    deepest = [(path, c) for path, c in located if len(path) == depth]
+    path, _ = next((item for item in deepest if item[1]["type"] == "extra_forbidden"), deepest[0])
+    same = [c for other, c in deepest if other == path]
+    first = next((c for c in same if c["type"] == "extra_forbidden"), same[0])
+    param = _render(path) or "body"
+    if first["type"] == "unsupported_parameter":
+        return UnsupportedParameter(str(first["msg"]), param=param, fix="Leave the field out.")
+    kind = InvalidSpec if path and path[0] == "steering" else InvalidRequest
+    if first["type"] == "extra_forbidden":
+        return kind(f"unknown field {printable(str(path[-1]))!r}", param=param,
+                    fix=_suggestion(str(path[-1]), _known_fields(path[:-1], annotation)))
+    if first["type"] == "missing" and not path:
+        return kind("the body is null", param=param, fix="Send a JSON object.")
+    if first["type"] == "missing":
+        return kind("the field is required", param=param, fix=f"Give {path[-1]}.")
+    messages = list(dict.fromkeys(_message(c) for c in same))
+    return kind(", or ".join(messages[:4]), param=param)
+
+
+def _message(complaint: Complaint) -> str:
+    text = str(complaint["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    return _PYTHON_WORDS.sub("an object", text)[:300]
+
+
+def _path(complaint: Complaint, value: Any) -> tuple[str | int, ...]:
+    """The complaint's location without the names of union branches, which are no part of the body."""
+    path: list[str | int] = []
+    parts = complaint["loc"]
+    node = value
+    for i, part in enumerate(parts):
+        if _has(node, part):
+            node = node[part]
+            path.append(part)
+        elif complaint["type"] == "missing" and i == len(parts) - 1:
+            path.append(part)
+    return tuple(path)
+
+
+def _has(node: Any, part: str | int) -> bool:
+    if isinstance(part, int):
+        return isinstance(node, list) and 0 <= part < len(node)
+    return isinstance(node, dict) and part in node
+
+
+def _render(path: Sequence[str | int]) -> str:
+    rendered = ""
+    for part in path:
+        rendered = f"{rendered}[{part}]" if isinstance(part, int) else join(rendered, printable(part))
+    return rendered
+
+
+def _suggestion(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    if close:
+        return f"Did you mean {' or '.join(close)}?"
+    return f"Fields here: {', '.join(known[:40])}." if known else "Leave it out."
+
+
+def _known_fields(path: Sequence[str | int], annotation: Any) -> list[str]:
+    """Names that objects at `path` may have, out of the JSON schema of the annotation."""
+    schema = _schema(annotation)
+    nodes = _alternatives([schema], schema)
+    for part in path:
+        below: list[Any] = []
+        for node in nodes:
+            if isinstance(part, int):
+                below += [node.get("items"), *node.get("prefixItems", [])]
+            else:
+                below.append(node.get("properties", {}).get(part, node.get("additionalProperties")))
+        nodes = _alternatives(below, schema)
+    return sorted({name for node in nodes for name in node.get("properties", {})})
+
+
+def _alternatives(nodes: Sequence[Any], root: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    found: list[Mapping[str, Any]] = []
+    for node in nodes:
+        if not isinstance(node, dict):
+            continue
+        if "$ref" in node:
+            found += _alternatives([root["$defs"][node["$ref"].rsplit("/", 1)[-1]]], root)
+            continue
+        found.append(node)
+        found += _alternatives([*node.get("anyOf", []), *node.get("oneOf", []), *node.get("allOf", [])], root)
+    return found
+
+
+@lru_cache(maxsize=64)
+def _schema(annotation: Any) -> dict[str, Any]:
+    return TypeAdapter(annotation).json_schema()

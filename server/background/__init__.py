@@ -1,0 +1,1 @@
+"""Work that outlasts a request, and the upkeep of the data folder."""

@@ -1,0 +1,259 @@
+"""Background jobs: progress, cancel, result. Their last known state is kept in files and survives a restart.
+
+Several servers may share a folder: each runs its own jobs, shows those of the others, and takes none over from a server
+that lives.
+"""
+
+import asyncio
+import os
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import structlog
+from pydantic import BaseModel, Field, ValidationError
+
+from server.background.lease import Lease
+from server.errors import TooManyJobs, error_body
+from server.http.handlers import report_unexpected
+from steering.language.errors import Conflict, NotFound, TrimtabError
+from steering.language.finite import finite, not_finite
+from vectors.errors import storage_error
+
+log = structlog.get_logger("trimtab.jobs")
+
+Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+FINISHED: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
+KEPT = 500
+# Half-written files so old belong to a process that was killed.
+LEFT_BEHIND_S = 600.0
+_ID = re.compile(r"job-[0-9a-f]{24}")
+
+
+class Job(BaseModel):
+    """State of one job as the API shows it."""
+
+    id: str
+    kind: str = Field(description="What it does, extract say.")
+    status: Status = "queued"
+    progress: float = Field(default=0.0, description="0 to 1.")
+    stage: str = Field(default="", description="What it is doing.")
+    owner: str = Field(default="", description="The server process that runs it.")
+    created_at: float = Field(description="Unix time.")
+    started_at: float | None = None
+    finished_at: float | None = None
+    result: dict[str, Any] | None = Field(default=None, description="Of a job that succeeded.")
+    error: dict[str, Any] | None = Field(default=None, description="Of a job that failed, in the shape of errors.")
+
+
+class Cancelled(Exception):
+    """Raised by work that noticed it should stop."""
+
+
+class Control:
+    """A job's own end of its state. Safe to use from a worker thread."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._cancelled = False
+
+    def progress(self, fraction: float, stage: str) -> None:
+        self._job.progress = min(max(fraction, 0.0), 1.0)
+        self._job.stage = stage
+
+    def cancelled(self) -> bool:
+        return self._cancelled
+
+    def cancel(self) -> None:
+        self._cancelled = True
+
+
+Work = Callable[[Control], Awaitable[dict[str, Any]]]
+
+
+class Jobs:
+    """Runs one job at a time, in the order they came; at most `max_jobs` wait or run. `load` comes first; it and
+    `refresh` block, the rest belongs to the event loop."""
+
+    def __init__(self, folder: Path, max_jobs: int) -> None:
+        self._folder = folder
+        self._max_jobs = max_jobs
+        self._jobs: dict[str, Job] = {}
+        self._controls: dict[str, Control] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._turn = asyncio.Lock()
+        self._lease: Lease | None = None
+
+    def load(self) -> None:
+        """Read what others left. What a process had not finished that lives no more has failed.
+
+        Raises:
+            StorageUnavailable: the folder cannot be used.
+        """
+        try:
+            self._lease = Lease(self._folder)
+        except OSError as error:
+            raise storage_error(error, "the folder of jobs cannot be used") from error
+        self._lease.others()
+        for path in self._folder.glob("job-*.partial"):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > LEFT_BEHIND_S:
+                    path.unlink()
+        for path in sorted(self._folder.glob("job-*.json")):
+            self._read(path)
+        self._forget_oldest()
+
+    def refresh(self) -> None:
+        """Look again at the jobs of other servers, new ones included."""
+        for path in self._folder.glob("job-*.json"):
+            job = self._jobs.get(path.stem)
+            if job is None or (job.status not in FINISHED and not self._own(job)):
+                self._read(path)
+
+    def is_current(self, job_id: str) -> bool:
+        """Whether what is known here of a job is all there is: it runs here, or is over."""
+        job = self._jobs.get(job_id)
+        return job is not None and (job.status in FINISHED or self._own(job))
+
+    def _read(self, path: Path) -> None:
+        try:
+            job = Job.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            # The server it belongs to has forgotten it.
+            self._jobs.pop(path.stem, None)
+            return
+        except (ValidationError, OSError) as error:
+            log.warning("job file cannot be read", path=str(path), error=str(error))
+            return
+        if job.status not in FINISHED and (self._lease is None or not self._lease.held(job.owner)):
+            job.status, job.finished_at = "failed", time.time()
+            job.error = {"message": "the server stopped before the job was done", "code": "interrupted"}
+            self._try_to_save(job)
+        self._jobs[job.id] = job
+
+    async def stop(self) -> None:
+        for control in self._controls.values():
+            control.cancel()
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        if self._lease is not None:
+            self._lease.release()
+
+    def submit(self, kind: str, work: Work) -> Job:
+        """Raises TooManyJobs; StorageUnavailable, StorageFull: it could not be recorded and is not run."""
+        if len(self._tasks) >= self._max_jobs:
+            raise TooManyJobs(f"{len(self._tasks)} jobs wait or run already", fix="Try again when some are done.")
+        if self._lease is None:
+            raise RuntimeError("jobs are not loaded")
+        job = Job(id=f"job-{secrets.token_hex(12)}", kind=kind, owner=self._lease.id, created_at=time.time())
+        try:
+            self._save(job)
+        except OSError as error:
+            raise storage_error(error, "the job cannot be recorded") from error
+        self._jobs[job.id], self._controls[job.id] = job, Control(job)
+        self._forget_oldest()
+        task = asyncio.create_task(self._run(job, work))
+        self._tasks[job.id] = task
+        task.add_done_callback(lambda _: self._release(job.id))
+        return job
+
+    def get(self, job_id: str) -> Job:
+        if not _ID.fullmatch(job_id) or job_id not in self._jobs:
+            raise NotFound(f"there is no job {job_id[:60]!r}", param="id")
+        return self._jobs[job_id]
+
+    def list(self) -> list[Job]:
+        """Newest first."""
+        return sorted(self._jobs.values(), key=lambda job: job.created_at, reverse=True)
+
+    def cancel(self, job_id: str) -> Job:
+        """Ask a job to stop; one that waits stops at once. Raises NotFound, and Conflict if it is over or runs on
+        another server."""
+        job = self.get(job_id)
+        if job.status in FINISHED:
+            raise Conflict(f"the job is over: {job.status}", param="id")
+        control = self._controls.get(job_id)
+        if control is None:
+            raise Conflict("the job runs on another server of this data folder", param="id",
+                           fix="Cancel it there.")
+        control.cancel()
+        if job.status == "queued":
+            self._tasks[job_id].cancel()
+        return job
+
+    async def _run(self, job: Job, work: Work) -> None:
+        control = self._controls[job.id]
+        try:
+            async with self._turn:
+                if control.cancelled():
+                    raise Cancelled
+                job.status, job.started_at = "running", time.time()
+                self._try_to_save(job)
+                job.result = _storable(await work(control), job)
+            job.status, job.progress = "succeeded", 1.0
+        except Cancelled:
+            job.status = "cancelled"
+        except asyncio.CancelledError:
+            job.status = "cancelled"
+            raise
+        except TrimtabError as error:
+            job.status, job.error = "failed", error_body(error)["error"]
+        except Exception as error:  # a job's failure is its result, and belongs in the log
+            job.status, job.error = "failed", error_body(report_unexpected(error, job.id))["error"]
+        finally:
+            job.finished_at = time.time()
+            self._try_to_save(job)
+
+    def _release(self, job_id: str) -> None:
+        job = self._jobs[job_id]
+        if job.status not in FINISHED:
+            # Cancelled before it ever ran: its own bookkeeping did not.
+            job.status, job.finished_at = "cancelled", time.time()
+            self._try_to_save(job)
+        del self._tasks[job_id]
+        del self._controls[job_id]
+
+    def _try_to_save(self, job: Job) -> None:
+        """The job goes on, or is over, also where that cannot be recorded."""
+        try:
+            self._save(job)
+        except OSError as error:
+            log.warning("job_not_recorded", job=job.id, status=job.status, error=str(error))
+
+    def _save(self, job: Job) -> None:
+        path = self._path(job.id)
+        partial = path.with_suffix(".partial")
+        try:
+            partial.write_text(job.model_dump_json())
+            os.replace(partial, path)
+        except OSError:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+
+    def _own(self, job: Job) -> bool:
+        return self._lease is not None and job.owner == self._lease.id
+
+    def _path(self, job_id: str) -> Path:
+        return self._folder / f"{job_id}.json"
+
+    def _forget_oldest(self) -> None:
+        over = [job for job in self.list()[KEPT:] if job.status in FINISHED]
+        for job in over:
+            del self._jobs[job.id]
+            with suppress(OSError):
+                self._path(job.id).unlink(missing_ok=True)
+
+
+def _storable(result: dict[str, Any], job: Job) -> dict[str, Any]:
+    """The result as JSON can hold it: null for numbers that are not finite."""
+    wrong = list(not_finite(result))
+    if not wrong:
+        return result
+    log.warning("job_result_not_finite", job=job.id, fields=wrong[:10])
+    return {name: finite(value) for name, value in result.items()}

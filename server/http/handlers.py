@@ -1,0 +1,78 @@
+"""From exceptions to responses: every error leaves in OpenAI's shape."""
+
+import math
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import Scope
+
+from server.errors import InternalError, InvalidJson, MethodNotAllowed, RouteNotFound, Unauthorized, error_body
+from server.observability.metrics import Metrics
+from steering.language.errors import InvalidRequest, TrimtabError
+from vectors.errors import FAILING, FULL, storage_error
+
+log = structlog.get_logger("trimtab.server")
+# Of nginx: the client closed the connection. Nobody reads it; logs and metrics do.
+CLIENT_GONE = 499
+_REFUSAL = "refusal"
+
+
+def add_handlers(app: FastAPI, metrics: Metrics) -> None:
+    async def on_typed(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, TrimtabError)
+        return answer(request, error, metrics)
+
+    async def on_http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        response = answer(request, _typed(request, error), metrics)
+        response.headers.update(error.headers or {})
+        return response
+
+    app.add_exception_handler(TrimtabError, on_typed)
+    app.add_exception_handler(HTTPException, on_http)
+
+
+def answer(request: Request, error: TrimtabError, metrics: Metrics) -> JSONResponse:
+    """The response of an error."""
+    note(request, error, metrics)
+    headers = {"WWW-Authenticate": error.scheme} if isinstance(error, Unauthorized) else {}
+    if error.status in (429, 503):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s or 1)))
+    return JSONResponse(error_body(error), error.status, headers)
+
+
+def note(request: Request, error: TrimtabError, metrics: Metrics) -> None:
+    """Count an error that the client is told, and keep it for the request's line in the log."""
+    metrics.refused(error.code)
+    request.scope.setdefault("state", {})[_REFUSAL] = error
+
+
+def refusal(scope: Scope) -> TrimtabError | None:
+    """The error that the request was answered with."""
+    found = scope.get("state", {}).get(_REFUSAL)
+    return found if isinstance(found, TrimtabError) else None
+
+
+def report_unexpected(error: BaseException, request_id: str) -> TrimtabError:
+    """Log an unexpected exception; the error to show carries nothing of it. Disks that are full or fail are told as
+    such, wherever that was noticed."""
+    if isinstance(error, OSError) and error.errno in FULL | FAILING:
+        log.error("disk failed", request_id=request_id, error=str(error)[:300])
+        return storage_error(error, "the server cannot use its disk")
+    log.error("unexpected error", request_id=request_id, exc_info=error)
+    return InternalError(f"the server failed on this request; its id is {request_id}")
+
+
+def _typed(request: Request, error: HTTPException) -> TrimtabError:
+    if error.status_code == 404:
+        return RouteNotFound(f"there is no {request.method} {request.url.path[:200]}", param="path",
+                             fix="See /openapi.json for what there is.")
+    if error.status_code == 405:
+        return MethodNotAllowed(f"{request.method[:20]} is not offered by {request.url.path[:200]}", param="method")
+    if error.status_code == 400:
+        return InvalidJson("the body cannot be read", param="body")
+    if error.status_code < 500:
+        return InvalidRequest(str(error.detail)[:200], param="body")
+    return report_unexpected(error, request.state.request_id)

@@ -1,0 +1,1 @@
+"""A completion from its admission to its receipt."""

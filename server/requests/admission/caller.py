@@ -1,0 +1,32 @@
+"""Who asks, and until when."""
+
+import hashlib
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from server.requests.admission.deadline import Deadline
+from server.requests.admission.fairness import Client
+from server.settings import Settings
+
+# The server itself, as it tries a spec say.
+OWN: Client = ("", "server", "")
+
+
+@dataclass(frozen=True)
+class Caller:
+    """client: by key, host and connection."""
+
+    client: Client
+    deadline: Deadline
+
+
+def caller_of(request: Request, settings: Settings, wanted_s: float | None) -> Caller:
+    """wanted_s: seconds that the request may take; None for what the server allows."""
+    key = ""
+    if settings.api_key is not None:
+        # A digest: the key itself has no business in tables. Without keys the header is anybody's to vary.
+        key = hashlib.sha256(request.headers.get("authorization", "").encode("latin-1")).hexdigest()[:16]
+    host, port = (request.client.host, str(request.client.port)) if request.client is not None else ("", "")
+    seconds = min((one for one in (settings.request_timeout_s or None, wanted_s) if one is not None), default=None)
+    return Caller((key, host, port), Deadline(seconds))

@@ -1,0 +1,61 @@
+"""Gates of a request: what the probes read in each prompt, and the program that follows from it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from server.engines.base import Captured, CaptureRequest, Engine
+from server.requests.planner import Plan
+from server.text.prompts import Prompt
+from steering.language.errors import TrimtabError
+from steering.language.vocabulary import Site
+from steering.programs.gate import CompiledGate, Decision
+from steering.programs.program import Program
+
+
+@dataclass(frozen=True)
+class Decided:
+    """One prompt's program and what its gates decided, by intervention."""
+
+    program: Program | None
+    gates: dict[int, Decision]
+
+
+async def decide(plan: Plan, prompts: Sequence[Prompt], engine: Engine) -> list[Decided]:
+    """Decide the gates of a plan for every prompt: one pass over each, by the untouched model.
+
+    Raises:
+        TrimtabError: the prompt cannot be read; the request fails, as no decision is neither open nor closed.
+    """
+    program = plan.program
+    if program is None or not program.gates:
+        return [Decided(program, {}) for _ in prompts]
+    gates = list(program.gates.values())
+    sites = _sites(gates)
+    last = all(condition.pool == "last" for gate in gates for condition in gate.conditions)
+    found = await engine.capture([CaptureRequest(prompt.token_ids, sites, [-1] if last else None)
+                                  for prompt in prompts])
+    decided = []
+    programs: dict[frozenset[int], Program] = {}
+    for captured in found:
+        decisions = {j: _decision(j, gate, captured) for j, gate in program.gates.items()}
+        closed = frozenset(j for j, decision in decisions.items() if not decision.open)
+        if closed not in programs:
+            programs[closed] = program.decided(closed)
+        decided.append(Decided(programs[closed], decisions))
+    return decided
+
+
+def _decision(index: int, gate: CompiledGate, captured: Captured) -> Decision:
+    try:
+        return gate.decide(captured)
+    except TrimtabError as error:
+        raise error.at(f"interventions[{index}]") from None
+
+
+def _sites(gates: Sequence[CompiledGate]) -> dict[Site, list[int]]:
+    """What has to be read for all of them."""
+    wanted: dict[Site, set[int]] = {}
+    for gate in gates:
+        for condition in gate.conditions:
+            wanted.setdefault(condition.reader.site, set()).update(condition.reader.layers)
+    return {site: sorted(layers) for site, layers in wanted.items()}

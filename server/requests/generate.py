@@ -1,0 +1,214 @@
+"""One request's completions: as many choices run at once as find a place; their events come merged as they happen."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import anyio
+
+from server.engines.base import Completion, Generation, Sampling, Token, Touched
+from server.errors import ClientTooSlow
+from server.observability.metrics import Metrics
+from server.requests.admission.deadline import Deadline
+from server.requests.admission.fairness import Client
+from server.requests.admission.queue import AdmissionQueue, Cost, Place
+from server.requests.gates import Decided
+from server.requests.guard import Event, Part
+from server.requests.receipt import Outcome
+from server.requests.runs import Runs
+from server.requests.switched import SwitchedCompletion
+from server.text.detokenize import Detokenizer
+from server.text.prompts import Prompt
+from server.text.stops import StopMatcher
+from server.text.vocabulary import Vocabulary
+from steering.language.errors import TrimtabError
+
+# Pieces of one request that wait for a client that reads more slowly than the engine writes.
+MAX_UNREAD = 16_384
+# Odd and large: seeds of neighbouring requests do not share the streams of their choices.
+SEED_STRIDE = 0x9E3779B97F4A7C15
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one token, or the end of a choice, brought: text that can be sent, and on the last piece why it ended."""
+
+    choice: int
+    text: str
+    token: Token | None = None
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+@dataclass
+class Choice:
+    """State of one choice; `token_ids` are those generated, the one that ended it included."""
+
+    index: int
+    prompt: Prompt
+    decided: Decided
+    token_ids: list[int] = field(default_factory=list)
+    touched: list[Touched] = field(default_factory=list)
+    parts: Sequence[Part] = ()
+    events: Sequence[Event] = ()
+    checks: int | None = None
+    switched_off: int | None = None
+
+    def outcome(self) -> Outcome:
+        return Outcome(self.index, self.prompt.token_ids, self.token_ids, self.prompt.roles, self.touched,
+                       self.decided, self.events, self.checks, self.switched_off)
+
+
+class Run:
+    """The choices of one request. Iterate `pieces()` once: completions begin with it, and end with it however it is
+    left."""
+
+    def __init__(self, vocabulary: Vocabulary, metrics: Metrics, runs: Runs, *, request_id: str,
+                 prompts: Sequence[Prompt], decided: Sequence[Decided], n: int, sampling: Sequence[Sampling],
+                 stops: Sequence[str], begin: Callable[[Generation, Decided], Completion],
+                 begun: Callable[["Run"], None], placed: Callable[[TrimtabError], TrimtabError],
+                 queue: AdmissionQueue, client: Client, deadline: Deadline) -> None:
+        """`decided`: one per prompt. `sampling`: one per choice of a prompt. Choice p * n + i is completion i of
+        prompt p. `begin`: starts a choice in the engine. `begun`: called when the engine has taken the first ones.
+        `placed`: an engine's error in the request's words. `queue`: gives the places, to `client` in its turn."""
+        self._vocabulary = vocabulary
+        self._metrics = metrics
+        self._runs = runs
+        self._stops = stops
+        self._request_id, self._n, self._sampling = request_id, n, sampling
+        self._begin, self._begun, self._placed = begin, begun, placed
+        self.prompts = prompts
+        self.choices = [Choice(p * n + i, prompt, decided[p]) for p, prompt in enumerate(prompts) for i in range(n)]
+        self._queue, self._client, self._deadline = queue, client, deadline
+        self._events: asyncio.Queue[Piece | Exception] = asyncio.Queue()
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(len(prompt.token_ids) for prompt in self.prompts)
+
+    @property
+    def completion_tokens(self) -> int:
+        return sum(len(choice.token_ids) for choice in self.choices)
+
+    def fail(self, error: TrimtabError) -> None:
+        """End the run with `error`, after what has been generated."""
+        self._events.put_nowait(error)
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        open_choices = len(self.choices)
+        async with AsyncExitStack() as stack:
+            stack.enter_context(self._runs.opened(self))
+            if (left_s := self._deadline.left_s) is not None:
+                timer = asyncio.get_running_loop().call_later(left_s, lambda: self.fail(self._deadline.error))
+                stack.callback(timer.cancel)
+            costs = [Cost(0 if choice.index % self._n else len(choice.prompt.token_ids),
+                          self._sampling[choice.index % self._n].max_tokens) for choice in self.choices]
+            places = stack.enter_context(self._queue.joined(self._client, costs))
+            # Those that find a place at once begin together: a stream must not begin if one of them finds no room.
+            together = _Together(max(1, sum(place.granted.is_set() for place in places)), lambda: self._begun(self))
+            for choice, place in zip(self.choices, places, strict=True):
+                await stack.enter_async_context(_running(self._follow(choice, place, together)))
+            while open_choices:
+                item = await self._events.get()
+                if isinstance(item, Exception):
+                    raise item
+                open_choices -= item.finish_reason is not None
+                yield item
+
+    @asynccontextmanager
+    async def _completion(self, choice: Choice) -> AsyncIterator[Completion]:
+        """A choice in the engine, cancelled at the end."""
+        completion = self._begin(Generation(
+            f"{self._request_id}-{choice.index}", choice.prompt.token_ids, self._sampling[choice.index % self._n],
+            choice.decided.program, choice.prompt.roles), choice.decided)
+        try:
+            yield completion
+        finally:
+            with anyio.CancelScope(shield=True):
+                await completion.cancel()
+
+    async def _follow(self, choice: Choice, place: Place, together: "_Together") -> None:
+        try:
+            async with place, self._completion(choice) as completion:
+                await completion.admit()
+                await together.arrived()
+                async for piece in self._choice(choice, completion):
+                    if self._events.qsize() >= MAX_UNREAD:
+                        raise ClientTooSlow(f"the client left {MAX_UNREAD} tokens unread",
+                                            fix="Read the stream as it comes.")
+                    self._events.put_nowait(piece)
+                    place.generated = len(choice.token_ids)
+        except TrimtabError as error:
+            self._events.put_nowait(self._placed(error))
+        except Exception as error:  # handed to the reader of the queue, which raises it
+            self._events.put_nowait(error)
+
+    async def _choice(self, choice: Choice, completion: Completion) -> AsyncIterator[Piece]:
+        detokenizer = Detokenizer(self._vocabulary, choice.prompt.token_ids)
+        matcher = StopMatcher(self._stops)
+        started = first_at = time.perf_counter()
+        reason: Literal["stop", "length"] = "length"
+        async for token in completion:
+            if not choice.token_ids:
+                first_at = time.perf_counter()
+                self._metrics.first_token(first_at - started)
+            choice.token_ids.append(token.token_id)
+            # The token that ends a text has none of its own.
+            text = "" if token.finish_reason == "stop" else matcher.push(detokenizer.push(token.token_id))
+            ended = matcher.stopped or token.finish_reason is not None
+            if not matcher.stopped and token.finish_reason is not None:
+                reason = token.finish_reason
+                # A stop string may be completed by what was held back.
+                text += matcher.push(detokenizer.flush()) + matcher.flush()
+            yield Piece(choice.index, text, token)
+            if ended:
+                break
+        rest = ""
+        if matcher.stopped:
+            reason = "stop"
+            await completion.cancel()
+        elif isinstance(completion, SwitchedCompletion) and completion.ended:
+            # No last token came along to let out what was held back.
+            reason, rest = "stop", matcher.push(detokenizer.flush()) + matcher.flush()
+        choice.touched = completion.touched()
+        if isinstance(completion, SwitchedCompletion):
+            choice.parts, choice.events, choice.checks = completion.parts, completion.events, completion.checks
+            choice.switched_off = completion.switched_off
+        self._metrics.completed(len(choice.token_ids), time.perf_counter() - first_at)
+        yield Piece(choice.index, rest, None, reason)
+
+
+@asynccontextmanager
+async def _running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """`work` runs beside the body of the statement and has ended after it."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with anyio.CancelScope(shield=True):
+            await asyncio.gather(task, return_exceptions=True)
+
+
+class _Together:
+    """Lets nobody through until so many have arrived, then everybody."""
+
+    def __init__(self, count: int, all_here: Callable[[], None]) -> None:
+        self._missing, self._all_here = count, all_here
+        self._open = asyncio.Event()
+
+    async def arrived(self) -> None:
+        self._missing -= 1
+        if self._missing == 0:
+            self._all_here()
+            self._open.set()
+        await self._open.wait()
+
+
+def choice_seed(seed: int | None, index: int) -> int | None:
+    """The seed of choice `index`; choice 0 has the request's own."""
+    if seed is None:
+        return None
+    return seed if index == 0 else (seed + index * SEED_STRIDE) % 2**63

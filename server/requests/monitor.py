@@ -1,0 +1,186 @@
+"""Monitors: scores of probes, per token of a completion, without changing anything.
+
+The completion is generated first and then run once more, teacher-forced, under the program it was generated under, to
+read what the probes look at. So a monitor cannot move a token; it costs one pass over prompt and completion. The pass
+is a side channel: one that fails is said in the response, and the completion stands.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import structlog
+import torch
+from pydantic import BaseModel, Field
+
+from server.engines.base import Captured, CaptureRequest, Engine
+from server.observability.instruments import Counter, Gauge, Registry
+from server.requests.guard import Part, spans
+from steering.language.errors import TrimtabError
+from steering.language.finite import not_finite
+from steering.language.vocabulary import Direction, Form, Site
+from steering.programs.program import Program
+from steering.programs.reading import Reader
+
+log = structlog.get_logger("trimtab.monitor")
+MAX_NAMES = 200
+OTHER = "other"
+# The average forgets half of what it knows within this many tokens.
+HALF_LIFE_TOKENS = 1000
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """A probe to read, and what it records about the score that parts its classes."""
+
+    reader: Reader
+    threshold: float | None
+    direction: Direction
+
+
+@dataclass(frozen=True)
+class Watched:
+    """One finished choice. parts: of a guarded one, the programs it was made under."""
+
+    index: int
+    program: Program | None
+    prompt_ids: Sequence[int]
+    generated_ids: Sequence[int]
+    roles: Sequence[str] | None
+    parts: Sequence[Part] = ()
+
+
+class MonitorChoice(BaseModel):
+    """Scores of one choice: layer to one number per token."""
+
+    index: int
+    prompt: dict[str, list[float]]
+    generation: dict[str, list[float]] = Field(description="Of every generated token, read as it was fed back; the "
+                                               "last one as it would have been.")
+
+
+class MonitorReport(BaseModel):
+    """What one probe read."""
+
+    probe: str = Field(description="Reference with version.")
+    site: Site
+    layers: list[int]
+    form: Form
+    threshold: float | None = Field(description="That the probe records, if any.")
+    direction: Direction
+    status: Literal["read", "failed"]
+    reason: str | None = None
+    choices: list[MonitorChoice] = []
+
+
+class MonitorMetrics:
+    """Labels are bounded: names of probes beyond the limit are counted under "other"."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._names: set[str] = set()
+        self._means: dict[tuple[str, str], float] = {}
+        labels = ["probe", "part"]
+        self._score = Gauge("trimtab_monitor_score", "Mean score per token, of the first layer read; forgets half in "
+                            f"{HALF_LIFE_TOKENS} tokens. part: prompt or generation.", labels, registry=registry)
+        self._tokens = Counter("trimtab_monitor_tokens", "Tokens read.", labels, registry=registry)
+        self._over = Counter("trimtab_monitor_tokens_met", "Tokens on the side of the probe's threshold on which its "
+                             "concept lies.", labels, registry=registry)
+        self._failed = Counter("trimtab_monitor_failed", "Completions whose monitors could not be read.",
+                               registry=registry)
+
+    def read(self, monitor: Monitor, choice: MonitorChoice) -> None:
+        name = monitor.reader.ref.partition("@")[0]
+        if name not in self._names and len(self._names) >= MAX_NAMES:
+            name = OTHER
+        self._names.add(name)
+        layer = str(next(iter(monitor.reader.layers)))
+        for part, scores in (("prompt", choice.prompt[layer]), ("generation", choice.generation[layer])):
+            if not scores:
+                continue
+            mean, kept = sum(scores) / len(scores), 0.5 ** (len(scores) / HALF_LIFE_TOKENS)
+            before = self._means.get((name, part), mean)
+            self._means[name, part] = kept * before + (1 - kept) * mean
+            self._score.labels(name, part).set(self._means[name, part])
+            self._tokens.labels(name, part).inc(len(scores))
+            if monitor.threshold is not None:
+                sign = 1 if monitor.direction == "above" else -1
+                self._over.labels(name, part).inc(sum(sign * (s - monitor.threshold) > 0 for s in scores))
+
+    def failed(self) -> None:
+        self._failed.inc()
+
+
+async def watch(monitors: Sequence[Monitor], choices: Sequence[Watched], engine: Engine, metrics: MonitorMetrics
+                ) -> list[MonitorReport]:
+    """The scores of every monitor on every choice. Never raises for a pass that fails."""
+    if not monitors:
+        return []
+    try:
+        captured = await _captured(monitors, choices, engine)
+    except (TrimtabError, RuntimeError, ValueError, OSError) as error:
+        # RuntimeError: what torch raises, out of memory included.
+        metrics.failed()
+        log.warning("monitor_failed", error=f"{type(error).__name__}: {error}"[:300])
+        reason = "the pass that reads them failed; the server's log says why"
+        return [_report(monitor, "failed", [], reason) for monitor in monitors]
+    reports = []
+    for monitor in monitors:
+        found = [_scores(monitor, choice, captured[choice.index]) for choice in choices]
+        if any(not_finite([choice.model_dump() for choice in found])):
+            # A mean that forgets slowly would never forget a NaN.
+            metrics.failed()
+            log.warning("monitor_not_finite", probe=monitor.reader.ref)
+            reports.append(_report(monitor, "failed", [], "it read values that are not finite"))
+            continue
+        for choice in found:
+            metrics.read(monitor, choice)
+        reports.append(_report(monitor, "read", found))
+    return reports
+
+
+async def _captured(monitors: Sequence[Monitor], choices: Sequence[Watched], engine: Engine) -> dict[int, Captured]:
+    """By index of the choice. Choices under one program are read together."""
+    sites: dict[Site, set[int]] = {}
+    for monitor in monitors:
+        sites.setdefault(monitor.reader.site, set()).update(monitor.reader.layers)
+    wanted = {site: sorted(layers) for site, layers in sites.items()}
+    groups: dict[int, list[Watched]] = {}
+    found: dict[int, Captured] = {}
+    for choice in choices:
+        if len(choice.parts) > 1:
+            found[choice.index] = await _in_parts(choice, wanted, engine)
+        else:
+            groups.setdefault(id(choice.program), []).append(choice)
+    for group in groups.values():
+        requests = [CaptureRequest([*c.prompt_ids, *c.generated_ids], wanted, prompt_length=len(c.prompt_ids),
+                                   roles=c.roles) for c in group]
+        for choice, captured in zip(group, await engine.capture(requests, group[0].program), strict=True):
+            found[choice.index] = captured
+    return found
+
+
+async def _in_parts(choice: Watched, sites: dict[Site, list[int]], engine: Engine) -> Captured:
+    """Each part read under its own program, the prompt under the first."""
+    length, ids = len(choice.prompt_ids), [*choice.prompt_ids, *choice.generated_ids]
+    pieces = []
+    for part, stop in spans(choice.parts, len(choice.generated_ids)):
+        positions = range(length + part.start if part.start else 0, length + stop)
+        request = CaptureRequest(ids[:length + stop], sites, positions, prompt_length=length, roles=choice.roles)
+        pieces += await engine.capture([request], part.program)
+    return {site: {layer: torch.cat([piece[site][layer] for piece in pieces]) for layer in layers}
+            for site, layers in sites.items()}
+
+
+def _scores(monitor: Monitor, choice: Watched, captured: Captured) -> MonitorChoice:
+    reader, length = monitor.reader, len(choice.prompt_ids)
+    scores = {str(layer): reader.scores(layer, captured[reader.site][layer]).tolist() for layer in reader.layers}
+    return MonitorChoice(index=choice.index, prompt={layer: s[:length] for layer, s in scores.items()},
+                         generation={layer: s[length:] for layer, s in scores.items()})
+
+
+def _report(monitor: Monitor, status: Literal["read", "failed"], choices: list[MonitorChoice],
+            reason: str | None = None) -> MonitorReport:
+    reader = monitor.reader
+    return MonitorReport(
+        probe=reader.ref, site=reader.site, layers=list(reader.layers), form=reader.form, threshold=monitor.threshold,
+        direction=monitor.direction, status=status, choices=choices, reason=reason)

@@ -1,0 +1,54 @@
+"""What the routes share, made once per app."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from server.background.jobs import Jobs
+from server.effects.shadow import Shadow
+from server.effects.store import EffectStore
+from server.engines.base import Engine
+from server.observability.metrics import Metrics
+from server.requests.admission.queue import AdmissionQueue
+from server.requests.guard import GuardMetrics
+from server.requests.killswitch import KillSwitch
+from server.requests.monitor import MonitorMetrics
+from server.requests.planner import Planner
+from server.requests.pools import Pools
+from server.requests.runs import Runs
+from server.settings import Settings
+from server.text.pool import TextPool
+from server.text.prompts import ChatPrompts
+from server.text.vocabulary import Vocabulary
+from vectors.library import Library
+
+
+@dataclass(frozen=True)
+class ServerState:
+    settings: Settings
+    engine: Engine
+    engine_name: str
+    library: Library
+    vocabulary: Vocabulary
+    chat_prompts: ChatPrompts
+    planner: Planner
+    metrics: Metrics
+    jobs: Jobs
+    shadow: Shadow
+    monitor_metrics: MonitorMetrics
+    guard_metrics: GuardMetrics
+    effect_store: EffectStore
+    queue: AdmissionQueue
+    kill_switch: KillSwitch
+    runs: Runs = field(default_factory=Runs)
+    texts: TextPool = field(default_factory=TextPool)
+    pools: Pools = field(default_factory=Pools)
+
+
+# A coroutine, although nothing is awaited: what every request needs must not wait for a thread.
+async def get_state(request: Request) -> ServerState:
+    return cast(ServerState, request.app.state.server)
+
+
+State = Annotated[ServerState, Depends(get_state)]

@@ -1,1 +1,0 @@
-"""The routes beside those of OpenAI."""

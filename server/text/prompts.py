@@ -1,0 +1,164 @@
+"""Chat messages to prompt tokens, and the role of each token for scopes.
+
+What a message says is data: control tokens of the model that a message holds are encoded as the text they are written
+as, so no message can end its turn or open another. Text without such tokens gives the tokens of the tokenizer's own
+`apply_chat_template`, to the id. Roles are exact or refused (`turns`). Methods block: call them in a thread.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jinja2 import TemplateError
+
+from server.errors import ContextLengthExceeded
+from server.text.literal import BREAK, Control, Encoded, unmarked
+from server.text.turns import Message, marked, turn_ends
+from server.text.vocabulary import Vocabulary
+from steering.language.errors import InvalidRequest, InvalidSpec
+
+_USER, _SYSTEM = {"role": "user", "content": "x"}, {"role": "system", "content": "x"}
+_REPLY = {"role": "assistant", "content": "x"}
+# Conversations in which a template writes its markers; the first that it takes is looked at.
+_PROBES: tuple[list[Message], ...] = ([_SYSTEM, _USER, _REPLY, _USER], [_USER, _REPLY, _USER], [_USER])
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """`roles`: one per token, for chat prompts of which a scope names roles."""
+
+    token_ids: list[int]
+    roles: list[str] | None = None
+
+
+class ChatPrompts:
+    def __init__(self, vocabulary: Vocabulary, *, control_in_messages: bool = False) -> None:
+        """control_in_messages: control tokens that a message holds are meant, as the tokenizer itself would have it."""
+        self._vocabulary = vocabulary
+        self._control = None if control_in_messages else self._find_control()
+
+    def prompt(self, messages: Sequence[Message], *, roles: bool, at_most: int | None = None) -> Prompt:
+        """Tokens of a conversation up to where the assistant begins to speak.
+
+        Args:
+            at_most: tokens it may have; None for any number.
+
+        Raises:
+            InvalidRequest: the model's template refuses the conversation.
+            ContextLengthExceeded: it cannot have so few tokens, as could be told before it was tokenised.
+            InvalidSpec: roles are wanted and the template does not keep turns apart.
+        """
+        said = self._said(messages, "messages")
+        text = self._rendered(said)
+        if at_most is not None:
+            check_length(self._vocabulary.least_tokens(text), at_most, "messages")
+        if not roles:
+            return Prompt(self._encoded(text, "messages").ids)
+        with_ends = self._rendered(marked(said))
+        ends = None if unmarked(with_ends)[0] != unmarked(text)[0] else turn_ends(
+            said, with_ends, lambda some, generation: self._render(some, generation=generation),
+            self._vocabulary.tokenizer.bos_token)
+        if ends is None:
+            raise _no_roles("the chat template of this model does not keep turns apart")
+        found = self._encoded(with_ends, "messages", [end for end, _ in ends])
+        if found.offsets is None:
+            raise _no_roles("the tokenizer of this model does not tell which text a token stands for")
+        return Prompt(found.ids, _roles_of(found.offsets, found.places, [role for _, role in ends]))
+
+    def conversation(self, messages: Sequence[Message], param: str) -> list[int]:
+        """Tokens of a conversation to read: one the assistant ends stays as it is, others are opened for it."""
+        text = self._rendered(self._said(messages, param), generation=messages[-1]["role"] != "assistant", param=param)
+        return self._encoded(text, param).ids
+
+    def _find_control(self) -> Control | None:
+        """Special tokens, and what else the template writes between contents that the tokenizer knows as one."""
+        tokenizer = self._vocabulary.tokenizer
+        if tokenizer.chat_template is None:
+            return None
+        frame = ""
+        for probe in _PROBES:
+            try:
+                frame = self._render(probe, generation=True)
+                break
+            except TemplateError:
+                continue
+        added = tokenizer.added_tokens_decoder.values()
+        return Control(tokenizer, {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special),
+                                   *(str(token) for token in added if str(token) in frame)})
+
+    def _said(self, messages: Sequence[Message], param: str) -> list[Message]:
+        """The messages with control tokens in them broken up.
+
+        Raises:
+            InvalidRequest: there is one, and the tokenizer cannot take it for text.
+        """
+        if self._control is None:
+            return list(messages)
+        if self._control.separable:
+            return [{**message, "content": self._control.written(message["content"])} for message in messages]
+        for i, message in enumerate(messages):
+            token = self._control.find(message["content"])
+            if token is not None:
+                raise InvalidRequest(f"the text holds {token}, a control token of this model, which its tokenizer "
+                                     "cannot take for text", param=f"{param}[{i}].content", fix="Leave it out.")
+        return list(messages)
+
+    def _encoded(self, text: str, param: str, places: Sequence[int] | None = None) -> Encoded:
+        """Tokens of a rendered text with marks. places: what to find again in the characters of the offsets.
+
+        Raises:
+            InvalidRequest: the tokenizer takes a part of the text for a control token whatever is done.
+        """
+        control = self._control
+        plain, moved = unmarked(text, places or ())
+        literal = None
+        if BREAK not in text:
+            # The tokenizer's own tokens. One that folds case or width finds control tokens where none is written.
+            ids, offsets = ((self._vocabulary.encode(plain, special_tokens=False), None) if places is None
+                            else self._vocabulary.encode_with_offsets(plain))
+            if control is None or control.count(ids) == control.meant(plain):
+                # Offsets that count the spaces of a token are to be had of the other one only.
+                literal = control.encode(text, places) if control is not None and places is not None else None
+                return literal if literal is not None and literal.ids == ids else Encoded(ids, offsets, moved)
+        literal = None if control is None else control.encode(text, places or ())
+        if literal is None:
+            raise InvalidRequest("the text holds what the tokenizer takes for a control token of this model",
+                                 param=param, fix="Leave it out.")
+        return literal
+
+    def _rendered(self, messages: Sequence[Message], *, generation: bool = True, param: str = "messages") -> str:
+        if self._vocabulary.tokenizer.chat_template is None:
+            raise InvalidRequest("this model has no chat template", param=param, fix="Use /v1/completions.")
+        try:
+            return self._render(messages, generation=generation)
+        except TemplateError as error:
+            raise InvalidRequest(f"the model's chat template refuses the conversation: {error.message}"[:300],
+                                 param=param) from None
+
+    def _render(self, messages: Sequence[Message], *, generation: bool) -> str:
+        return str(self._vocabulary.tokenizer.apply_chat_template(
+            [dict(m) for m in messages], tokenize=False, add_generation_prompt=generation))
+
+
+def check_length(least: int, at_most: int, param: str) -> None:
+    """Raises ContextLengthExceeded for a prompt of at least `least` tokens where `at_most` fit."""
+    if least > at_most:
+        raise ContextLengthExceeded(f"the prompt has {least} tokens at the least, the context here holds {at_most} "
+                                    "before the completion", param=param, fix="Shorten the prompt.")
+
+
+def _roles_of(offsets: Sequence[tuple[int, int]], ends: Sequence[int], roles: Sequence[str]) -> list[str]:
+    """The role of each token: that of the part `[end before, end)` in which all of it lies."""
+    if not offsets:
+        return []
+    starts, stops = np.asarray(offsets, dtype=np.int64).T
+    # Of parts without a character the last one ends there.
+    part = np.minimum(np.searchsorted(ends, starts, side="right"), len(ends) - 1)
+    if np.any(stops > np.asarray(ends)[part]):
+        raise _no_roles("a token of this prompt belongs to two turns")
+    return [roles[i] for i in part.tolist()]
+
+
+def _no_roles(reason: str) -> InvalidSpec:
+    return InvalidSpec(f"{reason}, so scopes cannot name roles", param="steering.interventions",
+                       fix="Pick tokens by position or window.")

@@ -1,0 +1,1 @@
+"""Extraction and calibration with the served model, as background jobs."""

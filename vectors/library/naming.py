@@ -1,0 +1,180 @@
+"""Names, versions and aliases, as artifacts and presets share them.
+
+`name` means its alias `production` where one is set, else the newest version; `name@3` that version; `name@latest` the
+newest one; `name@alias` what the alias points at.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sqlalchemy import ScalarSelect, delete, exists, func, select
+from sqlalchemy.orm import Session, aliased
+
+from steering.language.errors import InvalidRequest, NotFound
+from steering.language.fields import NAME_PATTERN, REF_PATTERN
+from vectors.library.tables import Alias, Collection, Named, Version
+
+DEFAULT_ALIAS = "production"
+# Means the newest version and can therefore not be set.
+NEWEST = "latest"
+MAX_QUERY = 256
+_REF = re.compile(REF_PATTERN.removesuffix("$"))
+_NAME = re.compile(NAME_PATTERN.removesuffix("$"))
+_ALIAS = re.compile(r"[a-z][a-z0-9._-]{0,31}")
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A reference taken apart; `selector` is "" for a bare name."""
+
+    name: str
+    selector: str
+
+    @classmethod
+    def parse(cls, text: str, param: str) -> "Ref":
+        if not _REF.fullmatch(text):
+            raise InvalidRequest(f"{text[:100]!r} is no reference", param=param,
+                                 fix='Write "name", "name@3" or "name@alias".')
+        name, _, selector = text.partition("@")
+        return cls(name, selector)
+
+    @property
+    def number(self) -> int | None:
+        return int(self.selector) if self.selector.isdigit() else None
+
+
+def check_name(name: str, param: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise InvalidRequest(f"{name[:100]!r} is no name", param=param,
+                             fix="Use lower case letters, digits, dot, underscore and hyphen, at most 64.")
+    return name
+
+
+def check_alias(alias: str) -> str:
+    if not _ALIAS.fullmatch(alias) or alias == NEWEST:
+        raise InvalidRequest(f"{alias[:100]!r} cannot be an alias", param="alias",
+                             fix=f"Use lower case letters, digits, dot, underscore and hyphen, a letter first, at most "
+                                 f"32; {NEWEST} always means the newest version.")
+    return alias
+
+
+def searchable(text: str, param: str) -> str:
+    if len(text) > MAX_QUERY or not text.isprintable():
+        raise InvalidRequest(f"{param} must be printable and at most {MAX_QUERY} characters", param=param)
+    return text
+
+
+def take_name(session: Session, collection: Collection, name: str) -> Named:
+    """The row of the name, made if it is new, and locked against other writers."""
+    named = find_name(session, collection, name, lock=True)
+    if named is None:
+        named = Named(collection=collection, name=name, last_number=0)
+        session.add(named)
+        session.flush()
+    return named
+
+
+def add_version(session: Session, named: Named, digest: str, nbytes: int) -> Version:
+    """The next version of a locked name. nbytes: of its document."""
+    named.last_number += 1
+    version = Version(named=named, number=named.last_number, digest=digest, nbytes=nbytes)
+    session.add(version)
+    session.flush()
+    return version
+
+
+def has_versions(session: Session, named: Named) -> bool:
+    return bool(session.scalar(select(exists().where(Version.named_id == named.id))))
+
+
+def same_content(session: Session, named: Named, digest: str) -> Version | None:
+    return session.scalars(select(Version).where(Version.named_id == named.id, Version.digest == digest)
+                           .order_by(Version.number).limit(1)).first()
+
+
+def versions(session: Session, collection: Collection, name: str, *, lock: bool = False) -> list[Version]:
+    """All versions, newest first.
+
+    Raises:
+        NotFound: there is none.
+    """
+    named = find_name(session, collection, name, lock)
+    found = [] if named is None else session.scalars(
+        select(Version).where(Version.named_id == named.id).order_by(Version.number.desc())).all()
+    if not found:
+        raise NotFound(f"there is no {collection} named {name!r}", param=collection)
+    return list(found)
+
+
+def resolve(session: Session, collection: Collection, ref: Ref, *, lock: bool = False) -> Version:
+    """The version that `ref` means.
+
+    Raises:
+        NotFound: no such name, version or alias.
+    """
+    named = find_name(session, collection, ref.name, lock)
+    version = None if named is None else session.get(Version, _select(session, named, ref) or 0)
+    if version is None:
+        known = f"{ref.name}@{ref.selector}" if ref.selector else ref.name
+        raise NotFound(f"there is no {collection} {known!r}", param=collection)
+    return version
+
+
+def current_version() -> ScalarSelect[int | None]:
+    """What a bare name means, as a correlated subquery on `Named`."""
+    newest = aliased(Version)
+    by_alias = select(Alias.version_id).where(Alias.named_id == Named.id, Alias.alias == DEFAULT_ALIAS)
+    by_number = select(newest.id).where(newest.named_id == Named.id).order_by(newest.number.desc()).limit(1)
+    return select(func.coalesce(by_alias.correlate(Named).scalar_subquery(),
+                                by_number.correlate(Named).scalar_subquery())).correlate(Named).scalar_subquery()
+
+
+def aliases_of(session: Session, version_ids: Iterable[int]) -> dict[int, tuple[str, ...]]:
+    found: dict[int, tuple[str, ...]] = {}
+    for alias in session.scalars(select(Alias).where(Alias.version_id.in_(list(version_ids))).order_by(Alias.alias)):
+        found[alias.version_id] = (*found.get(alias.version_id, ()), alias.alias)
+    return found
+
+
+def set_alias(session: Session, collection: Collection, name: str, alias: str, number: int) -> Version:
+    """Point `alias` at a version, moving it if it pointed elsewhere."""
+    if not 0 < number < 10**9:
+        raise NotFound(f"there is no {collection} {name}@{number}", param="version")
+    version = resolve(session, collection, Ref(name, str(number)), lock=True)
+    row = session.get(Alias, (version.named_id, alias))
+    if row is None:
+        session.add(Alias(named_id=version.named_id, alias=alias, version_id=version.id))
+    else:
+        row.version_id = version.id
+    session.flush()
+    return version
+
+
+def remove_alias(session: Session, collection: Collection, name: str, alias: str) -> None:
+    named = find_name(session, collection, name, lock=True)
+    row = None if named is None else session.get(Alias, (named.id, alias))
+    if row is None:
+        raise NotFound(f"there is no {collection} alias {name}@{alias}", param="alias")
+    session.delete(row)
+
+
+def drop_aliases(session: Session, version_ids: Iterable[int]) -> None:
+    session.execute(delete(Alias).where(Alias.version_id.in_(list(version_ids))))
+
+
+def find_name(session: Session, collection: Collection, name: str, lock: bool = False) -> Named | None:
+    """The row of a name; one may be there that has no versions any more."""
+    statement = select(Named).where(Named.collection == collection, Named.name == name)
+    return session.scalars(statement.with_for_update() if lock else statement).one_or_none()
+
+
+def _select(session: Session, named: Named, ref: Ref) -> int | None:
+    if ref.selector == "":
+        return session.scalar(select(current_version()).select_from(Named).where(Named.id == named.id))
+    mine = select(Version.id).where(Version.named_id == named.id)
+    if ref.number is not None:
+        return session.scalar(mine.where(Version.number == ref.number))
+    if ref.selector == NEWEST:
+        return session.scalar(mine.order_by(Version.number.desc()).limit(1))
+    return session.scalar(select(Alias.version_id).where(Alias.named_id == named.id, Alias.alias == ref.selector))

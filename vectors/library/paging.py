@@ -1,0 +1,67 @@
+"""Lists in pages. A page ends with a cursor that names its last entry, so entries added meanwhile shift nothing."""
+
+import base64
+import binascii
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar, get_args
+
+from pydantic import TypeAdapter, ValidationError
+from sqlalchemy import Select
+from sqlalchemy.orm import Session
+
+from steering.language.errors import InvalidRequest
+from vectors.library.tables import Named
+
+Order = Literal["name", "-name", "created", "-created"]
+ORDERS: tuple[Order, ...] = get_args(Order)
+MAX_LIMIT = 1000
+
+Item = TypeVar("Item")
+_CURSOR = TypeAdapter(tuple[Order, str | int])
+
+
+@dataclass(frozen=True)
+class Page(Generic[Item]):
+    """`cursor` fetches the next page; None on the last one."""
+
+    items: list[Item]
+    cursor: str | None
+
+
+def fetch(session: Session, statement: "Select[Named, Item]", order: str, limit: int,
+          cursor: str | None) -> Page[Item]:
+    """One page of `statement`, which selects names beside what belongs to each.
+
+    Orders are by name, or by when the name was first used; neither ever changes for an entry.
+    """
+    if order not in ORDERS:
+        raise InvalidRequest(f"unknown order {order[:40]!r}", param="order", fix=f"Use one of {', '.join(ORDERS)}.")
+    if not 1 <= limit <= MAX_LIMIT:
+        raise InvalidRequest(f"limit must be between 1 and {MAX_LIMIT}", param="limit")
+    key = Named.name if order.endswith("name") else Named.id
+    if cursor is not None:
+        after = _decode(cursor, order)
+        statement = statement.where(key < after if order.startswith("-") else key > after)
+    statement = statement.order_by(key.desc() if order.startswith("-") else key.asc()).limit(limit + 1)
+    rows = session.execute(statement).all()
+    if len(rows) <= limit:
+        return Page([item for _, item in rows], None)
+    last = rows[limit - 1][0]
+    return Page([item for _, item in rows[:limit]], _encode(order, last.name if order.endswith("name") else last.id))
+
+
+def _encode(order: str, key: str | int) -> str:
+    return base64.urlsafe_b64encode(_CURSOR.dump_json((order, key))).decode()  # type: ignore[arg-type]
+
+
+def _decode(cursor: str, order: str) -> str | int:
+    try:
+        decoded, key = _CURSOR.validate_json(base64.b64decode(cursor.encode("ascii"), b"-_", validate=True),
+                                             strict=True)
+    except (ValidationError, binascii.Error, UnicodeEncodeError) as error:
+        raise InvalidRequest("this is no cursor of this list", param="cursor", fix="Leave it out to start.") from error
+    if decoded != order or isinstance(key, str) != order.endswith("name") or (
+            isinstance(key, int) and abs(key) >= 2**63):
+        raise InvalidRequest(f"this cursor belongs to the order {decoded}", param="cursor",
+                             fix="Keep the order while paging.")
+    return key

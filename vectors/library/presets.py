@@ -1,0 +1,182 @@
+"""Presets: specs under a name, versioned and immutable, with aliases like artifacts."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from threading import Lock
+
+from cachetools import LRUCache
+from sqlalchemy import func, or_, select
+from sqlalchemy.orm import Session
+
+from steering.language.errors import Conflict, InvalidRequest, PayloadTooLarge
+from steering.language.spec import Spec
+from vectors.artifact import Limits
+from vectors.library import naming
+from vectors.library.database import Database
+from vectors.library.naming import Ref
+from vectors.library.paging import Page, fetch
+from vectors.library.quota import check_room
+from vectors.library.specs import check_refs, from_json, refs_of, to_json
+from vectors.library.tables import Named, PresetRow, PresetUse, Version
+
+MAX_SPEC_BYTES = 16 * 2**20
+MAX_DESCRIPTION = 8192
+CACHE_BYTES = 128 * 2**20
+# A spec that was read takes a few times what it takes as text: a number is an object of its own.
+BYTES_A_CHARACTER, SPEC_BYTES = 4, 4096
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One version of a preset."""
+
+    name: str
+    version: int
+    spec: Spec
+    description: str
+    digest: str
+    aliases: tuple[str, ...]
+    created_at: datetime
+
+    @property
+    def ref(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+class Presets:
+    """References are read as those of artifacts are: "name", "name@3", "name@alias", "name@latest"."""
+
+    def __init__(self, database: Database, limits: Limits) -> None:
+        self._database = database
+        self._limits = limits
+        # By content, which never changes: what a reference means is asked anew every time. With the bytes it takes.
+        self._kept: LRUCache[str, tuple[Preset, int]] = LRUCache(CACHE_BYTES, getsizeof=lambda kept: kept[1])
+        self._lock = Lock()
+
+    def create(self, name: str, spec: Spec, description: str = "") -> Preset:
+        """Store a new version. The same spec and description again give the version that holds them already.
+
+        Raises:
+            InvalidRequest: name, description or spec. NotFound: the spec names an artifact that is not there.
+            LibraryFull: there is no room for it.
+        """
+        document = self.check(name, spec, description)
+        digest = hashlib.sha256(f"{document}\n{description}".encode()).hexdigest()
+
+        def work(session: Session) -> Preset:
+            check_refs(session, spec)
+            named = naming.take_name(session, "preset", name)
+            version = naming.same_content(session, named, digest)
+            if version is None:
+                check_room(session, self._limits, names=not naming.has_versions(session, named), versions=1,
+                           nbytes=len(document))
+                version = naming.add_version(session, named, digest, len(document))
+                uses = sorted({(ref.name, ref.selector) for _, ref in refs_of(spec)})
+                session.add(PresetRow(version=version, description=description, spec=document,
+                                      uses=[PresetUse(name=used, selector=selector) for used, selector in uses]))
+                session.flush()
+            return _presets(session, [version.id])[0]
+
+        return self._database.write(work)
+
+    def check(self, name: str, spec: Spec, description: str = "") -> str:
+        """What `create` looks at before it asks the database; the spec as it is stored. Raises InvalidRequest."""
+        naming.check_name(name, "preset")
+        if len(description) > MAX_DESCRIPTION or any(not (c.isprintable() or c in "\n\t") for c in description):
+            raise InvalidRequest(f"a description is printable text of at most {MAX_DESCRIPTION} characters",
+                                 param="description")
+        document = to_json(spec)
+        if len(document) > MAX_SPEC_BYTES:
+            raise PayloadTooLarge(f"the spec takes more than {MAX_SPEC_BYTES} bytes", param="spec",
+                                  fix="Store large inline numbers as artifacts.")
+        return document
+
+    def resolve(self, ref: str) -> Preset:
+        """What `ref` means now; specs, which never change, come from a cache where possible. Raises NotFound."""
+        with self._database.read() as session:
+            version = naming.resolve(session, "preset", Ref.parse(ref, "preset"))
+            with self._lock:
+                kept = self._kept.get(version.digest)
+            if kept is not None:
+                aliases = naming.aliases_of(session, [version.id]).get(version.id, ())
+                return replace(kept[0], name=version.named.name, version=version.number, aliases=aliases,
+                               created_at=version.created_at)
+            preset = _presets(session, [version.id])[0]
+        size = BYTES_A_CHARACTER * len(to_json(preset.spec)) + SPEC_BYTES
+        with self._lock:
+            if size <= self._kept.maxsize:
+                self._kept[version.digest] = preset, size
+        return preset
+
+    def list(self, *, q: str | None = None, order: str = "name", limit: int = 50,
+             cursor: str | None = None) -> Page[Preset]:
+        """One preset per name: the version that the bare name means. `q` is searched in name and description."""
+        statement = (select(Named, PresetRow.version_id).join(Version, Version.named_id == Named.id)
+                     .join(PresetRow, PresetRow.version_id == Version.id)
+                     .where(Named.collection == "preset", Version.id == naming.current_version()))
+        if q is not None:
+            q = naming.searchable(q, "q").lower()
+            statement = statement.where(or_(Named.name.contains(q, autoescape=True),
+                                            func.lower(PresetRow.description).contains(q, autoescape=True)))
+        with self._database.read() as session:
+            page = fetch(session, statement, order, limit, cursor)
+            return Page(_presets(session, page.items), page.cursor)
+
+    def versions(self, name: str) -> Sequence[Preset]:
+        """All versions, newest first. Raises NotFound."""
+        naming.check_name(name, "preset")
+        with self._database.read() as session:
+            return _presets(session, [version.id for version in naming.versions(session, "preset", name)])
+
+    def delete(self, ref: str, *, force: bool = False) -> Sequence[str]:
+        """Delete one version, or with a bare name all. Raises NotFound, and Conflict where an alias points at it."""
+        wanted = Ref.parse(ref, "preset")
+
+        def work(session: Session) -> list[str]:
+            every = naming.versions(session, "preset", wanted.name, lock=True)
+            doomed = [naming.resolve(session, "preset", wanted)] if wanted.selector else every
+            aliases = naming.aliases_of(session, [version.id for version in doomed])
+            if aliases and not force:
+                alias = next(iter(aliases.values()))[0]
+                raise Conflict(f"the alias {wanted.name}@{alias} points at it", param="preset",
+                               fix="Move or remove the alias first, or force.")
+            naming.drop_aliases(session, [version.id for version in doomed])
+            for version in doomed:
+                session.delete(session.get_one(PresetRow, version.id))
+                session.flush()
+                session.delete(version)
+            return [f"{wanted.name}@{version.number}" for version in doomed]
+
+        return self._database.write(work)
+
+    def set_alias(self, name: str, alias: str, version: int) -> Preset:
+        """Point an alias at a version, in one step if it pointed elsewhere. Raises NotFound."""
+        naming.check_name(name, "preset")
+        naming.check_alias(alias)
+
+        def work(session: Session) -> Preset:
+            return _presets(session, [naming.set_alias(session, "preset", name, alias, version).id])[0]
+
+        return self._database.write(work)
+
+    def remove_alias(self, name: str, alias: str) -> None:
+        """Raises NotFound."""
+        naming.check_name(name, "preset")
+        naming.check_alias(alias)
+        self._database.write(lambda session: naming.remove_alias(session, "preset", name, alias))
+
+
+def _presets(session: Session, version_ids: list[int]) -> list[Preset]:
+    """Presets in the order of `version_ids`."""
+    found = session.execute(select(PresetRow, Named.name).join(Version, Version.id == PresetRow.version_id)
+                            .join(Named, Named.id == Version.named_id).where(PresetRow.version_id.in_(version_ids)))
+    rows = {row.version_id: (row, name) for row, name in found}
+    aliases = naming.aliases_of(session, version_ids)
+    return [_preset(*rows[n], aliases.get(n, ())) for n in version_ids]
+
+
+def _preset(row: PresetRow, name: str, aliases: tuple[str, ...]) -> Preset:
+    spec = from_json(row.spec, f"the stored spec of {name}@{row.version.number}")
+    return Preset(name, row.version.number, spec, row.description, row.version.digest, aliases, row.version.created_at)

@@ -1,0 +1,77 @@
+"""Settings of the whole library that requests feel: the default spec and the kill switch."""
+
+from sqlalchemy.orm import Session
+
+from steering.language.spec import Spec
+from vectors.library.database import Database
+from vectors.library.naming import Ref
+from vectors.library.specs import check_refs, from_json, refs_of, to_json
+from vectors.library.tables import Setting
+
+DEFAULT_SPEC = "default_spec"
+KILL_SWITCH = "kill_switch"
+
+
+class Switches:
+    """Shared by all processes that have the library open; every read asks the database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._kept: tuple[str, Spec] | None = None
+
+    def default_spec(self) -> Spec | None:
+        """The spec that acts where a request does not say otherwise; None where none is set."""
+        with self._database.read() as session:
+            document = _stored_default(session)
+        if document is None:
+            return None
+        # Read once, and again where the library holds another one.
+        kept = self._kept
+        if kept is None or kept[0] != document:
+            kept = self._kept = document, from_json(document, "the stored default spec")
+        return kept[1]
+
+    def set_default_spec(self, spec: Spec) -> None:
+        """Raises NotFound: the spec names an artifact that is not there."""
+        document = to_json(spec)
+
+        def work(session: Session) -> None:
+            check_refs(session, spec)
+            _store(session, DEFAULT_SPEC, document)
+
+        self._database.write(work)
+
+    def clear_default_spec(self) -> None:
+        self._database.write(lambda session: _store(session, DEFAULT_SPEC, None))
+
+    def kill_switch(self) -> bool:
+        """Whether all steering is off."""
+        with self._database.read() as session:
+            row = session.get(Setting, KILL_SWITCH)
+            return row is not None and bool(row.value)
+
+    def set_kill_switch(self, on: bool) -> None:
+        self._database.write(lambda session: _store(session, KILL_SWITCH, on))
+
+
+def default_refs(session: Session) -> list[Ref]:
+    spec = _default_spec(session)
+    return [] if spec is None else [ref for _, ref in refs_of(spec)]
+
+
+def _default_spec(session: Session) -> Spec | None:
+    document = _stored_default(session)
+    return None if document is None else from_json(document, "the stored default spec")
+
+
+def _stored_default(session: Session) -> str | None:
+    row = session.get(Setting, DEFAULT_SPEC)
+    return None if row is None else row.value
+
+
+def _store(session: Session, key: str, value: object) -> None:
+    row = session.get(Setting, key, with_for_update=True)
+    if row is None:
+        session.add(Setting(key=key, value=value))
+    else:
+        row.value = value

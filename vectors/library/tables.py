@@ -1,0 +1,135 @@
+"""The tables. `vectors/library/migrations/` creates them; a test holds the two equal.
+
+Artifacts and presets share names, versions and aliases: `named` is a name of one collection and the highest version
+number it ever gave out (so that numbers are never used again), `version` is one immutable version of it.
+"""
+
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from sqlalchemy import JSON, BigInteger, DateTime, Dialect, ForeignKey, Index, MetaData, String, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.types import TypeDecorator
+
+Collection = Literal["artifact", "preset"]
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Aware datetimes in UTC, also on databases that drop the time zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s", "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"})
+
+
+class Named(Base):
+    __tablename__ = "named"
+    __table_args__ = (UniqueConstraint("collection", "name"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    collection: Mapped[Collection] = mapped_column(String(16))
+    name: Mapped[str] = mapped_column(String(64))
+    last_number: Mapped[int] = mapped_column(default=0)
+
+
+class Version(Base):
+    """`digest` identifies the content as created, numbers and metadata; equal content is not stored twice. `nbytes`:
+    of its document, metadata or spec."""
+
+    __tablename__ = "version"
+    __table_args__ = (UniqueConstraint("named_id", "number"), Index(None, "named_id", "digest"))
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    named_id: Mapped[int] = mapped_column(ForeignKey("named.id", ondelete="RESTRICT"))
+    number: Mapped[int]
+    digest: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+    nbytes: Mapped[int] = mapped_column(BigInteger, server_default="0")
+
+    named: Mapped[Named] = relationship()
+
+
+class Alias(Base):
+    __tablename__ = "alias"
+
+    named_id: Mapped[int] = mapped_column(ForeignKey("named.id", ondelete="RESTRICT"), primary_key=True)
+    alias: Mapped[str] = mapped_column(String(32), primary_key=True)
+    version_id: Mapped[int] = mapped_column(ForeignKey("version.id", ondelete="RESTRICT"), index=True)
+
+
+class ArtifactRow(Base):
+    """`document` is the metadata as created; description, tags and card beside it are what patches change."""
+
+    __tablename__ = "artifact"
+
+    version_id: Mapped[int] = mapped_column(ForeignKey("version.id", ondelete="CASCADE"), primary_key=True)
+    blob: Mapped[str] = mapped_column(String(64), index=True)
+    nbytes: Mapped[int] = mapped_column(BigInteger)
+    layers: Mapped[list[int]] = mapped_column(JSON)
+    kind: Mapped[str] = mapped_column(String(32))
+    op: Mapped[str] = mapped_column(String(32))
+    site: Mapped[str] = mapped_column(String(32))
+    model_id: Mapped[str | None] = mapped_column(String(256))
+    description: Mapped[str] = mapped_column(Text)
+    card: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    document: Mapped[str] = mapped_column(Text)
+
+    version: Mapped[Version] = relationship(lazy="joined", innerjoin=True)
+    tags: Mapped[list["Tag"]] = relationship(lazy="selectin", order_by="Tag.position", cascade="all, delete-orphan",
+                                             passive_deletes=True)
+
+
+class Tag(Base):
+    __tablename__ = "tag"
+
+    version_id: Mapped[int] = mapped_column(ForeignKey("artifact.version_id", ondelete="CASCADE"), primary_key=True)
+    tag: Mapped[str] = mapped_column(String(32), primary_key=True, index=True)
+    position: Mapped[int]
+
+
+class PresetRow(Base):
+    __tablename__ = "preset"
+
+    version_id: Mapped[int] = mapped_column(ForeignKey("version.id", ondelete="CASCADE"), primary_key=True)
+    description: Mapped[str] = mapped_column(Text)
+    spec: Mapped[str] = mapped_column(Text)
+
+    version: Mapped[Version] = relationship(lazy="joined", innerjoin=True)
+    uses: Mapped[list["PresetUse"]] = relationship(cascade="all, delete-orphan", passive_deletes=True)
+
+
+class PresetUse(Base):
+    """A reference from a preset to an artifact, as written: selector is "" or what stands behind the @."""
+
+    __tablename__ = "preset_use"
+
+    version_id: Mapped[int] = mapped_column(ForeignKey("preset.version_id", ondelete="CASCADE"), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), primary_key=True, index=True)
+    selector: Mapped[str] = mapped_column(String(32), primary_key=True)
+
+
+class Setting(Base):
+    """Switches of the whole library: the default spec, the kill switch. The row `blobs` is only ever locked."""
+
+    __tablename__ = "setting"
+
+    key: Mapped[str] = mapped_column(String(32), primary_key=True)
+    value: Mapped[Any] = mapped_column(JSON)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now, onupdate=now)
