@@ -10,6 +10,8 @@ from fastapi import APIRouter
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, HTMLResponse, Response
 
+from server.api.route import StrictRoute
+
 ROOT = Path(__file__).parents[1]
 # A wheel and an image hold them in server/; a checkout has them where Vite puts them.
 PLACES = (ROOT / "web", ROOT.parent / "clients" / "web" / "dist")
@@ -35,7 +37,7 @@ again when it is done.</p>
 </html>
 """
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=StrictRoute)
 
 
 def console_dir() -> Path | None:

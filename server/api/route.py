@@ -1,6 +1,7 @@
 """The route class of all JSON endpoints: reads the body strictly and answers pydantic's complaints as typed errors."""
 
 from collections.abc import Callable, Coroutine
+from inspect import iscoroutinefunction
 from typing import Any
 
 from fastapi import Request, Response
@@ -10,6 +11,7 @@ from fastapi.routing import APIRoute
 from server.api.strict_json import parse_json
 from server.api.validation import invalid
 from server.errors import UnsupportedMediaType
+from server.threads import contained
 from steering.language.errors import InvalidRequest
 
 
@@ -27,6 +29,10 @@ class StrictRequest(Request):
 
 
 class StrictRoute(APIRoute):
+    def __init__(self, path: str, endpoint: Callable[..., Any], **kwargs: Any) -> None:
+        # A plain function runs in a thread of FastAPI's pool.
+        super().__init__(path, endpoint if iscoroutinefunction(endpoint) else contained(endpoint), **kwargs)
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
 

@@ -7,6 +7,7 @@ import anyio
 import structlog
 
 from server.observability.instruments import Counter, Gauge, Registry
+from server.threads import contained
 from vectors.library import Library
 from vectors.scratch import sweep
 
@@ -44,7 +45,7 @@ class Housekeeping:
     async def tidy(self) -> None:
         """One pass. Whatever fails is logged, and tried again at the next."""
         try:
-            await anyio.to_thread.run_sync(self._tidy, limiter=self._thread, abandon_on_cancel=True)
+            await anyio.to_thread.run_sync(contained(self._tidy), limiter=self._thread, abandon_on_cancel=True)
         except Exception as error:  # no disk or database may end what cleans up behind it
             self._failed.inc()
             log.warning("housekeeping_failed", error=f"{type(error).__name__}: {error}"[:300])

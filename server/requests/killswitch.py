@@ -13,6 +13,7 @@ import anyio
 import structlog
 
 from server.observability.instruments import Gauge, Registry
+from server.threads import contained
 from vectors.library.switches import Switches
 
 Result = TypeVar("Result")
@@ -140,4 +141,4 @@ class KillSwitch:
         tried.set()
 
     async def _in_thread(self, work: Callable[..., Result], *arguments: object) -> Result:
-        return await anyio.to_thread.run_sync(work, *arguments, abandon_on_cancel=True, limiter=self._thread)
+        return await anyio.to_thread.run_sync(contained(work), *arguments, abandon_on_cancel=True, limiter=self._thread)

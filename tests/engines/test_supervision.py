@@ -2,13 +2,14 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import torch
 
-from server.engines.base import Generation, Sampling, Token
+from server.engines.base import CaptureRequest, CompareRequest, Generation, Sampling, Token
 from server.engines.transformers import engine as engine_module
 from server.engines.transformers import stock, supervisor
 from server.engines.transformers.engine import TransformersEngine
@@ -265,6 +266,30 @@ async def test_a_measurement_that_hangs_is_a_stall(start: Any, monkeypatch: pyte
     go.set()
     await measuring
     await until(lambda: engine.alive)
+    await all_free(engine)
+
+
+@pytest.mark.parametrize("end", [SystemExit(3), KeyboardInterrupt()])
+async def test_a_measurement_that_is_told_to_end_fails_alone(
+        start: Any, monkeypatch: pytest.MonkeyPatch, end: BaseException) -> None:
+    """What a thread raises is carried to the event loop, which those two would end."""
+    engine = await start()
+    expected = await engine.score(PROMPT)
+
+    def told(*_: Any) -> None:
+        raise end
+
+    measured: list[tuple[Any, str, Callable[[], Awaitable[Any]]]] = [
+        (engine.forward, "score", lambda: engine.score(PROMPT)),
+        (engine.forward, "capture", lambda: engine.capture([CaptureRequest(PROMPT, {"resid_post": [0]})])),
+        (engine_module, "_all_compared", lambda: engine.compare(CompareRequest(PROMPT, 4, compiled(engine, add(1)))))]
+    for owner, name, measure in measured:
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, told)
+            with pytest.raises(EngineFailed, match=type(end).__name__):
+                await measure()
+    assert torch.equal((await engine.score(PROMPT)).logprobs[1:], expected.logprobs[1:])
+    assert engine.alive and sum(engine.restarts().values()) == 0
     await all_free(engine)
 
 

@@ -2,11 +2,20 @@
 
 import asyncio
 import threading
+from inspect import iscoroutinefunction
 
 import anyio
+import httpx
 import pytest
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
+from server.errors import InternalError
+from server.route import StrictRoute
 from server.threads import in_thread
+from steering.errors import EngineFailed
+from tests.server.conftest import MODEL
+from vectors.library import Library
 
 
 class Held:
@@ -88,3 +97,44 @@ async def test_one_that_waits_for_its_turn_leaves_at_once_and_never_begins() -> 
     first.go.set()
     assert await running == 7
     assert not second.begun.is_set()
+
+
+@pytest.mark.parametrize("end", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError()])
+async def test_what_would_end_the_server_is_a_failure_of_the_work(end: BaseException) -> None:
+    def work() -> None:
+        raise end
+
+    with pytest.raises(InternalError, match=type(end).__name__) as found:
+        await in_thread(work)
+    assert found.value.__cause__ is end
+    with pytest.raises(EngineFailed):
+        await in_thread(work, failure=EngineFailed)
+
+
+async def test_a_thread_that_is_told_to_end_fails_its_request_alone(
+        client: httpx.AsyncClient, library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Routes that are plain functions run in threads of FastAPI's own; the library, texts and plans in ours."""
+    def end(*_: object, **__: object) -> None:
+        raise SystemExit(3)
+
+    monkeypatch.setattr(library, "list", end)
+    monkeypatch.setattr(library.presets, "resolve", end)
+    monkeypatch.setattr(library.switches, "set_kill_switch", end)
+    assert_failed(await client.get("/v1/artifacts"))
+    assert_failed(await client.get("/v1/models/tiny:a"))
+    switched = await client.put("/v1/admin/kill-switch", json={"on": True})
+    assert switched.status_code == 200 and not switched.json()["stored"] and "SystemExit" in switched.json()["failure"]
+    with monkeypatch.context() as patched:
+        patched.setattr("server.openai.vocabulary.Vocabulary.encode", end)
+        assert_failed(await client.post("/v1/completions", json={"model": MODEL, "prompt": "hi"}))
+    assert (await client.post("/v1/completions", json={"model": MODEL, "prompt": "hi"})).status_code == 200
+
+
+async def test_every_route_that_is_a_plain_function_is_contained(app: FastAPI) -> None:
+    plain = [route for route in app.routes if isinstance(route, APIRoute) and not iscoroutinefunction(route.endpoint)]
+    assert len(plain) > 10
+    assert [route.path for route in plain if not isinstance(route, StrictRoute)] == []
+
+
+def assert_failed(response: httpx.Response) -> None:
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")

@@ -11,7 +11,7 @@ from server.api.route import StrictRoute
 from server.errors import ModelNotFound
 from server.requests.state import ServerState, State
 from server.threads import in_thread
-from steering.language.errors import TrimtabError
+from steering.language.errors import InvalidRequest
 
 router = APIRouter(tags=["models"], route_class=StrictRoute)
 OWNER = "trimtab"
@@ -59,7 +59,7 @@ async def show_model(name: str, state: State) -> ServedModel:
     if model.preset is not None:
         try:
             preset = await in_thread(state.library.presets.resolve, model.preset)
-        except TrimtabError as error:
+        except InvalidRequest as error:
             raise ModelNotFound(error.message, param="model") from None
         if not await in_thread(Offer(state.library, state.engine.facts).fitting, [preset]):
             raise ModelNotFound(f"the preset {preset.ref} was made for another model, or lacks an artifact",

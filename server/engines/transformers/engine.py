@@ -44,7 +44,7 @@ from steering.acting.containment import Fault, fault_error, for_comparison, mode
 from steering.acting.selftest import SelfTest, narrowed, run_selftest
 from steering.acting.steerer import Steerer
 from steering.divergence import Divergence, ResidualShift, residual_shift
-from steering.language.errors import EngineUnavailable, InvalidRequest, TrimtabError
+from steering.language.errors import EngineFailed, EngineUnavailable, InvalidRequest, TrimtabError
 from steering.models.describe import model_facts
 from steering.models.facts import ModelFacts
 from steering.models.fingerprints import fingerprint
@@ -158,16 +158,16 @@ class TransformersEngine(Engine):
         steered = await self._aside(partial(self.forward.generated_all, requests, program))
         base = await self._aside(partial(self.forward.generated_all, requests, None))
         # Over the whole vocabulary, so in threads: the event loop serves everybody.
-        totals = await in_thread(partial(_all_compared, steered, base, requests))
+        totals = await in_thread(partial(_all_compared, steered, base, requests), failure=EngineFailed)
         shifts = await in_thread(lambda: [residual_shift(s.hidden, b.hidden)
-                                          for s, b in zip(steered, base, strict=True)])
+                                          for s, b in zip(steered, base, strict=True)], failure=EngineFailed)
         count = len(program.compiled)
         without: list[list[Divergence]] = [[] for _ in requests]
         for i in range(count if count > 1 else 0):
             less = for_comparison(program.without(i), self.options.step_limit)
             others = await self._aside(partial(self.forward.generated_all, requests, less))
-            for shares, found in zip(without, await in_thread(partial(_all_compared, steered, others, requests)),
-                                     strict=True):
+            shares_now = await in_thread(partial(_all_compared, steered, others, requests), failure=EngineFailed)
+            for shares, found in zip(without, shares_now, strict=True):
                 shares.append(found)
         return [Comparison(total, tuple(shares) or (total,) * count,
                            ResidualShift(shift.relative.cpu(), shift.cosine.cpu()), exact=True)
@@ -267,7 +267,7 @@ class TransformersEngine(Engine):
                     return result
 
             # In no other queue for threads: a measurement that has its turn begins.
-            return await in_thread(paused, limiter=anyio.CapacityLimiter(1))
+            return await in_thread(paused, limiter=anyio.CapacityLimiter(1), failure=EngineFailed)
 
     # Checks and set-up.
 

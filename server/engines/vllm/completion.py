@@ -13,7 +13,7 @@ from server.engines.vllm.schemas import check_schema, refused
 from server.engines.vllm.slots import Lease
 from server.engines.vllm.taken import Taken
 from server.threads import in_thread
-from steering.language.errors import EngineUnavailable, TrimtabError
+from steering.language.errors import EngineFailed, EngineUnavailable, TrimtabError
 from steering.programs.touch import TouchMap, touch_map
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class VllmCompletion(Completion):
     async def _admit(self) -> None:
         schema = self.generation.sampling.json_schema
         if schema is not None:
-            await in_thread(check_schema, schema)
+            await in_thread(check_schema, schema, failure=EngineFailed)
         if self._program is not None:
             self._lease = await self._engine.pin(self._program)
 

@@ -18,6 +18,7 @@ from server.engines.vllm.reading import ModelReading
 from server.engines.vllm.refusals import RESTARTING, refusal
 from server.engines.vllm.sampling import sampling_params
 from server.engines.vllm.wire import encode_program, identity
+from server.threads import contained
 from steering.language.errors import EngineUnavailable, ProgramLost, UnsupportedSite
 from steering.programs.program import Program
 
@@ -174,7 +175,8 @@ class Connection:
     async def _launch(self) -> None:
         self._forecast.begins()
         self._launched()
-        starting = asyncio.ensure_future(asyncio.to_thread(start_llm, self._options, self._reading, self._pulse))
+        starting = asyncio.ensure_future(asyncio.to_thread(
+            contained(start_llm, EngineUnavailable), self._options, self._reading, self._pulse))
         try:
             self._llm = await asyncio.shield(starting)
         except asyncio.CancelledError:
@@ -193,7 +195,7 @@ class Connection:
         llm, self._llm = self._llm, None
         processes, self._processes = self._processes, None
         if llm is not None:
-            await asyncio.to_thread(llm.shutdown)
+            await asyncio.to_thread(contained(llm.shutdown, EngineUnavailable))
             # Its destructor would shut it down again, at an exit where half of its modules are gone.
             llm.shutdown = lambda timeout=None: None
         if processes is not None:
