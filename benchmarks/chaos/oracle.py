@@ -167,8 +167,8 @@ class Innocents:
         if chance.random() < 0.5:
             body |= {"temperature": 0}
         else:
-            # In the far tail neighbours are equal to seven digits, and rounding decides which of them is drawn.
-            body |= {"temperature": 0.9, "top_k": 20, "seed": chance.randrange(10**6), "n": chance.choice((1, 1, 3))}
+            body |= {"temperature": 0.9, "seed": chance.randrange(10**6), "n": chance.choice((1, 1, 3)),
+                     **chance.choice(({}, {"top_k": 20}))}
         if chance.random() < 0.6:
             body["steering"] = {"interventions": [self.intervention() for _ in range(chance.choice((1, 1, 2)))]}
         if chance.random() < 0.5:

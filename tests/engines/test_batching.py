@@ -9,7 +9,6 @@ import torch
 from server.engines.base import Generation, Sampling
 from server.engines.transformers import attention
 from server.engines.transformers.running import Running, SaltedIds
-from server.engines.transformers.sampler import sample, uniform
 from server.engines.transformers.steps import Steps
 from steering.language.errors import EngineUnavailable, InvalidRequest, InvalidSpec, SlotsExhausted, UnsupportedModel
 from tests.engines.conftest import compiled, generate, ids
@@ -261,77 +260,3 @@ def test_salted_pages_differ_only_where_touched() -> None:
     assert salted[0:8] == PROMPT[0:8] and salted[16:24] == PROMPT[16:24]
     assert salted[8:16][:8] == PROMPT[8:16] and len(salted[8:16]) > 8
     assert len(salted) == len(PROMPT)
-
-
-def test_uniform_numbers_are_uniform_and_independent() -> None:
-    import numpy as np
-    from scipy import stats
-
-    seeds, counters = np.meshgrid(np.arange(200, dtype=np.uint64), np.arange(200, dtype=np.uint64))
-    draws = uniform(seeds.ravel(), counters.ravel()).reshape(200, 200)
-    assert stats.kstest(draws.ravel(), "uniform").pvalue > 1e-3
-    for along in (draws[:, :-1].ravel(), draws[:-1, :].ravel()):
-        other = draws[:, 1:].ravel() if along is draws[:, :-1].ravel() else draws[1:, :].ravel()
-        assert abs(np.corrcoef(along, other[:len(along)])[0, 1]) < 0.03
-
-
-@pytest.mark.parametrize(("settings", "allowed"), [
-    ({"temperature": 1.0}, range(6)), ({"temperature": 1.0, "top_k": 2}, [5, 4]),
-    ({"temperature": 1.0, "top_p": 0.6}, [5]), ({"temperature": 1.0, "min_p": 0.2}, [5, 4]),
-    ({"temperature": 0.0}, [5]), ({"temperature": 1.0, "logit_bias": {0: 100.0}}, [0]),
-    ({"temperature": 0.0, "logit_bias": {5: -100.0}}, [4]),
-])
-def test_sampling_draws_from_the_truncated_distribution(settings: dict[str, Any], allowed: Any) -> None:
-
-    probs = torch.tensor([0.01, 0.02, 0.03, 0.06, 0.24, 0.64])
-    runs = [Running.build(Generation("x", [1], Sampling(max_tokens=1, **settings)), seed) for seed in range(4000)]
-    drawn = sample(probs.log().expand(4000, -1).contiguous(), runs)
-    counts = torch.bincount(drawn, minlength=6).double() / 4000
-    assert set(drawn.tolist()) == set(allowed)
-    if "logit_bias" not in settings and settings["temperature"]:
-        expected = torch.zeros(6).double()
-        expected[list(allowed)] = probs[list(allowed)].double()
-        assert torch.allclose(counts, expected / expected.sum(), atol=0.03)
-
-
-def test_penalties_follow_their_formulas() -> None:
-    from server.engines.transformers.sampler import _penalised
-
-    settings = Sampling(max_tokens=4, presence_penalty=0.5, frequency_penalty=0.25, repetition_penalty=2.0)
-    running = Running.build(Generation("x", [0, 1], settings), 0)
-    running.token_ids += [2, 2, 3]
-    logits = torch.tensor([[4.0, -4.0, 3.0, 3.0, 1.0]])
-    scores = _penalised(logits, [running], [settings])
-    assert scores.tolist() == [[2.0, -8.0, 1.5 - 0.5 - 0.5, 1.5 - 0.25 - 0.5, 1.0]]
-    assert logits.tolist() == [[4.0, -4.0, 3.0, 3.0, 1.0]]
-
-
-def test_a_tally_reads_each_token_once() -> None:
-    """However long a completion gets, a step looks at its new tokens; the counts are those of all of them."""
-    from server.engines.transformers.tally import Tally
-
-    class Watched(list[int]):
-        read = 0
-
-        def __getitem__(self, index: Any) -> Any:
-            found = super().__getitem__(index)
-            Watched.read += len(found) if isinstance(index, slice) else 1
-            return found
-
-    prompt, generated = [3, 3, 5], [7, 5, 7, 7, 9]
-    tokens, tally = Watched(prompt + generated[:1]), Tally(3, 12, torch.device("cpu"))
-    for token in generated[1:]:
-        tally.update(tokens)
-        tally.update(tokens)
-        tokens.append(token)
-    tally.update(tokens)
-    assert Watched.read == len(tokens)
-    assert tally.seen.nonzero().flatten().tolist() == [3, 5, 7, 9]
-    assert tally.counts.tolist() == [generated.count(token) for token in range(12)]
-    # A completion that is taken back counts anew.
-    penal = Running.build(Generation("r", prompt, Sampling(max_tokens=9, presence_penalty=1.0)), 1)
-    penal.token_ids += generated
-    sample(torch.zeros(1, 12), [penal])
-    penal.rewind([*prompt, 7])
-    sample(torch.zeros(1, 12), [penal])
-    assert penal.tally is not None and penal.tally.counts.nonzero().flatten().tolist() == [7]

@@ -1,32 +1,25 @@
 """Choosing tokens for all requests of a step at once.
 
-Random numbers are a function of (seed, index of the token in its completion), not of a shared generator: a request
-draws the same tokens alone, in any batch, and after a recompute.
+A token is drawn by a race: token v arrives after a time of E_v / p_v, where E_v is exponential, and the first one wins,
+which is v with probability p_v. It is the Gumbel-max draw without its logarithms. The times are a function of seed, index
+of the token and token id (`noise`), and each token runs by itself. No order of the tokens is involved, so two that swap
+places because a batch rounds otherwise change nothing, and a request draws the same tokens alone, in any batch, and after
+a recompute.
 """
 
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from server.engines.base import Sampling
+from server.engines.transformers.noise import exponential, keys
 from server.engines.transformers.running import Choice, Running
 from server.engines.transformers.tally import Tally
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-def uniform(seeds: npt.NDArray[np.uint64], counters: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
-    """One number in (0, 1) per (seed, counter), by the splitmix64 mixing function."""
-    with np.errstate(over="ignore"):
-        z = seeds + (counters + np.uint64(1)) * _GOLDEN
-        for _ in range(2):  # twice, as neighbouring seeds must not give neighbouring numbers
-            z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            z = z ^ (z >> np.uint64(31))
-    return ((z >> np.uint64(11)).astype(np.float64) + 0.5) / float(1 << 53)
-
+# The likeliest tokens among which the end of top_p is looked for first, and by what factor more are taken if need be.
+FIRST_LOOK, MORE = 256, 16
+# Numbers of one part of a draw: what is made beside the logits is bounded, and stays in the caches of a CPU.
+PART_NUMBERS = 2**18
 
 NO_TOKEN = -1
 
@@ -70,34 +63,59 @@ def _penalised(logits: torch.Tensor, running: Sequence[Running], settings: Seque
 
 
 def _draw(scores: torch.Tensor, running: Sequence[Running], settings: Sequence[Sampling]) -> torch.Tensor:
-    def column(values: list[float]) -> torch.Tensor:
-        return torch.tensor(values, device=scores.device, dtype=torch.float32).unsqueeze(1)
+    rows = max(1, PART_NUMBERS // scores.shape[-1]) if scores.device.type == "cpu" else len(scores)
+    temperatures = _column([s.temperature for s in settings], scores)
+    of_rows = torch.from_numpy(keys([item.seed for item in running], [len(item.choices) for item in running]))
+    of_rows = of_rows.to(scores.device)
+    drawn = []
+    for start in range(0, len(scores), rows):
+        part = slice(start, start + rows)
+        # From the likeliest down: however low the temperature, nothing overflows but to a probability of 0.
+        chances = (scores[part] - scores[part].amax(dim=-1, keepdim=True)).div_(temperatures[part]).exp_()
+        _cut(chances, settings[part])
+        drawn.append(chances.div_(exponential(of_rows[part], scores.shape[-1])).argmax(dim=-1))
+    return torch.cat(drawn)
 
-    # From the likeliest down: however low the temperature, nothing overflows but to a probability of 0.
-    scaled = (scores - scores.amax(dim=-1, keepdim=True)) / column([s.temperature for s in settings])
-    # Sorted order makes truncation a cut, and the draw independent of how the vocabulary is numbered.
-    ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
-    probs = ordered.softmax(dim=-1)
-    keep = torch.ones_like(probs, dtype=torch.bool)
-    rank = torch.arange(probs.shape[-1], device=probs.device)
-    if any(s.top_k > 0 for s in settings):
-        keep &= rank < column([s.top_k if s.top_k > 0 else probs.shape[-1] for s in settings])
+
+def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(values, device=like.device, dtype=torch.float32).unsqueeze(1)
+
+
+def _cut(chances: torch.Tensor, settings: Sequence[Sampling]) -> None:
+    """Set the chances `[n, vocab_size]`, each over that of the likeliest token, to -1 where min_p, top_k and top_p
+    leave tokens out. The last two keep so many of the likeliest, the lower ids first among equals."""
+    size = chances.shape[-1]
     if any(s.min_p > 0 for s in settings):
-        keep &= probs >= column([s.min_p for s in settings]) * probs[:, :1]
-    probs = probs * keep
+        chances.masked_fill_(chances < _column([s.min_p for s in settings], chances), -1.0)
+    if all(s.top_k <= 0 and s.top_p >= 1 for s in settings):
+        return
+    most = _column([min(s.top_k, size) if s.top_k > 0 else size for s in settings], chances).long()
+    shares = _column([s.top_p for s in settings], chances)
+    looked = max([min(s.top_k, size) for s in settings if s.top_k > 0], default=1)
     if any(s.top_p < 1 for s in settings):
-        # Among what top_k and min_p left, the smallest set whose mass reaches top_p; the best token always stays.
-        mass = probs / probs.sum(-1, keepdim=True)
-        before = mass.cumsum(-1) - mass
-        probs = probs * ((before < column([s.top_p for s in settings])) | (rank == 0))
-    seeds = np.array([item.seed for item in running], dtype=np.uint64)
-    counters = np.array([len(item.choices) for item in running], dtype=np.uint64)
-    draws = torch.tensor(uniform(seeds, counters), dtype=torch.float32, device=probs.device).unsqueeze(1)
-    cumulative = probs.cumsum(-1)
-    place = torch.searchsorted(cumulative, draws * cumulative[:, -1:]).clamp_max(probs.shape[-1] - 1)
-    # Rounding at the end of the cumulative sum must not reach a token that was cut off.
-    last = ((probs > 0).sum(-1, keepdim=True) - 1).clamp_min(0)
-    return order.gather(1, torch.minimum(place, last)).squeeze(1)
+        looked = min(size, max(looked, FIRST_LOOK))
+        everything = chances.clamp_min(0).sum(-1, keepdim=True, dtype=torch.float64)
+    while True:
+        likeliest = chances.topk(looked).values
+        counts = most
+        if any(s.top_p < 1 for s in settings):
+            mass = likeliest.clamp_min(0).double().cumsum(-1)
+            total = torch.where(most < size, mass.gather(1, (most - 1).clamp_max(looked - 1)), everything)
+            # The token that reaches the share belongs to those that are kept.
+            reached = (mass < shares * total).sum(-1, keepdim=True) + 1
+            counts = torch.where(shares < 1, torch.minimum(most, reached), most)
+            if looked < size and ((counts > looked) & (shares < 1)).any():
+                looked = min(size, looked * MORE)
+                continue
+        break
+    limited = counts < size
+    least = likeliest.gather(1, (counts - 1).clamp_max(looked - 1))
+    out = limited & (chances < least)
+    if (limited & ((size - out.sum(-1, keepdim=True)) > counts)).any():
+        equal = chances == least
+        room = counts - (chances > least).sum(-1, keepdim=True)
+        out |= limited & equal & (equal.cumsum(-1) > room)
+    chances.masked_fill_(out, -1.0)
 
 
 def choices(logits: torch.Tensor, tokens: Sequence[int], running: Sequence[Running]) -> list[Choice]:
@@ -110,12 +128,20 @@ def choices(logits: torch.Tensor, tokens: Sequence[int], running: Sequence[Runni
     logprobs = logits[wanted].log_softmax(dim=-1)
     picked = torch.tensor([tokens[i] for i in wanted], device=logits.device).unsqueeze(1)
     chosen = logprobs.gather(1, picked).squeeze(1).tolist()
-    most = max(settings[i].logprobs or 0 for i in wanted)
-    values, ids = logprobs.topk(min(most, logprobs.shape[-1]), dim=-1) if most else (None, None)
     for row, i in enumerate(wanted):
-        count = settings[i].logprobs or 0
-        top: tuple[tuple[int, float], ...] = ()
-        if values is not None and ids is not None and count:
-            top = tuple(zip(ids[row, :count].tolist(), values[row, :count].tolist(), strict=True))
-        found[i] = Choice(chosen[row], top)
+        found[i] = Choice(chosen[row], _likeliest(logprobs[row], settings[i].logprobs or 0))
     return found
+
+
+def _likeliest(logprobs: torch.Tensor, count: int) -> tuple[tuple[int, float], ...]:
+    """The `count` likeliest tokens, the lower ids first among equals: `topk` alone orders those as it likes, and
+    otherwise for another number of them."""
+    if not count:
+        return ()
+    values, ids = logprobs.topk(min(count, len(logprobs)))
+    # Below the last value are no candidates, and of those equal to it there may be more than were taken.
+    if (values[1:] == values[:-1]).any() or int((logprobs >= values[-1]).sum()) > len(values):
+        ids = (logprobs >= values[-1]).nonzero().flatten()
+        values, order = logprobs[ids].sort(descending=True, stable=True)
+        ids, values = ids[order][:count], values[:count]
+    return tuple(zip(ids.tolist(), values.tolist(), strict=True))
