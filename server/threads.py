@@ -17,7 +17,7 @@ import anyio.to_thread
 import structlog
 
 from server.errors import InternalError
-from steering.errors import TrimtabError
+from steering.language.errors import TrimtabError
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")

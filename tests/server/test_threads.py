@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 from server.errors import InternalError
 from server.route import StrictRoute
 from server.threads import in_thread
-from steering.errors import EngineFailed
+from steering.language.errors import EngineFailed
 from tests.server.conftest import MODEL
 from vectors.library import Library
 
