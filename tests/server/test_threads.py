@@ -10,8 +10,8 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
+from server.api.route import StrictRoute
 from server.errors import InternalError
-from server.route import StrictRoute
 from server.threads import in_thread
 from steering.language.errors import EngineFailed
 from tests.server.conftest import MODEL
@@ -125,7 +125,7 @@ async def test_a_thread_that_is_told_to_end_fails_its_request_alone(
     switched = await client.put("/v1/admin/kill-switch", json={"on": True})
     assert switched.status_code == 200 and not switched.json()["stored"] and "SystemExit" in switched.json()["failure"]
     with monkeypatch.context() as patched:
-        patched.setattr("server.openai.vocabulary.Vocabulary.encode", end)
+        patched.setattr("server.text.vocabulary.Vocabulary.encode", end)
         assert_failed(await client.post("/v1/completions", json={"model": MODEL, "prompt": "hi"}))
     assert (await client.post("/v1/completions", json={"model": MODEL, "prompt": "hi"})).status_code == 200
 
