@@ -1,9 +1,10 @@
 """Choosing tokens for all requests of a step at once.
 
-A token is drawn by a race: token v arrives after a time of E_v / p_v, where E_v is exponential, and the first one wins,
-which is v with probability p_v. It is the Gumbel-max draw without its logarithms. The times are a function of seed,
-index of the token and token id (`noise`), and each token runs by itself. No order of the tokens is involved, so two that
-swap places because a batch rounds otherwise change nothing. A request draws the same tokens alone, in a batch, and again.
+A token is drawn by a race: token v arrives after a time of E_v / p_v, where E_v is exponential, and the first one
+wins, which is v with probability p_v. It is the Gumbel-max draw without its logarithms. The times are a function of
+seed, index of the token and token id (`noise`), and each token runs by itself. No order of the tokens is involved, so
+two that swap places because a batch rounds otherwise change nothing. A request draws the same tokens alone, in a
+batch, and again.
 """
 
 from collections.abc import Sequence
