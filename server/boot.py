@@ -66,7 +66,7 @@ def load_engine(settings: Settings) -> Engine:
         slots=settings.num_slots, slot_wait_s=settings.slot_wait_s, slot_queue=settings.slot_queue,
         stall_s=settings.engine_stall_s, restart_limit=settings.engine_restart_limit,
         max_batch_tokens=settings.max_batch_tokens, max_requests=settings.max_requests,
-        kv_cache_tokens=settings.kv_cache_tokens, step_limit=limit))
+        kv_cache_tokens=settings.kv_cache_tokens, step_limit=limit, kept_bytes=settings.effects_kept_bytes))
 
 
 def serve(settings: Settings, ready: Callable[[str], None] = lambda url: None,

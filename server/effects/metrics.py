@@ -1,6 +1,7 @@
 """Effects as Prometheus metrics. Labels are bounded: names beyond the limit are counted under "other"."""
 
 from server.effects.report import ChoiceEffect
+from server.engines.base import Lost
 from server.observability.instruments import Counter, Histogram, Registry
 
 NATS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -47,6 +48,8 @@ class EffectMetrics:
         self._shadow = Counter("trimtab_shadow_tokens", "Tokens of shadow passes run.", registry=registry)
         self._dropped = Counter("trimtab_shadow_dropped", "Completions that were to be measured and were not.",
                                 ["reason"], registry=registry)
+        self._rerun = Counter("trimtab_effect_rerun", "Measured completions whose steered pass was run again, by why "
+                              "what the engine had kept of it did not serve.", ["reason"], registry=registry)
         self._lost = Counter("trimtab_effect_records_lost", "Measurements that could not be stored.",
                              registry=registry)
 
@@ -71,6 +74,9 @@ class EffectMetrics:
 
     def ran(self, tokens: int) -> None:
         self._shadow.inc(tokens)
+
+    def rerun(self, reason: Lost) -> None:
+        self._rerun.labels(reason).inc()
 
     def dropped(self, reason: str) -> None:
         self._dropped.labels(reason).inc()

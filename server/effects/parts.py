@@ -23,7 +23,7 @@ async def compare_parts(engine: Engine, request: CompareRequest, parts: list[Par
                       for i in range(len(request.program.compiled))),
         residual=ResidualShift.join([ResidualShift(c.residual.relative[rows], c.residual.cosine[rows])
                                      for rows, c in found]),
-        exact=all(c.exact for _, c in found))
+        exact=all(c.exact for _, c in found), rerun="apart")
 
 
 def _cut(found: Divergence, rows: slice) -> Divergence:

@@ -20,7 +20,7 @@ from server.effects.metrics import EffectMetrics
 from server.effects.parts import compare_parts
 from server.effects.report import ChoiceEffect, Effects, choice_effect
 from server.effects.store import MINUTE_S, EffectStore, Sample
-from server.engines.base import CompareRequest, Engine
+from server.engines.base import CompareRequest, Engine, Kept
 from server.requests.guard import Part
 from server.threads import in_thread
 from steering.language.finite import not_finite
@@ -39,7 +39,8 @@ MOST_UNWRITTEN = 10_000
 @dataclass(frozen=True)
 class Finished:
     """One steered completion that has been generated. `preset` names it in metrics, "" for none. `parts`: of a guarded
-    one, the programs it was made under."""
+    one, the programs it was made under. kept: by the engine, of its own passes. drawn: whether it was drawn to be
+    measured before it ran; None where that is still to be done."""
 
     index: int
     program: Program
@@ -49,6 +50,8 @@ class Finished:
     ended: bool
     preset: str
     parts: Sequence[Part] = ()
+    kept: Kept | None = None
+    drawn: bool | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -56,9 +59,11 @@ class Finished:
 
     @property
     def cost(self) -> int:
-        """Tokens of all passes that measuring takes: steered, untouched, and one less each for stacks."""
+        """Tokens of all passes that measuring takes: untouched, one less each for stacks, and steered where nothing was
+        kept."""
         count = len(self.program.compiled)
-        return self.num_tokens * (2 + (count if count > 1 else 0)) * max(len(self.parts), 1)
+        steered = self.kept is None or self.kept.lost is not None
+        return self.num_tokens * (1 + steered + (count if count > 1 else 0)) * max(len(self.parts), 1)
 
 
 class Shadow:
@@ -96,6 +101,11 @@ class Shadow:
         """Tokens of any answered request: they earn the budget."""
         self._budget.served(tokens)
 
+    def draws(self) -> bool:
+        """Whether a completion that nobody waits for is one of the sample. Asked once for each, before it runs, so that
+        the engine can keep what measuring it needs."""
+        return self._random.random() < self._sample
+
     async def measure(self, completions: Sequence[Finished], *, per_token: bool) -> Effects:
         """Effects of a request's completions, for its response."""
         if not completions:
@@ -113,7 +123,7 @@ class Shadow:
     def offer(self, completions: Sequence[Finished]) -> None:
         """Completions that nobody waits for: a sample of them is measured later."""
         for finished in completions:
-            if not finished.generated_ids or self._random.random() >= self._sample:
+            if not finished.generated_ids or not (self.draws() if finished.drawn is None else finished.drawn):
                 continue
             if not self._budget.take(finished.cost):
                 self._drop("budget")
@@ -180,11 +190,14 @@ class Shadow:
         """The effect, or why there is none."""
         ids = [*finished.prompt_ids, *finished.generated_ids]
         try:
-            request = CompareRequest(ids, len(finished.prompt_ids), finished.program, finished.roles, self._end_ids)
+            request = CompareRequest(ids, len(finished.prompt_ids), finished.program, finished.roles, self._end_ids,
+                                     finished.kept)
             comparison = await compare_parts(self._engine, request, list(finished.parts))
             signs = degeneration(finished.generated_ids, self._decode(finished.generated_ids), finished.ended)
             effect = choice_effect(finished.index, comparison, finished.program, signs, per_token=per_token)
             self._metrics.ran(finished.cost)
+            if comparison.rerun is not None:
+                self._metrics.rerun(comparison.rerun)
             wrong = list(not_finite(effect.model_dump()))
             if wrong:
                 self._drop("not_finite")

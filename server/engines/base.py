@@ -77,6 +77,8 @@ class Generation:
     generated_ids: tokens that were generated before, to go on from under another program, say. They count as generated
     for scopes, sampling (seed, penalties) and max_tokens, and are not delivered again. Only for engines with the
     feature "resume".
+    keep_from: the position from which on the engine keeps what a comparison of the completion needs; None where it is
+    not to be compared.
     """
 
     request_id: str
@@ -85,6 +87,7 @@ class Generation:
     program: Program | None = None
     roles: Sequence[str] | None = None
     generated_ids: Sequence[int] = ()
+    keep_from: int | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,24 @@ class Touched:
     largest_step: float | None = field(default=None, compare=False)
     mean_step: float | None = field(default=None, compare=False)
     clipped: int = field(default=0, compare=False)
+
+
+# Why what was kept of a completion does not serve. memory: there was no room for it. incomplete: a part of it is
+# missing. apart: it was made in several parts, under a guard or the kill switch. head: the model's head is of a kind
+# that cannot be run by itself. absent: nothing was asked to be kept.
+Lost = Literal["memory", "incomplete", "apart", "head", "absent"]
+
+
+class Kept(ABC):
+    """What an engine kept of the passes that made a completion, to compare it with other passes later.
+
+    Only the engine that made it can read it. What it holds is freed when nobody refers to it any more.
+    """
+
+    @property
+    @abstractmethod
+    def lost(self) -> Lost | None:
+        """Why it does not serve, None where it does as far as is known."""
 
 
 class Completion(ABC):
@@ -148,6 +169,10 @@ class Completion(ABC):
     def touched(self) -> list[Touched]:
         """One entry per intervention of the program, counting tokens processed so far, padding and repeats excluded."""
 
+    def kept(self) -> Kept | None:
+        """What was kept for a comparison, once the completion is over; None where nothing was to be kept."""
+        return None
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -167,6 +192,7 @@ class CompareRequest:
     """A finished completion to run again, teacher-forced: tokens from `prompt_length` on were generated.
 
     end_ids: tokens that end a text, whose probability is to be told.
+    kept: what was kept while it was generated under `program`. Where it serves, the steered pass is not run again.
     """
 
     token_ids: Sequence[int]
@@ -174,6 +200,7 @@ class CompareRequest:
     program: Program
     roles: Sequence[str] | None = None
     end_ids: tuple[int, ...] = ()
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True)
@@ -181,13 +208,15 @@ class Comparison:
     """What a program did to the next-token distributions of a completion of G generated tokens.
 
     total: the program against the untouched model. without: the program against itself without intervention i, one
-    entry per intervention; for a single one that is the total. exact: full vocabulary, no bound.
+    entry per intervention; for a single one that is the total. exact: full vocabulary, no bound. rerun: why the steered
+    pass was run again; None where what had been kept of it served.
     """
 
     total: Divergence
     without: tuple[Divergence, ...]
     residual: ResidualShift
     exact: bool
+    rerun: Lost | None = "absent"
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from server.engines.base import Touched
+from server.engines.base import CompareRequest, Touched
 from steering.programs.program import Program
-from steering.programs.touch import TouchMap, bits_at, count_bits
+from steering.programs.touch import TouchMap, bits_at, count_bits, touch_map
 
 
 def count_touched(given: Program | None, touch: TouchMap | None, token_ids: Sequence[int], processed: int
@@ -25,3 +25,16 @@ def count_touched(given: Program | None, touch: TouchMap | None, token_ids: Sequ
     prompt = count_bits(bits[:touch.prompt_length], len(given.compiled))
     generated = count_bits(bits[touch.prompt_length:], len(given.compiled))
     return [Touched(p, g) for p, g in zip(prompt, generated, strict=True)]
+
+
+def first_touched(request: CompareRequest) -> int:
+    """Position of the first token that the program acts on; the number of tokens where it acts on none. Whatever is
+    computed of the tokens before it is what the untouched model computes."""
+    program, prompt = request.program, request.token_ids[:request.prompt_length]
+    length = len(request.token_ids)
+    if not program.acting:
+        return length
+    touch = touch_map(program.scopes, prompt, length - len(prompt), request.roles)
+    bits = bits_at(touch, program.rules, np.arange(length), np.asarray(request.token_ids, dtype=np.int64))
+    touched = np.flatnonzero(bits & np.uint32(program.acting))
+    return int(touched[0]) if len(touched) else length

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import anyio
 
-from server.engines.base import Completion, Generation, Sampling, Token, Touched
+from server.engines.base import Completion, Generation, Kept, Sampling, Token, Touched
 from server.errors import ClientTooSlow
 from server.observability.metrics import Metrics
 from server.requests.admission.deadline import Deadline
@@ -44,11 +44,14 @@ class Piece:
 
 @dataclass
 class Choice:
-    """State of one choice; `token_ids` are those generated, the one that ended it included."""
+    """State of one choice; `token_ids` are those generated, the one that ended it included. measured: its effect will
+    be measured, so the engine keeps what that needs, and gives it as `kept`."""
 
     index: int
     prompt: Prompt
     decided: Decided
+    measured: bool = False
+    kept: Kept | None = None
     token_ids: list[int] = field(default_factory=list)
     touched: list[Touched] = field(default_factory=list)
     parts: Sequence[Part] = ()
@@ -122,7 +125,8 @@ class Run:
         """A choice in the engine, cancelled at the end."""
         completion = self._begin(Generation(
             f"{self._request_id}-{choice.index}", choice.prompt.token_ids, self._sampling[choice.index % self._n],
-            choice.decided.program, choice.prompt.roles), choice.decided)
+            choice.decided.program, choice.prompt.roles,
+            keep_from=len(choice.prompt.token_ids) - 1 if choice.measured else None), choice.decided)
         try:
             yield completion
         finally:
@@ -172,7 +176,7 @@ class Run:
         elif isinstance(completion, SwitchedCompletion) and completion.ended:
             # No last token came along to let out what was held back.
             reason, rest = "stop", matcher.push(detokenizer.flush()) + matcher.flush()
-        choice.touched = completion.touched()
+        choice.touched, choice.kept = completion.touched(), completion.kept()
         if isinstance(completion, SwitchedCompletion):
             choice.parts, choice.events, choice.checks = completion.parts, completion.events, completion.checks
             choice.switched_off = completion.switched_off

@@ -151,8 +151,9 @@ class GuardedCompletion(Completion):
         if program.acting:
             stop = min(stop, len(self._generated) + self._every)
         number = "" if not self._generated else f".{len(self._generated)}"
+        # Nothing is kept, as the passes of one part tell nothing of tokens that another part made.
         return self.engine.generate(replace(
-            given, request_id=f"{given.request_id}{number}", program=program, generated_ids=tuple(self._generated),
+            given, request_id=f"{given.request_id}{number}", program=program, keep_from=None, generated_ids=tuple(self._generated),
             sampling=replace(given.sampling, max_tokens=stop)))
 
     async def _check(self) -> None:

@@ -61,7 +61,7 @@ class Started:
         preset = next(iter((self.plan.presets or {}).values()), "")
         return [Finished(choice.index, program, choice.prompt.token_ids, choice.token_ids, choice.prompt.roles,
                          bool(choice.token_ids) and choice.token_ids[-1] in self.state.vocabulary.end_ids, preset,
-                         choice.parts)
+                         choice.parts, choice.kept, choice.measured)
                 for choice in self.run.choices if (program := choice.decided.program) is not None and program.acting]
 
 
@@ -102,6 +102,9 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
               n=body.n, sampling=sampling, stops=body.stops, begin=partial(_begin, state, plan, obeys_kill_switch),
               begun=lambda run: state.metrics.admitted(run.prompt_tokens, used, plan.disabled is not None),
               placed=plan.placed, queue=state.queue, client=caller.client, deadline=caller.deadline)
+    for choice in run.choices:
+        if choice.decided.program is not None and choice.decided.program.acting:
+            choice.measured = plan.report != "none" or state.shadow.draws()
     return Started(body.model, run, plan, state, caller.deadline)
 
 

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
-from server.engines.base import Completion, Engine, Generation, Token, Touched
+from server.engines.base import Completion, Engine, Generation, Kept, Token, Touched
 from server.requests.guard import Event, GuardedCompletion, Part
 from server.requests.killswitch import KillSwitch
 from steering.programs.program import Program
@@ -61,7 +61,7 @@ class SwitchedCompletion(Completion):
                 self.ended = True
                 return
             self._running = self._engine.generate(replace(
-                self._generation, request_id=f"{self._generation.request_id}.off", program=None,
+                self._generation, request_id=f"{self._generation.request_id}.off", program=None, keep_from=None,
                 generated_ids=tuple(delivered)))
             async for token in self._running:
                 yield token
@@ -79,6 +79,10 @@ class SwitchedCompletion(Completion):
 
     def touched(self) -> list[Touched]:
         return self._steered.touched() if self._touched is None else self._touched
+
+    def kept(self) -> Kept | None:
+        """Nothing of one that the switch was turned on for: it was made in two parts."""
+        return self._steered.kept() if self.switched_off is None else None
 
     @property
     def parts(self) -> Sequence[Part]:

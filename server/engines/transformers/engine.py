@@ -5,6 +5,7 @@ import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from typing import Any, TypeVar
@@ -23,14 +24,18 @@ from server.engines.base import (
     Condition,
     Engine,
     Generation,
+    Lost,
+    Sampling,
     Scores,
     Unready,
 )
+from server.engines.keeping import KeptRows, Room
 from server.engines.checks import check_capture, check_compare, check_room, check_tokens
 from server.engines.transformers.canary import check_batching
 from server.engines.transformers.finite import Watch
 from server.engines.transformers.forward import ForwardPass, GeneratedPass, TokenRun, batches, compared
 from server.engines.transformers.handover import on_loop
+from server.engines.transformers.head import Head, Rows
 from server.engines.transformers.loading import load_model
 from server.engines.transformers.options import EngineOptions
 from server.engines.transformers.router import TokenRouter
@@ -38,6 +43,7 @@ from server.engines.transformers.running import EngineCompletion, Failure, Runni
 from server.engines.transformers.steps import Steps
 from server.engines.transformers.stock import Manager, check_stock
 from server.engines.transformers.supervisor import Supervisor
+from server.engines.touching import first_touched
 from server.engines.turns import Turns
 from server.threads import in_thread
 from steering.acting.containment import Fault, fault_error, for_comparison, model_error
@@ -74,7 +80,11 @@ class TransformersEngine(Engine):
         self.bank = Bank(options.slots, self.model.device)
         self.steerer = Steerer(self.model, self.bank)
         self.watch = Watch(self.model, self.facts.num_layers - 1)
-        self.steps = Steps(self.steerer, self.bank, self.watch, options.step_limit, self._retired)
+        self.head = Head(self.model)
+        if not self.head.usable:
+            log.warning("nothing_kept", why="the model's head cannot be run by itself", family=self.facts.family)
+        self._room = Room(options.kept_bytes)
+        self.steps = Steps(self.steerer, self.bank, self.watch, self.head, options.step_limit, self._retired)
         self.forward = ForwardPass(self.model, self.facts.num_layers - 1, self.watch, options.step_limit)
         self.supervisor = Supervisor(options, self.steps, make=self._make_manager, prove=self._prove,
                                      advanced=self._advanced)
@@ -97,6 +107,7 @@ class TransformersEngine(Engine):
         self.steerer.detach()
         self.forward.steerer.detach()
         self.watch.detach()
+        self.head.detach()
 
     def generate(self, generation: Generation) -> EngineCompletion:
         condition = self.condition()
@@ -108,7 +119,10 @@ class TransformersEngine(Engine):
         self._check(generation)
         seed = generation.sampling.seed
         running = Running.build(generation, secrets.randbits(63) if seed is None else seed % 2**63)
-        return EngineCompletion(running, self._admit, self.supervisor.leave, self.steps.touched, self._explain)
+        kept = None if generation.keep_from is None else KeptRows(generation.keep_from, self._room)
+        if kept is not None and not self.head.usable:
+            kept.lose("head")
+        return EngineCompletion(running, self._admit, self.supervisor.leave, self.steps.touched, self._explain, kept)
 
     async def score(self, token_ids: Sequence[int], program: Program | None = None, *, prompt_length: int | None = None,
                     roles: Sequence[str] | None = None, full: bool = False) -> Scores:
@@ -139,7 +153,11 @@ class TransformersEngine(Engine):
         return found
 
     async def compare(self, request: CompareRequest) -> Comparison:
-        return (await self._compared([request]))[0]
+        check_compare(request, self.facts)
+        found = await self._compared_with_kept(request)
+        if isinstance(found, Comparison):
+            return found
+        return replace((await self._compared([request]))[0], rerun=found)
 
     async def compare_all(self, requests: Sequence[CompareRequest]) -> list[Comparison]:
         """Neighbours under the same program share their passes."""
@@ -149,6 +167,45 @@ class TransformersEngine(Engine):
             for chosen in batches([len(request.token_ids) for request in group]):
                 found += await self._compared([group[i] for i in chosen])
         return found
+
+    async def _compared_with_kept(self, request: CompareRequest) -> Comparison | Lost:
+        """A comparison for which the steered pass is not run again, or why there is none.
+
+        The untouched pass is a request of the batching loop, so that it shares steps with its neighbours and begins
+        where the cache of untouched prefixes ends.
+        """
+        count = len(request.token_ids) - request.prompt_length
+        if not isinstance(request.kept, KeptRows):
+            return "absent"
+        kept = request.kept.rows(count)
+        if kept is None:
+            return request.kept.lost or "incomplete"
+        steered = Rows(*kept)
+        first = first_touched(request)
+        same = min(max(first - request.prompt_length + 1, 0), count)
+        base = steered.upto(same)
+        if same < count:
+            ids = list(request.token_ids[:-1])
+            completion = self._completion(Generation(
+                f"measured-{secrets.token_hex(12)}", ids, Sampling(max_tokens=1, temperature=0.0, ignore_eos=True),
+                keep_from=request.prompt_length - 1 + same))
+            async for _ in completion:
+                pass
+            rest = completion.kept()
+            found = None if rest is None else rest.rows(count - same)
+            if found is None:
+                return "incomplete" if rest is None or rest.lost is None else rest.lost
+            base = base.then(Rows(*found))
+        # Over the whole vocabulary, so in a thread: the event loop serves everybody.
+        total = await in_thread(compared, steered.logits(self.head), base.logits(self.head), request)
+        shift = await in_thread(residual_shift, steered.residual.float(), base.residual.float())
+        program, without = request.program, []
+        for i in range(len(program.compiled) if len(program.compiled) > 1 else 0):
+            less = for_comparison(program.without(i), self.options.step_limit)
+            other = await self._aside(partial(self.forward.generated, request, less))
+            without.append(await in_thread(compared, steered.logits(self.head), other.rows, request))
+        return Comparison(total, tuple(without) or (total,) * len(program.compiled),
+                          ResidualShift(shift.relative.cpu(), shift.cosine.cpu()), exact=True, rerun=None)
 
     async def _compared(self, requests: Sequence[CompareRequest]) -> list[Comparison]:
         """Comparisons of completions under one program, in passes that hold all of them."""
@@ -314,4 +371,4 @@ class TransformersEngine(Engine):
 
 def _all_compared(steered: Sequence[GeneratedPass], others: Sequence[GeneratedPass], requests: Sequence[CompareRequest]
                   ) -> list[Divergence]:
-    return [compared(s, o, r) for s, o, r in zip(steered, others, requests, strict=True)]
+    return [compared(s.rows, o.rows, r) for s, o, r in zip(steered, others, requests, strict=True)]

@@ -42,6 +42,12 @@ class Watch:
             raise RuntimeError("no pass has been watched")
         return ~self._last.sum(dim=-1, dtype=torch.float32).isfinite()
 
+    def rows(self, index: Tensor) -> Tensor:
+        """The last block's output at some tokens of the last pass, a copy `[n, d_model]`."""
+        if self._last is None:
+            raise RuntimeError("no pass has been watched")
+        return self._last[index]
+
     def forget(self) -> None:
         """Let go of what was seen."""
         self._last = None

@@ -31,6 +31,8 @@ TOKENS_PER_PASS = 2048
 NUM_SLOTS = 2
 # Rows of logits that are turned into divergences at once: vocabularies are large.
 ROWS_AT_ONCE = 128
+# Logits `[n, vocab_size]` of some of the generated tokens.
+LogitsOf = Callable[[slice], Tensor]
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,9 @@ class GeneratedPass:
 
     logits: Tensor
     hidden: Tensor
+
+    def rows(self, part: slice) -> Tensor:
+        return self.logits[part]
 
 
 def batches(lengths: Sequence[int], tokens_per_pass: int = TOKENS_PER_PASS) -> Iterator[list[int]]:
@@ -223,11 +228,15 @@ class ForwardPass:
         return slot
 
 
-def compared(steered: GeneratedPass, other: GeneratedPass, request: CompareRequest) -> Divergence:
+def compared(steered: LogitsOf, other: LogitsOf, request: CompareRequest) -> Divergence:
     """Divergence of two passes, a block of rows at a time, on the CPU."""
-    chosen = torch.tensor(request.token_ids[request.prompt_length:], device=steered.logits.device)
-    parts = [divergence(steered.logits[i:i + ROWS_AT_ONCE], other.logits[i:i + ROWS_AT_ONCE],
-                        chosen[i:i + ROWS_AT_ONCE], request.end_ids) for i in range(0, len(chosen), ROWS_AT_ONCE)]
+    parts = []
+    for start in range(request.prompt_length, len(request.token_ids), ROWS_AT_ONCE):
+        stop = min(start + ROWS_AT_ONCE, len(request.token_ids))
+        block = slice(start - request.prompt_length, stop - request.prompt_length)
+        ours = steered(block)
+        chosen = torch.tensor(request.token_ids[start:stop], device=ours.device)
+        parts.append(divergence(ours, other(block), chosen, request.end_ids))
     whole = Divergence.join(parts)
     return Divergence(**{name: value.cpu() for name, value in vars(whole).items()})
 

@@ -26,6 +26,7 @@ class EngineOptions:
         stall_s: how long work may wait without a step or a pass that ends before the loop is taken to hang.
         restart_limit: starts in a row that may fail before only a new process helps. back_off_s: seconds before each;
             the last one repeats.
+        kept_bytes: what completions that will be measured may keep of their own passes, all together.
         self_test: prove at start that every offered site is reached.
     """
 
@@ -42,6 +43,7 @@ class EngineOptions:
     page_size: int = 32
     share_prefixes: bool = True
     step_limit: StepLimit = UNLIMITED
+    kept_bytes: int = 2**28
     self_test: bool = True
     stall_s: float = 60.0
     restart_limit: int = 6

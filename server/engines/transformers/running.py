@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from server.engines.base import Completion, Generation, Token, Touched
+from server.engines.keeping import KeptRows
 from server.engines.measured import Measured
 from server.engines.touching import count_touched
 from server.engines.transformers.tally import Tally
@@ -139,8 +140,11 @@ class EngineCompletion(Completion):
 
     def __init__(self, running: Running, start: Callable[["EngineCompletion"], Coroutine[Any, Any, None]],
                  leave: Callable[[Running], None], touched: Callable[[Running], list[Touched]],
-                 explain: Callable[[Running, Failure], Awaitable[TrimtabError]]) -> None:
+                 explain: Callable[[Running, Failure], Awaitable[TrimtabError]], kept: KeptRows | None) -> None:
+        """`kept`: rows of its passes, where it is to be compared. They are freed with the completion, so nothing else
+        holds on to them once it is over."""
         self.running = running
+        self._kept = kept
         self._touched = touched
         self._explain = explain
         self.loop = asyncio.get_running_loop()
@@ -193,3 +197,6 @@ class EngineCompletion(Completion):
 
     def touched(self) -> list[Touched]:
         return self._touched(self.running)
+
+    def kept(self) -> KeptRows | None:
+        return self._kept

@@ -24,9 +24,11 @@ from transformers.generation.continuous_batching.requests import FutureRequestSt
 
 from server.engines.arena import Arena
 from server.engines.base import Touched
+from server.engines.keeping import KeptRows
 from server.engines.measured import Indices, MeasuredTable
 from server.engines.transformers.finite import Examined, Watch, examining
 from server.engines.transformers.handover import on_loop
+from server.engines.transformers.head import Head
 from server.engines.transformers.running import EngineCompletion, Failure, Overflow, Running, SaltedIds
 from server.engines.transformers.sampler import NO_TOKEN, choices, sample
 from server.engines.transformers.suspects import Suspects
@@ -80,11 +82,12 @@ class Steps:
     done: steps that were carried out, counted on.
     """
 
-    def __init__(self, steerer: Steerer, bank: Bank, watch: Watch, limit: StepLimit,
+    def __init__(self, steerer: Steerer, bank: Bank, watch: Watch, head: Head, limit: StepLimit,
                  on_retired: Callable[[Running], None]) -> None:
         self.steerer = steerer
         self.bank = bank
         self.watch = watch
+        self.head = head
         self.limit = limit
         self.completions: dict[str, EngineCompletion] = {}
         self._on_retired = on_retired
@@ -100,6 +103,7 @@ class Steps:
         self._measured = MeasuredTable(64)
         self._free_rows = list(range(63, -1, -1))
         self._num_steered = 0
+        self._keeping: dict[str, KeptRows] = {}
         # Of the step at hand: its plan, its batch, who gets a token, and whether the pass was finite.
         self._plan: StepPlan = {}
         self._batch = NOBODY
@@ -130,6 +134,8 @@ class Steps:
             self._table[row] = (running.slot, running.base, 0)
             self._measured.reset(row)
             self._row_of[running.request_id] = row
+            if (kept := completion.kept()) is not None:
+                self._keeping[running.request_id] = kept
             self.completions[running.request_id] = completion
 
     def open(self, request_id: str) -> EngineCompletion | None:
@@ -164,6 +170,7 @@ class Steps:
             self._given_up.discard(request_id)
             if completion is None:
                 return
+            self._keeping.pop(request_id, None)
             running = completion.running
             row = self._row_of.pop(request_id)
             running.processed = int(self._table[row, 2])
@@ -211,6 +218,7 @@ class Steps:
                 carry_out(model)
             except Exception as error:
                 self.watch.forget()
+                self.head.forget()
                 if not suspects.caught(error):
                     raise
             else:
@@ -219,6 +227,7 @@ class Steps:
 
         def carry_out(model: Any) -> None:
             self._examined, self._broken, self._voiceless = None, False, []
+            self.head.listening = bool(self._keeping)
             with self.steerer.acting(self._plan, self.limit) as record:
                 step(model)
             if self._broken:
@@ -226,10 +235,16 @@ class Steps:
                 with examining(cache) as self._examined, self.steerer.acting(self._plan, self.limit) as record:
                     step(model)
             self._settle(record)
+            self._keep()
             self.watch.forget()
+            self.head.forget()
 
         def search_prefix_match(request_id: str, prompt_ids: list[int]) -> int:
-            matched: int = search(request_id, self._salted(request_id, prompt_ids))
+            kept = self._keeping.get(request_id)
+            # What is to be kept has to be computed, so no more of an untouched text is read from the cache. Of a steered
+            # one the rows begin at the last token of its prompt, which is never read.
+            given = prompt_ids if kept is None else prompt_ids[:kept.stop + 1]
+            matched: int = search(request_id, self._salted(request_id, given))
             return matched
 
         def clear_cancelled_requests() -> Any:
@@ -344,6 +359,29 @@ class Steps:
         with self._lock:
             self._arena.on[running.base + position] |= np.uint32(program.rules.on.get(token, 0))
             self._arena.off[running.base + position] |= np.uint32(program.rules.off.get(token, 0))
+
+    def _keep(self) -> None:
+        """Copy the rows of the requests that are to be compared."""
+        chosen: list[tuple[KeptRows, int]] = []
+        index: list[Indices] = []
+        for i, request_id in enumerate(self._batch.request_ids) if self._keeping and self.head.listening else ():
+            kept = self._keeping.get(request_id)
+            if kept is None or kept.lost is not None:
+                continue
+            offset, length = int(self._batch.offsets[i]), int(self._batch.lengths[i])
+            known = max(kept.stop - offset, 0)
+            if known < length:
+                end = int(self._batch.lengths[:i + 1].sum())
+                chosen.append((kept, offset + known))
+                index.append(np.arange(end - length + known, end))
+        if not chosen:
+            return
+        rows = torch.from_numpy(np.concatenate(index)).to(self.bank.device)
+        hidden, residual = self.head.rows(rows), self.watch.rows(rows)
+        sizes = [len(part) for part in index]
+        for (kept, position), ours, streams in zip(chosen, hidden.split(sizes), residual.split(sizes), strict=True):
+            # Copies, as a view would hold the rows of all others.
+            kept.add(position, ours.clone(), streams.clone())
 
     def _settle(self, record: Record) -> None:
         """Sum up the steps of a pass and give up the requests that are at fault for what it could not carry out."""
