@@ -143,8 +143,8 @@ class Settings(BaseSettings):
                                  "measured without being asked for.")
     shadow_budget: float = Field(default=0.05, ge=0, le=10, description="Tokens of such measurements, as a share "
                                  "of the tokens served.")
-    effects_kept_bytes: int = Field(default=2**28, ge=0, le=2**40, description="Bytes that completions whose effect will "
-        "be measured may keep of their own passes, all together; one that finds no room is run again to be measured.")
+    effects_kept_bytes: int = Field(default=2**28, ge=0, le=2**40, description="Bytes that completions whose effect "
+        "will be measured may keep of their own passes, all together; one that finds no room is run again for it.")
     effects_database_url: str | None = Field(default=None, description="SQLAlchemy URL of measured effects; by "
                                              "default SQLite in `data_dir`.")
 

@@ -153,8 +153,8 @@ class GuardedCompletion(Completion):
         number = "" if not self._generated else f".{len(self._generated)}"
         # Nothing is kept, as the passes of one part tell nothing of tokens that another part made.
         return self.engine.generate(replace(
-            given, request_id=f"{given.request_id}{number}", program=program, keep_from=None, generated_ids=tuple(self._generated),
-            sampling=replace(given.sampling, max_tokens=stop)))
+            given, request_id=f"{given.request_id}{number}", program=program, keep_from=None,
+            generated_ids=tuple(self._generated), sampling=replace(given.sampling, max_tokens=stop)))
 
     async def _check(self) -> None:
         """Measure the last part and weaken what is over a limit."""

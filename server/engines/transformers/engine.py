@@ -29,8 +29,9 @@ from server.engines.base import (
     Scores,
     Unready,
 )
-from server.engines.keeping import KeptRows, Room
 from server.engines.checks import check_capture, check_compare, check_room, check_tokens
+from server.engines.keeping import KeptRows, Room
+from server.engines.touching import first_touched
 from server.engines.transformers.canary import check_batching
 from server.engines.transformers.finite import Watch
 from server.engines.transformers.forward import ForwardPass, GeneratedPass, TokenRun, batches, compared
@@ -43,7 +44,6 @@ from server.engines.transformers.running import EngineCompletion, Failure, Runni
 from server.engines.transformers.steps import Steps
 from server.engines.transformers.stock import Manager, check_stock
 from server.engines.transformers.supervisor import Supervisor
-from server.engines.touching import first_touched
 from server.engines.turns import Turns
 from server.threads import in_thread
 from steering.acting.containment import Fault, fault_error, for_comparison, model_error

@@ -241,8 +241,8 @@ class Steps:
 
         def search_prefix_match(request_id: str, prompt_ids: list[int]) -> int:
             kept = self._keeping.get(request_id)
-            # What is to be kept has to be computed, so no more of an untouched text is read from the cache. Of a steered
-            # one the rows begin at the last token of its prompt, which is never read.
+            # What is to be kept has to be computed, so no more of an untouched text is read from the cache. The rows of
+            # a steered one begin at the last token of its prompt, which is never read.
             given = prompt_ids if kept is None else prompt_ids[:kept.stop + 1]
             matched: int = search(request_id, self._salted(request_id, given))
             return matched
