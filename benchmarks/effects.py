@@ -1,9 +1,10 @@
 """Throughput of a server that measures what its steering does, beside one that does not.
 
-    python -m benchmarks.effects [--rounds 9] [--requests 96] [--threads 1] [--json FILE]
+    python -m benchmarks.effects [--engine vllm] [--model NAME] [--rounds 9] [--requests 96] [--threads 1] [--json FILE]
 
 One server in this process, one engine, the same steered requests in every arm: nothing measured; a sample of 5 % within
-the default budget; 5 % and 20 % with a budget that never binds; report "summary" on every request. The arms take turns
+the default budget; 5 % and 20 % with a budget that never binds; report "summary" on every tenth request and on every
+one. The arms take turns
 in an order that turns round every time; a round's ratio is that of its own unmeasured arms, one at its start and one at
 its end, whose mutual ratio is the noise of the machine. Time runs until the last answer is there *and* the last sampled
 completion is measured, so that no cost hides behind the end.
@@ -52,17 +53,17 @@ PLACES = ("museum", "castle", "park", "market", "gallery", "zoo", "beach", "aqua
 
 @dataclass(frozen=True)
 class Arm:
-    """report: on every request. budget: None for the server's default."""
+    """reported: every which request asks for a report, 0 for none. budget: None for the server's default."""
 
     name: str
     sample: float = 0.0
     budget: float | None = UNBOUND
-    report: str = "none"
+    reported: int = 0
 
 
 BASE, AGAIN = Arm("nothing measured"), Arm("nothing measured, again")
 ARMS = (Arm("5 % sampled, default budget", 0.05, None), Arm("5 % sampled", 0.05), Arm("20 % sampled", 0.2),
-        Arm('report "summary" on all', report="summary"))
+        Arm('report "summary" on 10 %', reported=10), Arm('report "summary" on all', reported=1))
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ class Bench:
         async with gate:
             answer = await self._client.post("/v1/completions", json={
                 "model": MODEL, "prompt": prompt(number), "max_tokens": MAX_TOKENS, "temperature": 1.0, "seed": number,
-                "steering": {"interventions": self.interventions, "report": arm.report}})
+                "steering": {"interventions": self.interventions,
+                             "report": "summary" if arm.reported and number % arm.reported == 0 else "none"}})
         answer.raise_for_status()
         body: dict[str, Any] = answer.json()
         return body
@@ -116,6 +118,7 @@ class Bench:
             assert others <= UNSTEADY * self._requests, f"{name}: measuring changed {others} answers"
         assert runs[BASE.name].measured == 0
         assert runs[ARMS[-1].name].measured == self._requests
+        assert runs[ARMS[-2].name].measured == -(-self._requests // 10)
         draws = random.Random(0)
         expected = sum(draws.random() < ARMS[2].sample for _ in range(self._requests))
         assert runs[ARMS[2].name].measured == expected, f"{runs[ARMS[2].name].measured} measured, {expected} drawn"
@@ -152,8 +155,9 @@ def prompt(number: int) -> str:
 async def main(arguments: argparse.Namespace) -> dict[str, Any]:
     configure_logging("console")
     with tempfile.TemporaryDirectory() as folder:
-        # The log of every request would be timed too.
-        app = build(Settings(model=str(model_path(MODEL)), data_dir=Path(folder), shadow_sample=0.0))
+        model = str(model_path(MODEL)) if arguments.model == MODEL else arguments.model
+        app = build(Settings(model=model, served_model_name=MODEL, engine=arguments.engine, data_dir=Path(folder),
+                             shadow_sample=0.0))
         transport = httpx.ASGITransport(app=app)
         async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://localhost",
                                                                        timeout=600) as client:
@@ -176,7 +180,7 @@ async def _round(bench: Bench, number: int) -> dict[str, tuple[float, int]]:
 
 
 def _summary(rounds: list[dict[str, tuple[float, int]]], arguments: argparse.Namespace) -> dict[str, Any]:
-    results: dict[str, Any] = {"model": MODEL, "threads": torch.get_num_threads(), "rounds": len(rounds),
+    results: dict[str, Any] = {"model": arguments.model, "engine": arguments.engine, "threads": torch.get_num_threads(), "rounds": len(rounds),
                                "requests": arguments.requests, "concurrent": CONCURRENT, "tokens": MAX_TOKENS,
                                "arms": {}}
     table = Table("arm", "tokens/s", "measured", "ratio (median)", "quartiles", "lowest", "highest", box=None)
@@ -197,6 +201,8 @@ def _summary(rounds: list[dict[str, tuple[float, int]]], arguments: argparse.Nam
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", choices=("transformers", "vllm"), default="transformers")
+    parser.add_argument("--model", default=MODEL)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--requests", type=int, default=96)
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 leaves torch's choice")

@@ -5,6 +5,10 @@ from dataclasses import dataclass, fields
 
 import torch
 
+# Numbers of one distribution that are worked on at a time. Larger blocks leave the caches of a CPU, and their memory is
+# asked of the system anew each time.
+NUMBERS_AT_ONCE = 2**18
+
 
 @dataclass(frozen=True)
 class Divergence:
@@ -39,24 +43,37 @@ def divergence(steered: torch.Tensor, other: torch.Tensor, chosen: torch.Tensor,
 
     ends: tokens that end a text; without them none ever ends.
     """
+    rows = max(1, NUMBERS_AT_ONCE // steered.shape[-1])
+    parts = [_of_rows(*block, list(ends)) for block in
+             zip(steered.split(rows), other.split(rows), chosen.split(rows), strict=True)]
+    return parts[0] if len(parts) == 1 else Divergence.join(parts)
+
+
+def _of_rows(steered: torch.Tensor, other: torch.Tensor, chosen: torch.Tensor, ends: list[int]) -> Divergence:
     p, q = steered.float().log_softmax(-1), other.float().log_softmax(-1)
+    mass, other_mass = p.exp(), q.exp()
     chosen_q = q.gather(1, chosen.unsqueeze(1))
+    apart = p - q
     return Divergence(
-        kl=_kl(p, q),
-        reverse_kl=_kl(q, p),
-        entropy=-(p.exp() * p).nan_to_num(0.0).sum(-1),
-        other_entropy=-(q.exp() * q).nan_to_num(0.0).sum(-1),
+        # Rounding can give a tiny negative number where the distributions are equal.
+        kl=_mean(mass, apart).clamp_min(0.0),
+        reverse_kl=_mean(other_mass, -apart).clamp_min(0.0),
+        entropy=-_mean(mass, p),
+        other_entropy=-_mean(other_mass, q),
         top1_agree=(p.argmax(-1) == q.argmax(-1)).float(),
         surprise=-chosen_q.squeeze(1),
         rank=(q > chosen_q).sum(-1).float(),
-        end=p[:, list(ends)].exp().sum(-1),
-        other_end=q[:, list(ends)].exp().sum(-1),
+        end=mass[:, ends].sum(-1),
+        other_end=other_mass[:, ends].sum(-1),
     )
 
 
-def _kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    # Rounding can give a tiny negative number where the distributions are equal.
-    return torch.where(p.isneginf(), 0.0, p.exp() * (p - q)).sum(-1).clamp_min(0.0)
+def _mean(mass: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Mean of `values [n, vocab_size]` by row. What has no mass counts for nothing, whatever its value is."""
+    found = (mass * values).sum(-1)
+    if bool(found.isnan().any()):
+        found = torch.where(mass == 0, 0.0, mass * values).sum(-1)
+    return found
 
 
 @dataclass(frozen=True)
