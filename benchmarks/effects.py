@@ -181,7 +181,8 @@ async def _round(bench: Bench, number: int) -> dict[str, tuple[float, int]]:
 
 def _summary(rounds: list[dict[str, tuple[float, int]]], arguments: argparse.Namespace) -> dict[str, Any]:
     results: dict[str, Any] = {"model": arguments.model, "engine": arguments.engine,
-                               "threads": torch.get_num_threads(), "rounds": len(rounds), "requests": arguments.requests, "concurrent": CONCURRENT, "tokens": MAX_TOKENS,
+                               "threads": torch.get_num_threads(), "rounds": len(rounds),
+                               "requests": arguments.requests, "concurrent": CONCURRENT, "tokens": MAX_TOKENS,
                                "arms": {}}
     table = Table("arm", "tokens/s", "measured", "ratio (median)", "quartiles", "lowest", "highest", box=None)
     for arm in (AGAIN, *ARMS):

@@ -13,7 +13,6 @@ from tests.vectors.extract.toy import D_FF, VOCAB, Toy, never, noise, silent
 from vectors.extract import Extraction, parse_request, prepare
 from vectors.extract.errors import EmptyText, LeakingSplit, NoContrast, OneClass, TextTooLong
 from vectors.extract.methods.relation_neurons import average_precision
-from vectors.extract.recipe import parse_request, run_recipe
 
 PLANTED = {(0, 4), (1, 9), (1, 20)}
 LOUD = (2, 11)

@@ -10,7 +10,6 @@ from tests.vectors.extract.toy import D_MODEL, VOCAB, Toy, cosine, never, noise,
 from vectors.extract import Extraction, parse_request, prepare
 from vectors.extract.errors import LeakingSplit, TextTooLong, TooFewExamples
 from vectors.extract.methods.tuned_lens import Sums
-from vectors.extract.recipe import parse_request, run_recipe
 
 SCALE = 1 + 0.8 * noise("scale").tanh()
 SHIFT = noise("shift")
