@@ -33,7 +33,8 @@ def add_preserve_norm(h: torch.Tensor, rows: Rows) -> torch.Tensor:
 @kernel("affine", matrices={"up": 0, "down": 0, "bias": 0})
 def affine(h: torch.Tensor, rows: Rows) -> torch.Tensor:
     """h + up^T (down h + bias). up, down `[n, r, d]`, bias `[n, r]`. Also ablation and subspace patching."""
-    return h + up(down(h, rows, "down") + rows["bias"], rows, "up")
+    # What the products give is new, so it may be written into.
+    return up(down(h, rows, "down").add_(rows["bias"]), rows, "up").add_(h)
 
 
 @kernel("clamp")
@@ -54,7 +55,7 @@ def nearest(h: torch.Tensor, rows: Rows) -> torch.Tensor:
     inside = down(h, rows, "basis") - rows["origin"]
     point, goal = _nearest(inside, rows)
     start = torch.where(rows["keep"].unsqueeze(-1) > 0, point, inside)
-    return h + up(rows["amount"].unsqueeze(-1) * (goal - start), rows, "basis")
+    return up(rows["amount"].unsqueeze(-1) * (goal - start), rows, "basis").add_(h)
 
 
 def _nearest(inside: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:

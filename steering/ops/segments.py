@@ -7,9 +7,12 @@ token. This is how multi-adapter LoRA is served (Punica, arXiv 2310.18547; S-LoR
 A token's result does not depend on the other segments. It may depend on how long its own one is, by rounding alone.
 """
 
+import importlib
+import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
@@ -46,10 +49,6 @@ class Segments:
         """The row of all tokens, if they have the same one."""
         return self.rows[0] if len(self.rows) == 1 else None
 
-    @property
-    def sizes(self) -> list[int]:
-        return np.diff(self.ends, prepend=0).tolist()
-
     def runs(self) -> Iterator[tuple[int, slice]]:
         """(row, its tokens)."""
         for row, start, stop in zip(self.rows, [0, *self.ends], self.ends, strict=False):
@@ -61,6 +60,12 @@ class Segments:
         ends = np.zeros(self.rows[-1] + 1, dtype=np.int32)
         ends[self.rows] = self.ends
         return torch.from_numpy(np.maximum.accumulate(ends)).to(self.device)
+
+    @cached_property
+    def table(self) -> Tensor | None:
+        """The tiles of the segments, on the device, where Triton's kernel is there for it; see `tiles`."""
+        tiles = _tiles() if self.device.type == "cuda" else None
+        return None if tiles is None else tiles.table_of(self.runs()).to(self.device)
 
 
 class Segmented(Mapping[str, Tensor]):
@@ -112,12 +117,23 @@ def product(x: Tensor, matrices: Tensor, segments: Segments) -> Tensor:
     """`x [n, a]`, sorted by row, times the matrix of each one's row, of `matrices [capacity, a, b]`: `[n, b]`."""
     if (only := segments.only) is not None:
         return x @ matrices[only]
-    if segments.rows[-1] >= SPARSE * len(segments.rows) or any(n % ALIGNED for n in matrices.stride() if n > 1):
+    if segments.table is not None:
+        tiles = _tiles()
+        assert tiles is not None
+        return tiles.tiled_product(x, matrices, segments.table)
+    is_sparse = segments.rows[-1] >= SPARSE * len(segments.rows)
+    if x.device.type != "cpu" or is_sparse or matrices.stride(0) % ALIGNED or max(matrices.stride()[1:]) % ALIGNED:
         return _looped(x, matrices, segments)
     if x.stride(1) != 1 or x.stride(0) % ALIGNED:
         # What ranks 1 and 2 leave is narrower than it may be.
         x = F.pad(x, (0, -x.shape[1] % ALIGNED)).contiguous()[:, :x.shape[1]]
     return F.grouped_mm(x, matrices[:segments.rows[-1] + 1], offs=segments.offsets)
+
+
+@cache
+def _tiles() -> ModuleType | None:
+    """The module of Triton's kernel, which comes with torch for GPUs alone."""
+    return importlib.import_module("steering.ops.tiles") if importlib.util.find_spec("triton") else None
 
 
 def _looped(x: Tensor, matrices: Tensor, segments: Segments) -> Tensor:
