@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from steering.models.families import FAMILIES as TABLE
+
 VOCAB_SIZE = 97
 
 _COMMON = {
@@ -18,6 +20,10 @@ _LATENT = {
     "v_head_dim": 6, "moe_intermediate_size": 24, "n_routed_experts": 8, "n_shared_experts": 1, "n_group": 4,
     "topk_group": 2, "num_experts_per_tok": 3, "first_k_dense_replace": 1, "routed_scaling_factor": 1.5,
 }
+
+# For a family of which nothing else is said below, as far as its configuration has these fields.
+_ANY: dict[str, Any] = {**_GROUPED, "head_dim": 12, "num_experts": 6, "num_local_experts": 6, "num_experts_per_tok": 2,
+                        "moe_intermediate_size": 24}
 
 _OWN: dict[str, dict[str, Any]] = {
     "llama": _GROUPED,
@@ -86,13 +92,14 @@ PLAIN_FIELDS = frozenset("""
 # Fields whose other value no causal engine can honour, and which a load refuses by name.
 REFUSED_FIELDS = frozenset({"use_bidirectional_attention"})
 
-FAMILIES: tuple[str, ...] = tuple(_OWN)
-MOE_FAMILIES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3")
+FAMILIES: tuple[str, ...] = tuple(TABLE)
+MOE_FAMILIES = tuple(name for name, family in TABLE.items() if family.router is not None)
 
 
 def tiny(family: str, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """A tiny model of `family` (a `config.model_type`) in eval mode; `overrides` are fields of its configuration."""
-    config = AutoConfig.for_model(family, **{**_COMMON, **_OWN[family], **overrides})
+    own = _OWN[family] if family in _OWN else {name: v for name, v in _ANY.items() if name in fields_of(family)}
+    config = AutoConfig.for_model(family, **{**_COMMON, **own, **overrides})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

@@ -13,7 +13,7 @@ import torch
 
 from server.checkpoints.apart import REFUSED
 from steering.language.errors import UnsupportedModel
-from steering.models.families import FAMILIES
+from steering.models.blocks import family_named
 
 # What transformers raises on files that it cannot read.
 UNREADABLE = (ValueError, KeyError, NotImplementedError, TypeError, AttributeError, RuntimeError, OSError)
@@ -35,8 +35,7 @@ def convert(source: Path, folder: Path) -> None:
 
     given: dict[str, Any] = {"gguf_file": source.name}
     config: Any = AutoConfig.from_pretrained(source.parent, **given)
-    if config.model_type not in FAMILIES:
-        raise UnsupportedModel(f"the architecture {config.model_type!r} is not known", param="model")
+    family_named(config.model_type)
     tokenizer: Any = AutoTokenizer.from_pretrained(source.parent, **given)
     dtype = stored_dtype(source)
     read: Any = AutoModelForCausalLM.from_pretrained(source.parent, dtype=dtype,

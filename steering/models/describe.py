@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from steering.language.errors import UnsupportedModel
+from steering.models.blocks import blocks_of, family_of
 from steering.models.facts import ModelFacts
-from steering.models.families import blocks_of, family_of
 from steering.models.routers import router_rule
 from steering.models.taps import offered_sites
 
@@ -26,15 +26,8 @@ def model_facts(model: "PreTrainedModel", *, model_id: str, fingerprint: str) ->
     sites = offered_sites(model)
     d_model: int = config.hidden_size
     num_heads: int = config.num_attention_heads
-    if family.name in ("deepseek_v2", "deepseek_v3"):
-        # Latent attention: keys and values differ in width, and the output projection sees the values'.
-        head_dim: int = config.v_head_dim
-    else:
-        head_dim = getattr(config, "head_dim", None) or d_model // num_heads
-    if family.name == "gpt2":
-        d_ff: int = config.n_inner if config.n_inner is not None else 4 * d_model
-    else:
-        d_ff = config.intermediate_size
+    head_dim: int = getattr(config, family.head_width, None) or d_model // num_heads
+    d_ff: int = getattr(config, family.mlp_width, None) or 4 * d_model
     rule = router_rule(model, sites["router"][0]) if "router" in sites else None
     return ModelFacts(
         model_id=model_id, fingerprint=fingerprint, family=family.name, num_layers=len(blocks_of(model)),

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from steering.language.errors import UnsupportedModel, UnsupportedSite
-from steering.models.families import block_of, family_of, find
+from steering.language.errors import UnsupportedSite
+from steering.models.blocks import block_of, family_of, find
 from steering.models.routing import RouterRule, Routing
 
 if TYPE_CHECKING:
@@ -27,23 +27,8 @@ def router_rule(model: "PreTrainedModel", layer: int) -> RouterRule:
         UnsupportedSite: the layer has no router.
         UnsupportedModel: the configuration names a way of choosing that is not known.
     """
-    gate: Any = _gate(model, layer)
-    family = family_of(model)
-    if family.name == "mixtral":
-        return RouterRule(gate.num_experts, gate.top_k, normalise=True, weights_like_logits=False)
-    if family.name == "deepseek_v2":
-        if gate.topk_method not in ("greedy", "group_limited_greedy"):
-            raise UnsupportedModel(f"the deepseek_v2 router method {gate.topk_method!r} is not known", param="model",
-                                   fix="Known: greedy, group_limited_greedy.")
-        grouped = gate.topk_method == "group_limited_greedy"
-        return RouterRule(gate.num_experts, gate.top_k, scale=gate.routed_scaling_factor, sorted=False,
-                          num_groups=gate.num_group if grouped else 1, top_groups=gate.topk_group if grouped else 1)
-    if family.name == "deepseek_v3":
-        return RouterRule(gate.num_experts, gate.top_k, scoring="sigmoid", normalise=gate.norm_topk_prob,
-                          epsilon=1e-20, scale=gate.routed_scaling_factor, num_groups=gate.num_group,
-                          top_groups=gate.topk_group, group_score="top2", correction=gate.e_score_correction_bias,
-                          sorted=False)
-    return RouterRule(gate.num_experts, gate.top_k, normalise=gate.norm_topk_prob)
+    gate = _router(model, layer)
+    return family_of(model).rule(gate)
 
 
 def attach_router(model: "PreTrainedModel", layer: int, edit: RouterEdit) -> RemovableHandle:
@@ -64,13 +49,13 @@ def attach_router(model: "PreTrainedModel", layer: int, edit: RouterEdit) -> Rem
             return None
         return edited.logits, edited.weights.to(weights.dtype), edited.experts
 
-    return _gate(model, layer).register_forward_hook(hook, with_kwargs=True)
+    return _router(model, layer).register_forward_hook(hook, with_kwargs=True)
 
 
-def _gate(model: "PreTrainedModel", layer: int) -> nn.Module:
+def _router(model: "PreTrainedModel", layer: int) -> nn.Module:
     family = family_of(model)
-    gate = find(block_of(model, layer), family.router) if family.router is not None else None
-    if gate is None:
+    router = find(block_of(model, layer), family.router) if family.router is not None else None
+    if router is None:
         raise UnsupportedSite(f"layer {layer} of this {family.name} model has no router", param="site",
                               fix="See GET /v1/capabilities.")
-    return gate
+    return router

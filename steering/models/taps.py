@@ -9,7 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from steering.language.errors import UnsupportedSite
 from steering.language.vocabulary import SITES, Site
-from steering.models.families import block_of, blocks_of, family_of, find
+from steering.models.blocks import block_of, blocks_of, family_of, find
 from steering.models.routers import attach_router, router_rule
 from steering.models.routing import Routing, select
 

@@ -7,12 +7,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
+from steering.acting.selftest import run_selftest
 from steering.language.errors import LayerOutOfRange, UnsupportedModel, UnsupportedSite
 from steering.language.vocabulary import SITES, Site
 from steering.models import fingerprints
 from steering.models.describe import model_facts
 from steering.models.facts import ModelFacts
 from steering.models.families import FAMILIES as KNOWN
+from steering.models.families import Family
 from steering.models.fingerprints import fingerprint
 from steering.models.taps import attach, tap
 from tests.tiny import FAMILIES, MOE_FAMILIES, VOCAB_SIZE, tiny
@@ -84,8 +86,17 @@ def post_norms(model: PreTrainedModel, layer: int) -> tuple[nn.Module, nn.Module
     return block.post_attention_layernorm, block.post_feedforward_layernorm
 
 
-def test_the_table_covers_what_the_tests_cover() -> None:
-    assert set(KNOWN) == set(FAMILIES)
+def test_a_family_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A family that nothing else knows of: its tiny model and its sites follow from the entry alone."""
+    with pytest.raises(UnsupportedModel, match="'starcoder2' is not known"):
+        model_facts(tiny("starcoder2"), model_id="tiny", fingerprint="")
+    monkeypatch.setitem(KNOWN, "starcoder2", Family("starcoder2", mlp_act="mlp.c_proj"))
+    added = tiny("starcoder2")
+    facts = model_facts(added, model_id="tiny", fingerprint="")
+    test_widths_are_those_of_the_activations(added, facts)
+    test_residual_stream_equals_hidden_states(added, facts)
+    found = run_selftest(added, facts)
+    assert found.missed == () and set(found.reached) == set(SITES) - {"router"}
 
 
 def test_facts(model: PreTrainedModel, facts: ModelFacts) -> None:

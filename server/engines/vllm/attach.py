@@ -1,8 +1,8 @@
 """Hooks on the modules of a model that vLLM has loaded, put there before its forward is traced.
 
-vLLM's blocks hand the residual stream on in two halves, (hidden, residual), whose sum is the stream; the module names
-below a block are those of the Hugging Face families. What this file does not recognise is not hooked, and a site that
-is not hooked is not offered.
+vLLM's blocks hand the residual stream on in two halves, (hidden, residual), whose sum is the stream. Where a site lives
+below a block stands in the table of families. What is not found there is not hooked, and a site that is not hooked is
+not offered.
 """
 
 from collections.abc import Callable
@@ -17,11 +17,10 @@ from server.engines.vllm.ops import Actor, Split, register
 from server.engines.vllm.steps import Steps
 from server.engines.vllm.wire import Key
 from steering.language.vocabulary import Site
+from steering.models.blocks import find
+from steering.models.families import SHARDED_SITES, Family
 from steering.models.routing import RouterRule
 
-# Families whose vLLM blocks take and return (hidden, residual), and what they call attention and MLP.
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
-MLP_NAMES = ("mlp", "block_sparse_moe")
 STREAM_SITES: tuple[Site, ...] = ("resid_pre", "resid_post")
 WHOLE = Split(0, 1)
 
@@ -30,45 +29,48 @@ class Hooks:
     """Hooks one model. `found` lists the places, in the order of their numbers."""
 
     def __init__(self, model: nn.Module, steps: Steps, graph: GraphTables, sites: tuple[Site, ...],
-                 graph_sites: tuple[Site, ...], graph_ops: GraphOps, split: Split, d_model: int) -> None:
+                 graph_sites: tuple[Site, ...], graph_ops: GraphOps, split: Split, d_model: int,
+                 family: Family) -> None:
         self._steps, self._graph, self._d_model = steps, graph, d_model
         self._sites, self._graph_sites, self._graph_ops, self._split = sites, graph_sites, graph_ops, split
+        self._family = family
         self.found: list[Key] = []
-        for layer, block in blocks(model).items():
+        for layer, block in blocks(model, family).items():
             self._block(layer, block)
 
     def _block(self, layer: int, block: nn.Module) -> None:
-        attention = block._modules["self_attn"]
-        mlp = next(block._modules[name] for name in MLP_NAMES if block._modules.get(name) is not None)
+        family = self._family
+        assert family.vllm is not None
+        attention, mlp = find(block, family.attn_out), find(block, family.vllm.mlp or family.mlp_out)
         assert attention is not None and mlp is not None
         if "resid_pre" in self._sites:
-            edit = self._edit("resid_pre", layer, block, None)
+            edit = self._edit("resid_pre", layer, block)
             block.register_forward_pre_hook(_stream_input(edit), with_kwargs=True)
         if "attn_out" in self._sites:
-            attention.register_forward_hook(_output(self._edit("attn_out", layer, attention, None)))
+            attention.register_forward_hook(_output(self._edit("attn_out", layer, attention)))
         if "mlp_out" in self._sites:
-            mlp.register_forward_hook(_output(self._edit("mlp_out", layer, mlp, None)))
-        projection = attention._modules.get("o_proj")
+            mlp.register_forward_hook(_output(self._edit("mlp_out", layer, mlp)))
+        projection = find(block, family.head_out)
         if "head_out" in self._sites and projection is not None:
-            projection.register_forward_pre_hook(_input(self._edit("head_out", layer, projection, self._split)))
-        down = mlp._modules.get("down_proj")
+            projection.register_forward_pre_hook(_input(self._edit("head_out", layer, projection)))
+        down = find(block, family.mlp_act)
         if "mlp_act" in self._sites and down is not None:
-            down.register_forward_pre_hook(_input(self._edit("mlp_act", layer, down, self._split)))
+            down.register_forward_pre_hook(_input(self._edit("mlp_act", layer, down)))
         if "router" in self._sites:
             self._router(layer, mlp)
         if "resid_post" in self._sites:
-            block.register_forward_hook(_stream_output(self._edit("resid_post", layer, block, None)))
+            block.register_forward_hook(_stream_output(self._edit("resid_post", layer, block)))
 
-    def _edit(self, site: Site, layer: int, module: nn.Module, split: Split | None) -> "Edit":
+    def _edit(self, site: Site, layer: int, module: nn.Module) -> "Edit":
         key = (site, layer)
-        split = split or WHOLE
+        split = self._split if site in SHARDED_SITES else WHOLE
         number = register(Actor(self._steps, key, split))
         self.found.append(key)
         place = None
         # Where the width is split among devices no rank sees how far a token is moved.
         if site in self._graph_sites and split.size == 1:
             local = self._width(module, split)
-            elementwise = self._graph_ops == "vectors" or site in ("head_out", "mlp_act")
+            elementwise = self._graph_ops == "vectors" or site in SHARDED_SITES
             place = self._graph.add_place(key, local, elementwise=elementwise,
                                           columns=split.columns(local * split.size))
             # Buffers, so that the compiled graph reads them where they are.
@@ -127,12 +129,11 @@ class Edit:
         return h
 
 
-def blocks(model: nn.Module) -> dict[int, nn.Module]:
+def blocks(model: nn.Module, family: Family) -> dict[int, nn.Module]:
     """Blocks that live on this worker, by layer number."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and name.split(".")[-1] == "layers":
-            return {i: block for i, block in enumerate(module)
-                    if block._modules.get("self_attn") is not None}
+        if isinstance(module, nn.ModuleList) and name.split(".")[-1] == family.blocks:
+            return {i: block for i, block in enumerate(module) if find(block, family.attn_out) is not None}
     return {}
 
 

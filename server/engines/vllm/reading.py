@@ -7,20 +7,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from server.engines.vllm.attach import FAMILIES
 from server.engines.vllm.options import VllmOptions
 from steering.language.errors import UnsupportedModel
 from steering.models.describe import model_facts
 from steering.models.facts import ModelFacts
+from steering.models.families import FAMILIES
 from steering.models.fingerprints import fingerprint
-
-# Fields of a configuration that vLLM 0.32 passes over in silence; each is 2 nats off or more in a small random model.
-# All others of the families served there give what eager transformers gives.
-DROPPED = {
-    # The bias of the output projection.
-    "qwen3": ("attention_bias",), "qwen3_moe": ("attention_bias",),
-    "olmoe": ("attention_bias", "clip_qkv", "norm_topk_prob", "tie_word_embeddings"),
-}
 
 
 @dataclass(frozen=True)
@@ -45,11 +37,13 @@ def read_model(options: VllmOptions) -> ModelReading:
         raise UnsupportedModel(f"cannot load {options.model}: {str(error).strip().splitlines()[0]}",
                                param="model") from error
     facts = model_facts(model, model_id=options.model_id, fingerprint=fingerprint(model))
-    if facts.family not in FAMILIES:
+    family = FAMILIES[facts.family]
+    if family.vllm is None:
+        steered = ", ".join(name for name, other in FAMILIES.items() if other.vllm is not None)
         raise UnsupportedModel(f"the vLLM engine does not steer {facts.family}", param="model",
-                               fix=f"Known there: {', '.join(FAMILIES)}. The embedded engine knows more.")
+                               fix=f"Known there: {steered}. The embedded engine knows more.")
     config = model.config
-    for name in DROPPED.get(facts.family, ()):
+    for name in family.vllm.ignored:
         if getattr(config, name, None):
             raise UnsupportedModel(f"{options.model_id} asks for {name}, which vLLM does not do for {facts.family}",
                                    param="model", fix="Serve it with the embedded engine.")

@@ -21,6 +21,7 @@ from server.engines.vllm.steps import Kept, Steps
 from server.engines.vllm.tally import Readout
 from server.engines.vllm.wire import EXTRA, FAULTS, Key, carried_by, decode_program
 from steering.divergence import Divergence, divergence, residual_shift
+from steering.models.blocks import family_named
 
 ROWS_AT_ONCE = 128
 # Rows of padding that a step's buffers may have over the scheduler's limit.
@@ -43,7 +44,8 @@ class WorkerState:
         split = _split()
         self.rank = split.rank
         self.hooks = Hooks(runner.get_model(), self.steps, self.graph, manifest.sites, manifest.graph_sites,
-                           manifest.graph_ops, split, int(config.model_config.get_hidden_size()))
+                           manifest.graph_ops, split, int(config.model_config.get_hidden_size()),
+                           family_named(config.model_config.hf_config.model_type))
 
 
 def attach(worker: Any) -> None:

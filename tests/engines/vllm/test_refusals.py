@@ -11,9 +11,10 @@ from server.engines.vllm import plugin, process
 from server.engines.vllm.arguments import ONE_ONLY, check_arguments, check_resolved
 from server.engines.vllm.engine import VllmEngine
 from server.engines.vllm.pulse import Pulse
-from server.engines.vllm.reading import DROPPED, read_model
+from server.engines.vllm.reading import read_model
 from server.settings import InvalidSettings
 from steering.language.errors import UnsupportedModel
+from steering.models.families import FAMILIES
 from tests.engines.vllm.conftest import options
 from tests.tiny import SWITCHES, tiny
 
@@ -180,7 +181,8 @@ def _reading() -> Any:
     return SimpleNamespace(facts=SimpleNamespace(context_length=512, sites={}), kv_bytes_per_token=1)
 
 
-@pytest.mark.parametrize(("family", "field"), [(family, field) for family in DROPPED for field in DROPPED[family]])
+@pytest.mark.parametrize(("family", "field"), [(name, field) for name, family in FAMILIES.items() if family.vllm
+                                              for field in family.vllm.ignored])
 def test_a_model_that_asks_for_what_vllm_leaves_out(tmp_path: Path, family: str, field: str) -> None:
     """vLLM 0.32 loads such a model without a word, and gives other numbers."""
     tiny(family, **{field: SWITCHES[field]}).save_pretrained(tmp_path)
