@@ -1,8 +1,9 @@
-"""Errors that only the HTTP side knows, and how every error looks on the wire."""
+"""Errors that only the HTTP side knows, and what every error becomes over HTTP."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from steering.language.errors import InvalidRequest, NotFound, TrimtabError
+from steering.language.errors import InvalidRequest, NotFound, Path, TrimtabError
 
 
 class InvalidJson(InvalidRequest):
@@ -30,20 +31,20 @@ class RouteNotFound(NotFound):
 
 
 class MethodNotAllowed(InvalidRequest):
-    status, code = 405, "method_not_allowed"
+    code = "method_not_allowed"
 
 
 class UnsupportedMediaType(InvalidRequest):
-    status, code = 415, "unsupported_media_type"
+    code = "unsupported_media_type"
 
 
 class Unauthorized(InvalidRequest):
     """scheme: how the key is wanted, for the header WWW-Authenticate."""
 
-    status, code, type = 401, "invalid_api_key", "authentication_error"
+    code = "invalid_api_key"
 
-    def __init__(self, message: str, *, scheme: str = "Bearer", param: str | None = None, fix: str | None = None
-                 ) -> None:
+    def __init__(self, message: str, *, scheme: str = "Bearer", param: str | Path | None = None,
+                 fix: str | None = None) -> None:
         super().__init__(message, param=param, fix=fix)
         self.scheme = scheme
 
@@ -51,29 +52,29 @@ class Unauthorized(InvalidRequest):
 class ForbiddenHost(InvalidRequest):
     """A server without a key was asked under a name not its own, as by a page that rebinds its name to this machine."""
 
-    status, code = 403, "forbidden_host"
+    code = "forbidden_host"
 
 
 class ForbiddenOrigin(InvalidRequest):
     """A server without a key was asked by a web page of another site."""
 
-    status, code = 403, "forbidden_origin"
+    code = "forbidden_origin"
 
 
 class BodyTimeout(InvalidRequest):
     """The client sent its request too slowly."""
 
-    status, code = 408, "body_timeout"
+    code = "body_timeout"
 
 
 class ClientTooSlow(InvalidRequest):
     """The client reads its answer too slowly for the server to keep what it leaves unread."""
 
-    status, code = 408, "client_too_slow"
+    code = "client_too_slow"
 
 
 class HeadersTooLarge(InvalidRequest):
-    status, code = 431, "headers_too_large"
+    code = "headers_too_large"
 
 
 class InvalidHttp(InvalidRequest):
@@ -83,37 +84,37 @@ class InvalidHttp(InvalidRequest):
 
 
 class TooManyConnections(TrimtabError):
-    status, code = 503, "too_many_connections"
+    code = "too_many_connections"
 
 
 class DefaultSpecUnusable(TrimtabError):
     """The server's default spec cannot be applied: requests are refused rather than served unsteered."""
 
-    status, code = 503, "default_spec_unusable"
+    code = "default_spec_unusable"
 
 
 class RehearsalFailed(InvalidRequest):
     """A spec that was to be stored was tried on the engine, and the engine did not get through."""
 
-    status, code = 409, "rehearsal_failed"
+    code = "rehearsal_failed"
 
 
 class ShuttingDown(TrimtabError):
     """The server stops: it takes no new requests and ends those that take too long."""
 
-    status, code = 503, "shutting_down"
+    code = "shutting_down"
 
 
 class Overloaded(TrimtabError):
     """Too much waits in front of the engine already; nothing of the request was begun."""
 
-    status, code = 503, "overloaded"
+    code = "overloaded"
 
 
 class RequestTimeout(TrimtabError):
     """The request took longer than it may; what it began has ended."""
 
-    status, code = 504, "request_timeout"
+    code = "request_timeout"
 
 
 class InternalError(TrimtabError):
@@ -121,10 +122,50 @@ class InternalError(TrimtabError):
 
 
 class TooManyJobs(TrimtabError):
-    status, code = 503, "too_many_jobs"
+    code = "too_many_jobs"
+
+
+# The status with which each code leaves. Steering and the library know causes, and nothing of HTTP.
+_CODES: Mapping[int, str] = {
+    400: "calibration_failed constant_activations context_length_exceeded empty_text fit_failed "
+         "grader_unusable invalid_extraction_data invalid_http invalid_json invalid_metadata invalid_payload "
+         "invalid_request invalid_spec layer_out_of_range leaking_split no_contrast one_class steering_limit "
+         "steering_overflow text_too_long too_few_examples too_few_pairs unsupported_model "
+         "unsupported_parameter unsupported_site",
+    401: "invalid_api_key",
+    403: "forbidden_host forbidden_origin",
+    404: "model_not_found not_found route_not_found",
+    405: "method_not_allowed",
+    408: "body_timeout client_too_slow",
+    409: "artifact_mismatch calibration_cancelled conflict extraction_cancelled library_full not_calibrated "
+         "rehearsal_failed",
+    413: "payload_too_large program_too_large",
+    415: "unsupported_media_type",
+    431: "headers_too_large",
+    500: "cannot_start corrupt_blob engine_failed internal_error invalid_settings model_overflow",
+    502: "judge_failed",
+    503: "default_spec_unusable effects_unavailable engine_unavailable library_unavailable model_unavailable "
+         "overloaded program_lost shutting_down slots_exhausted storage_unavailable too_many_connections "
+         "too_many_jobs",
+    504: "request_timeout",
+    507: "storage_full",
+}
+STATUS: Mapping[str, int] = {code: status for status, codes in _CODES.items() for code in codes.split()}
+
+
+def status_of(error: TrimtabError) -> int:
+    """The HTTP status of an error: that of its code, or of the nearest kind above it that has one."""
+    return next(STATUS[kind.code] for kind in type(error).__mro__
+                if issubclass(kind, TrimtabError) and kind.code in STATUS)
 
 
 def error_body(error: TrimtabError) -> dict[str, Any]:
     """OpenAI's shape."""
     message = f"{error.message.rstrip('.')}. {error.fix}" if error.fix else error.message
-    return {"error": {"message": message, "type": error.type, "param": error.param, "code": error.code}}
+    return {"error": {"message": message, "type": _type(error), "param": error.param, "code": error.code}}
+
+
+def _type(error: TrimtabError) -> str:
+    if isinstance(error, Unauthorized):
+        return "authentication_error"
+    return "invalid_request_error" if isinstance(error, InvalidRequest) else "server_error"

@@ -190,7 +190,7 @@ def check(metadata: Metadata, payload: Payload, limits: Limits) -> Metadata:
     check_storable(metadata, limits)
     if metadata.kind != payload.kind:
         raise InvalidMetadata(f"the metadata says {metadata.kind}, the numbers are a {payload.kind}",
-                              param="metadata.kind")
+                              param=("metadata", "kind"))
     _check_layers(metadata, payload)
     _check_labels(metadata, payload)
     width = _width(metadata, payload)
@@ -199,7 +199,8 @@ def check(metadata: Metadata, payload: Payload, limits: Limits) -> Metadata:
     if metadata.d_model is None:
         return metadata.model_copy(update={"d_model": width})
     if metadata.d_model != width:
-        raise InvalidMetadata(f"d_model is {metadata.d_model}, the numbers are {width} wide", param="metadata.d_model")
+        raise InvalidMetadata(f"d_model is {metadata.d_model}, the numbers are {width} wide",
+                              param=("metadata", "d_model"))
     return metadata
 
 
@@ -222,7 +223,7 @@ def _check_layers(metadata: Metadata, payload: Payload) -> None:
         return
     missing = [n for n in metadata.layers if n >= 0 and n not in payload.layers]
     if missing:
-        raise InvalidMetadata(f"layer {missing[0]} has no numbers", param="metadata.layers",
+        raise InvalidMetadata(f"layer {missing[0]} has no numbers", param=("metadata", "layers"),
                               fix=f"Layers with numbers: {', '.join(map(str, payload.layers))}.")
 
 
@@ -233,7 +234,8 @@ def _check_labels(metadata: Metadata, payload: Payload) -> None:
     for layer, tensors in payload.layers.items():
         if len(tensors["knots"]) != len(labels):
             raise InvalidMetadata(f"{len(labels)} labels for the {len(tensors['knots'])} knots of layer {layer}",
-                                  param="metadata.options.labels", fix="Give one label per knot, in their order.")
+                                  param=("metadata", "options", "labels"),
+                                  fix="Give one label per knot, in their order.")
 
 
 def _width(metadata: Metadata, payload: Payload) -> int | None:

@@ -17,14 +17,13 @@ class InvalidMetadata(InvalidPayload):
     def of(cls, error: ValidationError, prefix: str) -> "InvalidMetadata":
         """The first complaint of pydantic, with its field named."""
         first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        return cls(first["msg"].removeprefix("Value error, "), param=f"{prefix}.{field}" if field else prefix)
+        return cls(first["msg"].removeprefix("Value error, "), param=(prefix, *first["loc"]))
 
 
 class LibraryFull(InvalidRequest):
     """What is to be stored is over the library's limit on bytes, names or versions."""
 
-    status, code = 409, "library_full"
+    code = "library_full"
 
 
 class CorruptBlob(TrimtabError):
@@ -36,13 +35,13 @@ class CorruptBlob(TrimtabError):
 class StorageUnavailable(TrimtabError):
     """A disk or store cannot be read or written: read-only, failing, out of reach, no right to it."""
 
-    status, code = 503, "storage_unavailable"
+    code = "storage_unavailable"
 
 
 class StorageFull(StorageUnavailable):
     """There is no space left on a disk, or none that this process may use."""
 
-    status, code = 507, "storage_full"
+    code = "storage_full"
 
 
 # What the operating system says of disks, not of programs.
@@ -61,4 +60,4 @@ def storage_error(error: OSError, what: str) -> StorageUnavailable:
 class LibraryUnavailable(TrimtabError):
     """The database cannot be reached, is locked for too long, or was written by a newer version."""
 
-    status, code = 503, "library_unavailable"
+    code = "library_unavailable"

@@ -5,9 +5,12 @@ import math
 from typing import Any
 
 from server.errors import InvalidJson
+from steering.language.errors import Path
 
 MAX_DEPTH = 64
 MAX_INTEGER = 2**64
+# Steps of a path that an error names where the fault is the depth itself.
+NAMED_DEPTH = 16
 
 
 def explain(body: bytes, *, max_depth: int = MAX_DEPTH) -> None:
@@ -15,7 +18,7 @@ def explain(body: bytes, *, max_depth: int = MAX_DEPTH) -> None:
 
     Raises:
         InvalidJson: malformed, not UTF-8, nested too deeply, a key given twice, NaN or infinity, a number beyond
-            64 bits, or half a surrogate pair; `param` is the path of the value where there is one.
+            64 bits, or half a surrogate pair; `path` leads to the value where there is one.
     """
     try:
         text = body.decode("utf-8")
@@ -42,16 +45,16 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise InvalidJson(f"the field {key[:80]!r} is given twice in one object", param=printable(key))
+                raise InvalidJson(f"the field {key[:80]!r} is given twice in one object", param=key)
             seen.add(key)
     return found
 
 
 def _check(root: Any, max_depth: int) -> None:
     # Not recursive: depth is one of the things that is checked.
-    stack: list[tuple[Any, str, int]] = [(root, "", 0)]
+    stack: list[tuple[Any, Path]] = [(root, ())]
     while stack:
-        value, path, depth = stack.pop()
+        value, path = stack.pop()
         if isinstance(value, str):
             if not value.isascii() and not _encodable(value):
                 raise InvalidJson("the text holds half a surrogate pair", param=path or "body")
@@ -63,19 +66,19 @@ def _check(root: Any, max_depth: int) -> None:
             if abs(value) > MAX_INTEGER:
                 raise InvalidJson("the number is larger than 64 bits", param=path or "body")
         elif isinstance(value, (list, dict)):
-            if depth >= max_depth:
-                raise InvalidJson("the body is nested too deeply", param=path[:200] or "body",
+            if len(path) >= max_depth:
+                raise InvalidJson("the body is nested too deeply", param=path[:NAMED_DEPTH] or "body",
                                   fix=f"Use {max_depth} levels at most.")
             if isinstance(value, list):
                 # In reverse, so that the first fault is the one that is named.
-                stack += [(value[i], f"{path}[{i}]", depth + 1) for i in reversed(range(len(value)))
+                stack += [(value[i], (*path, i)) for i in reversed(range(len(value)))
                           if not _plain(value[i])]
             else:
                 for key, item in value.items():
                     if not _encodable(key):
                         raise InvalidJson("a field name holds half a surrogate pair", param=path or "body")
                     if not _plain(item):
-                        stack.append((item, join(path, printable(key)), depth + 1))
+                        stack.append((item, (*path, key)))
 
 
 def _plain(value: Any) -> bool:
@@ -90,12 +93,3 @@ def _encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
-
-
-def printable(text: str) -> str:
-    """A client's own field name, short and harmless enough for an error message."""
-    return "".join(c if c.isprintable() and not 0xD800 <= ord(c) <= 0xDFFF else "?" for c in text[:80])

@@ -20,7 +20,7 @@ from server.requests.receipt import Outcome, Receipt, receipt
 from server.requests.schema import Message, TokenIds
 from server.requests.state import ServerState, State
 from server.text.prompts import Prompt, check_length
-from steering.language.errors import ArtifactMismatch, InvalidRequest, InvalidSpec, TrimtabError
+from steering.language.errors import ArtifactMismatch, InvalidRequest, InvalidSpec, Path, TrimtabError
 from steering.language.fields import ArtifactRef, Position
 from steering.language.layers import Layers
 from steering.language.spec import Steering
@@ -143,7 +143,7 @@ def _check_steering(steering: Steering) -> None:
     for field, asked in given.items():
         if asked:
             raise InvalidSpec("a lens generates nothing to report on, to monitor or to guard",
-                              param=f"steering.{field}", fix="Leave it out.")
+                              param=("steering", field), fix="Leave it out.")
 
 
 def _length(body: LensRequest) -> int:
@@ -159,7 +159,7 @@ def _prompt(body: LensRequest, plan: Plan, state: ServerState) -> Prompt:
     else:
         if plan.names_roles:
             raise InvalidSpec("this input has no chat roles, so scopes cannot name them",
-                              param="steering.interventions", fix="Give messages, or pick tokens by position.")
+                              param=("steering", "interventions"), fix="Give messages, or pick tokens by position.")
         if isinstance(body.input, str):
             check_length(state.vocabulary.least_tokens(body.input), state.engine.max_sequence_tokens, "input")
             prompt = Prompt(state.vocabulary.encode(body.input, special_tokens=True))
@@ -183,7 +183,7 @@ def _positions(given: Sequence[int] | None, length: int) -> list[int]:
         return list(range(length))
     for n, position in enumerate(given):
         if not -length <= position < length:
-            raise InvalidRequest(f"position {position} lies outside of {length} tokens", param=f"positions[{n}]")
+            raise InvalidRequest(f"position {position} lies outside of {length} tokens", param=("positions", n))
     return [position % length for position in given]
 
 
@@ -192,8 +192,7 @@ def _map(ref: str, state: ServerState) -> Map:
     try:
         source = state.library.source(ref)
     except TrimtabError as error:
-        error.param = "lens"
-        raise
+        raise error.about("lens") from None
     facts = state.engine.facts
     width = next(iter(source.payload.layers.values())).get("scale", torch.empty(0)).shape[-1]
     if source.payload.kind != "diagonal" or source.site != SITE or width != facts.d_model:
@@ -217,15 +216,15 @@ def _layers(wanted: Layers, tuned: Map | None, state: ServerState) -> list[int]:
     return layers
 
 
-def _first(spelling: str, param: str, state: ServerState) -> int:
+def _first(spelling: str, where: Path, state: ServerState) -> int:
     ids = state.vocabulary.encode(spelling, special_tokens=False)
     if not ids:
-        raise InvalidRequest("the spelling has no token", param=param)
+        raise InvalidRequest("the spelling has no token", param=where)
     return ids[0]
 
 
 def _groups(body: LensRequest, state: ServerState) -> dict[str, dict[str, int]]:
-    return {name: {spelling: _first(spelling, f"groups.{name}[{n}]", state) for n, spelling in enumerate(spellings)}
+    return {name: {spelling: _first(spelling, ("groups", name, n), state) for n, spelling in enumerate(spellings)}
             for name, spellings in body.groups.items()}
 
 

@@ -12,7 +12,7 @@ from server.api.strict_json import parse_json
 from server.api.validation import invalid
 from server.errors import UnsupportedMediaType
 from server.threads import contained
-from steering.language.errors import InvalidRequest
+from steering.language.errors import InvalidRequest, printable
 
 
 class StrictRequest(Request):
@@ -55,11 +55,11 @@ class StrictRoute(APIRoute):
         if complaints and self.body_field is not None:
             return invalid(complaints, value, self.body_field.field_info.annotation)
         first = error.errors()[0]
-        names = [str(part) for part in first["loc"][1:]]
+        path = tuple(first["loc"][1:])
         if first["type"] == "extra_forbidden":
-            return InvalidRequest(f"unknown query parameter {names[-1][:80]!r}", param=names[-1][:80],
+            return InvalidRequest(f"unknown query parameter {printable(str(path[-1]))!r}", param=path[-1:],
                                   fix="Leave it out.")
-        return InvalidRequest(str(first["msg"]).removeprefix("Value error, "), param=".".join(names)[:200] or None)
+        return InvalidRequest(str(first["msg"]).removeprefix("Value error, "), param=path)
 
 
 def _check_content_type(request: Request) -> None:

@@ -8,9 +8,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from server.api.json_faults import join, printable
 from server.errors import UnsupportedParameter
-from steering.language.errors import InvalidRequest, InvalidSpec
+from steering.language.errors import InvalidRequest, InvalidSpec, Path, printable
 
 _PYTHON_WORDS = re.compile(r"a valid dictionary( or object to extract fields from)?")
 Complaint = Mapping[str, Any]
@@ -30,7 +29,7 @@ def invalid(complaints: Sequence[Complaint], value: Any, annotation: Any) -> Inv
     path, _ = next((item for item in deepest if item[1]["type"] == "extra_forbidden"), deepest[0])
     same = [c for other, c in deepest if other == path]
     first = next((c for c in same if c["type"] == "extra_forbidden"), same[0])
-    param = _render(path) or "body"
+    param = path or "body"
     if first["type"] == "unsupported_parameter":
         return UnsupportedParameter(str(first["msg"]), param=param, fix="Leave the field out.")
     kind = InvalidSpec if path and path[0] == "steering" else InvalidRequest
@@ -50,7 +49,7 @@ def _message(complaint: Complaint) -> str:
     return _PYTHON_WORDS.sub("an object", text)[:300]
 
 
-def _path(complaint: Complaint, value: Any) -> tuple[str | int, ...]:
+def _path(complaint: Complaint, value: Any) -> Path:
     """The complaint's location without the names of union branches, which are no part of the body."""
     path: list[str | int] = []
     parts = complaint["loc"]
@@ -68,13 +67,6 @@ def _has(node: Any, part: str | int) -> bool:
     if isinstance(part, int):
         return isinstance(node, list) and 0 <= part < len(node)
     return isinstance(node, dict) and part in node
-
-
-def _render(path: Sequence[str | int]) -> str:
-    rendered = ""
-    for part in path:
-        rendered = f"{rendered}[{part}]" if isinstance(part, int) else join(rendered, printable(part))
-    return rendered
 
 
 def _suggestion(name: str, known: Sequence[str]) -> str:

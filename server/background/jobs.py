@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, ValidationError
 from server.background.lease import Lease
 from server.errors import TooManyJobs, error_body
 from server.http.handlers import report_unexpected
-from steering.language.errors import Conflict, NotFound, TrimtabError
+from steering.language.errors import Conflict, NotFound, TrimtabError, path_text
 from steering.language.finite import finite, not_finite
 from vectors.errors import storage_error
 
@@ -252,7 +252,7 @@ class Jobs:
 
 def _storable(result: dict[str, Any], job: Job) -> dict[str, Any]:
     """The result as JSON can hold it: null for numbers that are not finite."""
-    wrong = list(not_finite(result))
+    wrong = [path_text(path) for path in not_finite(result)]
     if not wrong:
         return result
     log.warning("job_result_not_finite", job=job.id, fields=wrong[:10])

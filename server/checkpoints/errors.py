@@ -8,5 +8,4 @@ from steering.language.errors import TrimtabError
 class ModelUnavailable(TrimtabError):
     """A model could not be fetched or put into the cache."""
 
-    status: ClassVar[int] = 503
     code: ClassVar[str] = "model_unavailable"

@@ -23,6 +23,7 @@ from server.effects.store import MINUTE_S, EffectStore, Sample
 from server.engines.base import CompareRequest, Engine, Kept
 from server.requests.guard import Part
 from server.threads import in_thread
+from steering.language.errors import path_text
 from steering.language.finite import not_finite
 from steering.programs.program import Program
 
@@ -198,7 +199,7 @@ class Shadow:
             self._metrics.ran(finished.cost)
             if comparison.rerun is not None:
                 self._metrics.rerun(comparison.rerun)
-            wrong = list(not_finite(effect.model_dump()))
+            wrong = [path_text(path) for path in not_finite(effect.model_dump())]
             if wrong:
                 self._drop("not_finite")
                 log.warning("effect_not_finite", preset=finished.preset, fields=wrong[:10])

@@ -35,7 +35,7 @@ LOCK_WAIT_S = 1
 class EffectsUnavailable(TrimtabError):
     """The database of measured effects cannot be used. Requests do not need it."""
 
-    status, code = 503, "effects_unavailable"
+    code = "effects_unavailable"
 
 
 class RowRefused(EffectsUnavailable):

@@ -6,6 +6,7 @@ from typing import Any
 import structlog
 from fastapi.responses import JSONResponse
 
+from steering.language.errors import path_text
 from steering.language.finite import finite, not_finite
 
 log = structlog.get_logger("trimtab.server")
@@ -16,7 +17,7 @@ class JsonAnswer(JSONResponse):
         try:
             return super().render(content)
         except ValueError:
-            paths = list(not_finite(content))
+            paths = [path_text(path) for path in not_finite(content)]
             if not paths:
                 raise
             log.error("answer_not_finite", fields=paths[:10])

@@ -18,7 +18,7 @@ from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from server.errors import BodyTimeout, InvalidHttp, TooManyConnections, error_body
+from server.errors import BodyTimeout, InvalidHttp, TooManyConnections, error_body, status_of
 from server.http.frame import ABORT
 from steering.language.errors import TrimtabError
 
@@ -140,9 +140,9 @@ class Connection(H11Protocol):
 
     def _refuse(self, error: TrimtabError, reason: str) -> None:
         self._bounds.ended(reason)
-        body = json.dumps(error_body(error)).encode()
-        retry = f"Retry-After: {RETRY_AFTER_S}\r\n" if error.status == 503 else ""
-        self.transport.write((f"HTTP/1.1 {error.status} {PHRASES[error.status]}\r\nContent-Type: application/json\r\n"
+        status, body = status_of(error), json.dumps(error_body(error)).encode()
+        retry = f"Retry-After: {RETRY_AFTER_S}\r\n" if status == 503 else ""
+        self.transport.write((f"HTTP/1.1 {status} {PHRASES[status]}\r\nContent-Type: application/json\r\n"
                               f"Content-Length: {len(body)}\r\n{retry}Connection: close\r\n\r\n").encode() + body)
         self.transport.close()
 

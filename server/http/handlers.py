@@ -8,7 +8,15 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
-from server.errors import InternalError, InvalidJson, MethodNotAllowed, RouteNotFound, Unauthorized, error_body
+from server.errors import (
+    InternalError,
+    InvalidJson,
+    MethodNotAllowed,
+    RouteNotFound,
+    Unauthorized,
+    error_body,
+    status_of,
+)
 from server.observability.metrics import Metrics
 from steering.language.errors import InvalidRequest, TrimtabError
 from vectors.errors import FAILING, FULL, storage_error
@@ -38,9 +46,10 @@ def answer(request: Request, error: TrimtabError, metrics: Metrics) -> JSONRespo
     """The response of an error."""
     note(request, error, metrics)
     headers = {"WWW-Authenticate": error.scheme} if isinstance(error, Unauthorized) else {}
-    if error.status in (429, 503):
+    status = status_of(error)
+    if status in (429, 503):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s or 1)))
-    return JSONResponse(error_body(error), error.status, headers)
+    return JSONResponse(error_body(error), status, headers)
 
 
 def note(request: Request, error: TrimtabError, metrics: Metrics) -> None:

@@ -49,7 +49,7 @@ def _decision(index: int, gate: CompiledGate, captured: Captured) -> Decision:
     try:
         return gate.decide(captured)
     except TrimtabError as error:
-        raise error.at(f"interventions[{index}]") from None
+        raise error.at("interventions", index) from None
 
 
 def _sites(gates: Sequence[CompiledGate]) -> dict[Site, list[int]]:

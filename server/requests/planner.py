@@ -1,7 +1,6 @@
 """From what a request says about steering to a compiled program: default spec, presets, interventions, kill switch."""
 
 import hashlib
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
@@ -14,7 +13,7 @@ from server.requests.killswitch import KillSwitch
 from server.requests.monitor import Monitor
 from server.settings import Settings
 from steering.artifacts.source import Resolved, Source
-from steering.language.errors import InvalidSpec, PayloadTooLarge, TrimtabError
+from steering.language.errors import InvalidSpec, Path, PayloadTooLarge, TrimtabError, path_text
 from steering.language.gates import Gates
 from steering.language.guard import Guard
 from steering.language.intervention import Intervention
@@ -30,16 +29,15 @@ from vectors.library import Library
 
 Origin = Literal["default", "model", "preset", "request"]
 INTERVENTION_BYTES, SCOPE_BYTES_A_CHARACTER = 4096, 16
-_PLACE = re.compile(r"^interventions\[(\d+)\](.*)$", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One intervention with where it came from; `path` is its place in the words of the request."""
+    """One intervention with where it came from; `path` is its place in the request."""
 
     intervention: Intervention
     origin: Origin
-    path: str
+    path: Path
     preset: str | None = None
 
 
@@ -80,7 +78,7 @@ class Plan:
     def placed(self, error: TrimtabError) -> TrimtabError:
         """What an engine says of an intervention of the program, in the words of the request; other errors as they
         are."""
-        return localised(error, self.planned) if _PLACE.match(error.param or "") else error
+        return error if _intervention(error) is None else localised(error, self.planned)
 
 
 class Planner:
@@ -99,7 +97,7 @@ class Planner:
         """The plan of a request.
 
         Raises:
-            TrimtabError: `param` is the path in the request, `steering.interventions[1].layers` say.
+            TrimtabError: `path` is the place in the request, ("steering", "interventions", 1, "layers") for example.
         """
         monitors = tuple(self._monitor(ref, i) for i, ref in enumerate(steering.monitor))
         disabled = self._kill_switch.reason
@@ -108,7 +106,7 @@ class Planner:
             return Plan(None, disabled=disabled, report=steering.report, monitors=monitors)
         if steering.default == "none" and model_preset is not None:
             raise InvalidSpec('default "none" means no steering at all, and the model name asks for a preset',
-                              param="steering.default", fix="Use the base model's name.")
+                              param=("steering", "default"), fix="Use the base model's name.")
         planned, presets, guards = self._collect(steering, model_preset)
         if not planned:
             return Plan(None, presets=presets, report=steering.report, monitors=monitors)
@@ -138,9 +136,9 @@ class Planner:
         return barred[1] if barred is not None and barred[0] == spec else None
 
     def check_spec(self, spec: Spec) -> Plan:
-        """The plan of a spec by itself, kill switch or not. Refuses one that cannot be applied; errors name its fields
-        as `interventions[i].layers`."""
-        planned = [Planned(item, "request", f"interventions[{i}]") for i, item in enumerate(spec.interventions)]
+        """The plan of a spec by itself, kill switch or not. Refuses one that cannot be applied; the paths of errors
+        begin at its `interventions`."""
+        planned = [Planned(item, "request", ("interventions", i)) for i, item in enumerate(spec.interventions)]
         program, resolved = self._compiled(planned)
         return Plan(program, tuple(planned), guards=() if spec.guard is None else (spec.guard,), resolved=resolved)
 
@@ -153,24 +151,23 @@ class Planner:
         if default is not None:
             problem = self.default_spec_problem(default)
             if problem is not None:
-                raise _unusable(f"failed when it was tried: {problem}", "default_spec")
+                raise _unusable(f"failed when it was tried: {problem}", ("default_spec",))
             guards.append(default.guard)
-            planned += [Planned(item, "default", f"default_spec.interventions[{i}]")
+            planned += [Planned(item, "default", ("default_spec", "interventions", i))
                         for i, item in enumerate(default.interventions)]
-        named: tuple[tuple[Origin, str | None, str], ...] = (
-            ("model", model_preset, "model"), ("preset", steering.preset, "steering.preset"))
-        for origin, ref, param in named:
+        named: tuple[tuple[Origin, str | None, Path], ...] = (
+            ("model", model_preset, ("model",)), ("preset", steering.preset, ("steering", "preset")))
+        for origin, ref, path in named:
             if ref is None:
                 continue
             try:
                 preset = self._library.presets.resolve(ref)
             except TrimtabError as error:
-                error.param = param
-                raise
+                raise error.about(*path) from None
             presets[origin] = preset.ref
             guards.append(preset.spec.guard)
-            planned += [Planned(item, origin, param, preset.ref) for item in preset.spec.interventions]
-        planned += [Planned(item, "request", f"steering.interventions[{i}]")
+            planned += [Planned(item, origin, path, preset.ref) for item in preset.spec.interventions]
+        planned += [Planned(item, "request", ("steering", "interventions", i))
                     for i, item in enumerate(steering.interventions)]
         guards.append(steering.guard)
         return planned, presets, tuple(guard for guard in guards if guard is not None)
@@ -193,13 +190,11 @@ class Planner:
         return program, tuple(resolved)
 
     def _monitor(self, ref: str, index: int) -> Monitor:
-        where = f"steering.monitor[{index}]"
         try:
             source = self._library.source(ref)
             reader = compile_reader(source, self._facts)
         except TrimtabError as error:
-            error.param = where
-            raise
+            raise error.about("steering", "monitor", index) from None
         own = source.reading
         return Monitor(reader, None if own is None else own.threshold, "above" if own is None else own.direction)
 
@@ -209,7 +204,7 @@ class Planner:
         try:
             return self._library.source(item.intervention.artifact)
         except TrimtabError as error:
-            raise _placed(error, item, ".artifact") from None
+            raise _placed(error, item, ("artifact",)) from None
 
     def _probes(self, item: Planned) -> tuple[Source, ...]:
         gate = item.intervention.gate
@@ -218,15 +213,15 @@ class Planner:
             try:
                 found.append(self._library.source(single.probe))
             except TrimtabError as error:
-                where = f".gate.{gate.members[0]}[{n}]" if isinstance(gate, Gates) else ".gate"
-                raise _placed(error, item, f"{where}.probe") from None
+                member = (gate.members[0], n) if isinstance(gate, Gates) else ()
+                raise _placed(error, item, ("gate", *member, "probe")) from None
         return tuple(found)
 
     def _check_inline(self, item: Planned) -> None:
         limit = self._settings.max_inline_bytes
         if item.intervention.inline is not None and _inline_bytes(item.intervention.inline) > limit:
             raise _placed(PayloadTooLarge(f"the inline numbers take more than {limit} bytes", fix="Upload them once to "
-                                          "/v1/artifacts and name them."), item, ".inline")
+                                          "/v1/artifacts and name them."), item, ("inline",))
 
 
 def program_bytes(program: Program) -> int:
@@ -246,28 +241,32 @@ def _key(resolved: Sequence[Resolved]) -> str:
 
 
 def localised(error: TrimtabError, planned: Sequence[Planned]) -> TrimtabError:
-    """The error with the compiler's `interventions[i]` replaced by the place in the request it came from."""
-    match = _PLACE.match(error.param or "")
-    if match is None:
-        error.param = f"steering.{error.param}" if error.param else "steering"
-        return error
-    return _placed(error, planned[int(match[1])], match[2])
+    """The error with the place in the request from which intervention i came, where the compiler says
+    `("interventions", i)`."""
+    index = _intervention(error)
+    return error.at("steering") if index is None else _placed(error, planned[index], error.path[2:])
 
 
-def _placed(error: TrimtabError, item: Planned, field: str) -> TrimtabError:
+def _intervention(error: TrimtabError) -> int | None:
+    """Which intervention of the program an error is about; None where it is about something else."""
+    match error.path:
+        case ("interventions", int(index), *_):
+            return index
+    return None
+
+
+def _placed(error: TrimtabError, item: Planned, field: Path) -> TrimtabError:
     if item.origin == "default":
-        return _unusable(f"cannot be applied: {error.message}", f"{item.path}{field}")
+        return _unusable(f"cannot be applied: {error.message}", (*item.path, *field))
     if item.preset is not None:
         # The fault lies in the preset; the request only named it.
-        place = f"{field.lstrip('.')}: " if field else ""
+        place = f"{path_text(field)}: " if field else ""
         error.message = f"preset {item.preset}: {place}{error.message}"
-        error.param = item.path
-        return error
-    error.param = f"{item.path}{field}"
-    return error
+        return error.about(*item.path)
+    return error.about(*item.path, *field)
 
 
-def _unusable(what: str, param: str) -> DefaultSpecUnusable:
+def _unusable(what: str, param: Path) -> DefaultSpecUnusable:
     return DefaultSpecUnusable(f"the server's default spec {what}", param=param,
                                fix='Change it at /v1/admin/default-spec, or send "default": "none" or "override".')
 

@@ -39,7 +39,7 @@ async def rehearse(spec: Spec, state: ServerState) -> None:
     Raises:
         EngineUnavailable: it cannot be run now. SlotsExhausted and other 503s: likewise.
         RehearsalFailed: the engine failed on it, or did not get through in time.
-        TrimtabError: it does not fit the model or cannot be carried out; `param` is `interventions[i].layers` say.
+        TrimtabError: it does not fit the model or cannot be carried out; its path begins at `interventions`.
     """
     condition = state.engine.condition()
     if not condition.ready:
@@ -57,8 +57,9 @@ async def rehearse(spec: Spec, state: ServerState) -> None:
         raise RehearsalFailed(f"the engine failed while it tried the spec: {error.message}", fix="Nothing was stored. "
                               "The server's log says more; try again if it was something else.") from error
     except TrimtabError as error:
-        error.param = error.param.removeprefix("steering.") if error.param else "interventions"
-        raise
+        if error.path[:1] == ("steering",):
+            error.about(*error.path[1:])
+        raise (error if error.path else error.about("interventions")) from None
     except Exception as error:  # whatever a spec does to an engine is told to who stores it, not to the next request
         request_id = f"rehearsal-{secrets.token_hex(12)}"
         report_unexpected(error, request_id)

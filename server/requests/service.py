@@ -112,12 +112,12 @@ def _check_guarded(sampling: Sampling, state: ServerState) -> None:
     """Raises InvalidSpec where the engine cannot make a completion in parts, as guards need it."""
     if "resume" not in state.engine.features:
         raise InvalidSpec(f"the engine {state.engine_name} cannot weaken the steering of a running completion, so "
-                          "specs with a guard are refused", param="steering.guard", fix="Leave guards out.")
+                          "specs with a guard are refused", param=("steering", "guard"), fix="Leave guards out.")
     for name in state.engine.not_resumed:
         if getattr(sampling, name):
             field = "response_format" if name == "json_schema" else name
             raise InvalidSpec(f"a guard does not go with {field} on the engine {state.engine_name}",
-                              param="steering.guard", fix="Leave one of them out.")
+                              param=("steering", "guard"), fix="Leave one of them out.")
 
 
 def _begin(state: ServerState, plan: Plan, obeys: bool, generation: Generation, decided: Decided) -> Completion:
@@ -196,7 +196,7 @@ def _json_schema(body: CompletionFields, state: ServerState) -> dict[str, Any] |
 def _logit_bias(body: CompletionFields, state: ServerState) -> dict[int, float]:
     bias: dict[int, float] = {}
     for key, value in (body.logit_bias or {}).items():
-        param = f"logit_bias.{key[:40]}"
+        param = ("logit_bias", key[:40])
         if not (key.isascii() and key.isdigit() and len(key) <= 12 and int(key) < state.vocabulary.vocab_size):
             raise InvalidRequest(f"{key[:40]!r} is no token id", param=param,
                                  fix=f"Use 0 to {state.vocabulary.vocab_size - 1}.")

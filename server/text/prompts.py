@@ -15,12 +15,14 @@ from server.errors import ContextLengthExceeded
 from server.text.literal import BREAK, Control, Encoded, unmarked
 from server.text.turns import Message, marked, turn_ends
 from server.text.vocabulary import Vocabulary
-from steering.language.errors import InvalidRequest, InvalidSpec
+from steering.language.errors import InvalidRequest, InvalidSpec, Path
 
 _USER, _SYSTEM = {"role": "user", "content": "x"}, {"role": "system", "content": "x"}
 _REPLY = {"role": "assistant", "content": "x"}
 # Conversations in which a template writes its markers; the first that it takes is looked at.
 _PROBES: tuple[list[Message], ...] = ([_SYSTEM, _USER, _REPLY, _USER], [_USER, _REPLY, _USER], [_USER])
+
+MESSAGES: Path = ("messages",)
 
 
 @dataclass(frozen=True)
@@ -48,27 +50,27 @@ class ChatPrompts:
             ContextLengthExceeded: it cannot have so few tokens, as could be told before it was tokenised.
             InvalidSpec: roles are wanted and the template does not keep turns apart.
         """
-        said = self._said(messages, "messages")
+        said = self._said(messages, MESSAGES)
         text = self._rendered(said)
         if at_most is not None:
             check_length(self._vocabulary.least_tokens(text), at_most, "messages")
         if not roles:
-            return Prompt(self._encoded(text, "messages").ids)
+            return Prompt(self._encoded(text, MESSAGES).ids)
         with_ends = self._rendered(marked(said))
         ends = None if unmarked(with_ends)[0] != unmarked(text)[0] else turn_ends(
             said, with_ends, lambda some, generation: self._render(some, generation=generation),
             self._vocabulary.tokenizer.bos_token)
         if ends is None:
             raise _no_roles("the chat template of this model does not keep turns apart")
-        found = self._encoded(with_ends, "messages", [end for end, _ in ends])
+        found = self._encoded(with_ends, MESSAGES, [end for end, _ in ends])
         if found.offsets is None:
             raise _no_roles("the tokenizer of this model does not tell which text a token stands for")
         return Prompt(found.ids, _roles_of(found.offsets, found.places, [role for _, role in ends]))
 
-    def conversation(self, messages: Sequence[Message], param: str) -> list[int]:
+    def conversation(self, messages: Sequence[Message], where: Path) -> list[int]:
         """Tokens of a conversation to read: one the assistant ends stays as it is, others are opened for it."""
-        text = self._rendered(self._said(messages, param), generation=messages[-1]["role"] != "assistant", param=param)
-        return self._encoded(text, param).ids
+        text = self._rendered(self._said(messages, where), generation=messages[-1]["role"] != "assistant", where=where)
+        return self._encoded(text, where).ids
 
     def _find_control(self) -> Control | None:
         """Special tokens, and what else the template writes between contents that the tokenizer knows as one."""
@@ -86,7 +88,7 @@ class ChatPrompts:
         return Control(tokenizer, {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special),
                                    *(str(token) for token in added if str(token) in frame)})
 
-    def _said(self, messages: Sequence[Message], param: str) -> list[Message]:
+    def _said(self, messages: Sequence[Message], where: Path) -> list[Message]:
         """The messages with control tokens in them broken up.
 
         Raises:
@@ -100,10 +102,10 @@ class ChatPrompts:
             token = self._control.find(message["content"])
             if token is not None:
                 raise InvalidRequest(f"the text holds {token}, a control token of this model, which its tokenizer "
-                                     "cannot take for text", param=f"{param}[{i}].content", fix="Leave it out.")
+                                     "cannot take for text", param=(*where, i, "content"), fix="Leave it out.")
         return list(messages)
 
-    def _encoded(self, text: str, param: str, places: Sequence[int] | None = None) -> Encoded:
+    def _encoded(self, text: str, where: Path, places: Sequence[int] | None = None) -> Encoded:
         """Tokens of a rendered text with marks. places: what to find again in the characters of the offsets.
 
         Raises:
@@ -123,28 +125,28 @@ class ChatPrompts:
         literal = None if control is None else control.encode(text, places or ())
         if literal is None:
             raise InvalidRequest("the text holds what the tokenizer takes for a control token of this model",
-                                 param=param, fix="Leave it out.")
+                                 param=where, fix="Leave it out.")
         return literal
 
-    def _rendered(self, messages: Sequence[Message], *, generation: bool = True, param: str = "messages") -> str:
+    def _rendered(self, messages: Sequence[Message], *, generation: bool = True, where: Path = MESSAGES) -> str:
         if self._vocabulary.tokenizer.chat_template is None:
-            raise InvalidRequest("this model has no chat template", param=param, fix="Use /v1/completions.")
+            raise InvalidRequest("this model has no chat template", param=where, fix="Use /v1/completions.")
         try:
             return self._render(messages, generation=generation)
         except TemplateError as error:
             raise InvalidRequest(f"the model's chat template refuses the conversation: {error.message}"[:300],
-                                 param=param) from None
+                                 param=where) from None
 
     def _render(self, messages: Sequence[Message], *, generation: bool) -> str:
         return str(self._vocabulary.tokenizer.apply_chat_template(
             [dict(m) for m in messages], tokenize=False, add_generation_prompt=generation))
 
 
-def check_length(least: int, at_most: int, param: str) -> None:
+def check_length(least: int, at_most: int, where: str | Path) -> None:
     """Raises ContextLengthExceeded for a prompt of at least `least` tokens where `at_most` fit."""
     if least > at_most:
         raise ContextLengthExceeded(f"the prompt has {least} tokens at the least, the context here holds {at_most} "
-                                    "before the completion", param=param, fix="Shorten the prompt.")
+                                    "before the completion", param=where, fix="Shorten the prompt.")
 
 
 def _roles_of(offsets: Sequence[tuple[int, int]], ends: Sequence[int], roles: Sequence[str]) -> list[str]:
@@ -160,5 +162,5 @@ def _roles_of(offsets: Sequence[tuple[int, int]], ends: Sequence[int], roles: Se
 
 
 def _no_roles(reason: str) -> InvalidSpec:
-    return InvalidSpec(f"{reason}, so scopes cannot name roles", param="steering.interventions",
+    return InvalidSpec(f"{reason}, so scopes cannot name roles", param=("steering", "interventions"),
                        fix="Pick tokens by position or window.")

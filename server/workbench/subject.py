@@ -38,7 +38,7 @@ class EngineSubject:
         turns = [{"role": "system" if part.role == "developer" else part.role, "content": part.content}
                  for part in prompt if isinstance(part, Turn)]
         if turns:
-            return tuple(self.state.chat_prompts.conversation(turns, "messages"))
+            return tuple(self.state.chat_prompts.conversation(turns, ("messages",)))
         return tuple(part for part in prompt if isinstance(part, int))
 
     def encode_continuation(self, text: str) -> Tokens:

@@ -92,14 +92,14 @@ class Fault:
 
 
 def fault_error(program: Program, fault: Fault, limit: StepLimit = UNLIMITED) -> TrimtabError:
-    """The typed error of a faulty request. `param` is `interventions[i]`, for the caller to put in the request's words.
-    """
+    """The typed error of a faulty request. Its path is `("interventions", i)`, which the
+    caller puts in the place of the request it came from."""
     item = program.compiled[fault.intervention]
     what = f"intervention {fault.intervention} ({item.op} of {item.applied.artifact or 'inline'})"
     layer = "" if fault.layer is None else f"layer {fault.layer}, "
     where = layer if fault.site is None else f"{fault.site} of {layer}"
     place = f"{where}token {fault.position}"
-    param = f"interventions[{fault.intervention}]"
+    param = ("interventions", fault.intervention)
     if fault.behind:
         return SteeringOverflow(f"{what} drives the model to values that are not finite ({place})", param=param,
                                 fix="Lower the strength.")

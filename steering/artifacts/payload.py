@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 
 from steering.artifacts.spline import Manifold
-from steering.language.errors import InvalidPayload
+from steering.language.errors import InvalidPayload, Path
 
 Kind = Literal[
     "vector", "subspace", "sign_pattern", "dim_mask", "neuron_set", "head_set", "expert_set", "affine", "probe",
@@ -106,7 +106,7 @@ class Payload:
 
 def _check_layer(kind: Kind, layer: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     rules = RULES[kind]
-    where = f"layers[{layer}]"
+    where = ("layers", layer)
     if layer < 0:
         raise InvalidPayload(f"layer {layer} is negative", param=where)
     unknown = sorted(set(tensors) - set(rules))
@@ -119,13 +119,13 @@ def _check_layer(kind: Kind, layer: int, tensors: Mapping[str, torch.Tensor]) ->
         if name not in tensors:
             if rule.optional:
                 continue
-            raise InvalidPayload(f"a {kind} needs the tensor {name!r}", param=f"{where}.{name}")
-        checked[name] = _check_tensor(tensors[name], rule, sizes, f"{where}.{name}")
+            raise InvalidPayload(f"a {kind} needs the tensor {name!r}", param=(*where, name))
+        checked[name] = _check_tensor(tensors[name], rule, sizes, (*where, name))
     _check_meaning(kind, checked, where)
     return checked
 
 
-def _check_tensor(tensor: torch.Tensor, rule: TensorRule, sizes: dict[str, int], where: str) -> torch.Tensor:
+def _check_tensor(tensor: torch.Tensor, rule: TensorRule, sizes: dict[str, int], where: Path) -> torch.Tensor:
     if tensor.ndim != len(rule.shape):
         raise InvalidPayload(f"expected {len(rule.shape)} axes ({', '.join(rule.shape)}), got shape "
                              f"{list(tensor.shape)}", param=where)
@@ -147,30 +147,30 @@ def _check_tensor(tensor: torch.Tensor, rule: TensorRule, sizes: dict[str, int],
     return values
 
 
-def _check_meaning(kind: Kind, tensors: Mapping[str, torch.Tensor], where: str) -> None:
+def _check_meaning(kind: Kind, tensors: Mapping[str, torch.Tensor], where: Path) -> None:
     index_name = INDEX_NAMES.get(kind)
     if index_name is not None:
         index = tensors[index_name]
         if int(index.min()) < 0:
-            raise InvalidPayload("indices must not be negative", param=f"{where}.{index_name}")
+            raise InvalidPayload("indices must not be negative", param=(*where, index_name))
         if len(set(index.tolist())) != index.numel():
-            raise InvalidPayload("an index occurs twice", param=f"{where}.{index_name}")
+            raise InvalidPayload("an index occurs twice", param=(*where, index_name))
     if kind == "sign_pattern" and not bool((tensors["polarity"].abs() == 1).all()):
-        raise InvalidPayload("polarity must be +1 or -1", param=f"{where}.polarity")
+        raise InvalidPayload("polarity must be +1 or -1", param=(*where, "polarity"))
     if kind in ("vector", "probe"):
         name = "vector" if kind == "vector" else "weight"
         if not bool(tensors[name].any()):
-            raise InvalidPayload("the vector is zero and would do nothing", param=f"{where}.{name}")
+            raise InvalidPayload("the vector is zero and would do nothing", param=(*where, name))
     if "basis" in tensors:
-        _check_basis(tensors["basis"].double(), f"{where}.basis")
+        _check_basis(tensors["basis"].double(), (*where, "basis"))
     if kind == "manifold":
         try:
             Manifold.build(tensors["knots"], tensors["points"], tensors["period"])
         except InvalidPayload as error:
-            raise error.at(where) from None
+            raise error.at(*where) from None
 
 
-def _check_basis(basis: torch.Tensor, where: str) -> None:
+def _check_basis(basis: torch.Tensor, where: Path) -> None:
     if basis.shape[0] > basis.shape[1]:
         raise InvalidPayload(f"{basis.shape[0]} rows of width {basis.shape[1]} cannot be orthonormal", param=where)
     gram = basis @ basis.T

@@ -1,44 +1,85 @@
-"""Typed errors of the whole project: one base, one subclass per cause.
+"""Typed errors of the whole project: one base class, and one subclass for each cause.
 
-Each class carries the HTTP status and the stable `code` that clients may switch on. `param` names the field that is
-wrong in the words of the request (`steering.interventions[0].layers`), `fix` says what to do about it, `retry_after_s`
-when the same request may succeed (503 and 429 only; it becomes the header Retry-After).
+An error is data that callers can act on without reading text. What it becomes over HTTP, its status for example, is
+decided by the server alone (`server/errors.py`).
 """
 
-from typing import ClassVar
+from typing import ClassVar, Self
+
+# The place of a field in the request, one part for each step: ("steering", "interventions", 1, "layers").
+Path = tuple[str | int, ...]
+MAX_NAME = 80
 
 
 class TrimtabError(Exception):
-    """Base of every error that a user may see."""
+    """Base of every error that a user may see.
 
-    status: ClassVar[int] = 500
+    Attributes:
+        code: stable name of the cause, which clients may switch on.
+        message: what is wrong.
+        path: the field that is wrong; empty where no field is to blame.
+        value: what the field holds, where one value of it is to blame.
+        fix: what to do about it.
+        retry_after_s: when the same request may succeed, where waiting can help.
+    """
+
     code: ClassVar[str] = "internal_error"
-    type: ClassVar[str] = "server_error"
 
-    def __init__(self, message: str, *, param: str | None = None, fix: str | None = None,
+    def __init__(self, message: str, *, param: str | Path | None = None, value: object = None, fix: str | None = None,
                  retry_after_s: float | None = None) -> None:
+        """`param` is the path, or the name of a field that stands at the top of the request."""
         super().__init__(message)
         self.message = message
-        self.param = param
+        self.path = path_of(param)
+        self.value = value
         self.fix = fix
         self.retry_after_s = retry_after_s
 
     def __str__(self) -> str:
         return f"{self.message} {self.fix}" if self.fix else self.message
 
-    def at(self, prefix: str) -> "TrimtabError":
-        """The same error with `prefix` put before its field, as it is handed outwards."""
-        if self.param is None:
-            self.param = prefix
-        elif self.param.startswith("["):
-            self.param = f"{prefix}{self.param}"
-        else:
-            self.param = f"{prefix}.{self.param}"
+    @property
+    def param(self) -> str | None:
+        """The path as text, for people and for OpenAI's field of that name. Code reads `path`."""
+        return path_text(self.path) or None
+
+    def at(self, *prefix: str | int) -> Self:
+        """The same error, whose path is now one from further out: `prefix` stands before it."""
+        self.path = (*prefix, *self.path)
+        return self
+
+    def about(self, *path: str | int) -> Self:
+        """The same error, said of another field: the one that made the caller look at the first."""
+        self.path = path
         return self
 
 
+def path_of(param: str | Path | None) -> Path:
+    if param is None:
+        return ()
+    return (param,) if isinstance(param, str) else param
+
+
+def path_text(path: Path) -> str:
+    """A path as a user writes it: `steering.interventions[1].layers`."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += f".{printable(part)}" if text else printable(part)
+    return text
+
+
+def printable(text: str) -> str:
+    """A name that a client chose, made short and harmless enough to be shown."""
+    return "".join(c if c.isprintable() and not 0xD800 <= ord(c) <= 0xDFFF else "?" for c in text[:MAX_NAME])
+
+
 class InvalidRequest(TrimtabError):
-    status, code, type = 400, "invalid_request", "invalid_request_error"
+    """The request is at fault. A subclass says how, where that is known."""
+
+    code = "invalid_request"
 
 
 class InvalidSpec(InvalidRequest):
@@ -50,7 +91,7 @@ class InvalidSpec(InvalidRequest):
 class NotCalibrated(InvalidSpec):
     """A strength is given as a dose, and the artifact has no calibration for the setting it is used in."""
 
-    status, code = 409, "not_calibrated"
+    code = "not_calibrated"
 
 
 class InvalidPayload(InvalidRequest):
@@ -60,13 +101,13 @@ class InvalidPayload(InvalidRequest):
 
 
 class PayloadTooLarge(InvalidRequest):
-    status, code = 413, "payload_too_large"
+    code = "payload_too_large"
 
 
 class ProgramTooLarge(InvalidRequest):
     """A spec whose numbers are more than the server lets one program have."""
 
-    status, code = 413, "program_too_large"
+    code = "program_too_large"
 
 
 class UnsupportedSite(InvalidRequest):
@@ -82,15 +123,15 @@ class LayerOutOfRange(InvalidRequest):
 class ArtifactMismatch(InvalidRequest):
     """An artifact made for another model, site or op, and the request does not override that."""
 
-    status, code = 409, "artifact_mismatch"
+    code = "artifact_mismatch"
 
 
 class NotFound(InvalidRequest):
-    status, code = 404, "not_found"
+    code = "not_found"
 
 
 class Conflict(InvalidRequest):
-    status, code = 409, "conflict"
+    code = "conflict"
 
 
 class UnsupportedModel(InvalidRequest):
@@ -114,23 +155,23 @@ class SteeringLimit(InvalidRequest):
 class ModelOverflow(TrimtabError):
     """The model itself makes values that are not finite; no steering is needed for that."""
 
-    status, code = 500, "model_overflow"
+    code = "model_overflow"
 
 
 class SlotsExhausted(TrimtabError):
     """All slots are held by running requests and none came free in time."""
 
-    status, code = 503, "slots_exhausted"
+    code = "slots_exhausted"
 
 
 class ProgramLost(TrimtabError):
     """The engine's worker does not hold the program that a request is to run under: it is not run under another."""
 
-    status, code = 503, "program_lost"
+    code = "program_lost"
 
 
 class EngineUnavailable(TrimtabError):
-    status, code = 503, "engine_unavailable"
+    code = "engine_unavailable"
 
 
 class EngineFailed(TrimtabError):

@@ -1,21 +1,23 @@
-"""Numbers that are none: where they lie in plain data, and the same data without them."""
+"""Numbers that are not finite: where they stand in plain data, and the same data without them."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from steering.language.errors import Path
 
-def not_finite(value: Any, path: str = "") -> Iterator[str]:
-    """Paths of the floats in plain data (dicts, lists, numbers, text) that are NaN or infinite: `card.scores[2]`."""
+
+def not_finite(value: Any, path: Path = ()) -> Iterator[Path]:
+    """The path of each float in plain data (dicts, lists, numbers, text) that is NaN or infinite."""
     if isinstance(value, float):
         if not math.isfinite(value):
             yield path
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from not_finite(item, f"{path}.{key}" if path else str(key))
+            yield from not_finite(item, (*path, str(key)))
     elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
         for i, item in enumerate(value):
-            yield from not_finite(item, f"{path}[{i}]")
+            yield from not_finite(item, (*path, i))
 
 
 def finite(value: Any) -> Any:

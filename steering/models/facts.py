@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from steering.language.errors import LayerOutOfRange, UnsupportedSite
+from steering.language.errors import LayerOutOfRange, Path, UnsupportedSite
 from steering.language.vocabulary import Site
 
 
@@ -42,19 +42,21 @@ class ModelFacts:
             return self.num_experts
         return self.d_model
 
-    def check_layer(self, layer: int, param: str) -> int:
+    def check_layer(self, layer: int, param: str | Path) -> int:
         """The non-negative form of `layer`; negative numbers count from the end."""
         resolved = layer + self.num_layers if layer < 0 else layer
         if not 0 <= resolved < self.num_layers:
             raise LayerOutOfRange(f"layer {layer} does not exist in {self.model_id} ({self.num_layers} layers)",
-                                  param=param, fix=f"Use 0 to {self.num_layers - 1}, or -{self.num_layers} to -1.")
+                                  param=param, value=layer,
+                                  fix=f"Use 0 to {self.num_layers - 1}, or -{self.num_layers} to -1.")
         return resolved
 
-    def check_site(self, site: Site, layer: int, param: str) -> None:
+    def check_site(self, site: Site, layer: int, param: str | Path) -> None:
         layers = self.sites.get(site)
         if not layers:
-            raise UnsupportedSite(f"{self.model_id} ({self.family}) does not offer the site {site}", param=param,
+            raise UnsupportedSite(f"{self.model_id} ({self.family}) does not offer the site {site}",
+                                  param=param, value=site,
                                   fix=f"Offered: {', '.join(sorted(self.sites)) or 'none'}. See GET /v1/capabilities.")
         if layer not in layers:
-            raise UnsupportedSite(f"layer {layer} of {self.model_id} does not offer the site {site}", param=param,
-                                  fix=f"Layers that do: {', '.join(map(str, layers))}.")
+            raise UnsupportedSite(f"layer {layer} of {self.model_id} does not offer the site {site}",
+                                  param=param, value=layer, fix=f"Layers that do: {', '.join(map(str, layers))}.")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from steering.artifacts.payload import Kind
-from steering.language.errors import InvalidSpec
+from steering.language.errors import InvalidSpec, Path
 from steering.language.options import OPTIONS
 from steering.language.vocabulary import Op, Site
 from steering.models.facts import ModelFacts
@@ -62,7 +62,7 @@ class Operation(ABC):
 
     def direction(self, tensors: Tensors) -> torch.Tensor:
         """The vector whose length strength units refer to."""
-        raise InvalidSpec(f"{self.name} has no direction; its strength unit must be raw", param="strength.unit")
+        raise InvalidSpec(f"{self.name} has no direction; its strength unit must be raw", param=("strength", "unit"))
 
 
 _OPERATIONS: dict[str, Operation] = {}
@@ -96,8 +96,8 @@ def unit(vector: torch.Tensor) -> torch.Tensor:
     return (vector.double() / length(vector)).float()
 
 
-def check_index(index: torch.Tensor, limit: int, what: str, param: str) -> None:
+def check_index(index: torch.Tensor, limit: int, what: str, param: str | Path) -> None:
     """Refuse an index at or over `limit`."""
     largest = int(index.max())
     if largest >= limit:
-        raise InvalidSpec(f"{what} {largest} does not exist; the model has {limit}", param=param)
+        raise InvalidSpec(f"{what} {largest} does not exist; the model has {limit}", param=param, value=largest)

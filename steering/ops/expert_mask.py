@@ -73,8 +73,8 @@ class ExpertMask(Operation):
                               fix="Use mode bias or scale for something in between.")
         if options.mode == "force" and len(experts) > place.facts.experts_per_token:
             raise InvalidSpec(f"{len(experts)} experts forced, a token has {place.facts.experts_per_token}",
-                              param="inline.experts")
+                              param=("inline", "experts"))
         if options.mode == "off_refill" and place.facts.num_experts - len(experts) < place.facts.experts_per_token:
-            raise InvalidSpec("too few experts would be left to fill a token's slots", param="inline.experts",
+            raise InvalidSpec("too few experts would be left to fill a token's slots", param=("inline", "experts"),
                               fix="Switch fewer off, or use mode off.")
         return experts

@@ -40,8 +40,8 @@ class HeadMask(Operation):
         check_index(tensors["heads"], place.facts.num_heads, "head", "inline.heads")
         shift = tensors.get("shift")
         if options.mode == "shift" and shift is None:
-            raise InvalidSpec("mode shift needs the artifact to hold a shift", param="options.mode")
+            raise InvalidSpec("mode shift needs the artifact to hold a shift", param=("options", "mode"))
         if shift is not None and shift.shape[1] != place.facts.head_dim:
             raise InvalidSpec(f"shift has width {shift.shape[1]}, head_dim is {place.facts.head_dim}",
-                              param="inline.shift")
+                              param=("inline", "shift"))
         return tensors["heads"], torch.zeros(0) if shift is None else shift

@@ -75,7 +75,7 @@ def shape_of(tensors: Tensors) -> Shape:
 def _journey(tensors: Tensors, options: ManifoldOptions) -> Journey:
     shape = shape_of(tensors)
     if options.labels and len(options.labels) != len(shape.knots):
-        raise InvalidSpec(f"{len(options.labels)} labels for {len(shape.knots)} knots", param="options.labels")
+        raise InvalidSpec(f"{len(options.labels)} labels for {len(shape.knots)} knots", param=("options", "labels"))
     if options.shift is not None:
         sampled = shape.sample()
         # Not by the shorter way: a shift goes where its sign says.
@@ -101,7 +101,8 @@ def _shifted(shape: Shape, coordinates: torch.Tensor, options: ManifoldOptions, 
     """Coordinates `[m, a]` moved by the shift: by places on a curve, by coordinates on a surface."""
     given = options.shift if isinstance(options.shift, list) else [options.shift]
     if len(given) != shape.axes:
-        raise InvalidSpec(f"a shift of {len(given)} numbers; the manifold has {shape.axes} axes", param="options.shift")
+        raise InvalidSpec(f"a shift of {len(given)} numbers; the manifold has {shape.axes} axes",
+                          param=("options", "shift"))
     amount = fraction * torch.tensor(given, dtype=torch.float64)
     if shape.axes == 1:
         return shape.from_places(shape.to_places(coordinates) + amount[0])
@@ -114,7 +115,7 @@ def _coordinate(shape: Shape, options: ManifoldOptions, name: str) -> torch.Tens
     Raises:
         InvalidSpec: unknown, or off the manifold.
     """
-    param, given = f"options.{name}", getattr(options, name)
+    param, given = ("options", name), getattr(options, name)
     if given is None:
         raise InvalidSpec("nothing says where to go", param="options",
                           fix=f"Give a target or a shift. {_known(options.labels)}")

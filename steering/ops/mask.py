@@ -36,7 +36,7 @@ class _IndexMask(Operation):
 
     def _value(self, tensors: Tensors) -> torch.Tensor:
         if "value" not in tensors:
-            raise InvalidSpec("mode set needs the artifact to hold values", param="options.mode")
+            raise InvalidSpec("mode set needs the artifact to hold values", param=("options", "mode"))
         return tensors["value"]
 
 

@@ -18,7 +18,8 @@ class Patch(Operation):
     def row(self, tensors: Tensors, options: PatchOptions, place: Place) -> Row:
         if "vector" in tensors:
             if options.basis_rank is not None:
-                raise InvalidSpec("a whole activation has no basis", param="options.basis_rank", fix="Leave it out.")
+                raise InvalidSpec("a whole activation has no basis",
+                                  param=("options", "basis_rank"), fix="Leave it out.")
             return Row("scale_offset", {"scale": torch.full((place.width,), 1 - place.scale),
                                         "offset": place.scale * tensors["vector"]})
         basis, source = _subspace(tensors, options)
@@ -36,9 +37,9 @@ class Patch(Operation):
 
 def _subspace(tensors: Tensors, options: PatchOptions) -> tuple[torch.Tensor, torch.Tensor]:
     if "mean" not in tensors:
-        raise InvalidSpec("patching in a subspace needs the source activation", param="inline.mean")
+        raise InvalidSpec("patching in a subspace needs the source activation", param=("inline", "mean"))
     rank = len(tensors["basis"])
     if options.basis_rank is not None and options.basis_rank > rank:
         raise InvalidSpec(f"basis_rank {options.basis_rank} is over the rank {rank} of the basis",
-                          param="options.basis_rank")
+                          param=("options", "basis_rank"))
     return tensors["basis"][:options.basis_rank], tensors["mean"]

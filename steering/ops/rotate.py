@@ -45,7 +45,8 @@ class Rotate(Operation):
 
 def _radians(tensors: Tensors, options: RotateOptions, place: Place) -> float:
     if len(tensors["basis"]) != 2:
-        raise InvalidSpec(f"rotate needs a plane (2 basis rows), got {len(tensors['basis'])}", param="inline.basis")
+        raise InvalidSpec(f"rotate needs a plane (2 basis rows), got {len(tensors['basis'])}",
+                          param=("inline", "basis"))
     if options.mode == "to":
         if place.scale != 1.0:
             raise InvalidSpec("rotate to an angle takes no strength", param="strength",

@@ -60,5 +60,5 @@ def _pattern(tensors: Tensors, options: SignFlipOptions, place: Place) -> tuple[
     check_index(tensors["dims"], place.width, "dim", "inline.dims")
     keep = ~torch.isin(tensors["dims"], torch.tensor(options.exclude, dtype=torch.int64))
     if not bool(keep.any()):
-        raise InvalidSpec("every dim of the pattern is excluded", param="options.exclude")
+        raise InvalidSpec("every dim of the pattern is excluded", param=("options", "exclude"))
     return tensors["dims"][keep], tensors["polarity"][keep].float()

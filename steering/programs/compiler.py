@@ -45,7 +45,7 @@ def compile_program(resolved: Sequence[Resolved], facts: ModelFacts, *, most_num
 
     Raises:
         ProgramTooLarge: it has more. Refused at the intervention that goes over it, before the next is compiled.
-        TrimtabError: typed, with `param` such as `interventions[1].layers`.
+        TrimtabError: typed, whose `path` begins with `("interventions", i)`.
     """
     if len(resolved) > MAX_INTERVENTIONS:
         raise InvalidSpec(f"{len(resolved)} interventions in all, at most {MAX_INTERVENTIONS} are allowed",
@@ -61,9 +61,10 @@ def compile_program(resolved: Sequence[Resolved], facts: ModelFacts, *, most_num
                                       f"this server allows {most_numbers}",
                                       fix="Act at fewer layers, or with a lower rank.")
         except TrimtabError as error:
-            if item.source is not None and error.param is not None and error.param.startswith("inline"):
-                error.param = "artifact"
-            raise error.at(f"interventions[{i}]") from None
+            if item.source is not None and error.path[:1] == ("inline",):
+                # Ops do not know where their numbers come from.
+                error.about("artifact")
+            raise error.at("interventions", i) from None
     return Program(tuple(compiled))
 
 
@@ -76,7 +77,7 @@ def _compile_one(item: Resolved, facts: ModelFacts) -> Compiled:
         inline_tensors, inline_options = split_inline(intervention.inline, operation)
         twice = sorted(set(inline_options) & set(given_options))
         if twice:
-            raise InvalidSpec(f"option {twice[0]!r} is given in inline and in options", param=f"options.{twice[0]}")
+            raise InvalidSpec(f"option {twice[0]!r} is given in inline and in options", param=("options", twice[0]))
         given_options |= inline_options
     elif source is not None and source.op == operation.name:
         given_options = _merged(source.options, given_options, OPTIONS[operation.name].alternatives)
@@ -118,7 +119,7 @@ def _compile_one(item: Resolved, facts: ModelFacts) -> Compiled:
         if own:
             multiples.append(abs(scales[layer] / own))
         for site in sites:
-            facts.check_site(site, layer, "layers" if not multi_site else "options.multi_site")
+            facts.check_site(site, layer, ("options", "multi_site") if multi_site else "layers")
             _check_width(payload, tensors, facts.width(site), site)
             # Strength 0 does nothing, also with ops that know all or nothing only; the rest is checked all the same.
             row = operation.row(tensors, options, Place(facts, site, layer, scales[layer] or 1.0))
@@ -217,10 +218,10 @@ def _scale(strength: Strength, operation: Operation, tensors: Mapping[str, torch
         return strength.value
     if not operation.adds_direction:
         raise InvalidSpec(f"strength unit {strength.unit} has no meaning for op {operation.name}",
-                          param="strength.unit", fix="Use raw: the share of the change that is carried out.")
+                          param=("strength", "unit"), fix="Use raw: the share of the change that is carried out.")
     if getattr(options, "norm_match", False):
-        raise InvalidSpec("with norm_match the strength is a multiple of the token's own norm", param="strength.unit",
-                          fix="Use raw.")
+        raise InvalidSpec("with norm_match the strength is a multiple of the token's own norm",
+                          param=("strength", "unit"), fix="Use raw.")
     stored = length(operation.direction(tensors))
     if strength.unit == "unit":
         return strength.value / stored
@@ -228,7 +229,7 @@ def _scale(strength: Strength, operation: Operation, tensors: Mapping[str, torch
     if layer not in known:
         what = "mean residual norm" if strength.unit == "rel" else "standard deviation"
         raise InvalidSpec(f"strength unit {strength.unit} needs the {what} of layer {layer}, which "
-                          f"{source.ref if source else 'inline numbers'} does not record", param="strength.unit",
+                          f"{source.ref if source else 'inline numbers'} does not record", param=("strength", "unit"),
                           fix="Use raw or unit, or an artifact made by extraction.")
     return strength.value * known[layer] / stored
 
@@ -274,19 +275,19 @@ def _dosed(strength: Strength, calibrated: Calibrated | None, source: Source | N
 
 def _all_layers(facts: ModelFacts, sites: Sequence[Site]) -> list[int]:
     for site in sites:
-        facts.check_site(site, 0, "options.multi_site")
+        facts.check_site(site, 0, ("options", "multi_site"))
     return list(range(facts.num_layers))
 
 
 def _source_layer(options: Any, payload: Payload, facts: ModelFacts) -> int:
     if options.source_layer is not None:
-        layer = facts.check_layer(options.source_layer, "options.source_layer")
+        layer = facts.check_layer(options.source_layer, ("options", "source_layer"))
         if layer not in payload.layers:
-            raise InvalidSpec(f"there are no numbers for layer {layer}", param="options.source_layer",
+            raise InvalidSpec(f"there are no numbers for layer {layer}", param=("options", "source_layer"),
                               fix=f"Layers with numbers: {', '.join(map(str, payload.layers))}.")
         return layer
     if len(payload.layers) > 1:
-        raise InvalidSpec("multi_site ablation uses the direction of one layer", param="options.source_layer",
+        raise InvalidSpec("multi_site ablation uses the direction of one layer", param=("options", "source_layer"),
                           fix=f"Name one of {', '.join(map(str, payload.layers))}.")
     return next(iter(payload.layers))
 
@@ -295,7 +296,7 @@ def _check_width(payload: Payload, tensors: Mapping[str, torch.Tensor], width: i
     for name in ("vector", "weight", "basis", "mean", "up", "down", "scale"):
         if name in tensors and tensors[name].shape[-1] != width:
             raise ArtifactMismatch(f"{payload.kind} has width {tensors[name].shape[-1]}, {site} of the loaded model "
-                                   f"has width {width}", param=f"inline.{name}")
+                                   f"has width {width}", param=("inline", name))
     rank = tensors["basis"].shape[0] if "basis" in tensors else tensors["up"].shape[0] if "up" in tensors else 0
     if rank > width:
         raise InvalidSpec(f"rank {rank} is over the width {width}", param="inline")

@@ -94,7 +94,7 @@ def compile_gate(gate: Gate | Gates | None, probes: Sequence[Source], facts: Mod
         probes: the artifacts of `gates_of(gate)`, in order.
 
     Raises:
-        TrimtabError: `param` names the field below `gate`, `gate.any[1].threshold` say.
+        TrimtabError: whose path begins at the intervention, `("gate", "any", 1, "threshold")` for example.
     """
     if gate is None:
         return None
@@ -108,7 +108,7 @@ def compile_gate(gate: Gate | Gates | None, probes: Sequence[Source], facts: Mod
         try:
             conditions.append(_condition(member, probe, facts))
         except TrimtabError as error:
-            raise error.at("gate" if single else f"gate.{rule}[{n}]") from None
+            raise error.at("gate", *(() if single else (rule, n))) from None
     return CompiledGate(tuple(conditions), "any" if rule == "any" else "all", members[0].when)
 
 
@@ -120,14 +120,15 @@ def gated_row(row: Row, condition: Condition, layer: int) -> Row:
     """
     if layer not in condition.reader.layers:
         raise InvalidSpec(f"a gate decided per token reads where the intervention acts, and {condition.reader.ref} has "
-                          f"no numbers at layer {layer}", param="gate.layers",
+                          f"no numbers at layer {layer}", param=("gate", "layers"),
                           fix=f"Act at {', '.join(map(str, condition.reader.layers))}.")
     tensors = condition.reader.layers[layer]
     sign = 1.0 if condition.direction == "above" else -1.0
     weight = tensors["weight"] if "weight" in tensors else tensors["vector"]
     bias = tensors["bias"] if "weight" in tensors else torch.tensor(0.0)
     if not bool(torch.isfinite(bias - condition.threshold)):
-        raise InvalidSpec("the threshold is too far from the probe's bias: numbers overflow", param="gate.threshold")
+        raise InvalidSpec("the threshold is too far from the probe's bias: numbers overflow",
+                          param=("gate", "threshold"))
     return Row(f"gated:{row.kernel}", {**row.tensors, "gate_weight": sign * weight,
                                        "gate_bias": sign * (bias - condition.threshold)})
 
@@ -140,12 +141,12 @@ def check_token_gate(gate: CompiledGate, sites: Sequence[Site]) -> Condition:
     """
     condition = gate.conditions[0]
     if condition.reader.form != "linear":
-        raise InvalidSpec(f"a gate decided per token is linear, not {condition.reader.form}", param="gate.form",
+        raise InvalidSpec(f"a gate decided per token is linear, not {condition.reader.form}", param=("gate", "form"),
                           fix='Use a probe or vector with form "linear", or when "prompt".')
     if tuple(sites) != (condition.reader.site,) or condition.reader.site == "router":
         raise InvalidSpec(f"a gate decided per token reads where the intervention acts; the probe reads "
-                          f"{condition.reader.site}, the intervention acts at {', '.join(sites)}", param="gate.when",
-                          fix='Use when "prompt".')
+                          f"{condition.reader.site}, the intervention acts at {', '.join(sites)}",
+                          param=("gate", "when"), fix='Use when "prompt".')
     return condition
 
 

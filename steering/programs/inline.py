@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from steering.artifacts.payload import RULES, Kind, Payload
-from steering.language.errors import InvalidPayload, InvalidSpec, PayloadTooLarge
+from steering.language.errors import InvalidPayload, InvalidSpec, Path, PayloadTooLarge
 from steering.language.intervention import Encoded
 from steering.language.options import OPTIONS
 from steering.models.facts import ModelFacts
@@ -31,7 +31,7 @@ def split_inline(inline: Mapping[str, Any], operation: Operation) -> tuple[dict[
     for key in inline:
         if key not in tensor_names | option_names:
             close = difflib.get_close_matches(key, tensor_names | option_names, 1)
-            raise InvalidSpec(f"unknown field {key!r} for op {operation.name}", param=f"inline.{key}",
+            raise InvalidSpec(f"unknown field {key!r} for op {operation.name}", param=("inline", key),
                               fix=f"Did you mean {close[0]!r}?" if close else
                               f"Known: {', '.join(sorted(tensor_names | option_names))}.")
     tensors = {key: value for key, value in inline.items() if key in tensor_names}
@@ -49,7 +49,7 @@ def inline_payload(tensors: Mapping[str, Any], operation: Operation, layers: Seq
     by_layer: dict[int, dict[str, torch.Tensor]] = {}
     budget = MAX_NUMBERS
     for name, value in tensors.items():
-        where = f"inline.{name}"
+        where = ("inline", name)
         placed = isinstance(value, Mapping) and "base64" not in value
         if placed:
             parts = {_layer(key, facts, where): item for key, item in value.items()}
@@ -66,7 +66,7 @@ def inline_payload(tensors: Mapping[str, Any], operation: Operation, layers: Seq
         for layer, item in parts.items():
             tensor = next((converted[n] for n in converted if parts[n] is item), None)
             if tensor is None:
-                tensor = parse_tensor(item, f"{where}[{layer}]" if placed else where)
+                tensor = parse_tensor(item, (*where, layer) if placed else where)
                 budget -= tensor.numel()
                 if budget < 0:
                     raise PayloadTooLarge(f"more than {MAX_NUMBERS} inline numbers", param=where,
@@ -89,9 +89,8 @@ def parse_options(operation: Operation, given: Mapping[str, Any]) -> Any:
         return OPTIONS[operation.name].model_validate(dict(given))
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
         known = ", ".join(OPTIONS[operation.name].model_fields) or "none"
-        raise InvalidSpec(first["msg"].removeprefix("Value error, "), param=f"options.{field}" if field else "options",
+        raise InvalidSpec(first["msg"].removeprefix("Value error, "), param=("options", *first["loc"]),
                           fix=f"Options of {operation.name}: {known}.") from None
 
 
@@ -105,7 +104,7 @@ def _kind_of(names: set[str], operation: Operation) -> Kind:
     raise InvalidSpec(f"op {operation.name} takes {forms}, got {'+'.join(sorted(names)) or 'nothing'}", param="inline")
 
 
-def _layer(key: str, facts: ModelFacts, where: str) -> int:
+def _layer(key: str, facts: ModelFacts, where: Path) -> int:
     text = str(key)
     digits = text.removeprefix("-")
     if not (digits.isascii() and digits.isdigit() and len(digits) <= 5):
@@ -113,7 +112,7 @@ def _layer(key: str, facts: ModelFacts, where: str) -> int:
     return facts.check_layer(int(text), where)
 
 
-def parse_tensor(value: Any, where: str) -> torch.Tensor:
+def parse_tensor(value: Any, where: Path) -> torch.Tensor:
     if isinstance(value, Mapping):
         return _decoded(value, where)
     try:
@@ -125,20 +124,20 @@ def parse_tensor(value: Any, where: str) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape))
 
 
-def _decoded(value: Mapping[str, Any], where: str) -> torch.Tensor:
+def _decoded(value: Mapping[str, Any], where: Path) -> torch.Tensor:
     try:
         encoded = Encoded.model_validate(dict(value))
     except ValidationError as error:
         first = error.errors()[0]
-        raise InvalidPayload(first["msg"], param=".".join([where, *map(str, first["loc"])])) from None
+        raise InvalidPayload(first["msg"], param=(*where, *first["loc"])) from None
     try:
         raw = base64.b64decode(encoded.base64, validate=True)
     except (binascii.Error, ValueError):
-        raise InvalidPayload("not valid base64", param=f"{where}.base64") from None
+        raise InvalidPayload("not valid base64", param=(*where, "base64")) from None
     dtype = np.dtype(encoded.dtype).newbyteorder("<")
     count = int(np.prod(encoded.shape, dtype=object)) if encoded.shape else 1
     if len(raw) != count * dtype.itemsize:
         raise InvalidPayload(f"{len(raw)} bytes do not make {count} numbers of {encoded.dtype}",
-                             param=f"{where}.base64")
+                             param=(*where, "base64"))
     array = np.frombuffer(raw, dtype=dtype).reshape(encoded.shape)
     return torch.from_numpy(array.astype(dtype.newbyteorder("="), copy=True))

@@ -12,9 +12,9 @@ def explicit_layers(layers: Layers, facts: ModelFacts) -> list[int]:
         return list(range(facts.num_layers))
     if isinstance(layers, LayerRange):
         if layers.stop > facts.num_layers:
-            facts.check_layer(layers.stop - 1, "layers.stop")
+            facts.check_layer(layers.stop - 1, ("layers", "stop"))
         if layers.start < -facts.num_layers:
-            facts.check_layer(layers.start, "layers.start")
+            facts.check_layer(layers.start, ("layers", "start"))
         start, stop = (n + facts.num_layers if n < 0 else n for n in (layers.start, layers.stop))
         found = list(range(start, stop, layers.step))
         if not found:
@@ -24,9 +24,10 @@ def explicit_layers(layers: Layers, facts: ModelFacts) -> list[int]:
         low, high = layers.depth
         found = [n for n in range(facts.num_layers) if low <= n / facts.num_layers < high]
         if not found:
-            raise InvalidSpec(f"no layer of {facts.num_layers} lies in depth [{low}, {high})", param="layers.depth")
+            raise InvalidSpec(f"no layer of {facts.num_layers} lies in depth [{low}, {high})",
+                              param=("layers", "depth"))
         return found
-    found = [facts.check_layer(n, f"layers[{i}]") for i, n in enumerate(layers)]
+    found = [facts.check_layer(n, ("layers", i)) for i, n in enumerate(layers)]
     if len(set(found)) < len(found):
         raise InvalidSpec("a layer is named twice", param="layers")
     return found

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from steering.language.errors import InvalidSpec
+from steering.language.errors import InvalidSpec, Path
 from steering.language.scope import GenerationPick, GenerationSelection, PromptPick, PromptSelection, Scope
 
 Bits = npt.NDArray[np.uint32]
@@ -97,8 +97,8 @@ def touch_map(scopes: Sequence[Scope], prompt_ids: Sequence[int], max_new_tokens
     off = np.zeros(length + max_new_tokens, dtype=np.uint32)
     for j, scope in enumerate(scopes):
         bit = np.uint32(1 << j)
-        where = f"interventions[{j}].scope"
-        on[:length][_prompt_mask(scope.prompt, ids, role_of, f"{where}.prompt")] |= bit
+        where: Path = ("interventions", j, "scope")
+        on[:length][_prompt_mask(scope.prompt, ids, role_of, (*where, "prompt"))] |= bit
         picked, excluded = _generation_masks(scope.generation, max_new_tokens)
         on[length:][picked] |= bit
         off[length:][excluded] |= bit
@@ -123,24 +123,25 @@ def count_bits(bits: Bits, num_interventions: int) -> list[int]:
 
 
 def _prompt_mask(part: str | PromptSelection, ids: npt.NDArray[np.int64], roles: npt.NDArray[np.str_] | None,
-                 where: str) -> Mask:
+                 where: Path) -> Mask:
     if isinstance(part, str):
         return np.full(len(ids), part == "all")
     mask = _pick_prompt(part, ids, roles, where)
     if _names_nothing(part):
         mask[:] = True
     if part.exclude is not None:
-        mask &= ~_pick_prompt(part.exclude, ids, roles, f"{where}.exclude")
+        mask &= ~_pick_prompt(part.exclude, ids, roles, (*where, "exclude"))
     return mask
 
 
-def _pick_prompt(pick: PromptPick, ids: npt.NDArray[np.int64], roles: npt.NDArray[np.str_] | None, where: str) -> Mask:
+def _pick_prompt(pick: PromptPick, ids: npt.NDArray[np.int64], roles: npt.NDArray[np.str_] | None, where: Path) -> Mask:
     length = len(ids)
     mask = np.zeros(length, dtype=bool)
     for position in pick.positions or ():
         if not -length <= position < length:
             raise InvalidSpec(f"position {position} lies outside of the prompt, which has {length} tokens",
-                              param=f"{where}.positions", fix="Use a window for 'up to that many tokens'.")
+                              param=(*where, "positions"), value=position,
+                              fix="Use a window for 'up to that many tokens'.")
         mask[position] = True
     for start, stop in pick.windows or ():
         mask[slice(start, stop)] = True
@@ -148,7 +149,7 @@ def _pick_prompt(pick: PromptPick, ids: npt.NDArray[np.int64], roles: npt.NDArra
         mask |= np.isin(ids, pick.token_ids)
     if pick.roles:
         if roles is None:
-            raise InvalidSpec("this prompt has no chat roles", param=f"{where}.roles",
+            raise InvalidSpec("this prompt has no chat roles", param=(*where, "roles"),
                               fix="Use /v1/chat/completions, or pick tokens by position.")
         mask |= np.isin(roles, pick.roles)
     return mask

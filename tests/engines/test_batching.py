@@ -10,6 +10,7 @@ from server.engines.base import Generation, Sampling
 from server.engines.transformers import attention
 from server.engines.transformers.running import Running, SaltedIds
 from server.engines.transformers.steps import Steps
+from server.errors import status_of
 from steering.language.errors import EngineUnavailable, InvalidRequest, InvalidSpec, SlotsExhausted, UnsupportedModel
 from tests.engines.conftest import compiled, generate, ids
 
@@ -153,7 +154,7 @@ async def test_all_slots_pinned_waits_then_refuses(start_engine: Any) -> None:
     await anext(stream)
     with pytest.raises(SlotsExhausted) as refused:
         await generate(engine, PROMPT, compiled(engine, add(2)), max_tokens=2)
-    assert refused.value.status == 503
+    assert status_of(refused.value) == 503
     # The same program shares the slot, and unsteered requests need none.
     assert len((await generate(engine, PROMPT, compiled(engine, add(1)), max_tokens=2))[0]) == 2
     assert len((await generate(engine, PROMPT, max_tokens=2))[0]) == 2

@@ -44,7 +44,7 @@ def test_ordinary_text_gives_the_tokens_of_apply_chat_template(name: str) -> Non
     for text in ORDINARY:
         for messages in (turns(text), turns("hi", text, text)):
             assert made.prompt(messages, roles=False).token_ids == own(tokenizer, messages), text
-            assert made.conversation(messages, "messages") == own(tokenizer, messages)
+            assert made.conversation(messages, ("messages",)) == own(tokenizer, messages)
 
 
 @pytest.mark.parametrize("name", [*MODELS, *FAMILIES])

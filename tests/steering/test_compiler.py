@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from server.errors import status_of
 from steering.artifacts.payload import Payload
 from steering.artifacts.source import Resolved, Source
 from steering.language.errors import ArtifactMismatch, InvalidSpec, LayerOutOfRange, TrimtabError, UnsupportedSite
@@ -307,7 +308,7 @@ def test_options_of_an_artifact_belong_to_its_op() -> None:
 def test_mismatch_needs_an_override(fields: dict[str, Any], source: Source, param: str, override: str) -> None:
     error = refused({**NAMED, **fields}, param, source=source)
     assert isinstance(error, ArtifactMismatch)
-    assert error.status == 409
+    assert status_of(error) == 409
     assert error.fix is not None
     assert f'"override": ["{override}"]' in error.fix
     wrong = [name for name in ("model", "site", "op") if name != override]
@@ -340,7 +341,7 @@ def refused(item: dict[str, Any], param: str, source: Source | None = None) -> T
     with pytest.raises(TrimtabError) as caught:
         compiled(add(), item, source=source)
     assert caught.value.param == f"interventions[1].{param}"
-    assert 400 <= caught.value.status < 500
+    assert 400 <= status_of(caught.value) < 500
     return caught.value
 
 

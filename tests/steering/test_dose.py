@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 
+from server.errors import status_of
 from steering.artifacts.dose import Calibrated, Curve, canonical, canonical_scope, isotonic
 from steering.artifacts.payload import Payload
 from steering.artifacts.source import Resolved, Source
@@ -114,7 +115,7 @@ def test_a_dose_is_refused_in_any_other_setting(settings: tuple[Calibrated, ...]
     with pytest.raises(NotCalibrated) as caught:
         compiled({"kl": 0.27}, *settings, **fields)
     error = caught.value
-    assert error.status == 409 and error.param == "interventions[0].strength"
+    assert status_of(error) == 409 and error.param == "interventions[0].strength"
     parts = {"layers": f" --layers {','.join(map(str, fields.get('layers', [])))}",
              "scope": " --scope '{\"prompt\":\"none\"}'", "options": " --options '{\"norm_match\":true}'"}
     said = "".join(part for name, part in parts.items() if name in fields)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from server.errors import status_of
 from steering.artifacts.payload import Payload
 from steering.artifacts.source import Resolved
 from steering.language.errors import InvalidPayload, InvalidSpec, LayerOutOfRange, PayloadTooLarge, TrimtabError
@@ -102,7 +103,7 @@ def test_wrong_numbers(value: Any, param: str) -> None:
     with pytest.raises((InvalidPayload, LayerOutOfRange)) as caught:
         payload("add", {"vector": value}, [1])
     assert caught.value.param == param
-    assert 400 <= caught.value.status < 500
+    assert 400 <= status_of(caught.value) < 500
 
 
 def test_no_recursion_error_from_deep_lists() -> None:
@@ -171,7 +172,7 @@ def test_limit_counts_numbers_once_however_many_layers_share_them(monkeypatch: p
     for tensors in ({"vector": [1.0] * 9}, {"vector": {"0": [1.0] * 4, "1": [1.0] * 4, "2": [1.0] * 4}}):
         with pytest.raises(PayloadTooLarge) as caught:
             payload("add", tensors, [0])
-        assert (caught.value.param, caught.value.status) == ("inline.vector", 413)
+        assert (caught.value.param, status_of(caught.value)) == ("inline.vector", 413)
 
 
 def test_numbers_do_not_alias_what_the_user_sent() -> None:
@@ -265,7 +266,7 @@ def test_only_typed_errors_escape(items: list[dict[str, Any]]) -> None:
     try:
         program = compile_program(resolved, FACTS)
     except TrimtabError as error:
-        assert 400 <= error.status < 500
+        assert 400 <= status_of(error) < 500
         assert error.param is not None
         assert error.param.startswith("interventions[")
         assert error.message

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
+from server.errors import status_of
 from steering.artifacts.payload import KINDS, RULES, Kind, Payload
 from steering.language.errors import InvalidPayload, TrimtabError
 
@@ -34,7 +35,7 @@ def refused(kind: Any, layers: Any, param: str) -> None:
     with pytest.raises(InvalidPayload) as caught:
         Payload.build(kind, layers)
     assert caught.value.param == param
-    assert caught.value.status == 400
+    assert status_of(caught.value) == 400
 
 
 def changed(kind: Kind, name: str, tensor: torch.Tensor) -> dict[int, dict[str, torch.Tensor]]:

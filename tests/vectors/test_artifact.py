@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from server.errors import status_of
 from steering.artifacts.payload import KINDS, Payload
 from steering.language.errors import PayloadTooLarge
 from steering.ops import get_operation
@@ -26,7 +27,7 @@ from vectors.artifact import check, ops_of_kind
 def test_wrong_metadata_is_refused_by_name(fields: dict[str, object]) -> None:
     with pytest.raises(InvalidMetadata) as caught:
         metadata(**{"name": "fine", **fields})
-    assert caught.value.status == 400
+    assert status_of(caught.value) == 400
     assert caught.value.param is not None and caught.value.param.startswith("metadata")
     first = next(iter(fields))
     # Rules that tie fields together stand under the metadata as a whole, all others name the field.
@@ -83,7 +84,7 @@ def test_sizes_are_limited(limits: Limits) -> None:
     check(metadata(), vector_payload(0), Limits(payload_bytes=64, layers=2, document_bytes=1000))
     with pytest.raises(PayloadTooLarge) as caught:
         check(metadata(), vector_payload(0), limits)
-    assert caught.value.status == 413
+    assert status_of(caught.value) == 413
 
 
 def test_metadata_that_could_not_be_read_back_is_refused() -> None:

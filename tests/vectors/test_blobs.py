@@ -4,6 +4,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from server.errors import status_of
 from tests.vectors.making import metadata, open_library, same_numbers, vector_payload
 from vectors import CorruptBlob, Library
 from vectors.library.blobs import BlobStore, digest_of
@@ -53,7 +54,7 @@ def test_damage_is_noticed_and_uploading_again_heals_it(library: Library, tmp_pa
     path.write_bytes(damage(path.read_bytes()))  # type: ignore[operator]
     with pytest.raises(CorruptBlob) as caught:
         library.source("cheerful")
-    assert caught.value.status == 500
+    assert status_of(caught.value) == 500
     assert str(tmp_path) not in str(caught.value)
     assert library.damaged() == ["cheerful@1"]
     assert library.create(metadata(), vector_payload(1)).version == 1

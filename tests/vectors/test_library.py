@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from server.errors import status_of
 from steering.artifacts.payload import KINDS
 from steering.language.errors import Conflict, InvalidRequest, NotFound, PayloadTooLarge
 from steering.language.spec import Spec
@@ -81,7 +82,7 @@ def test_malformed_references(library: Library, ref: str) -> None:
     for use in (library.resolve, library.source, library.delete, lambda r: library.patch(r, Patch())):
         with pytest.raises(InvalidRequest) as caught:
             use(ref)
-        assert caught.value.status == 400
+        assert status_of(caught.value) == 400
 
 
 def test_aliases_move_in_one_step(library: Library) -> None:

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from server.errors import status_of
 from steering.artifacts.payload import Payload
 from steering.language.errors import InvalidPayload
 from tests.vectors.making import metadata, vector_payload
@@ -176,7 +177,7 @@ def take_in(data: bytes) -> Payload:
 def test_malformed_safetensors(case: str) -> None:
     with pytest.raises(InvalidPayload) as caught:
         take_in(SAFETENSORS[case])
-    assert caught.value.status == 400 and caught.value.param is not None
+    assert status_of(caught.value) == 400 and caught.value.param is not None
     assert len(str(caught.value)) < 1000
 
 
@@ -184,7 +185,7 @@ def test_malformed_safetensors(case: str) -> None:
 def test_malformed_gguf(case: str) -> None:
     with pytest.raises(InvalidPayload) as caught:
         take_in(GGUF[case])
-    assert caught.value.status == 400 and caught.value.param is not None
+    assert status_of(caught.value) == 400 and caught.value.param is not None
     assert len(str(caught.value)) < 1000
 
 

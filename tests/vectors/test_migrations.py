@@ -11,6 +11,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, inspect
 
 import vectors.library.database
+from server.errors import status_of
 from tests.vectors.making import metadata, open_library, vector_payload
 from vectors import LibraryUnavailable
 from vectors.library.database import Database, alembic_config
@@ -75,7 +76,7 @@ def test_a_database_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
 def test_databases_that_cannot_be_opened(url: str) -> None:
     with pytest.raises(LibraryUnavailable) as caught:
         Database(url)
-    assert caught.value.status == 503
+    assert status_of(caught.value) == 503
 
 
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:

@@ -12,4 +12,4 @@ class GraderUnusable(InvalidRequest):
 class JudgeFailed(TrimtabError):
     """The model that was asked to judge did not answer, or not with a verdict. Nothing was graded."""
 
-    status, code = 502, "judge_failed"
+    code = "judge_failed"

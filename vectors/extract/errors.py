@@ -1,6 +1,5 @@
 """Why an extraction is refused or given up."""
 
-from typing import ClassVar
 
 from steering.language.errors import InvalidRequest, TrimtabError
 
@@ -60,5 +59,4 @@ class FitFailed(InvalidData):
 class ExtractionCancelled(TrimtabError):
     """The job was cancelled; nothing was stored."""
 
-    status: ClassVar[int] = 409
     code = "extraction_cancelled"

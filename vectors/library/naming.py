@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sqlalchemy import ScalarSelect, delete, exists, func, select
 from sqlalchemy.orm import Session, aliased
 
-from steering.language.errors import InvalidRequest, NotFound
+from steering.language.errors import InvalidRequest, NotFound, Path
 from steering.language.fields import NAME_PATTERN, REF_PATTERN
 from vectors.library.tables import Alias, Collection, Named, Version
 
@@ -32,7 +32,7 @@ class Ref:
     selector: str
 
     @classmethod
-    def parse(cls, text: str, param: str) -> "Ref":
+    def parse(cls, text: str, param: str | Path) -> "Ref":
         if not _REF.fullmatch(text):
             raise InvalidRequest(f"{text[:100]!r} is no reference", param=param,
                                  fix='Write "name", "name@3" or "name@alias".')

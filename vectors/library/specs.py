@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 from sqlalchemy.orm import Session
 
-from steering.language.errors import InvalidSpec, TrimtabError
+from steering.language.errors import InvalidSpec, Path, TrimtabError
 from steering.language.gates import Gates
 from steering.language.spec import Spec
 from steering.language.strength import BareStrength
@@ -44,27 +44,25 @@ def from_json(document: str, what: str) -> Spec:
         raise LibraryUnavailable(f"{what} cannot be read: {error}", fix="Store it anew.") from error
 
 
-def refs_of(spec: Spec) -> list[tuple[str, Ref]]:
+def refs_of(spec: Spec) -> list[tuple[Path, Ref]]:
     """Artifacts that a spec names, each with the field that names it."""
     found = []
     for i, intervention in enumerate(spec.interventions):
-        where = f"interventions[{i}]"
+        where: Path = ("interventions", i)
         if intervention.artifact is not None:
-            found.append((where, Ref.parse(intervention.artifact, f"{where}.artifact")))
+            field: Path = (*where, "artifact")
+            found.append((field, Ref.parse(intervention.artifact, field)))
         for n, gate in enumerate(gates_of(intervention.gate)):
-            field = f"{where}.gate"
-            if isinstance(intervention.gate, Gates):
-                field += f".{intervention.gate.members[0]}[{n}]"
-            found.append((field, Ref.parse(gate.probe, f"{field}.probe")))
+            member = (intervention.gate.members[0], n) if isinstance(intervention.gate, Gates) else ()
+            field = (*where, "gate", *member, "probe")
+            found.append((field, Ref.parse(gate.probe, field)))
     return found
 
 
 def check_refs(session: Session, spec: Spec) -> None:
     """Raises NotFound, naming the place: an artifact is not there. Locks the names against deletion."""
-    for where, ref in sorted(refs_of(spec), key=lambda found: found[1].name):
+    for field, ref in sorted(refs_of(spec), key=lambda found: found[1].name):
         try:
             naming.resolve(session, "artifact", ref, lock=True)
         except TrimtabError as error:
-            if ".gate" in where:
-                error.param = "probe"
-            raise error.at(f"spec.{where}") from error
+            raise error.about("spec", *field) from error

@@ -83,7 +83,7 @@ def create_artifact(body: NewArtifact, state: State) -> ArtifactView:
     for layer, tensors in body.tensors.items():
         if not (layer.isascii() and layer.isdigit() and len(layer) <= 5):
             raise InvalidPayload(f"{layer[:40]!r} is not a layer number", param="tensors", fix='Write "3".')
-        layers[int(layer)] = {name: parse_tensor(value, f"tensors.{layer}.{name[:80]}")
+        layers[int(layer)] = {name: parse_tensor(value, ("tensors", layer, name))
                               for name, value in tensors.items()}
     try:
         payload = Payload.build(body.metadata.kind, layers)

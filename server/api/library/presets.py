@@ -60,7 +60,7 @@ async def create_preset(body: NewPreset, state: State) -> PresetView:
     try:
         await rehearse(body.spec, state)
     except TrimtabError as error:
-        raise (error.at("spec") if error.param else error) from None
+        raise (error.at("spec") if error.path else error) from None
     preset = await in_thread(state.library.presets.create, body.name, body.spec, body.description)
     return _view(preset, state)
 

@@ -21,7 +21,7 @@ from server.requests.service import Started, plan_for, start
 from server.requests.state import ServerState, State
 from server.text.prompts import Prompt, check_length
 from server.text.vocabulary import Vocabulary
-from steering.language.errors import InvalidRequest, InvalidSpec
+from steering.language.errors import InvalidRequest, InvalidSpec, Path
 
 router = APIRouter(tags=["completions"], route_class=StrictRoute)
 DEFAULT_MAX_TOKENS = 16
@@ -52,31 +52,32 @@ async def _start(body: CompletionRequest, request_id: str, state: ServerState, c
     _, plan = await plan_for(body, state)
     if plan.names_roles:
         raise InvalidSpec("plain completions have no chat roles, so scopes cannot name them",
-                          param="steering.interventions", fix="Use /v1/chat/completions, or pick tokens by position.")
+                          param=("steering", "interventions"),
+                          fix="Use /v1/chat/completions, or pick tokens by position.")
     given = body.prompt
     single = isinstance(given, str) or isinstance(given[0], int)
     items = cast("list[str | list[int]]", [given] if single else given)
     if len(items) > state.settings.max_prompts:
         raise InvalidRequest(f"{len(items)} prompts, this server allows {state.settings.max_prompts}", param="prompt")
     prompts = await state.texts.run(
-        lambda: [_prompt(item, "prompt" if single else f"prompt[{i}]", state) for i, item in enumerate(items)],
+        lambda: [_prompt(item, ("prompt",) if single else ("prompt", i), state) for i, item in enumerate(items)],
         sum(map(len, items)))
     return await start(body, state, plan, prompts, request_id=request_id,
                        max_tokens=body.max_tokens or DEFAULT_MAX_TOKENS, max_tokens_field="max_tokens",
                        prompt_field="prompt", logprobs=body.logprobs, caller=caller)
 
 
-def _prompt(given: str | list[int], param: str, state: ServerState) -> Prompt:
+def _prompt(given: str | list[int], where: Path, state: ServerState) -> Prompt:
     if isinstance(given, str):
-        check_length(state.vocabulary.least_tokens(given), state.engine.max_sequence_tokens - 1, param)
+        check_length(state.vocabulary.least_tokens(given), state.engine.max_sequence_tokens - 1, where)
         ids = state.vocabulary.encode(given, special_tokens=True)
     else:
         ids = given
     if not ids:
-        raise InvalidRequest("the prompt is empty", param=param, fix="Give at least one token.")
+        raise InvalidRequest("the prompt is empty", param=where, fix="Give at least one token.")
     for j, token_id in enumerate(ids):
         if token_id >= state.vocabulary.vocab_size:
-            raise InvalidRequest(f"there is no token {token_id}", param=f"{param}[{j}]",
+            raise InvalidRequest(f"there is no token {token_id}", param=(*where, j), value=token_id,
                                  fix=f"Use 0 to {state.vocabulary.vocab_size - 1}.")
     return Prompt(ids)
 

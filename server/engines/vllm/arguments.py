@@ -29,13 +29,13 @@ def check_arguments(extra: Mapping[str, Any]) -> None:
     """
     for name, value in extra.items():
         if name in OWN:
-            raise InvalidSettings(f"{name} is Trimtab's own to set", param=f"vllm_args.{name}",
+            raise InvalidSettings(f"{name} is Trimtab's own to set", param=("vllm_args", name),
                                   fix="Use the setting of Trimtab for it, if there is one.")
         if name in ONE_ONLY and isinstance(value, int) and value > 1:
-            raise InvalidSettings(f"{name} over 1 is not supported: {ONE_ONLY[name]}", param=f"vllm_args.{name}",
+            raise InvalidSettings(f"{name} over 1 is not supported: {ONE_ONLY[name]}", param=("vllm_args", name),
                                   fix="Leave it out; tensor_parallel_size spreads a model over devices.")
         if name in OFF_ONLY and value:
-            raise InvalidSettings(f"{name} is not supported: {OFF_ONLY[name]}", param=f"vllm_args.{name}",
+            raise InvalidSettings(f"{name} is not supported: {OFF_ONLY[name]}", param=("vllm_args", name),
                                   fix="Leave it out.")
 
 
@@ -54,4 +54,4 @@ def check_resolved(config: Any, *, mixture: bool) -> None:
     check_arguments(found | {"speculative_config": config.speculative_config})
     if mixture and parallel.data_parallel_size > 1:
         raise InvalidSettings("replicas of a mixture model are not supported: a router would see the tokens of all "
-                              "replicas", param="vllm_args.data_parallel_size", fix="Run several servers instead.")
+                              "replicas", param=("vllm_args", "data_parallel_size"), fix="Run several servers instead.")

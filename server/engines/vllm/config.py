@@ -66,11 +66,11 @@ def check_names(options: VllmOptions) -> None:
     for name in options.extra:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            raise InvalidSettings(f"vLLM has no argument {name}", param=f"vllm_args.{name}",
+            raise InvalidSettings(f"vLLM has no argument {name}", param=("vllm_args", name),
                                   fix=f"Did you mean {near[0]}?" if near else "Leave it out.")
     length = options.extra.get("max_model_len")
     if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 1):
-        raise InvalidSettings("max_model_len must be a whole number over 0", param="vllm_args.max_model_len",
+        raise InvalidSettings("max_model_len must be a whole number over 0", param=("vllm_args", "max_model_len"),
                               fix="Correct it, or leave it out.")
 
 
@@ -177,7 +177,7 @@ def _check_start(config: Any) -> None:
     devices = current_platform.device_count()
     if not current_platform.is_cpu() and not spread and local > devices:
         raise InvalidSettings(f"{local} ranks are more than the {devices} devices of this machine",
-                              param="vllm_args.tensor_parallel_size", fix="Use fewer ranks, or several machines.")
+                              param=("vllm_args", "tensor_parallel_size"), fix="Use fewer ranks, or several machines.")
     try:
         get_model_loader(config.load_config)
         cached_tokenizer_from_config(config.model_config)
@@ -193,7 +193,7 @@ def _check_start(config: Any) -> None:
             OMPProcessManager(config)
     except Exception as error:
         raise InvalidSettings(
-            f"the ranks do not fit this machine: {_first_line(error)}", param="vllm_args.tensor_parallel_size",
+            f"the ranks do not fit this machine: {_first_line(error)}", param=("vllm_args", "tensor_parallel_size"),
             fix="Use fewer ranks, or say in VLLM_CPU_OMP_THREADS_BIND which cores each has (0|1).") from error
 
 

@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from server.engines.base import CaptureRequest, CompareRequest, Generation, Sampling
 from server.engines.vllm import engine as engine_module
+from server.errors import status_of
 from steering.acting.containment import StepLimit
 from steering.language.errors import ProgramLost, SteeringLimit, SteeringOverflow
 from steering.programs.program import Program
@@ -165,7 +166,7 @@ async def test_another_program_in_the_slot_ends_the_request_and_not_the_engine(g
     lost, beside = await asyncio.gather(
         generate(group.engine, checks.prompt_of(1, 70), program, max_tokens=6),
         generate(group.engine, checks.prompt_of(1), other, max_tokens=6), return_exceptions=True)
-    assert isinstance(lost, ProgramLost) and lost.status == 503 and lost.retry_after_s
+    assert isinstance(lost, ProgramLost) and status_of(lost) == 503 and lost.retry_after_s
     assert not isinstance(beside, BaseException) and ids(beside[0]) == [token for token, _ in before]
     monkeypatch.undo()
     # It is placed anew, and what the lost request left in the cache is not taken for it.

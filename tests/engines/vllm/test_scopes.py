@@ -14,6 +14,7 @@ from server.engines.base import Generation, Sampling
 from server.engines.vllm import connection as connection_module
 from server.engines.vllm import wire
 from server.engines.vllm.slots import Lease
+from server.errors import status_of
 from steering.language.errors import InvalidRequest, InvalidSpec, ProgramLost, SlotsExhausted
 from steering.programs.program import Program
 from tests.engines import reference as ref
@@ -244,7 +245,7 @@ async def test_all_slots_pinned_waits_then_refuses(group: Group, monkeypatch: py
         await holder.admit()
     with pytest.raises(SlotsExhausted) as refused:
         await generate(engine, checks.prompt_of(1), add(group, 260), max_tokens=2)
-    assert refused.value.status == 503
+    assert status_of(refused.value) == 503
     # The same program shares a slot, and unsteered requests need none.
     assert len((await generate(engine, checks.prompt_of(1), add(group, 250), max_tokens=2))[0]) == 2
     assert len((await generate(engine, checks.prompt_of(1), max_tokens=2))[0]) == 2

@@ -35,7 +35,8 @@ class ChoiceGrader(Grader):
     def _one(self, answer: Answer, number: int) -> Verdict:
         expected = [_bare(text) for text in (answer.expected or self.correct)]
         if not expected:
-            raise GraderUnusable(f"nothing says what the right answer to prompt {number} is", param="grader.correct",
+            raise GraderUnusable(f"nothing says what the right answer to prompt {number} is",
+                                 param=("grader", "correct"),
                                  fix="Give `expected` with each prompt, or `correct` for all.")
         if self.match == "exact":
             said = _bare(answer.text)

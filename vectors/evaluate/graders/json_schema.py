@@ -54,8 +54,8 @@ class JsonSchemaGrader(Grader):
         try:
             wrong = best_match(validator.iter_errors(value))
         except Unresolvable as error:
-            raise GraderUnusable(f"the schema refers to what it does not hold: {error}", param="grader.json_schema",
-                                 fix="Put it under $defs.") from error
+            raise GraderUnusable(f"the schema refers to what it does not hold: {error}",
+                                 param=("grader", "json_schema"), fix="Put it under $defs.") from error
         if wrong is not None:
             return Verdict("invalid", False, (f"{wrong.json_path}: {wrong.message}"[:200],))
         return Verdict("valid", True)

@@ -61,7 +61,7 @@ class LlmJudge(Grader):
         if unclear > self.most_unclear * len(verdicts):
             raise JudgeFailed(f"the judge was unclear on {unclear} of {len(verdicts)} answers, last "
                               f"{next(v.reasons[0] for v in reversed(verdicts) if v.outcome == UNCLEAR)}",
-                              param="grader.question", fix="Ask for one word of the labels, or use another model.")
+                              param=("grader", "question"), fix="Ask for one word of the labels, or use another model.")
         return verdicts
 
     def _headers(self) -> dict[str, str]:
@@ -79,12 +79,12 @@ class LlmJudge(Grader):
         try:
             return str(tries(self._once, client, answer, deadline))
         except _Again as error:
-            raise JudgeFailed(f"the judge at {self.url} failed {ATTEMPTS} times: {error}", param="grader.url",
+            raise JudgeFailed(f"the judge at {self.url} failed {ATTEMPTS} times: {error}", param=("grader", "url"),
                               fix="Check the URL and that the model is served.") from error
 
     def _once(self, client: httpx.Client, answer: Answer, deadline: float) -> str:
         if time.monotonic() > deadline:
-            raise JudgeFailed(f"the judge took more than {self.deadline_s:g} s", param="grader.deadline_s",
+            raise JudgeFailed(f"the judge took more than {self.deadline_s:g} s", param=("grader", "deadline_s"),
                               fix="Give it fewer answers or more time.")
         try:
             with client.stream("POST", f"{str(self.url).rstrip('/')}/chat/completions", json=self._body(answer)) as got:
@@ -94,12 +94,12 @@ class LlmJudge(Grader):
         if got.status_code == 429 or got.status_code >= 500:
             raise _Again(f"status {got.status_code}")
         if got.status_code != 200:
-            raise JudgeFailed(f"the judge at {self.url} answers with status {got.status_code}", param="grader.url",
+            raise JudgeFailed(f"the judge at {self.url} answers with status {got.status_code}", param=("grader", "url"),
                               fix="Check URL, model and key.")
         try:
             said = httpx.Response(200, content=data).json()["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise JudgeFailed(f"the judge at {self.url} does not answer as OpenAI's API does", param="grader.url",
+            raise JudgeFailed(f"the judge at {self.url} does not answer as OpenAI's API does", param=("grader", "url"),
                               fix="Name the base URL of a chat completions API.") from error
         return str(said)
 
@@ -118,5 +118,5 @@ def _bounded(response: httpx.Response) -> bytes:
     for piece in response.iter_bytes():
         data += piece
         if len(data) > MOST_BODY_BYTES:
-            raise JudgeFailed("the judge's answer is too long", param="grader.url")
+            raise JudgeFailed("the judge's answer is too long", param=("grader", "url"))
     return bytes(data)

@@ -40,7 +40,7 @@ class RegexGrader(Grader):
         try:
             found = compiled.search(text, timeout=TIMEOUT_S)
         except TimeoutError as error:
-            raise GraderUnusable(f"the pattern takes more than {TIMEOUT_S:g} s on one answer", param="grader.pattern",
-                                 fix="Write it without nested repetitions.") from error
+            raise GraderUnusable(f"the pattern takes more than {TIMEOUT_S:g} s on one answer",
+                                 param=("grader", "pattern"), fix="Write it without nested repetitions.") from error
         outcome = "no_match" if found is None else "match"
         return Verdict(outcome, outcome == self.wanted, () if found is None else (f"found {found.group()[:80]!r}",))

@@ -24,7 +24,7 @@ class ProbeGrader(Grader):
 
     def judge(self, answers: Sequence[Answer], tools: Tools) -> list[Verdict]:
         if self.probe not in tools.probes:
-            raise GraderUnusable(f"the probe {self.probe} is not loaded", param="grader.probe",
+            raise GraderUnusable(f"the probe {self.probe} is not loaded", param=("grader", "probe"),
                                  fix="Name a probe of the library that was made on the served model.")
         return [self._one(score) for score in tools.probes[self.probe](answers)]
 
