@@ -183,8 +183,9 @@ def check(metadata: Metadata, payload: Payload, limits: Limits) -> Metadata:
     if payload.nbytes > limits.payload_bytes:
         raise PayloadTooLarge(f"the numbers take {payload.nbytes} bytes, more than {limits.payload_bytes}",
                               param="payload", fix="Leave out layers that are not used.")
-    for field, count in (("layers", len(payload.layers)), ("metadata.residual_norm", len(metadata.residual_norm)),
-                         ("metadata.sigma", len(metadata.sigma))):
+    for field, count in ((("layers",), len(payload.layers)),
+                         (("metadata", "residual_norm"), len(metadata.residual_norm)),
+                         (("metadata", "sigma"), len(metadata.sigma))):
         if count > limits.layers:
             raise PayloadTooLarge(f"{count} layers, more than {limits.layers}", param=field)
     check_storable(metadata, limits)

@@ -67,11 +67,11 @@ class Family:
     not_embedded: str | None = None
 
 
-_POST_NORM = {"attn_out": "post_attention_layernorm", "mlp_out": "post_feedforward_layernorm"}
-_MIXTURE = {"router": "mlp.gate"}
+_POST_NORM: dict[str, Any] = {"attn_out": "post_attention_layernorm", "mlp_out": "post_feedforward_layernorm"}
+_MIXTURE: dict[str, Any] = {"router": "mlp.gate"}
 # DeepSeek's latent attention has values of another width than keys, and its output projection sees the values.
 # The paged cache of transformers 5.19 gives both one width.
-_LATENT = {**_MIXTURE, "head_width": "v_head_dim", "not_embedded": "values of another width than keys"}
+_LATENT: dict[str, Any] = {**_MIXTURE, "head_width": "v_head_dim", "not_embedded": "values of another width than keys"}
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (
     Family("llama", vllm=Vllm()),

@@ -67,7 +67,7 @@ class ExpertMask(Operation):
 
     def _checked(self, tensors: Tensors, options: ExpertMaskOptions, place: Place) -> torch.Tensor:
         experts = tensors["experts"]
-        check_index(experts, place.facts.num_experts, "expert", "inline.experts")
+        check_index(experts, place.facts.num_experts, "expert", ("inline", "experts"))
         if options.mode in ("off_refill", "force") and place.scale != 1.0:
             raise InvalidSpec(f"expert_mask {options.mode} has no strength", param="strength",
                               fix="Use mode bias or scale for something in between.")

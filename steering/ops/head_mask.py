@@ -37,7 +37,7 @@ class HeadMask(Operation):
         return out
 
     def _checked(self, tensors: Tensors, options: HeadMaskOptions, place: Place) -> tuple[torch.Tensor, torch.Tensor]:
-        check_index(tensors["heads"], place.facts.num_heads, "head", "inline.heads")
+        check_index(tensors["heads"], place.facts.num_heads, "head", ("inline", "heads"))
         shift = tensors.get("shift")
         if options.mode == "shift" and shift is None:
             raise InvalidSpec("mode shift needs the artifact to hold a shift", param=("options", "mode"))

@@ -14,7 +14,7 @@ class _IndexMask(Operation):
 
     def row(self, tensors: Tensors, options: MaskOptions, place: Place) -> Row:
         index = tensors[self.index_name]
-        check_index(index, place.width, self.index_name.rstrip("s"), f"inline.{self.index_name}")
+        check_index(index, place.width, self.index_name.rstrip("s"), ("inline", self.index_name))
         scale, offset = torch.ones(place.width), torch.zeros(place.width)
         factor = options.scale if options.mode == "scale" else 0.0
         scale[index] = torch.tensor(1 + place.scale * (factor - 1))

@@ -57,7 +57,7 @@ def _count(options: SignFlipOptions, dims: torch.Tensor) -> int:
 
 
 def _pattern(tensors: Tensors, options: SignFlipOptions, place: Place) -> tuple[torch.Tensor, torch.Tensor]:
-    check_index(tensors["dims"], place.width, "dim", "inline.dims")
+    check_index(tensors["dims"], place.width, "dim", ("inline", "dims"))
     keep = ~torch.isin(tensors["dims"], torch.tensor(options.exclude, dtype=torch.int64))
     if not bool(keep.any()):
         raise InvalidSpec("every dim of the pattern is excluded", param=("options", "exclude"))

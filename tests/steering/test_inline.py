@@ -93,7 +93,7 @@ GOOD = encoded(np.ones(4, dtype="<f4"), dtype="float32")
     ({**GOOD, "base64": "@@@@"}, "inline.vector.base64"), ({**GOOD, "base64": "AAAA"}, "inline.vector.base64"),
     ({**GOOD, "base64": "ä"}, "inline.vector.base64"), ({**GOOD, "base64": 5}, "inline.vector.base64"),
     ({**GOOD, "shape": [5]}, "inline.vector.base64"), ({**GOOD, "shape": [2**24] * 3}, "inline.vector.base64"),
-    ({**GOOD, "shape": [-4]}, "inline.vector.shape.0"), ({**GOOD, "shape": [4, 1, 1, 1]}, "inline.vector.shape"),
+    ({**GOOD, "shape": [-4]}, "inline.vector.shape[0]"), ({**GOOD, "shape": [4, 1, 1, 1]}, "inline.vector.shape"),
     ({**GOOD, "dtype": "float64"}, "inline.vector.dtype"), ({**GOOD, "dtype": "object"}, "inline.vector.dtype"),
     ({**GOOD, "order": "F"}, "inline.vector.order"), ({"base64": GOOD["base64"]}, "inline.vector.shape"),
     ({**GOOD, "base64": "", "shape": [0]}, "inline.layers[1].vector"),

@@ -66,9 +66,9 @@ class _Sweep:
         self._progress = progress
         self._cancelled = cancelled
         self._span = (0.0, 1.0)
-        self._prompts = [encoded(bench, prompt, f"prompts[{n}]") for n, prompt in enumerate(options.prompts)]
+        self._prompts = [encoded(bench, prompt, ("prompts", n)) for n, prompt in enumerate(options.prompts)]
         self._target_prompts: list[Tokens] = [] if options.target is None else [
-            encoded(bench, prompt, f"target.prompts[{n}]") for n, prompt in enumerate(options.target.prompts)]
+            encoded(bench, prompt, ("target", "prompts", n)) for n, prompt in enumerate(options.target.prompts)]
         self._score = self._scorer(len(self._prompts))
         self._floor_score = self._scorer(FLOOR_PROMPTS)
 

@@ -142,7 +142,7 @@ class _Runner:
         self._bench = bench
         self._options = options
         self._tools = tools
-        self._tokens = [encoded(bench, one.prompt, f"prompts[{n}]") for n, one in enumerate(asked)]
+        self._tokens = [encoded(bench, one.prompt, ("prompts", n)) for n, one in enumerate(asked)]
         self._usual: float | None = None
 
     def arm(self, kind: Literal["untouched", "steered", "random"], dose: float, program: Program | None) -> Arm:

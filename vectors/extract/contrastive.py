@@ -134,7 +134,7 @@ def _read(request: ContrastiveRequest, data: Dataset, store: Scratch, span: Span
     positions = None if request.token == "mean" else [-1 if request.token == "last" else request.token]
     total, count = torch.zeros(len(store.layers), dtype=torch.float64), 0
     for n, found in stream(span.work.subject, texts, request.site, store.layers, positions, span,
-                           param=lambda n: f"pairs[{n // 2}]"):
+                           param=lambda n: ("pairs", n // 2)):
         vectors = torch.stack([found[layer] for layer in store.layers]).double()
         if request.token == "mean" and vectors.shape[1] > 1:
             # The first position is a sink in many models, and no text.

@@ -53,7 +53,7 @@ def prepare(pairs: Sequence[Pair], token: TokenPosition, facts: ModelFacts, seed
 def _check_pair(pair: Pair, number: int, token: TokenPosition, facts: ModelFacts) -> None:
     for side in ("positive", "negative"):
         ids: tuple[int, ...] = getattr(pair, side)
-        where = f"pairs[{number}].{side}"
+        where = ("pairs", number, side)
         if not ids:
             raise EmptyText("the text is empty", param=where)
         if len(ids) > facts.context_length:
@@ -65,7 +65,7 @@ def _check_pair(pair: Pair, number: int, token: TokenPosition, facts: ModelFacts
             raise InvalidRequest(f"token {token} does not exist in {where}, which has {len(ids)} tokens",
                                  param="token", fix="Use last or mean, or drop the short texts.")
     if pair.positive == pair.negative:
-        raise NoContrast("both texts are the same after tokenizing", param=f"pairs[{number}]",
+        raise NoContrast("both texts are the same after tokenizing", param=("pairs", number),
                          fix="Give a positive text that shows the concept and a negative one that does not.")
 
 
@@ -74,11 +74,11 @@ def _check_repeats(pairs: Sequence[Pair], items: Sequence[str]) -> None:
     for number, pair in enumerate(pairs):
         first = seen.setdefault((pair.positive, pair.negative), number)
         if items[first] != items[number]:
-            raise LeakingSplit(f"the pair is the same as pairs[{first}], under another item", param=f"pairs[{number}]",
+            raise LeakingSplit(f"the pair is the same as pairs[{first}], under another item", param=("pairs", number),
                                fix="Leave it out, or give both the same item.")
         if (pair.negative, pair.positive) in seen:
             raise NoContrast(f"the pair is pairs[{seen[pair.negative, pair.positive]}] the other way round",
-                             param=f"pairs[{number}]", fix="Leave one of them out.")
+                             param=("pairs", number), fix="Leave one of them out.")
 
 
 def _given_splits(pairs: Sequence[Pair], items: Sequence[str]) -> dict[str, Split] | None:
@@ -88,11 +88,11 @@ def _given_splits(pairs: Sequence[Pair], items: Sequence[str]) -> dict[str, Spli
     assigned: dict[str, Split] = {}
     for number, (pair, item) in enumerate(zip(pairs, items, strict=True)):
         if pair.split is None:
-            raise InvalidRequest("this pair has no split, others have", param=f"pairs[{number}].split",
+            raise InvalidRequest("this pair has no split, others have", param=("pairs", number, "split"),
                                  fix="Give splits for all pairs or for none.")
         if assigned.setdefault(item, pair.split) != pair.split:
             raise LeakingSplit(f"item {item!r} is in the splits {assigned[item]} and {pair.split}",
-                               param=f"pairs[{number}].split", fix="Keep all pairs of an item in one split.")
+                               param=("pairs", number, "split"), fix="Keep all pairs of an item in one split.")
     return assigned
 
 

@@ -54,7 +54,7 @@ def labelled(examples: Sequence[Example], subject: Subject, seed: int, *, param:
     Raises:
         InvalidData: one of its kinds, naming the example as `examples[i]`.
     """
-    texts = tuple(encoded(subject, example.text, f"{param}[{n}].text") for n, example in enumerate(examples))
+    texts = tuple(encoded(subject, example.text, (param, n, "text")) for n, example in enumerate(examples))
     labels = tuple(example.label for example in examples)
     classes = {label == target for label in labels} if target is not None else set(labels)
     if target is not None and target not in labels:
@@ -67,9 +67,9 @@ def labelled(examples: Sequence[Example], subject: Subject, seed: int, *, param:
     for n, text in enumerate(texts):
         first = seen.setdefault(text, n)
         if labels[first] != labels[n]:
-            raise NoContrast(f"the text is that of {param}[{first}], which has another label", param=f"{param}[{n}]")
+            raise NoContrast(f"the text is that of {param}[{first}], which has another label", param=(param, n))
         if items[first] != items[n]:
-            raise LeakingSplit(f"the text is that of {param}[{first}], under another item", param=f"{param}[{n}]",
+            raise LeakingSplit(f"the text is that of {param}[{first}], under another item", param=(param, n),
                                fix="Leave it out, or give both the same item.")
     splits = split_items(items, [example.split for example in examples], seed, param,
                          strata=[label == target if target is not None else label for label in labels])
@@ -92,11 +92,11 @@ def split_items(items: Sequence[str], given: Sequence[Split | None], seed: int, 
     if any(split is not None for split in given):
         for n, (item, split) in enumerate(zip(items, given, strict=True)):
             if split is None:
-                raise LeakingSplit("this entry has no split, others have", param=f"{param}[{n}].split",
+                raise LeakingSplit("this entry has no split, others have", param=(param, n, "split"),
                                    fix="Give splits for all or for none.")
             if assigned.setdefault(item, split) != split:
                 raise LeakingSplit(f"item {item!r} is in the splits {assigned[item]} and {split}",
-                                   param=f"{param}[{n}].split", fix="Keep all entries of an item in one split.")
+                                   param=(param, n, "split"), fix="Keep all entries of an item in one split.")
     else:
         names = sorted(set(items))
         if len(names) < MIN_ITEMS:

@@ -39,7 +39,7 @@ class Task:
     digest: str
 
     def zero_shot(self, query: int) -> Tokens:
-        return encoded(self.subject, self.template.replace("{x}", self.inputs[query]), f"pairs[{query}].input")
+        return encoded(self.subject, self.template.replace("{x}", self.inputs[query]), ("pairs", query, "input"))
 
     def few_shot(self, query: int, shots: int, chance: random.Random, *, shuffled: bool = False) -> Tokens:
         """Demonstrations come from the train split and never show the query's input.
@@ -53,7 +53,7 @@ class Task:
             said = [self.outputs[n] for n in chance.sample(pool, len(shown))]
         lines = [self.template.replace("{x}", self.inputs[n]) + output for n, output in zip(shown, said, strict=True)]
         return encoded(self.subject, "\n".join([*lines, self.template.replace("{x}", self.inputs[query])]),
-                       f"pairs[{query}].input")
+                       ("pairs", query, "input"))
 
 
 def make_task(pairs: Sequence[TaskPair], template: str, shots: int, subject: Subject, seed: int, *,
@@ -68,12 +68,12 @@ def make_task(pairs: Sequence[TaskPair], template: str, shots: int, subject: Sub
     for n, pair in enumerate(pairs):
         for side in ("input", "output"):
             if not getattr(pair, side).strip():
-                raise EmptyText(f"the {side} is empty", param=f"{param}[{n}].{side}")
+                raise EmptyText(f"the {side} is empty", param=(param, n, side))
     seen: dict[tuple[str, str], int] = {}
     for n, pair in enumerate(pairs):
         first = seen.setdefault((pair.input.strip(), pair.output.strip()), n)
         if first != n and pairs[first].split != pair.split:
-            raise LeakingSplit(f"the pair is that of {param}[{first}], in another split", param=f"{param}[{n}]",
+            raise LeakingSplit(f"the pair is that of {param}[{first}], in another split", param=(param, n),
                                fix="Leave it out.")
     numbers = [n for n, pair in enumerate(pairs)
                if not single_token or len(subject.encode_continuation(_spaced(pair.output))) == 1]
@@ -85,7 +85,7 @@ def make_task(pairs: Sequence[TaskPair], template: str, shots: int, subject: Sub
     inputs = tuple(pair.input.strip() for pair in kept)
     outputs = tuple(_spaced(pair.output) for pair in kept)
     splits = split_items(inputs, [pair.split for pair in kept], seed, param)
-    answers = tuple(first_token(subject, output, f"{param}[{n}].output")
+    answers = tuple(first_token(subject, output, (param, n, "output"))
                     for n, output in zip(numbers, outputs, strict=True))
     _check_answers(outputs, answers, param)
     task = Task(subject, template, inputs, outputs, answers, splits,

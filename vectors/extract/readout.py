@@ -46,12 +46,12 @@ class Readout:
 
 def make_readout(options: ReadoutOptions, subject: Subject) -> Readout:
     """Raises NoContrast: an answer of one group begins like one of the other; EmptyText."""
-    target = tuple(dict.fromkeys(first_token(subject, text, f"readout.target[{n}]")
+    target = tuple(dict.fromkeys(first_token(subject, text, ("readout", "target", n))
                                  for n, text in enumerate(options.target)))
-    others = tuple(dict.fromkeys(first_token(subject, text, f"readout.others[{n}]")
+    others = tuple(dict.fromkeys(first_token(subject, text, ("readout", "others", n))
                                  for n, text in enumerate(options.others)))
     shared = set(target) & set(others)
     if shared:
-        raise NoContrast("an answer of target and one of others begin with the same token", param="readout.others",
+        raise NoContrast("an answer of target and one of others begin with the same token", param=("readout", "others"),
                          fix="Use answers whose first tokens differ.")
     return Readout(subject, target, others)

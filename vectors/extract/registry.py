@@ -60,5 +60,4 @@ def parse_request(name: str, fields: Mapping[str, Any]) -> RecipeOptions:
         return get_recipe(name).request.model_validate(dict(fields))
     except ValidationError as error:
         first = error.errors()[0]
-        param = ".".join(str(part) for part in first["loc"]) or None
-        raise InvalidRequest(first["msg"], param=param) from None
+        raise InvalidRequest(first["msg"], param=first["loc"]) from None

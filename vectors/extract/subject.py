@@ -6,7 +6,7 @@ from typing import Annotated, Any, Protocol
 import torch
 from pydantic import BeforeValidator, Field, StringConstraints
 
-from steering.language.errors import InvalidRequest
+from steering.language.errors import InvalidRequest, Path
 from steering.language.fields import Model
 from steering.language.vocabulary import Site
 from steering.models.facts import ModelFacts
@@ -72,7 +72,7 @@ class Subject(Protocol):
         ...
 
 
-def encoded(subject: Subject, prompt: Prompt, where: str) -> Tokens:
+def encoded(subject: Subject, prompt: Prompt, where: Path) -> Tokens:
     """Checked token ids of a prompt.
 
     Raises:
@@ -104,7 +104,7 @@ def continuation_ids(encode: Callable[[str], Sequence[int]], text: str) -> Token
     return whole[len(lead):] if whole[:len(lead)] == lead else tuple(encode(text))
 
 
-def first_token(subject: Subject, answer: str, where: str) -> int:
+def first_token(subject: Subject, answer: str, where: Path) -> int:
     """The first token of an answer as it follows a prompt.
 
     Raises:
@@ -130,7 +130,7 @@ def batches(texts: Sequence[Sequence[int]]) -> Iterator[range]:
 
 def stream(subject: Subject, texts: Sequence[Sequence[int]], site: Site, layers: Sequence[int],
            positions: Sequence[int] | None, step: Callable[[float], None], program: Program | None = None, *,
-           param: Callable[[int], str] | None = None) -> Iterator[tuple[int, Mapping[int, torch.Tensor]]]:
+           param: Callable[[int], Path] | None = None) -> Iterator[tuple[int, Mapping[int, torch.Tensor]]]:
     """(number of the text, layer -> `[num_positions, width]`) one text after the other; memory holds one batch.
 
     step: called with the share done before each batch; it raises when the work is cancelled. param: the name, in the

@@ -27,7 +27,7 @@ TextPairs = Annotated[list[TextPair], Field(min_length=1, max_length=100_000)]
 def paired(pairs: Sequence[TextPair], subject: Subject, seed: int, *, param: str = "pairs",
            token: TokenPosition = "last") -> Dataset:
     """Raises InvalidData: one of its kinds, naming the pair as `pairs[i]`."""
-    rendered = [Pair(positive=encoded(subject, pair.positive, f"{param}[{n}].positive"),
-                     negative=encoded(subject, pair.negative, f"{param}[{n}].negative"),
+    rendered = [Pair(positive=encoded(subject, pair.positive, (param, n, "positive")),
+                     negative=encoded(subject, pair.negative, (param, n, "negative")),
                      item=pair.item, split=pair.split) for n, pair in enumerate(pairs)]
     return prepare(rendered, token, subject.facts, seed)

@@ -216,7 +216,7 @@ def _refused(error: Exception, name: str | None = None) -> InvalidSettings:
         said = first["msg"].removeprefix("Value error, ").splitlines()[0]
         name = name or (str(first["loc"][0]) if first["loc"] else None)
     return InvalidSettings(f"vLLM refuses {name or 'its arguments'}: {said[:500]}",
-                           param=f"vllm_args.{name}" if name else "vllm_args",
+                           param=("vllm_args", name) if name else "vllm_args",
                            fix="Correct TRIMTAB_VLLM_ARGS or the setting behind it.")
 
 

@@ -211,18 +211,18 @@ def _centred(rows: torch.Tensor, groups: Sequence[Hashable]) -> torch.Tensor:
 
 def _data(request: EntropicSteeringRequest, subject: Subject) -> Histories:
     """Histories, first tokens of the actions, splits and digest."""
-    actions = [first_token(subject, action, f"actions[{n}]") for n, action in enumerate(request.actions)]
+    actions = [first_token(subject, action, ("actions", n)) for n, action in enumerate(request.actions)]
     if len(set(actions)) < len(actions):
         raise NoContrast("two actions begin with the same token", param="actions",
                          fix="Name actions whose first tokens differ.")
-    texts = [encoded(subject, prompt.text, f"prompts[{n}].text") for n, prompt in enumerate(request.prompts)]
+    texts = [encoded(subject, prompt.text, ("prompts", n, "text")) for n, prompt in enumerate(request.prompts)]
     episodes = [prompt.episode for prompt in request.prompts]
     seen: dict[Tokens, int] = {}
     for n, text in enumerate(texts):
         first = seen.setdefault(text, n)
         # Short histories recur in many episodes; only across given splits would one be a leak.
         if first != n and request.prompts[first].split != request.prompts[n].split:
-            raise LeakingSplit(f"the text is that of prompts[{first}], in another split", param=f"prompts[{n}]",
+            raise LeakingSplit(f"the text is that of prompts[{first}], in another split", param=("prompts", n),
                                fix="Leave it out.")
     splits = split_items(episodes, [prompt.split for prompt in request.prompts], request.seed, "prompts")
     # A recurring history stays in train, or else in dev, so that no score rests on a text seen in fitting.

@@ -59,9 +59,9 @@ class HeadAblation(Recipe):
 
     def prepare(self, request: HeadAblationRequest, subject: Subject) -> Answered:
         site_layers(request, SITE, subject.facts)
-        texts = [encoded(subject, example.text, f"examples[{n}].text")
+        texts = [encoded(subject, example.text, ("examples", n, "text"))
                  for n, example in enumerate(request.examples)]
-        answers = [first_token(subject, example.answer, f"examples[{n}].answer")
+        answers = [first_token(subject, example.answer, ("examples", n, "answer"))
                    for n, example in enumerate(request.examples)]
         items = [example.item if example.item is not None else f"#{n}" for n, example in enumerate(request.examples)]
         _check(texts, answers, items)
@@ -138,7 +138,7 @@ def _check(texts: Sequence[tuple[int, ...]], answers: Sequence[int], items: Sequ
     for n, text in enumerate(texts):
         first = seen.setdefault(text, n)
         if items[first] != items[n]:
-            raise LeakingSplit(f"the text is that of examples[{first}], under another item", param=f"examples[{n}]",
+            raise LeakingSplit(f"the text is that of examples[{first}], under another item", param=("examples", n),
                                fix="Leave it out, or give both the same item.")
     if len(set(answers)) < 2:
         raise NoContrast("every answer begins with the same token: any head would do that keeps saying it",

@@ -192,7 +192,7 @@ def _answers(request: ManifoldRequest, subject: Subject) -> Answers:
     owner: dict[int, str] = {}
     for label in request.labels:
         if label in request.answers:
-            tokens = [first_token(subject, text, f"answers[{label}]") for text in request.answers[label]]
+            tokens = [first_token(subject, text, ("answers", label)) for text in request.answers[label]]
         else:
             spelled = [subject.encode_continuation(text) for text in (f" {label}", label)]
             tokens = [ids[0] for ids in spelled if len(ids) == 1]

@@ -62,7 +62,7 @@ class NativeSkills(Recipe):
 
     def prepare(self, request: NativeSkillsRequest, subject: Subject) -> Sequences:
         site_layers(request, SITE, subject.facts)
-        texts = [encoded(subject, s.text, f"sequences[{n}].text") for n, s in enumerate(request.sequences)]
+        texts = [encoded(subject, s.text, ("sequences", n, "text")) for n, s in enumerate(request.sequences)]
         return texts, *_data(request, texts)
 
     def make(self, request: NativeSkillsRequest, data: Sequences, work: Work) -> Made:
@@ -214,7 +214,7 @@ def _data(request: NativeSkillsRequest, texts: Sequence[Tokens]
     for n, text in enumerate(texts):
         first = seen.setdefault(text, n)
         if items[first] != items[n]:
-            raise LeakingSplit(f"the text is that of sequences[{first}], under another item", param=f"sequences[{n}]",
+            raise LeakingSplit(f"the text is that of sequences[{first}], under another item", param=("sequences", n),
                                fix="Leave it out, or give both the same item.")
     given = [s.label for s in sequences if s.label is not None]
     if given and len(given) < len(sequences):

@@ -219,9 +219,9 @@ def _answers(request: RelationNeuronsRequest, subject: Subject) -> list[int] | N
     found = []
     for n, fact in enumerate(request.facts):
         if fact.answer is None:
-            raise EmptyText("this fact has no answer, others have", param=f"facts[{n}].answer",
+            raise EmptyText("this fact has no answer, others have", param=("facts", n, "answer"),
                             fix="Give answers to all facts or to none.")
-        found.append(first_token(subject, fact.answer, f"facts[{n}].answer"))
+        found.append(first_token(subject, fact.answer, ("facts", n, "answer")))
     return found
 
 

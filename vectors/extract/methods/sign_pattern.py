@@ -197,15 +197,15 @@ def _anchors(request: SignPatternRequest, subject: Subject) -> tuple[list[int], 
     for n, text in enumerate(request.anchors):
         ids = subject.encode_continuation(text) if text.strip() else ()
         if not ids:
-            raise EmptyText("the anchor is empty", param=f"anchors[{n}]")
+            raise EmptyText("the anchor is empty", param=("anchors", n))
         if len(ids) != 1 and request.single_token:
             continue
         if len(ids) != 1:
             raise InvalidRequest(f"{text[:40]!r} is {len(ids)} tokens to this model, an anchor is one",
-                                 param=f"anchors[{n}]", fix="Put a space before it, or set single_token to leave out "
+                                 param=("anchors", n), fix="Put a space before it, or set single_token to leave out "
                                                             "such anchors.")
         if ids[0] in tokens:
-            raise LeakingSplit(f"the token is that of anchors[{tokens.index(ids[0])}]", param=f"anchors[{n}]",
+            raise LeakingSplit(f"the token is that of anchors[{tokens.index(ids[0])}]", param=("anchors", n),
                                fix="Leave it out.")
         tokens.append(ids[0])
         splits.append(None if request.splits is None else request.splits[n])

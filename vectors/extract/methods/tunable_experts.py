@@ -83,7 +83,8 @@ class TunableExperts(Recipe):
         site_layers(request, "router", subject.facts)
         check_routers(subject.facts)
         if request.markers:
-            return [encoded(subject, example.text, f"examples[{n}].text") for n, example in enumerate(request.examples)]
+            return [encoded(subject, example.text, ("examples", n, "text"))
+                    for n, example in enumerate(request.examples)]
         return _labelled(request, [example.label for example in request.examples], subject)
 
     def make(self, request: TunableExpertsRequest, data: Labelled | list[Tokens], work: Work) -> Made:

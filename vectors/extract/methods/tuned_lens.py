@@ -154,11 +154,11 @@ class TunedLens(Recipe):
 
 
 def _prompts(request: TunedLensRequest, subject: Subject) -> tuple[list[Tokens], Splits]:
-    texts = [encoded(subject, prompt, f"prompts[{n}]") for n, prompt in enumerate(request.prompts)]
+    texts = [encoded(subject, prompt, ("prompts", n)) for n, prompt in enumerate(request.prompts)]
     seen: dict[Tokens, int] = {}
     for n, text in enumerate(texts):
         if seen.setdefault(text, n) != n:
-            raise LeakingSplit(f"the prompt is the same as prompts[{seen[text]}]", param=f"prompts[{n}]",
+            raise LeakingSplit(f"the prompt is the same as prompts[{seen[text]}]", param=("prompts", n),
                                fix="Leave it out.")
     return texts, split_items([f"#{n}" for n in range(len(texts))], [None] * len(texts), request.seed, "prompts")
 
