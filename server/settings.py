@@ -132,8 +132,9 @@ class Settings(BaseSettings):
     program_cache_bytes: int = Field(default=256 * 2**20, ge=0,
         description="Memory for compiled programs kept for reuse.")
 
-    max_program_numbers: int = Field(default=2**23, ge=1024, le=2**32, description="Numbers one program may have "
-        "at all its layers together. Every touched token reads them in every step, and each takes 4 bytes in a slot.")
+    max_program_numbers: int = Field(default=2**25, ge=1024, le=2**32, description="Numbers one program may have "
+        "at all its layers together. A step reads them once, however many tokens it touches; each touched token costs "
+        "two operations a number, as it does for each weight of the model; and each takes 4 bytes in a slot.")
     step_limit: float = Field(default=10_000.0, ge=0, le=1e30, description="Largest relative step: how far an "
         "intervention may move a token's activation, in multiples of its own norm. 0: no limit.")
     step_limit_action: Literal["refuse", "clip"] = Field(default="refuse", description="refuse: a request with a "

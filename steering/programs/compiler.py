@@ -41,7 +41,8 @@ def compile_program(resolved: Sequence[Resolved], facts: ModelFacts, *, most_num
     """Compile interventions in order.
 
     Args:
-        most_numbers: that the program may have, at all layers together: what every touched token reads.
+        most_numbers: that the program may have, at all layers together. A step reads each of them once, and each
+            touched token is multiplied with it.
 
     Raises:
         ProgramTooLarge: it has more. Refused at the intervention that goes over it, before the next is compiled.

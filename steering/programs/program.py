@@ -52,7 +52,7 @@ class Compiled:
 
     @property
     def numbers(self) -> int:
-        """Numbers of all rows: what a touched token reads."""
+        """Numbers of all rows: what a step reads and a touched token is multiplied with."""
         return sum(tensor.numel() for row in self.rows.values() for tensor in row.tensors.values())
 
 
