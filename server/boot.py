@@ -60,6 +60,7 @@ def load_engine(settings: Settings) -> Engine:
             kv_cache_tokens=settings.kv_cache_tokens, sites=settings.vllm_sites, graph_sites=settings.vllm_graph_sites,
             graph_ops=settings.vllm_graph_ops, rows=settings.vllm_rows, depth=settings.vllm_depth,
             rank=settings.vllm_rank, extra=settings.vllm_args, step_limit=limit, stall_s=settings.engine_stall_s,
+            start_s=settings.vllm_start_s, cache_dir=settings.cache_folder,
             restart_limit=settings.engine_restart_limit))
     return TransformersEngine(EngineOptions(
         model=settings.model, model_id=settings.model_name, device=settings.device, dtype=settings.dtype,

@@ -85,6 +85,9 @@ class Settings(BaseSettings):
     vllm_depth: int = Field(default=1, ge=1, le=8, description="Stages of a stack at one place in the graph.")
     vllm_rank: int = Field(default=2, ge=2, le=16, description="Directions of one stage in the graph.")
     vllm_eager: bool = Field(default=False, description="Run vLLM without its compiled graph.")
+    vllm_start_s: float = Field(default=1800.0, ge=0, le=86400,
+        description="Seconds that a start of vLLM may take, with loading, compiling and the test of every hooked "
+        "place, before it is ended; 0: any number.")
     vllm_args: dict[str, Any] = Field(default_factory=dict, description="Further arguments of vLLM's AsyncEngineArgs "
                                       "(JSON), such as tensor_parallel_size or distributed_executor_backend.")
     queue_requests: int = Field(default=1024, ge=4, le=2**20,

@@ -13,7 +13,7 @@ from server.engines.base import Condition, Sampling, Unready
 from server.engines.vllm.forecast import Forecast
 from server.engines.vllm.options import VllmOptions
 from server.engines.vllm.process import start_llm
-from server.engines.vllm.pulse import Processes, Pulse
+from server.engines.vllm.pulse import Processes, Pulses, end_starting
 from server.engines.vllm.reading import ModelReading
 from server.engines.vllm.refusals import RESTARTING, refusal
 from server.engines.vllm.sampling import sampling_params
@@ -47,7 +47,7 @@ class Connection:
         self._options, self._reading = options, reading
         self._launched, self._prove, self._lost = launched, prove, lost
         self._llm: Any = None
-        self._pulse = Pulse()
+        self._pulses = Pulses()
         self._processes: Processes | None = None
         self._proven = False
         self._stalled_since: float | None = None
@@ -99,15 +99,23 @@ class Connection:
         await self._shut_down()
 
     async def rpc(self, method: str, *args: Any) -> list[Any]:
-        """Call a method of ours on every worker."""
+        """Call a method of ours on every worker of every replica."""
         self._check_answers()
         try:
-            with self._pulse.work():
-                answers: list[Any] = await self._while_it_answers(self._llm.collective_rpc(method, args=args))
+            with self._pulses.work():
+                answers: list[Any] = await self._while_it_answers(self._call(method, args))
         except Exception as error:
             raise self._failure(error) from error
-        self._pulse.beat()
+        self._pulses.beat()
         return answers
+
+    async def _call(self, method: str, args: tuple[Any, ...]) -> list[Any]:
+        if len(self._pulses) == 1:
+            answers: list[Any] = await self._llm.collective_rpc(method, args=args)
+            return answers
+        # vLLM's own call hands on what the first replica says and drops the rest.
+        replicas = await self._llm.engine_core.call_utility_all_async("collective_rpc", method, None, args, None)
+        return [answer for answers in replicas for answer in answers]
 
     async def first_answer(self, method: str, *args: Any) -> Any:
         """The answer of the rank that holds the logits."""
@@ -138,27 +146,29 @@ class Connection:
         if measuring:
             params.skip_reading_prefix_cache = True
         self._check_answers()
-        self.running.add(request_id)
-        # Of several replicas the first measures: it is the one that answers calls.
-        outputs = self._llm.generate({"prompt_token_ids": list(token_ids)}, params, request_id,
-                                     priority=int(measuring), data_parallel_rank=0 if measuring else None)
-        begun = False
-        try:
-            while True:
-                # Work waits while somebody asks for the next output; one who is slow to ask proves nothing.
-                with self._pulse.work():
-                    output = await anext(outputs, None)
-                if output is None:
-                    break
-                begun = True
-                yield output
-        except (asyncio.CancelledError, GeneratorExit):
-            raise
-        except Exception as error:
-            raise self._failure(error, begun=begun) from error
-        finally:
-            await outputs.aclose()
-            self.running.discard(request_id)
+        # Of several replicas the first measures, because what is compared must lie in the same workers.
+        with self._pulses.request(self._pulses.first if measuring else None) as replica:
+            self.running.add(request_id)
+            outputs = self._llm.generate(
+                {"prompt_token_ids": list(token_ids)}, params, request_id, priority=int(measuring),
+                data_parallel_rank=None if len(self._pulses) == 1 else replica - self._pulses.first)
+            begun = False
+            try:
+                while True:
+                    # Work waits while somebody asks for the next output; one who is slow to ask proves nothing.
+                    with self._pulses.work(replica):
+                        output = await anext(outputs, None)
+                    if output is None:
+                        break
+                    begun = True
+                    yield output
+            except (asyncio.CancelledError, GeneratorExit):
+                raise
+            except Exception as error:
+                raise self._failure(error, begun=begun) from error
+            finally:
+                await outputs.aclose()
+                self.running.discard(request_id)
 
     async def _while_it_answers(self, call: Awaitable[T]) -> T:
         """The result of a call to vLLM's process, which would never come if the process died meanwhile."""
@@ -173,22 +183,45 @@ class Connection:
             task.cancel()
 
     async def _launch(self) -> None:
+        """
+        Raises:
+            EngineUnavailable: it took longer than it may. Its processes are ended.
+        """
         self._forecast.begins()
         self._launched()
+        try:
+            async with asyncio.timeout(self._options.start_s or None) as limit:
+                await self._begin()
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise EngineUnavailable(
+                f"vLLM did not start within {self._options.start_s:g} s", param="vllm_start_s",
+                fix="Allow more time if the model is large, or see in the log above what vLLM waits for.") from error
+        self._proven = True
+        self._forecast.done()
+
+    async def _begin(self) -> None:
         starting = asyncio.ensure_future(asyncio.to_thread(
-            contained(start_llm, EngineUnavailable), self._options, self._reading, self._pulse))
+            contained(start_llm, EngineUnavailable), self._options, self._reading, self._pulses))
         try:
             self._llm = await asyncio.shield(starting)
         except asyncio.CancelledError:
-            # A thread cannot be stopped: what it starts is waited for, so that it can be shut down.
-            await asyncio.wait({starting})
+            # A thread cannot be stopped, but it ends with the processes that it waits for.
+            while not starting.done():
+                end_starting()
+                await asyncio.wait({starting}, timeout=WATCH_S)
             self._llm = None if starting.exception() else starting.result()
             raise
         self._processes = Processes(self._llm)
-        self.described = await self.rpc("trimtab_describe")
-        await self._prove()
-        self._proven = True
-        self._forecast.done()
+        self._pulses.reset(getattr(self._llm.engine_core, "engine_ranks_managed", (0,)))
+        try:
+            self.described = await self.rpc("trimtab_describe")
+            await self._prove()
+        except asyncio.CancelledError:
+            # To be asked to end politely they would have to answer.
+            self._processes.kill()
+            raise
 
     async def _shut_down(self) -> None:
         self._proven = False
@@ -230,7 +263,7 @@ class Connection:
         """What vLLM has to be started again for. One that stalled for long enough is ended first."""
         if not self._answers or self._processes is None:
             return "restarting"
-        now, silent = time.monotonic(), self._pulse.silent_s
+        now, silent = time.monotonic(), self._pulses.silent_s
         if self._processes.stopped:
             # Nothing will come of it, whether work waits or not; but it may be let go on.
             self._stalled_since = min(self._stalled_since or now, now - silent)

@@ -17,7 +17,7 @@ from server.engines.vllm.slots import SlotTable
 from server.engines.vllm.taken import Asking, Taken
 from server.engines.vllm.wire import extra_of
 from steering.acting import containment
-from steering.acting.containment import StepLimit, fault_error, model_error
+from steering.acting.containment import StepLimit, fault_error, for_comparison, model_error
 from steering.divergence import Divergence, ResidualShift
 from steering.language.errors import EngineUnavailable, ProgramLost, TrimtabError
 from steering.programs.program import Program
@@ -79,7 +79,7 @@ class Measuring:
         count = len(program.compiled)
         steered = [self._half(request, program, layer) for request in requests]
         base = [self._half(request, None, layer) for request in requests]
-        less = [[self._half(request, program.without(i), None) for request in requests]
+        less = [[self._half(request, for_comparison(program.without(i), self._limit), None) for request in requests]
                 for i in range(count if count > 1 else 0)]
         async with self._alone([*steered, *base, *itertools.chain.from_iterable(less)]):
             await self._run_all([*steered, *base])

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from server.engines.vllm.places import ALL_SITES
@@ -29,8 +30,10 @@ class VllmOptions:
         self_test: prove at start that every hooked place is reached.
         back_off_s: seconds before each attempt to start vLLM again after its process has died; the last one repeats.
         restart_limit: failures in a row after which the server itself counts as dead; it goes on trying.
+        start_s: how long a start may take, proof included; 0 is any time.
         stall_s: how long nothing may come from vLLM while work waits, or a process of it be stopped, before it is ended
         and started again.
+        cache_dir: where fingerprints of checkpoints are kept; None for nowhere.
         extra: further arguments of vLLM's AsyncEngineArgs.
     """
 
@@ -58,5 +61,7 @@ class VllmOptions:
     self_test: bool = True
     back_off_s: tuple[float, ...] = (1.0, 2.0, 5.0, 15.0, 30.0, 60.0)
     restart_limit: int = 10
+    start_s: float = 0.0
     stall_s: float = 120.0
+    cache_dir: Path | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)

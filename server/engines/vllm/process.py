@@ -4,13 +4,13 @@ from typing import Any
 
 from server.engines.vllm.config import awake, engine_config
 from server.engines.vllm.options import VllmOptions
-from server.engines.vllm.pulse import Pulse, beating
+from server.engines.vllm.pulse import Pulses, beating
 from server.engines.vllm.reading import ModelReading
 from steering.language.errors import TrimtabError, UnsupportedModel
 
 
-def start_llm(options: VllmOptions, reading: ModelReading, pulse: Pulse) -> Any:
-    """An AsyncLLM in a process of its own, hooks attached; `pulse` beats with each of its steps.
+def start_llm(options: VllmOptions, reading: ModelReading, pulses: Pulses) -> Any:
+    """An AsyncLLM in processes of its own, hooks attached; `pulses` beat with each step of a replica.
 
     Raises:
         InvalidSettings: an argument that vLLM refuses, or under which steering is not right.
@@ -23,7 +23,7 @@ def start_llm(options: VllmOptions, reading: ModelReading, pulse: Pulse) -> Any:
         config = engine_config(options, reading)
         try:
             return AsyncLLM.from_vllm_config(config, usage_context=UsageContext.ENGINE_CONTEXT,
-                                             stat_loggers=[beating(pulse)],
+                                             stat_loggers=[beating(pulses)],
                                              disable_log_stats=bool(options.extra.get("disable_log_stats", False)))
         except TrimtabError:
             raise

@@ -1,12 +1,14 @@
 """What Trimtab must know of a model before vLLM loads it: facts, fingerprint, end-of-text tokens."""
 
 import gc
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
+from server.engines.vllm.checkpoint import KnownFingerprints
 from server.engines.vllm.options import VllmOptions
 from steering.language.errors import UnsupportedModel
 from steering.models.describe import model_facts
@@ -25,18 +27,23 @@ class ModelReading:
 
 
 def read_model(options: VllmOptions) -> ModelReading:
-    """Load the checkpoint once into memory, as transformers has it, and let it go.
+    """Read the structure as transformers has it, and the weights only if the checkpoint's fingerprint is not known yet.
 
     Raises:
         UnsupportedModel: no model that transformers can load, a family whose blocks are not hooked in vLLM, or a model
             that asks for what vLLM leaves out.
     """
+    known = KnownFingerprints(options.cache_dir)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(options.model, dtype="auto")
+        found = known.get(options.model)
+        model: Any = _loaded(options.model) if found is None else _structure(options.model)
     except (OSError, ValueError, KeyError) as error:
         raise UnsupportedModel(f"cannot load {options.model}: {str(error).strip().splitlines()[0]}",
                                param="model") from error
-    facts = model_facts(model, model_id=options.model_id, fingerprint=fingerprint(model))
+    if found is None:
+        found = fingerprint(model)
+        known.keep(options.model, found)
+    facts = model_facts(model, model_id=options.model_id, fingerprint=found)
     family = FAMILIES[facts.family]
     if family.vllm is None:
         steered = ", ".join(name for name, other in FAMILIES.items() if other.vllm is not None)
@@ -55,6 +62,21 @@ def read_model(options: VllmOptions) -> ModelReading:
     del model
     gc.collect()
     return reading
+
+
+def _loaded(model: str) -> Any:
+    return AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+
+
+def _structure(model: str) -> Any:
+    """The model without its weights, which takes no memory worth the name."""
+    config = AutoConfig.from_pretrained(model)
+    with torch.device("meta"):
+        built = AutoModelForCausalLM.from_config(config)
+    with suppress(OSError):
+        # Where a checkpoint brings none, transformers makes one of the configuration, as it does when it loads.
+        built.generation_config = GenerationConfig.from_pretrained(model)
+    return built
 
 
 def engine_dtype(options: VllmOptions) -> str:

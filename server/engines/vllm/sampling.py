@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from server.engines.base import Sampling, Token
+from server.engines.vllm.wire import EXTRA
 from steering.language.errors import ModelOverflow
 
 # What OpenAI's API writes for a token that cannot be: a schema leaves -inf of most, which JSON has no number for.
 LEAST = -9999.0
+# vLLM raises smaller temperatures to this one when a request is made, and again wherever the request is read.
+LEAST_TEMPERATURE = 0.01
 
 
 def sampling_params(sampling: Sampling, extra: Mapping[str, Any]) -> Any:
@@ -16,16 +19,19 @@ def sampling_params(sampling: Sampling, extra: Mapping[str, Any]) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-    schema = sampling.json_schema
-
+    schema, temperature = sampling.json_schema, sampling.temperature
+    carried = dict(extra)
+    if 0 < temperature < LEAST_TEMPERATURE:
+        # The worker puts it back; in float32 no logit that a model makes overflows at the temperatures that are served.
+        carried["temperature"], temperature = temperature, LEAST_TEMPERATURE
     return SamplingParams(
-        max_tokens=sampling.max_tokens, temperature=sampling.temperature, top_p=sampling.top_p,
+        max_tokens=sampling.max_tokens, temperature=temperature, top_p=sampling.top_p,
         top_k=sampling.top_k, min_p=sampling.min_p, presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty, repetition_penalty=sampling.repetition_penalty,
         logit_bias=dict(sampling.logit_bias) or None, seed=sampling.seed, ignore_eos=True,
         stop_token_ids=[] if sampling.ignore_eos else list(sampling.stop_token_ids), logprobs=sampling.logprobs,
         structured_outputs=None if schema is None else StructuredOutputsParams(json=dict(schema)), detokenize=False,
-        output_kind=RequestOutputKind.DELTA, extra_args={"trimtab": dict(extra)} if extra else None)
+        output_kind=RequestOutputKind.DELTA, extra_args={EXTRA: carried} if carried else None)
 
 
 def tokens_of(output: Any, sampling: Sampling) -> list[Token]:

@@ -189,7 +189,7 @@ class Steps:
         extra = carried_by(sampling)
         self._forget(request_id)
         self.tallies.open(request_id, extra.get("name", request_id))
-        if not extra.keys() - {"name", "generated"}:
+        if not extra.keys() & {"touch", "keep", "capture"}:
             return
         touch = decode_touch(extra["touch"]) if "touch" in extra else None
         slot = int(extra.get("slot", 0))

@@ -82,6 +82,7 @@ def _bind_v1(runner: Any, steps: Steps) -> None:
         for request_id in scheduled.finished_req_ids:
             steps.drop(request_id)
         for request in scheduled.scheduled_new_reqs:
+            restore_temperature(request.sampling_params)
             steps.add(request.req_id, request.sampling_params)
         updated = update(scheduled, *args, **kwargs)
         for request in scheduled.scheduled_new_reqs:
@@ -157,6 +158,13 @@ def _sparing_generators(runner: Any, discarded: Any) -> Any:
     return sample_tokens
 
 
+def restore_temperature(sampling: Any) -> None:
+    """Give a request the temperature that it asked for, in the place of the least one that vLLM takes."""
+    asked = carried_by(sampling).get("temperature")
+    if asked is not None:
+        sampling.temperature = asked
+
+
 def _catch_up(runner: Any, request_id: str, sampling: Any) -> None:
     """Draw what a seeded completion drew for the tokens that it goes on from, by the sampler itself.
 
@@ -179,6 +187,7 @@ def _bind_v2(runner: Any, steps: Steps) -> None:
     expect(prepare, "input_batch", "req_states")
 
     def add_request(index: int, request: Any) -> Any:
+        restore_temperature(request.sampling_params)
         steps.add(request.req_id, request.sampling_params)
         return add(index, request)
 

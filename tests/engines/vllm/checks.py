@@ -229,3 +229,19 @@ async def seeded_draws_do_not_depend_on_chunks(group: Group, draws_by_position: 
             noise = torch.randint(0, 2**31, (1,), generator=generator)
             expected.append(int(torch.ops._C.fused_gumbel_argmax((row / 1.5)[None].contiguous(), noise)))
         assert draws_by_position or tokens == expected
+
+
+async def low_temperatures_are_those_that_were_asked_for(group: Group) -> None:
+    """vLLM raises what is under 0.01 to 0.01, at which the second of two near tokens is drawn two times of five."""
+    gap, prompt, seeds = 0.004, prompt_of(3), range(24)
+    [row] = await group.engine.next_logprobs([prompt])
+    (first, second), best = row.topk(2).indices.tolist(), row.topk(2).values
+    bias = {second: float(best[0] - best[1]) - gap}
+
+    async def drawn(temperature: float) -> set[int]:
+        found = await asyncio.gather(*(generate(group.engine, prompt, max_tokens=1, temperature=temperature, seed=seed,
+                                                logit_bias=bias) for seed in seeds))
+        return {token for tokens, _ in found for token in ids(tokens)}
+
+    assert await drawn(0.01) == {first, second}
+    assert await drawn(0.0005) == {first}

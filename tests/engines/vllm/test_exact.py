@@ -70,6 +70,14 @@ async def test_resumed_completions(group: Group) -> None:
     await resuming.what_cannot_go_on_is_refused(group)
 
 
+async def test_the_kill_switch_on_running_streams(group: Group) -> None:
+    await resuming.goes_on_unsteered_when_it_is_switched_off(group)
+
+
+async def test_low_temperatures_are_those_that_were_asked_for(group: Group) -> None:
+    await checks.low_temperatures_are_those_that_were_asked_for(group)
+
+
 async def test_same_answers_as_the_embedded_engine(group: Group, tmp_path: Path) -> None:
     await same_answers_over_http(group, tmp_path)
 

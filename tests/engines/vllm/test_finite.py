@@ -126,6 +126,19 @@ async def test_a_step_over_the_limit_is_refused(group: Group) -> None:
     assert "allows 10000" in faulty.message
 
 
+async def test_a_comparison_is_not_refused_for_what_it_leaves_out(group: Group) -> None:
+    """The second step is within the limit only because of the first, which made the stream longer."""
+    engine, prompt = group.engine, checks.prompt_of(3)
+    token_ids = [*prompt, *checks.prompt_of(1)]
+    captured = await engine.capture([CaptureRequest(token_ids, {"resid_post": [2]})])
+    longest = float(captured[0]["resid_post"][2].norm(dim=-1).max())
+    program = compiled(engine, push(group, 6 * longest), push(group, 1.5 * LIMIT * longest))
+    compared = await engine.compare(CompareRequest(token_ids, len(prompt), program))
+    assert len(compared.without) == 2 and all(bool(part.kl.isfinite().all()) for part in compared.without)
+    with pytest.raises(SteeringLimit):
+        await engine.score(prompt, compiled(engine, push(group, 1.5 * LIMIT * longest)))
+
+
 @pytest.mark.parametrize("site", SITES)
 async def test_steps_are_measured_where_they_act(group: Group, site: str) -> None:
     """Against the norms of the activations as captured untouched, one layer; prompts in chunks, and thrown-out tokens

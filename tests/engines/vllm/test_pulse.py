@@ -1,10 +1,12 @@
 """The watchdog's parts, without vLLM: silence while work waits, processes that are stopped, and what is forecast."""
 
 import asyncio
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +20,7 @@ from server.engines.vllm import connection as connection_module
 from server.engines.vllm.connection import Connection
 from server.engines.vllm.forecast import Forecast
 from server.engines.vllm.options import VllmOptions
-from server.engines.vllm.pulse import Processes, Pulse
+from server.engines.vllm.pulse import Processes, Pulse, Pulses, beating
 from steering.language.errors import EngineUnavailable, InvalidRequest
 
 
@@ -45,6 +47,32 @@ def test_silence_counts_only_while_work_waits() -> None:
         clock.now += 3
         assert pulse.silent_s == 3
     assert pulse.silent_s == 0
+
+
+def test_a_replica_that_hangs_is_not_hidden_by_one_that_works() -> None:
+    clock = Clock()
+    pulses = Pulses(clock)
+    pulses.reset([0, 1])
+    live, hung = (beating(pulses)(None, replica) for replica in (0, 1))
+    with pulses.request() as first, pulses.request() as second:
+        assert {first, second} == {0, 1}, "requests are spread"
+        with pulses.work(first), pulses.work(second):
+            clock.now += 7
+            live.record(None, None)
+            clock.now += 2
+            assert pulses.silent_s == 9
+            hung.record(None, None)
+            assert pulses.silent_s == 2
+    with pulses.work():
+        clock.now += 3
+        live.record(None, None)
+        assert pulses.silent_s == 3, "a call waits for all of them"
+        pulses.beat()
+        assert pulses.silent_s == 0
+    with pulses.request(0), pulses.request() as next_one:
+        assert next_one == 1
+    clock.now += 50
+    assert pulses.silent_s == 0
 
 
 def test_a_forecast_is_what_is_left_of_a_start_like_the_last() -> None:
@@ -107,13 +135,15 @@ async def test_a_stopped_process_is_seen_and_can_be_ended(child: "subprocess.Pop
 class Watched:
     """A connection to an engine that is one sleeping process; `launches` counts its starts."""
 
-    def __init__(self, stall_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
         self.children: list[subprocess.Popen[bytes]] = []
         self.outputs: asyncio.Queue[Any] = asyncio.Queue()
         self.lost = 0
+        self.answering = asyncio.Event()
+        self.answering.set()
         monkeypatch.setattr(connection_module, "WATCH_S", 0.01)
         monkeypatch.setattr(connection_module, "start_llm", self._start)
-        options = VllmOptions(model="", model_id="m", stall_s=stall_s, back_off_s=(0.0,))
+        options = VllmOptions(model="", model_id="m", back_off_s=(0.0,), **changes)
         self.connection = Connection(options, None, launched=lambda: None,  # type: ignore[arg-type]
                                      prove=self._nothing, lost=self._lose)
 
@@ -129,7 +159,8 @@ class Watched:
             def errored(self) -> bool:
                 return child.poll() is not None
 
-            async def collective_rpc(self, method: str, args: Any = ()) -> list[Any]:
+            async def collective_rpc(inner, method: str, args: Any = ()) -> list[Any]:
+                await self.answering.wait()
                 return [{"places": [], "graph": {}, "bytes": 0}]
 
             async def generate(inner, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
@@ -159,7 +190,7 @@ async def watched(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
     made: list[Watched] = []
 
     async def make(stall_s: float) -> Watched:
-        made.append(Watched(stall_s, monkeypatch))
+        made.append(Watched(monkeypatch, stall_s=stall_s))
         await made[-1].connection.start()
         return made[-1]
 
@@ -228,6 +259,41 @@ async def test_a_dead_engine_is_started_again(watched: Any) -> None:
     engine.children[0].kill()
     await wait_for(lambda: len(engine.children) == 2 and engine.connection.alive)
     assert dict(engine.connection.restarts) == {"restarting": 1}
+
+
+async def test_an_engine_that_does_not_answer_at_its_start_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Watched(monkeypatch, start_s=0.5)
+    engine.answering.clear()
+    with pytest.raises(EngineUnavailable, match="vLLM did not start within 0.5 s") as refused:
+        await engine.connection.start()
+    assert refused.value.param == "vllm_start_s" and refused.value.fix
+    assert engine.children[0].wait(60) != 0
+
+
+def hang() -> None:
+    time.sleep(600)
+
+
+async def test_a_start_that_hangs_is_ended_with_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's own start waits in a thread for processes that never say that they are ready."""
+    engine = Watched(monkeypatch, start_s=1.0)
+    begun: list[Any] = []
+
+    def start_llm(*_: Any) -> Any:
+        spawn = multiprocessing.get_context("spawn")
+        begun.extend([spawn.Process(target=hang, name="EngineCore"), spawn.Process(target=hang, name="of-another")])
+        for process in begun:
+            process.start()
+        begun[0].join()
+        raise RuntimeError("Engine core initialization failed.")
+
+    monkeypatch.setattr(connection_module, "start_llm", start_llm)
+    with pytest.raises(EngineUnavailable, match="vLLM did not start within 1 s"):
+        await engine.connection.start()
+    assert begun[0].exitcode == -signal.SIGKILL
+    assert begun[1].is_alive(), "what is not vLLM's is left alone"
+    begun[1].kill()
+    begun[1].join()
 
 
 PARENT = """

@@ -10,7 +10,7 @@ import pytest
 from server.engines.vllm import plugin, process
 from server.engines.vllm.arguments import ONE_ONLY, check_arguments, check_resolved
 from server.engines.vllm.engine import VllmEngine
-from server.engines.vllm.pulse import Pulse
+from server.engines.vllm.pulse import Pulses
 from server.engines.vllm.reading import read_model
 from server.settings import InvalidSettings
 from steering.language.errors import UnsupportedModel
@@ -126,7 +126,7 @@ def test_another_version_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(RuntimeError, match="0.33.0"):
         plugin.check()
     with pytest.raises(UnsupportedModel, match="0.33.0"):
-        process.start_llm(options("lab-dense"), _reading(), Pulse())
+        process.start_llm(options("lab-dense"), _reading(), Pulses())
 
 
 def _changed_names() -> list[tuple[str, str, str]]:
@@ -149,7 +149,7 @@ def test_a_changed_signature_does_not_start(module: str, owner: str, name: str, 
     with pytest.raises(RuntimeError, match="not \\("):
         plugin.check()
     with pytest.raises(UnsupportedModel, match="vLLM does not start"):
-        process.start_llm(options("lab-dense"), _reading(), Pulse())
+        process.start_llm(options("lab-dense"), _reading(), Pulses())
 
 
 def test_a_changed_signature_of_the_second_runner_does_not_start() -> None:
@@ -173,7 +173,7 @@ def test_the_marker_does_not_outlive_a_start_that_failed(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(vllm, "__version__", "0.1")
     with pytest.raises(UnsupportedModel):
-        process.start_llm(options("lab-dense"), _reading(), Pulse())
+        process.start_llm(options("lab-dense"), _reading(), Pulses())
     assert plugin.MARKER not in os.environ
 
 

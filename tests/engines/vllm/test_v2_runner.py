@@ -66,6 +66,7 @@ async def test_preemption(group: Group) -> None:
 
 async def test_draws_of_a_seed(group: Group) -> None:
     await checks.seeded_draws_do_not_depend_on_chunks(group, draws_by_position=True)
+    await checks.low_temperatures_are_those_that_were_asked_for(group)
 
 
 async def test_rules_by_generated_token_id(group: Group) -> None:
