@@ -37,6 +37,7 @@ class Endpoints:
     extraction_methods = Endpoint(work.extraction_methods)
     start_extraction = Endpoint(work.start_extraction)
     extract = Endpoint(work.extract)
+    start_tuning = Endpoint(work.start_tuning)
     start_calibration = Endpoint(work.start_calibration)
     calibrate = Endpoint(work.calibrate)
     calibration = Endpoint(work.calibration)

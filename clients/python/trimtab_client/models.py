@@ -152,11 +152,14 @@ class Page(Model, Generic[T]):
 
 
 class Job(Model):
-    """progress: 0 to 1. result: of a job that succeeded; error: of one that failed."""
+    """estimate_s: seconds it will take once it runs. progress: 0 to 1. result: of a job that succeeded; error: of one
+    that failed.
+    """
 
     id: str
     kind: str
     status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    estimate_s: float | None = None
     progress: float = 0.0
     stage: str = ""
     result: dict[str, Any] | None = None

@@ -63,6 +63,14 @@ def extract(pairs: Iterable[Mapping[str, Any]] | None = None, *, name: str, meth
     return Extracted.model_validate(done.result)
 
 
+def start_tuning(ref: str, **body: Any) -> Call[Job]:
+    """Begin to choose layers and strength of a stored vector anew, by what the model writes.
+
+    body: `trial` (effort, prompts, grader), `pairs`, `seed`, as the API has them.
+    """
+    return Call("POST", f"/v1/artifacts/{quote(ref, safe='@')}/tune", reader(Job), json=body)
+
+
 def start_calibration(ref: str, prompts: Sequence[Any], *, target: Mapping[str, Any] | None = None,
                       **options: Any) -> Call[Job]:
     """Begin to measure what an artifact does at which strength.
