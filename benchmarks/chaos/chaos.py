@@ -68,7 +68,7 @@ class Chaos:
 
     def fault(self, what: str) -> None:
         self.faults.append(f"{self.scenario}: {what}")
-        log.print(self.faults[-1][:1000], style="red", markup=False, highlight=False)
+        log.print(self.faults[-1], style="red", markup=False, highlight=False)
 
     async def try_(self, path: str, body: Body, http: httpx.AsyncClient | None = None) -> Answer | None:
         """An answer, or None and a fault: no answer in time, or one that cannot be read."""

@@ -21,7 +21,7 @@ from server.effects.report import ALL
 from steering.language.errors import TrimtabError
 from steering.language.finite import not_finite
 from vectors.errors import LibraryUnavailable
-from vectors.library.database import migrate
+from vectors.library.database import migrate, renew_read_only
 
 log = structlog.get_logger("trimtab.effects")
 MINUTE_S = 60
@@ -120,6 +120,7 @@ class EffectStore:
     def __init__(self, url: str) -> None:
         sqlite = url.startswith("sqlite")
         self._engine = create_engine(url, connect_args={"timeout": LOCK_WAIT_S} if sqlite else {})
+        renew_read_only(self._engine)
         self._ready = False
         self._opening = threading.Lock()
 

@@ -9,5 +9,6 @@ SMALL = Amounts(size=1, mixed=16, uploads=30, kills=1, mutations=30, truth_s=10.
 
 async def test_nothing_hurts_another() -> None:
     result = await run("lab-dense", "transformers", 1, SMALL, minutes=0)
-    assert not result["faults"], "\n".join(result["faults"])
+    faults = "\n\n".join(result["faults"])
+    assert not faults, f"{len(result['faults'])} faults:\n\n{faults}\n\nnotes: {result['notes']}"
     assert result["counts"]["innocent"] > 50

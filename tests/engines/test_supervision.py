@@ -93,6 +93,31 @@ async def test_a_step_that_raises_fails_only_who_raises_alone(start: Any, prompt
     await all_free(engine)
 
 
+async def test_a_step_of_one_request_has_one_second_try(start: Any) -> None:
+    """Nobody is beside it: at its prompt and in the middle of its text it raises once, and later again."""
+    engine = await start()
+    expected = await generate(engine, PROMPTS[1], program(engine, 1), **settings(1))
+    fails: set[int] = set()
+    calls = 0
+
+    def look(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls in fails:
+            raise RuntimeError("once")
+
+    hook = engine.model.register_forward_pre_hook(look)
+    for failing in (1, 6):
+        fails, calls = {failing}, 0
+        same([await generate(engine, PROMPTS[1], program(engine, 1), **settings(1))], [expected])
+    fails, calls = {3, 7}, 0
+    with pytest.raises(EngineFailed):
+        await generate(engine, PROMPTS[1], program(engine, 1), **settings(1))
+    hook.remove()
+    assert engine.alive and sum(engine.restarts().values()) == 0
+    await all_free(engine)
+
+
 async def test_a_step_that_fails_in_the_middle_of_texts_is_undone(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """It raises after half of its tokens were drawn and noted; nobody is at fault, and nobody loses a token."""
     engine = await start()

@@ -2,7 +2,10 @@ import multiprocessing
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+
+import pytest
 
 from tests.vectors.making import metadata, open_library, same_numbers, vector_payload
 from vectors import Library, Patch
@@ -143,3 +146,18 @@ def test_patches_and_deletes_beside_readers(library: Library) -> None:
     together(4, change)
     assert [a.version for a in library.versions("cheerful")] == [10, 9]
     assert library.resolve("cheerful").metadata.tags == ("t9", "always")
+
+
+@pytest.mark.parametrize("many", [1, 4])
+def test_a_connection_that_may_only_read_is_replaced(tmp_path: Path, many: int) -> None:
+    """SQLite opens a file for reading alone while it cannot be written, and a pool keeps what it opened. `query_only`
+    makes a connection fail in the same words."""
+    library = Library.open(f"sqlite:///{tmp_path / 'library.db'}", str(tmp_path / "blobs"))
+    with ExitStack() as stack:
+        for _ in range(many):
+            connection = stack.enter_context(library._database.engine.connect())
+            connection.exec_driver_sql("PRAGMA query_only = ON")
+    for n in range(many + 1):
+        library.switches.set_kill_switch(n % 2 == 0)
+        assert library.switches.kill_switch() == (n % 2 == 0)
+    library.close()

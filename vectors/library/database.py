@@ -13,7 +13,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event, make_url, text
 from sqlalchemy.exc import (
     ArgumentError,
     DatabaseError,
@@ -69,6 +69,7 @@ class Database:
         self._reader = self.engine
         if self._sqlite:
             _tune_sqlite(self.engine, wait_s)
+            renew_read_only(self.engine)
         else:
             self._reader = self.engine.execution_options(isolation_level="REPEATABLE READ")
         with _typed():
@@ -100,6 +101,15 @@ class Database:
             raise Conflict("the library was changed by somebody else at the same time", fix="Try again.") from error
 
     def _once(self, work: Callable[[Session], Result]) -> Result:
+        try:
+            return self._attempt(work)
+        except DBAPIError as error:
+            if not _is_read_only(error):
+                raise
+            # Nothing was written. The disk may be writable again, which a new connection tells.
+            return self._attempt(work)
+
+    def _attempt(self, work: Callable[[Session], Result]) -> Result:
         with self._writer() as connection, Session(connection, expire_on_commit=False) as session, session.begin():
             return work(session)
 
@@ -180,6 +190,20 @@ def _tune_sqlite(engine: Engine, wait_s: float) -> None:
         # A reader that turns writer late fails at once instead of waiting; so writers say so first.
         write = connection.get_execution_options().get("write", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def renew_read_only(engine: Engine) -> None:
+    """Replace the connections of a pool when one of them may only read. SQLite opens a file that cannot be written at
+    the time for reading alone, and such a connection would stay so for as long as it is kept."""
+
+    @event.listens_for(engine, "handle_error")
+    def handle(context: ExceptionContext) -> None:
+        if _is_read_only(context.original_exception):
+            context.is_disconnect = True
+
+
+def _is_read_only(error: BaseException) -> bool:
+    return "readonly database" in str(error).lower()
 
 
 def _is_conflict(error: BaseException) -> bool:

@@ -1,8 +1,9 @@
-"""Whose fault a step is that raises. Each of its requests is tried alone; only who raises alone is failed.
+"""Whose fault a step is that raises. Each of its requests is tried alone; only who raises again, alone, is failed.
 
 The stock loop ends with the first exception, and every request with it. Here a step that raised is undone: its requests
 go back among those that wait, with the tokens they have, and are computed again one by one, up to where the step was.
-Whoever passes goes on with the others, to the same text.
+Whoever passes goes on with the others, to the same text. That holds for a step of one request as well, which has one
+second try in its life.
 """
 
 import traceback
@@ -63,7 +64,8 @@ class Suspects:
             upto = state.position_offset
             self._scheduler.finish_request(state.request_id)
             trials = self._trials.get(state.request_id, 0) + 1
-            if len(batch) == 1 or trials > MOST_TRIALS:
+            # Alone for the first time it may be innocent, too: it has one more try, as members of a group have.
+            if trials > (1 if len(batch) == 1 else MOST_TRIALS):
                 self._trials.pop(state.request_id, None)
                 self._fail(state.request_id, error)
                 continue
