@@ -17,7 +17,7 @@ from server.requests.gates import Decided, decide
 from server.requests.lens import SITE, Map, look
 from server.requests.planner import Plan
 from server.requests.receipt import Outcome, Receipt, receipt
-from server.requests.schema import Message, TokenIds
+from server.requests.schema import Message, TokenIds, size_of
 from server.requests.state import ServerState, State
 from server.text.prompts import Prompt, check_length
 from steering.language.errors import ArtifactMismatch, InvalidRequest, InvalidSpec, Path, TrimtabError
@@ -149,7 +149,7 @@ def _check_steering(steering: Steering) -> None:
 def _length(body: LensRequest) -> int:
     if isinstance(body.input, str):
         return len(body.input)
-    return sum(len(part.as_template()["content"]) if isinstance(part, Message) else 1 for part in body.input)
+    return sum(size_of(part.as_template()) if isinstance(part, Message) else 1 for part in body.input)
 
 
 def _prompt(body: LensRequest, plan: Plan, state: ServerState) -> Prompt:

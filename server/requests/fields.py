@@ -1,11 +1,24 @@
 """Fields of OpenAI's API that this server takes, takes without acting on, or refuses by name."""
 
+import json
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from steering.language.fields import without_nulls
 from steering.language.spec import Steering
+
+
+class Lenient(BaseModel):
+    """A part of a request in which JSON `null` means that the field is absent, as OpenAI's clients mean it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        return without_nulls(given)
 
 
 def _refuse(value: Any) -> Any:
@@ -21,7 +34,7 @@ def only(*accepted: Any) -> BeforeValidator:
         if value is None or any(value == one and type(value) is type(one) for one in accepted):
             return value
         raise PydanticCustomError("unsupported_parameter", "this server offers only {accepted} here",
-                                  {"accepted": " or ".join(repr(one) for one in accepted)})
+                                  {"accepted": " or ".join(json.dumps(one) for one in accepted)})
 
     return BeforeValidator(check)
 
@@ -31,13 +44,15 @@ LEAST_TEMPERATURE = 1e-5
 
 Unsupported = Annotated[None, BeforeValidator(_refuse)]
 OnlyFalse = Annotated[Literal[False] | None, only(False)]
+OnlyTrue = Annotated[Literal[True] | None, only(True)]
+Nothing = Annotated[list[Any] | None, Field(max_length=0), only([])]
 Note = Annotated[str, Field(max_length=4096)]
 
 
-class JsonSchema(BaseModel):
+class JsonSchema(Lenient):
     """A schema and what OpenAI's clients send along with it."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     name: str = Field(max_length=64, description="Not used.")
     description: Note | None = Field(default=None, description="Not used.")
@@ -45,10 +60,8 @@ class JsonSchema(BaseModel):
     strict: bool | None = Field(default=None, description="Every schema is held to strictly.")
 
 
-class ResponseFormat(BaseModel):
+class ResponseFormat(Lenient):
     """What form the answer must have. Other than text needs an engine with structured outputs (vLLM)."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
@@ -68,17 +81,20 @@ class ResponseFormat(BaseModel):
         return self.json_schema.content if self.json_schema is not None else None
 
 
-class StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
+class StreamOptions(Lenient):
     include_usage: bool = Field(default=False, description="Send one more chunk with the usage at the end.")
+    continuous_usage_stats: bool = Field(default=False, description="Send the usage so far with every chunk, too.")
     include_obfuscation: bool = Field(default=False, description="Accepted; no padding is ever added.")
 
 
-class CompletionFields(BaseModel):
+def _all_of(value: Any) -> Any:
+    return 0 if value == -1 and type(value) is int else value
+
+
+class CompletionFields(Lenient):
     """What chat and plain completions have in common."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False)
 
     model: str = Field(min_length=1, max_length=256, description="Base model, or base:preset.")
     steering: Steering = Field(default=Steering(), description="What to do to the model for this request.")
@@ -90,7 +106,8 @@ class CompletionFields(BaseModel):
     temperature: float | None = Field(default=None, ge=0, le=2, description="0 is greedy, and so is everything below "
                                       f"{LEAST_TEMPERATURE:g}; default 1.")
     top_p: float | None = Field(default=None, gt=0, le=1, description="Nucleus; default 1.")
-    top_k: int = Field(default=0, ge=0, le=2**24, description="Most likely tokens to sample from; 0: all.")
+    top_k: Annotated[int, BeforeValidator(_all_of)] = Field(
+        default=0, ge=0, le=2**24, description="Most likely tokens to sample from; 0 or -1: all.")
     min_p: float = Field(default=0.0, ge=0, le=1, description="Least share of the top probability.")
     presence_penalty: float | None = Field(default=None, ge=-2, le=2, description="Default 0.")
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2, description="Default 0.")
@@ -106,6 +123,29 @@ class CompletionFields(BaseModel):
     ignore_eos: bool = Field(default=False, description="Do not end at the end-of-text token.")
 
     user: Note | None = Field(default=None, description="Accepted, not used.")
+
+    # Fields of other servers whose given value asks for what is done anyway. Any other value would change the output.
+    min_tokens: Annotated[int | None, only(0)] = None
+    stop_token_ids: Nothing = None
+    bad_words: Nothing = None
+    allowed_token_ids: Unsupported = None
+    skip_special_tokens: OnlyTrue = None
+    spaces_between_special_tokens: OnlyTrue = None
+    include_stop_str_in_output: OnlyFalse = None
+    detokenize: OnlyTrue = None
+    return_token_ids: OnlyFalse = None
+    return_tokens_as_token_ids: OnlyFalse = None
+    prompt_logprobs: Unsupported = None
+    truncate_prompt_tokens: Unsupported = None
+    use_beam_search: OnlyFalse = None
+    length_penalty: Annotated[float | None, only(1, 1.0)] = None
+    priority: Annotated[int | None, only(0)] = None
+    cache_salt: Unsupported = None
+    structured_outputs: Unsupported = None
+    guided_json: Unsupported = None
+    guided_regex: Unsupported = None
+    guided_choice: Unsupported = None
+    guided_grammar: Unsupported = None
 
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> Self:

@@ -1,36 +1,107 @@
 """Bodies of the completion requests."""
 
-from typing import Annotated, Any, Literal
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.requests.fields import CompletionFields, Note, OnlyFalse, ResponseFormat, Unsupported, only
+from server.requests.fields import (
+    CompletionFields,
+    Lenient,
+    Note,
+    Nothing,
+    OnlyFalse,
+    OnlyTrue,
+    ResponseFormat,
+    Unsupported,
+    only,
+)
+
+# Templates write names and ids as they are: nothing in them can end a turn.
+Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")]
 
 
-class TextPart(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
+class TextPart(Lenient):
     type: Annotated[Literal["text"], only("text")]
     text: str
+    cache_control: dict[str, Any] | None = Field(default=None, description="Accepted, not used: prefixes are kept "
+                                                 "anyway.")
 
 
-class Message(BaseModel):
-    """One turn. A developer message is a system message."""
+class CalledFunction(Lenient):
+    name: Word
+    arguments: str = Field(description="JSON as the model wrote it.")
 
-    model_config = ConfigDict(extra="forbid", strict=True)
 
-    role: Literal["system", "developer", "user", "assistant"]
+class ToolCall(Lenient):
+    """A call that the assistant made in an earlier turn."""
+
+    id: Word | None = None
+    type: Annotated[Literal["function"], only("function")] = "function"
+    function: CalledFunction
+    index: int | None = Field(default=None, description="Accepted, not used.")
+
+    def as_template(self) -> dict[str, Any]:
+        """Arguments as an object where they are one, which is what chat templates expect."""
+        try:
+            arguments = json.loads(self.function.arguments)
+        except ValueError:
+            arguments = self.function.arguments
+        if not isinstance(arguments, dict):
+            arguments = self.function.arguments
+        named = {} if self.id is None else {"id": self.id}
+        return {**named, "type": "function", "function": {"name": self.function.name, "arguments": arguments}}
+
+
+class Message(Lenient):
+    """One turn, as clients write it or replay it from an answer. A developer message is a system message."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[TextPart], Field(min_length=1, max_length=1024)]
-    name: Unsupported = None
+    name: Word | None = Field(default=None, description="Handed to the chat template.")
+    tool_calls: Annotated[list[ToolCall], Field(max_length=128)] = Field(
+        default=[], description="Of an earlier answer; handed to the chat template.")
+    tool_call_id: Word | None = Field(default=None, description="Of a message with role tool: the call it answers.")
+    reasoning: str | None = Field(default=None, description="Of an earlier answer; handed to the chat template, which "
+                                  "may leave it out.")
+    reasoning_content: str | None = Field(default=None, description="Another name of reasoning.")
+    id: Note | None = Field(default=None, description="Accepted, not used.")
+    annotations: Nothing = None
     refusal: Unsupported = None
     audio: Unsupported = None
-    tool_calls: Unsupported = None
     function_call: Unsupported = None
 
-    def as_template(self) -> dict[str, str]:
+    @model_validator(mode="before")
+    @classmethod
+    def _content_beside_calls(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("tool_calls") and given.get("content") is None:
+            return {**given, "content": ""}
+        return given
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.tool_calls and self.role != "assistant":
+            raise PydanticCustomError("tool_calls", "only the assistant has tool_calls")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise PydanticCustomError("tool_call_id", "a message with role tool has a tool_call_id, and no "
+                                      "other has one")
+        return self
+
+    def as_template(self) -> dict[str, Any]:
+        """The message as chat templates take it."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        found: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": text}
+        thought = self.reasoning if self.reasoning is not None else self.reasoning_content
+        given = {"name": self.name, "tool_call_id": self.tool_call_id, "reasoning_content": thought,
+                 "tool_calls": [call.as_template() for call in self.tool_calls]}
+        return {**found, **{name: value for name, value in given.items() if value}}
+
+
+def size_of(message: Mapping[str, Any]) -> int:
+    """Characters that a template may write of a message."""
+    return sum(len(value) if isinstance(value, str) else len(json.dumps(value)) for value in message.values())
 
 
 class ChatRequest(CompletionFields):
@@ -42,20 +113,25 @@ class ChatRequest(CompletionFields):
 
     response_format: ResponseFormat | None = Field(default=None, description="text, or JSON where the engine can.")
     modalities: Annotated[list[str] | None, Field(max_length=1), only(["text"])] = None
-    tool_choice: Annotated[str | None, only("none")] = None
+    tools: Nothing = None
+    tool_choice: Annotated[str | None, only("none", "auto")] = Field(default=None, description="There are no tools.")
     service_tier: Annotated[str | None, only("auto", "default")] = None
-    store: OnlyFalse = None
+    store: bool | None = Field(default=None, description="Accepted, not used: nothing is stored.")
     metadata: Annotated[dict[str, str] | None, Field(max_length=16)] = Field(default=None, description="Not used.")
     parallel_tool_calls: bool | None = Field(default=None, description="Accepted: there are no tools.")
     prompt_cache_key: Note | None = Field(default=None, description="Accepted, not used.")
     prompt_cache_retention: Note | None = Field(default=None, description="Accepted, not used.")
     safety_identifier: Note | None = Field(default=None, description="Accepted, not used.")
-    tools: Unsupported = None
-    functions: Unsupported = None
-    function_call: Unsupported = None
+    functions: Nothing = None
+    function_call: Annotated[str | None, only("none", "auto")] = None
+    add_generation_prompt: OnlyTrue = None
+    continue_final_message: OnlyFalse = None
+    chat_template_kwargs: Annotated[dict[str, Any] | None, Field(max_length=0), only({})] = None
+    documents: Nothing = None
+    echo: OnlyFalse = None
     audio: Unsupported = None
     prediction: Unsupported = None
-    reasoning_effort: Unsupported = None
+    reasoning_effort: Annotated[str | None, only("none")] = None
     verbosity: Unsupported = None
     web_search_options: Unsupported = None
     moderation: Unsupported = None

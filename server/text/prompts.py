@@ -5,8 +5,10 @@ as, so no message can end its turn or open another. Text without such tokens giv
 `apply_chat_template`, to the id. Roles are exact or refused (`turns`). Methods block: call them in a thread.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
@@ -52,6 +54,7 @@ class ChatPrompts:
         """
         said = self._said(messages, MESSAGES)
         text = self._rendered(said)
+        self._check_nothing_lost(said, text)
         if at_most is not None:
             check_length(self._vocabulary.least_tokens(text), at_most, "messages")
         if not roles:
@@ -94,16 +97,35 @@ class ChatPrompts:
         Raises:
             InvalidRequest: there is one, and the tokenizer cannot take it for text.
         """
-        if self._control is None:
+        control = self._control
+        if control is None:
             return list(messages)
-        if self._control.separable:
-            return [{**message, "content": self._control.written(message["content"])} for message in messages]
-        for i, message in enumerate(messages):
-            token = self._control.find(message["content"])
+        if control.separable:
+            return [_said_with(message, control.written) for message in messages]
+
+        def check(text: str, place: Path) -> str:
+            token = control.find(text)
             if token is not None:
                 raise InvalidRequest(f"the text holds {token}, a control token of this model, which its tokenizer "
-                                     "cannot take for text", param=(*where, i, "content"), fix="Leave it out.")
-        return list(messages)
+                                     "cannot take for text", param=place, fix="Leave it out.")
+            return text
+
+        return [_said_with(message, partial(check, place=(*where, i, "content")))
+                for i, message in enumerate(messages)]
+
+    def _check_nothing_lost(self, messages: Sequence[Message], text: str) -> None:
+        """Calls of tools and their results stand in the rendered text, or are refused.
+
+        Raises:
+            InvalidRequest: the template of this model has no place for them.
+        """
+        for i, message in enumerate(messages):
+            if message.get("tool_calls") and "tool_calls" not in str(self._vocabulary.tokenizer.chat_template):
+                raise InvalidRequest("the chat template of this model has no place for calls of tools",
+                                     param=("messages", i, "tool_calls"), fix="Tell of the call in words, as content.")
+            if message["role"] == "tool" and message["content"].strip() not in text:
+                raise InvalidRequest("the chat template of this model has no place for results of tools",
+                                     param=("messages", i), fix="Tell of the result in words, as a user's message.")
 
     def _encoded(self, text: str, where: Path, places: Sequence[int] | None = None) -> Encoded:
         """Tokens of a rendered text with marks. places: what to find again in the characters of the offsets.
@@ -140,6 +162,26 @@ class ChatPrompts:
     def _render(self, messages: Sequence[Message], *, generation: bool) -> str:
         return str(self._vocabulary.tokenizer.apply_chat_template(
             [dict(m) for m in messages], tokenize=False, add_generation_prompt=generation))
+
+
+def _said_with(message: Message, change: Callable[[str], str]) -> Message:
+    """A message with all changed that somebody wrote. Its other fields are words that cannot hold a control token."""
+    found = {**message, "content": change(message["content"])}
+    if "reasoning_content" in message:
+        found["reasoning_content"] = change(message["reasoning_content"])
+    if "tool_calls" in message:
+        found["tool_calls"] = [{**call, "function": {**call["function"], "arguments": _each_text(
+            call["function"]["arguments"], change)}} for call in message["tool_calls"]]
+    return found
+
+
+def _each_text(value: Any, change: Callable[[str], str]) -> Any:
+    """A JSON value with every text in it changed, keys included."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {change(name): _each_text(part, change) for name, part in value.items()}
+    return [_each_text(part, change) for part in value] if isinstance(value, list) else value
 
 
 def check_length(least: int, at_most: int, where: str | Path) -> None:

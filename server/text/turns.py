@@ -8,12 +8,13 @@ and have no such division. Every conversation is rendered a fixed number of time
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jinja2 import TemplateError
 
 from server.text.literal import END, END_MARK
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
 # messages, whether the assistant is to speak next -> text
 Render = Callable[[Sequence[Message], bool], str]
 # What a template puts before the first turn: a begin-of-text token, a default system prompt.

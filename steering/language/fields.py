@@ -3,9 +3,9 @@
 Every model forbids unknown fields, so a misspelt field is an error and never a silent no-op.
 """
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 MAX_INTERVENTIONS = 32
 MAX_GATES = 8
@@ -24,8 +24,22 @@ Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]
 Switch = Annotated[bool, Field(strict=True)]
 
 
+def without_nulls(given: Any) -> Any:
+    """A JSON object without the fields that are null; anything else as it is."""
+    if isinstance(given, dict) and None in given.values():
+        return {name: value for name, value in given.items() if value is not None}
+    return given
+
+
 class Model(BaseModel):
+    """What requests and stored specs are made of. JSON `null` means that a field is absent."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        return without_nulls(given)
 
     # Groups of fields that exclude each other: of a stored default, those drop out that a request chose against.
     alternatives: ClassVar[tuple[tuple[str, ...], ...]] = ()

@@ -17,7 +17,7 @@ from server.http.answers import JsonAnswer
 from server.requests.admission.caller import Caller, caller_of
 from server.requests.generate import Piece
 from server.requests.receipt import Receipt
-from server.requests.schema import ChatRequest
+from server.requests.schema import ChatRequest, size_of
 from server.requests.service import Started, plan_for, start
 from server.requests.state import ServerState, State
 from server.text.vocabulary import Vocabulary
@@ -58,7 +58,7 @@ async def _start(body: ChatRequest, request_id: str, state: ServerState, caller:
     prompt = await state.texts.run(
         lambda: state.chat_prompts.prompt(messages, roles=plan.names_roles,
                                           at_most=state.engine.max_sequence_tokens - 1),
-        sum(len(message["content"]) for message in messages))
+        sum(map(size_of, messages)))
     field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     return await start(body, state, plan, [prompt], request_id=request_id, max_tokens=body.max_completion_tokens
                        or body.max_tokens, max_tokens_field=field, prompt_field="messages",
@@ -73,6 +73,7 @@ class _Answer:
         self._vocabulary = vocabulary
         self._logprobs = body.logprobs
         self._usage = body.stream_options is not None and body.stream_options.include_usage
+        self._running = self._usage and body.stream_options is not None and body.stream_options.continuous_usage_stats
         self._id = completion_id
         self._created = int(time.time())
 
@@ -135,7 +136,7 @@ class _Answer:
         chunk = SteeredChatChunk(id=self._id, choices=choices, created=self._created, model=self._started.model,
                                  object="chat.completion.chunk")
         if self._usage:
-            chunk.usage = None
+            chunk.usage = self._counts() if self._running else None
         return chunk
 
     def _entries(self, tokens: list[Token]) -> list[ChatCompletionTokenLogprob]:

@@ -90,6 +90,7 @@ class _Answer:
         self._vocabulary = vocabulary
         self._logprobs = body.logprobs is not None
         self._usage = body.stream_options is not None and body.stream_options.include_usage
+        self._running = self._usage and body.stream_options is not None and body.stream_options.continuous_usage_stats
         self._id = completion_id
         self._created = int(time.time())
         self._offsets = [0 for _ in started.run.choices]
@@ -109,7 +110,7 @@ class _Answer:
             CompletionChoice(index=i, text=text, finish_reason=reasons[i],
                              logprobs=self._entries(i, tokens[i]) if self._logprobs else None)
             for i, text in enumerate(texts)])
-        return self._response(choices, usage=usage(self._started), receipt=await self._started.receipt())
+        return self._response(choices, usage(self._started), receipt=await self._started.receipt())
 
     async def chunks(self) -> AsyncIterator[SteeredCompletion]:
         pieces = self._started.run.pieces()
@@ -127,17 +128,19 @@ class _Answer:
                 last = not open_choices and not self._usage
                 yield self._response([choice], receipt=await self._started.receipt() if last else None)
             if self._usage:
-                yield self._response([], usage=usage(self._started), receipt=await self._started.receipt())
+                yield self._response([], usage(self._started), receipt=await self._started.receipt())
         finally:
             await pieces.aclose()
 
-    def _response(self, choices: Sequence[CompletionChoice], usage: CompletionUsage | None = None,
+    def _response(self, choices: Sequence[CompletionChoice], counts: CompletionUsage | None = None,
                   receipt: Receipt | None = None) -> SteeredCompletion:
         response = SteeredCompletion.model_construct(
             id=self._id, choices=list(choices), created=self._created, model=self._started.model,
             object="text_completion")
-        if usage is not None or self._usage:
-            response.usage = usage
+        if counts is None and self._running:
+            counts = usage(self._started)
+        if counts is not None or self._usage:
+            response.usage = counts
         if receipt is not None:
             response.steering = receipt
         return response
