@@ -30,9 +30,9 @@ from rich.table import Table
 
 from benchmarks.random_model import make_model
 from server.engines.base import Generation, Sampling
-from server.engines.vllm.engine import VllmEngine
-from server.engines.vllm.options import VllmOptions
-from server.engines.vllm.sampling import sampling_params
+from server.engines.vllm.host.engine import VllmEngine
+from server.engines.vllm.host.options import VllmOptions
+from server.engines.vllm.host.sampling import sampling_params
 from steering.artifacts.source import Resolved
 from steering.language.intervention import Intervention
 from steering.programs.compiler import compile_program

@@ -20,9 +20,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from server.engines.vllm.graph import VARIANTS, GraphTables
-from server.engines.vllm.steps import Steps
 from server.engines.vllm.wire import EXTRA, Rows
+from server.engines.vllm.worker.steps import Steps
+from server.engines.vllm.worker.tables import VARIANTS, GraphTables
 from steering.ops.base import Row
 
 WIDTH, PROMPT, LENGTH = 64, 8, 4096

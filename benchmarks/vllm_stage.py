@@ -15,7 +15,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from server.engines.vllm.graph import IDENTITY_SCALARS, steered
+from server.engines.vllm.worker.stage import steered
+from server.engines.vllm.worker.tables import IDENTITY_SCALARS
 
 RANK = 2
 SLOTS, ROWS = 512 * 7 + 1, 8192

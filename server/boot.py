@@ -13,7 +13,7 @@ from server.app import create_app
 from server.engines.base import Engine
 from server.engines.transformers.engine import TransformersEngine
 from server.engines.transformers.options import EngineOptions
-from server.engines.vllm.options import VllmOptions
+from server.engines.vllm.host.options import VllmOptions
 from server.http.listener import bind
 from server.http.runner import run
 from server.observability.logs import configure_logging
@@ -51,7 +51,7 @@ def load_engine(settings: Settings) -> Engine:
     limit = StepLimit.of(settings.step_limit, settings.step_limit_action)
     if settings.engine == "vllm":
         # vLLM is an extra and takes seconds to import.
-        from server.engines.vllm.engine import VllmEngine
+        from server.engines.vllm.host.engine import VllmEngine
 
         return VllmEngine(VllmOptions(
             model=settings.model, model_id=settings.model_name, dtype=settings.dtype, eager=settings.vllm_eager,

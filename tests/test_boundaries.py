@@ -78,7 +78,7 @@ def test_the_checks_see_what_they_look_for() -> None:
 
 # Besides the helper: two that keep a thread of their own as long as the server lives, and vLLM's start, which needs
 # what its thread made also when it is cancelled.
-OWN_THREADS = {"threads.py", "requests/killswitch.py", "background/housekeeping.py", "engines/vllm/connection.py"}
+OWN_THREADS = {"threads.py", "requests/killswitch.py", "background/housekeeping.py", "engines/vllm/host/connection.py"}
 
 
 def test_threads_are_started_by_one_helper() -> None:

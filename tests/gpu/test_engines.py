@@ -95,8 +95,8 @@ async def vllm(request: pytest.FixtureRequest) -> AsyncIterator[Group]:
     pytest.importorskip("vllm", reason="the vLLM engine needs vLLM")
     from transformers import AutoModelForCausalLM
 
-    from server.engines.vllm.engine import VllmEngine
-    from server.engines.vllm.options import VllmOptions
+    from server.engines.vllm.host.engine import VllmEngine
+    from server.engines.vllm.host.options import VllmOptions
 
     path = model_path("lab-dense")
     engine = VllmEngine(VllmOptions(model=str(path), model_id="lab-dense", dtype="float32", slots=8, max_requests=16,

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from server.engines.vllm.graph import GraphTables, steered
 from server.engines.vllm.wire import Rows
+from server.engines.vllm.worker.stage import steered
+from server.engines.vllm.worker.tables import GraphTables
 from steering.acting.containment import UNLIMITED, StepLimit, contain
 from steering.acting.steerer import measured_stage
 from steering.artifacts.source import Resolved

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from server.engines.vllm.staging import Staging
+from server.engines.vllm.worker.staging import Staging
 from tests.gpu.conftest import CUDA, Late
 
 STEPS, SIZE = 40, 1000

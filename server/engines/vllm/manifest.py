@@ -8,14 +8,19 @@ which is part of that key, and holds a hash of the sources that are traced.
 import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from server.engines.vllm.fuse import GraphOps
 from steering.acting import containment
 from steering.acting.containment import LimitAction, StepLimit
-from steering.language.vocabulary import Site
+from steering.language.vocabulary import Op, Site
 
-TRACED = (*(Path(__file__).parent / name for name in ("attach.py", "fuse.py", "graph.py", "ops.py")),
+GraphOps = Literal["vectors", "all"]
+"""What a place in the graph can do: part 1 without norms, or all of a stage."""
+VECTOR_OPS: tuple[Op, ...] = ("add", "affine", "patch", "mask", "neuron_mask", "head_mask")
+STAGE_OPS: dict[GraphOps, tuple[Op, ...]] = {
+    "vectors": VECTOR_OPS, "all": (*VECTOR_OPS, "ablate", "clamp", "rotate", "sign_flip", "manifold")}
+"""Ops that come down to stages. Whether a program does is seen when it is placed: options, ranks and depths count."""
+TRACED = (*(Path(__file__).parent / "worker" / name for name in ("attach.py", "fuse.py", "ops.py", "stage.py")),
           Path(containment.__file__))
 
 

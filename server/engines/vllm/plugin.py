@@ -1,11 +1,10 @@
 """Entry point `vllm.general_plugins`: vLLM calls `register` in every process of an engine.
 
 Inert unless Trimtab started the engine, which says so in the environment that its processes inherit. Every name that is
-wrapped is private to vLLM, so the version is pinned and signatures are checked; what does not match stops the start,
-and a spec is never ignored.
+wrapped is private to vLLM, so `signatures` compares it with what was tested; what does not match stops the start, and a
+spec is never ignored.
 """
 
-import inspect
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -14,7 +13,6 @@ import threading
 from typing import Any
 
 MARKER = "TRIMTAB_VLLM_ENGINE"
-VLLM_VERSION = "0.32."
 
 
 def register() -> None:
@@ -24,8 +22,9 @@ def register() -> None:
     if multiprocessing.parent_process() is not None:
         # Ctrl-C reaches every process of a terminal's group. The server then drains, and needs its engine for that.
         os.setpgrp()
-    from server.engines.vllm import scheduling
-    from server.engines.vllm.cachekeys import wrap
+    from server.engines.vllm.signatures import check
+    from server.engines.vllm.worker import scheduling
+    from server.engines.vllm.worker.cachekeys import wrap
 
     end_with_parent()
     check()
@@ -78,7 +77,8 @@ def _wrap_loading(compiler: Any) -> None:
 
 
 def _wrap_worker(worker_class: Any) -> None:
-    from server.engines.vllm.worker import RPC, attach
+    from server.engines.vllm.worker.rpc import RPC
+    from server.engines.vllm.worker.state import attach
 
     if hasattr(worker_class, "trimtab_describe"):
         return
@@ -93,45 +93,3 @@ def _wrap_worker(worker_class: Any) -> None:
 
     load_model.trimtab = True  # type: ignore[attr-defined]
     worker_class.load_model = load_model
-
-
-def check() -> None:
-    """Compare what is wrapped with what was tested.
-
-    Raises:
-        RuntimeError: another version, or a signature that differs; naming it.
-    """
-    import vllm
-    from vllm.v1.core import kv_cache_utils
-    from vllm.v1.core.kv_cache_manager import KVCacheManager
-    from vllm.v1.core.sched.scheduler import Scheduler
-    from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
-    from vllm.v1.worker.gpu_worker import Worker
-
-    if not vllm.__version__.startswith(VLLM_VERSION):
-        raise RuntimeError(f"Trimtab steers vLLM {VLLM_VERSION}x, this is {vllm.__version__}")
-    expect(Worker.load_model, "self", "load_dummy_weights")
-    expect(GPUModelRunner._update_states, "self", "scheduler_output")
-    expect(GPUModelRunner._prepare_inputs, "self", "scheduler_output", "num_scheduled_tokens")
-    expect(GPUModelRunner._model_forward, "self", "input_ids", "positions", "intermediate_tensors", "inputs_embeds",
-           "model_kwargs")
-    expect(GPUModelRunner.sample_tokens, "self", "grammar_output")
-    expect(TopKTopPSampler.forward_native, "self", "logits", "generators", "k", "p")
-    expect(Scheduler.schedule, "self", "throttle_prefills")
-    expect(Scheduler.update_from_output, "self", "scheduler_output", "model_runner_output")
-    expect(KVCacheManager.get_block_ids, "self", "request_id")
-    expect(KVCacheManager.evict_blocks, "self", "block_ids")
-    expect(kv_cache_utils.generate_block_hash_extra_keys, "request", "start_token_idx", "end_token_idx",
-           "start_mm_idx")
-
-
-def expect(function: Any, *names: str) -> None:
-    """
-    Raises:
-        RuntimeError: `function` has other parameters than `names`. What Trimtab has wrapped already was checked then.
-    """
-    found = tuple(inspect.signature(function).parameters)
-    if found != names and not getattr(function, "trimtab", False):
-        raise RuntimeError(f"{function.__qualname__} of vLLM takes ({', '.join(found)}), "
-                           f"not ({', '.join(names)}), which Trimtab was tested with")

@@ -4,12 +4,12 @@ A request carries only numbers that msgpack knows; tensors in `SamplingParams.ex
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors.torch import load, save
 
@@ -23,7 +23,23 @@ EXTRA = "trimtab"
 # The attribute of a model runner's output that names requests to be ended.
 FAULTS = "trimtab_faults"
 Key = tuple[Site, int]
-Bits = npt.NDArray[np.uint32]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a request is ended.
+
+    kind: "step": an intervention's step was not carried out. "behind": its values, or the model's own, stopped being
+    finite. "program": its slot holds another program than it asked for.
+    position: of the token in prompt and completion. The rest is told of steps alone.
+    """
+
+    kind: Literal["step", "behind", "program"]
+    position: int
+    intervention: int = 0
+    site: str | None = None
+    layer: int | None = None
+    step: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -97,36 +113,19 @@ def carried_by(sampling: Any) -> dict[str, Any]:
     return carried
 
 
-@dataclass(frozen=True)
-class Touch:
-    """What `encode_touch` wrote, read back. on, off: uint32 by position, one more than the completion has."""
+def decode_touch(wire: Mapping[str, Any]) -> tuple[TouchMap, TokenRules]:
+    """What `encode_touch` wrote.
 
-    prompt_length: int
-    on: Bits
-    off: Bits
-    rules: TokenRules
-
-    def bits(self, positions: npt.NDArray[np.int64], token_ids: npt.NDArray[np.int64]) -> Bits:
-        """Bits of the tokens at `positions`."""
-        on, off = self.on[positions], self.off[positions]
-        if self.rules:
-            generated = positions >= self.prompt_length
-            gets, loses = self.rules.bits(token_ids[generated])
-            on[generated] |= gets
-            off[generated] |= loses
-        result: Bits = on & ~off
-        return result
-
-
-def decode_touch(wire: Mapping[str, Any]) -> Touch:
-    # One position more than can be read: an engine that schedules ahead may run a token past the end.
+    The map has one position more than the completion, because an engine that schedules ahead may run a token past the
+    end.
+    """
     on = np.zeros(wire["length"] + 1, dtype=np.uint32)
     off = np.zeros(wire["length"] + 1, dtype=np.uint32)
     for start, stop, on_bits, off_bits in wire["runs"]:
         on[start:stop] = on_bits
         off[start:stop] = off_bits
     tables = [dict(_pairs(table)) for table in wire["rules"]]
-    return Touch(wire["prompt"], on, off, TokenRules(tables[0], tables[1]))
+    return TouchMap(wire["prompt"], on, off), TokenRules(tables[0], tables[1])
 
 
 def _pairs(table: Sequence[Sequence[int]]) -> list[tuple[int, int]]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from server.engines.base import CaptureRequest, CompareRequest, Token, Touched
-from server.engines.vllm.engine import VllmEngine
+from server.engines.vllm.host.engine import VllmEngine
 from tests.engines import reference as ref
 from tests.engines.cases import Case, dense_cases, moe_cases, vector
 from tests.engines.conftest import compiled, generate, ids

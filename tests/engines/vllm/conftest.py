@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lab import model_path
-from server.engines.vllm.engine import VllmEngine
-from server.engines.vllm.options import VllmOptions
+from server.engines.vllm.host.engine import VllmEngine
+from server.engines.vllm.host.options import VllmOptions
 
 pytest.importorskip("vllm", reason="the vLLM engine needs vLLM, which has no build for this platform")
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from server.engines.base import Generation, Sampling
-from server.engines.vllm.completion import VllmCompletion
-from server.engines.vllm.taken import Steps, Taken
-from server.engines.vllm.tally import Fault
+from server.engines.vllm.host.completion import VllmCompletion
+from server.engines.vllm.host.taken import Steps, Taken
+from server.engines.vllm.wire import Fault
 from steering.language.errors import EngineUnavailable, InvalidRequest, SteeringOverflow
 from steering.language.scope import Scope
 from steering.ops.base import Row

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from server.engines.base import CaptureRequest, CompareRequest, Generation, Sampling
-from server.engines.vllm import engine as engine_module
+from server.engines.vllm.host import serving as serving_module
 from server.errors import status_of
 from steering.acting.containment import StepLimit
 from steering.language.errors import ProgramLost, SteeringLimit, SteeringOverflow
@@ -168,13 +168,13 @@ async def test_another_program_in_the_slot_ends_the_request_and_not_the_engine(g
                                                                                monkeypatch: pytest.MonkeyPatch) -> None:
     """The server is made to believe that a slot holds what it does not."""
     program, other = (compiled(group.engine, push(group, strength)) for strength in (2.0, 2.5))
-    honest = engine_module.extra_of
+    honest = serving_module.extra_of
 
     def confused(given: Program | None, *args: Any) -> dict[str, Any]:
         extra = honest(given, *args)
         return extra | {"digest": "another"} if given is not None and given.digest == program.digest else extra
 
-    monkeypatch.setattr(engine_module, "extra_of", confused)
+    monkeypatch.setattr(serving_module, "extra_of", confused)
     before = said((await generate(group.engine, checks.prompt_of(1), other, max_tokens=6))[0])
     lost, beside = await asyncio.gather(
         generate(group.engine, checks.prompt_of(1, 70), program, max_tokens=6),

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from server.engines.vllm.fuse import STAGE_OPS, GraphOps, fuse
-from server.engines.vllm.graph import GraphTables, steered
+from server.engines.vllm.manifest import STAGE_OPS, GraphOps
 from server.engines.vllm.wire import Rows
+from server.engines.vllm.worker.fuse import fuse
+from server.engines.vllm.worker.stage import steered
+from server.engines.vllm.worker.tables import GraphTables
 from steering.acting.containment import UNLIMITED, StepLimit, contain
 from steering.artifacts.source import Resolved
 from steering.language.intervention import Intervention

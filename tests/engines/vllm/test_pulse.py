@@ -16,11 +16,11 @@ import psutil
 import pytest
 
 from server.engines.base import Sampling
-from server.engines.vllm import connection as connection_module
-from server.engines.vllm.connection import Connection
-from server.engines.vllm.forecast import Forecast
-from server.engines.vllm.options import VllmOptions
-from server.engines.vllm.pulse import Processes, Pulse, Pulses, beating
+from server.engines.vllm.host import connection as connection_module
+from server.engines.vllm.host.connection import Connection
+from server.engines.vllm.host.forecast import Forecast
+from server.engines.vllm.host.options import VllmOptions
+from server.engines.vllm.host.pulse import Processes, Pulse, Pulses, beating
 from steering.language.errors import EngineUnavailable, InvalidRequest
 
 

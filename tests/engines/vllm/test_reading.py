@@ -9,9 +9,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from lab import model_path
-from server.engines.vllm import reading
-from server.engines.vllm.checkpoint import FILE, KnownFingerprints
-from server.engines.vllm.reading import read_model
+from server.engines.vllm.host import reading
+from server.engines.vllm.host.checkpoint import FILE, KnownFingerprints
+from server.engines.vllm.host.reading import read_model
 from steering.language.errors import UnsupportedModel
 from steering.models.families import FAMILIES
 from tests.engines.vllm.conftest import options

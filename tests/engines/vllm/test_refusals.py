@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from server.engines.vllm import plugin, process
-from server.engines.vllm.arguments import ONE_ONLY, check_arguments, check_resolved
-from server.engines.vllm.engine import VllmEngine
-from server.engines.vllm.pulse import Pulses
-from server.engines.vllm.reading import read_model
+from server.engines.vllm import plugin, signatures
+from server.engines.vllm.host import process
+from server.engines.vllm.host.arguments import ONE_ONLY, check_arguments, check_resolved
+from server.engines.vllm.host.engine import VllmEngine
+from server.engines.vllm.host.pulse import Pulses
+from server.engines.vllm.host.reading import read_model
 from server.settings import InvalidSettings
 from steering.language.errors import UnsupportedModel
 from steering.models.families import FAMILIES
@@ -116,7 +117,7 @@ def test_a_graph_of_one_piece_can_be_taken_from_the_cache() -> None:
 
 
 def test_the_installed_vllm_is_the_one_that_was_tested() -> None:
-    plugin.check()
+    signatures.check()
 
 
 def test_another_version_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +125,7 @@ def test_another_version_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(vllm, "__version__", "0.33.0")
     with pytest.raises(RuntimeError, match="0.33.0"):
-        plugin.check()
+        signatures.check()
     with pytest.raises(UnsupportedModel, match="0.33.0"):
         process.start_llm(options("lab-dense"), _reading(), Pulses())
 
@@ -147,13 +148,13 @@ def test_a_changed_signature_does_not_start(module: str, owner: str, name: str, 
     holder = importlib.import_module(module)
     monkeypatch.setattr(getattr(holder, owner) if owner else holder, name, changed)
     with pytest.raises(RuntimeError, match="not \\("):
-        plugin.check()
+        signatures.check()
     with pytest.raises(UnsupportedModel, match="vLLM does not start"):
         process.start_llm(options("lab-dense"), _reading(), Pulses())
 
 
 def test_a_changed_signature_of_the_second_runner_does_not_start() -> None:
-    from server.engines.vllm.worker import _bind_v2
+    from server.engines.vllm.worker.second_runner import bind_second
 
     class Changed:
         def add_request(self, req_index: int, new_req_data: Any) -> None: ...
@@ -162,7 +163,7 @@ def test_a_changed_signature_of_the_second_runner_does_not_start() -> None:
 
     runner: Any = SimpleNamespace(model_state=Changed(), execute_model=None)
     with pytest.raises(RuntimeError, match="remove_request.*reason"):
-        _bind_v2(runner, None)  # type: ignore[arg-type]
+        bind_second(runner, None)  # type: ignore[arg-type]
 
 
 def test_the_marker_does_not_outlive_a_start_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,10 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from server.engines.vllm import engine as engine_module
-from server.engines.vllm.engine import VllmEngine
-from server.engines.vllm.selftest import run_selftest
+from server.engines.vllm.host import engine as engine_module
+from server.engines.vllm.host.engine import VllmEngine
+from server.engines.vllm.host.selftest import run_selftest
+from server.engines.vllm.host.serving import Serving
 from steering.language.errors import EngineUnavailable
 from steering.models.facts import ModelFacts
 from tests.engines.vllm.apps import client_of, make_app
@@ -79,9 +80,9 @@ async def test_kill_and_come_back(server: Server, monkeypatch: pytest.MonkeyPatc
 
     proofs: list[bool] = []
 
-    async def proving(subject: VllmEngine) -> ModelFacts:
-        proofs.append(subject.alive)
-        return await run_selftest(subject)
+    async def proving(serving: Serving, facts: ModelFacts) -> ModelFacts:
+        proofs.append(serving.connection.alive)
+        return await run_selftest(serving, facts)
 
     monkeypatch.setattr(engine.connection, "_launch", launching)
     monkeypatch.setattr(engine_module, "run_selftest", proving)

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from server.engines.vllm.refusals import refusal
-from server.engines.vllm.schemas import MAX_SCHEMAS, check_schema
+from server.engines.vllm.host.refusals import refusal
+from server.engines.vllm.host.schemas import MAX_SCHEMAS, check_schema
 from steering.language.errors import EngineUnavailable, InvalidRequest
 
 

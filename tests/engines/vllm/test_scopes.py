@@ -11,9 +11,9 @@ import pytest
 import pytest_asyncio
 
 from server.engines.base import Generation, Sampling
-from server.engines.vllm import connection as connection_module
 from server.engines.vllm import wire
-from server.engines.vllm.slots import Lease
+from server.engines.vllm.host import connection as connection_module
+from server.engines.vllm.host.slots import Lease
 from server.errors import status_of
 from steering.language.errors import InvalidRequest, InvalidSpec, ProgramLost, SlotsExhausted
 from steering.programs.program import Program

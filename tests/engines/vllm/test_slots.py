@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.engines.vllm.slots import Lease, SlotTable
+from server.engines.vllm.host.slots import Lease, SlotTable
 from steering.language.errors import EngineUnavailable, SlotsExhausted
 from steering.programs.program import Program
 

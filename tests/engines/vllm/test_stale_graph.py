@@ -15,8 +15,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lab import model_path
-from server.engines.vllm.engine import VllmEngine
-from server.engines.vllm.options import VllmOptions
+from server.engines.vllm.host.engine import VllmEngine
+from server.engines.vllm.host.options import VllmOptions
 from steering.language.errors import UnsupportedModel
 from tests.engines import reference as ref
 from tests.engines.cases import vector

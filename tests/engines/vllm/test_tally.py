@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from server.engines.vllm import scheduling
-from server.engines.vllm.graph import GraphTables, poisoned, steered
-from server.engines.vllm.ops import _carried_out
-from server.engines.vllm.steps import Steps
-from server.engines.vllm.taken import Taken
-from server.engines.vllm.tally import MAX_CLOSED, Fault
-from server.engines.vllm.wire import EXTRA, FAULTS, Rows
+from server.engines.vllm.host.taken import Taken
+from server.engines.vllm.wire import EXTRA, FAULTS, Fault, Rows
+from server.engines.vllm.worker import scheduling
+from server.engines.vllm.worker.ops import _carried_out
+from server.engines.vllm.worker.stage import poisoned, steered
+from server.engines.vllm.worker.steps import Steps
+from server.engines.vllm.worker.tables import GraphTables
+from server.engines.vllm.worker.tally import MAX_CLOSED
 from steering.acting.containment import UNLIMITED, StepLimit, contain
 from steering.ops.base import Row
 

@@ -15,7 +15,7 @@ def register() -> None:
     from vllm.compilation.passes.utility import fix_functionalization
     from vllm.config import VllmConfig
 
-    from server.engines.vllm.attach import Hooks
+    from server.engines.vllm.worker.attach import Hooks
 
     # It names kernels that the CPU build does not have, and only saves copies.
     fix_functionalization.FixFunctionalizationPass.__call__ = lambda self, graph: None

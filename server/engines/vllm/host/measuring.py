@@ -11,10 +11,10 @@ import torch
 
 from server.engines.base import Captured, CaptureRequest, CompareRequest, Comparison, Sampling, Scores
 from server.engines.checks import length_of, positions_of
-from server.engines.vllm.connection import Connection
-from server.engines.vllm.passes import Pass, divergence_of, tensor_of
-from server.engines.vllm.slots import SlotTable
-from server.engines.vllm.taken import Asking, Taken
+from server.engines.vllm.host.connection import Connection
+from server.engines.vllm.host.passes import Pass, divergence_of, tensor_of
+from server.engines.vllm.host.slots import SlotTable
+from server.engines.vllm.host.taken import Asking, Taken
 from server.engines.vllm.wire import extra_of
 from steering.acting import containment
 from steering.acting.containment import StepLimit, fault_error, for_comparison, model_error

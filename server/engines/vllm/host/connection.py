@@ -10,13 +10,13 @@ from typing import Any, Literal, TypeVar
 import structlog
 
 from server.engines.base import Condition, Sampling, Unready
-from server.engines.vllm.forecast import Forecast
-from server.engines.vllm.options import VllmOptions
-from server.engines.vllm.process import start_llm
-from server.engines.vllm.pulse import Processes, Pulses, end_starting
-from server.engines.vllm.reading import ModelReading
-from server.engines.vllm.refusals import RESTARTING, refusal
-from server.engines.vllm.sampling import sampling_params
+from server.engines.vllm.host.forecast import Forecast
+from server.engines.vllm.host.options import VllmOptions
+from server.engines.vllm.host.process import start_llm
+from server.engines.vllm.host.pulse import Processes, Pulses, end_starting
+from server.engines.vllm.host.reading import ModelReading
+from server.engines.vllm.host.refusals import RESTARTING, refusal
+from server.engines.vllm.host.sampling import sampling_params
 from server.engines.vllm.wire import encode_program, identity
 from server.threads import contained
 from steering.language.errors import EngineUnavailable, ProgramLost, UnsupportedSite

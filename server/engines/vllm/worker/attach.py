@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from server.engines.vllm.fuse import GraphOps
-from server.engines.vllm.graph import GraphTables, Place, poisoned, steered
-from server.engines.vllm.ops import Actor, Split, register
-from server.engines.vllm.steps import Steps
+from server.engines.vllm.manifest import GraphOps
 from server.engines.vllm.wire import Key
+from server.engines.vllm.worker.ops import Actor, Split, register
+from server.engines.vllm.worker.stage import poisoned, steered
+from server.engines.vllm.worker.steps import Steps
+from server.engines.vllm.worker.tables import GraphTables, Place
 from steering.language.vocabulary import Site
 from steering.models.blocks import find
 from steering.models.families import SHARDED_SITES, Family

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from server.engines.vllm.arguments import check_arguments, check_resolved
+from server.engines.vllm.host.arguments import check_arguments, check_resolved
+from server.engines.vllm.host.options import VllmOptions
+from server.engines.vllm.host.reading import ModelReading, engine_dtype
 from server.engines.vllm.manifest import Manifest
-from server.engines.vllm.options import VllmOptions
-from server.engines.vllm.plugin import MARKER, check
-from server.engines.vllm.reading import ModelReading, engine_dtype
+from server.engines.vllm.plugin import MARKER
+from server.engines.vllm.signatures import check
 from server.engines.vllm.wire import EXTRA
 from server.settings import InvalidSettings
 from steering.language.errors import UnsupportedModel

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from server.engines.vllm.config import awake, engine_config
-from server.engines.vllm.options import VllmOptions
-from server.engines.vllm.pulse import Pulses, beating
-from server.engines.vllm.reading import ModelReading
+from server.engines.vllm.host.config import awake, engine_config
+from server.engines.vllm.host.options import VllmOptions
+from server.engines.vllm.host.pulse import Pulses, beating
+from server.engines.vllm.host.reading import ModelReading
 from steering.language.errors import TrimtabError, UnsupportedModel
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from server.engines.base import Touched
-from server.engines.vllm.connection import Connection
-from server.engines.vllm.tally import Fault
+from server.engines.vllm.host.connection import Connection
+from server.engines.vllm.wire import Fault
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ of a tensor-parallel group agree without talking to each other.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,109 +12,19 @@ import numpy.typing as npt
 import torch
 
 from server.engines.arena import Arena
-from server.engines.vllm.graph import GraphTables
-from server.engines.vllm.tally import Entry, Fault, Readout, Sheet, Tallies
-from server.engines.vllm.wire import Key, Rows, Touch, carried_by, decode_touch
+from server.engines.vllm.wire import Fault, Key, Rows, carried_by, decode_touch
+from server.engines.vllm.worker.graph_rows import GraphRows
+from server.engines.vllm.worker.passengers import NO_RULES, Passenger, Stretch
+from server.engines.vllm.worker.readout import Entry, Readout, Sheet
+from server.engines.vllm.worker.shelf import Kept
+from server.engines.vllm.worker.tables import GraphTables
+from server.engines.vllm.worker.tally import Tallies
 from steering.acting.containment import UNLIMITED, StepLimit
+from steering.programs.touch import bits_at
 from steering.residency.plan import Stage, StepPlan, plan_step
 from steering.residency.row_table import Held, RowTable
 
 IntArray = npt.NDArray[np.int64]
-
-
-@dataclass
-class Passenger:
-    """One request in the engine that is steered, kept or captured.
-
-    slot, base: its program and where its bits begin in the arena; slot 0 for an unsteered one. digest: of the program.
-    in_graph: its program is carried out by the compiled graph, else by the opaque op.
-    keep: where its final hidden states go, from position `keep_from` on. capture: which activations to copy.
-    """
-
-    slot: int
-    base: int
-    touch: Touch | None
-    digest: str | None = None
-    in_graph: bool = False
-    keep: str | None = None
-    keep_from: int = 0
-    capture: str | None = None
-    keys: frozenset[Key] = frozenset()
-    positions: IntArray | None = None
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """Tokens of one request in the flat batch: rows [start, stop), of which the first is at `position`."""
-
-    passenger: Passenger
-    start: int
-    stop: int
-    position: int
-
-    def rows(self, wanted: IntArray | None, lowest: int = 0) -> tuple[IntArray, IntArray]:
-        """(positions, rows) of this stretch that are wanted."""
-        positions = np.arange(self.position, self.position + self.stop - self.start)
-        chosen = positions >= lowest
-        if wanted is not None:
-            chosen &= np.isin(positions, wanted)
-        return positions[chosen], np.flatnonzero(chosen) + self.start
-
-
-@dataclass
-class Kept:
-    """Rows of one activation by position; a recomputed position takes the older one's place."""
-
-    parts: list[tuple[IntArray, torch.Tensor]] = field(default_factory=list)
-
-    def joined(self) -> tuple[IntArray, torch.Tensor]:
-        """Positions, rising and without repeats, and their rows."""
-        positions = np.concatenate([where for where, _ in self.parts])
-        rows = torch.cat([part for _, part in self.parts])
-        # The last of equal positions wins: unique keeps the first of the reversed order.
-        found, index = np.unique(positions[::-1], return_index=True)
-        return found, rows[torch.from_numpy(len(positions) - 1 - index)]
-
-
-class GraphRows:
-    """Tokens of the step at hand that the graph steers, and which interventions that are at each place."""
-
-    def __init__(self, graph: GraphTables) -> None:
-        self._graph = graph
-        self._whole = False
-        self._tokens: IntArray = np.zeros(0, dtype=np.int64)
-        self._on_device: torch.Tensor | None = None
-        self._owners: npt.NDArray[np.int8] = np.zeros((0, 0), dtype=np.int8)
-        self._columns: dict[Key, slice] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._columns)
-
-    def clear(self) -> None:
-        self._columns = {}
-
-    def set(self, numbers: npt.NDArray[np.uint32]) -> None:
-        """`numbers [T]`: see `GraphTables.fill`."""
-        tokens = np.flatnonzero(numbers)
-        if not len(tokens):
-            return
-        if not np.array_equal(tokens, self._tokens) or self._on_device is None:
-            self._tokens = tokens
-            self._on_device = torch.from_numpy(tokens).to(self._graph.device)
-        self._whole = len(tokens) == len(numbers)
-        self._owners = self._graph.owners[numbers[tokens]]
-        depth = self._graph.depth
-        acting = np.flatnonzero((self._owners >= 0).reshape(len(tokens), -1, depth).any((0, 2))).tolist()
-        keys = list(self._graph.places)
-        self._columns = {keys[n]: slice(n * depth, (n + 1) * depth) for n in acting}
-
-    def entry(self, key: Key, taken: torch.Tensor) -> Entry | None:
-        columns = self._columns.get(key)
-        if columns is None:
-            return None
-        assert self._on_device is not None
-        mine = taken[:len(self._tokens)].clone() if self._whole else taken[self._on_device]
-        return Entry(key, self._tokens, self._owners[:, columns], mine, self._graph.limit)
 
 
 class Steps:
@@ -191,14 +100,14 @@ class Steps:
         self.tallies.open(request_id, extra.get("name", request_id))
         if not extra.keys() & {"touch", "keep", "capture"}:
             return
-        touch = decode_touch(extra["touch"]) if "touch" in extra else None
+        touch, rules = decode_touch(extra["touch"]) if "touch" in extra else (None, NO_RULES)
         slot = int(extra.get("slot", 0))
-        passenger = Passenger(slot, 0, touch, extra.get("digest"), in_graph=slot in self._in_graph)
+        passenger = Passenger(slot, 0, touch, rules, extra.get("digest"), in_graph=slot in self._in_graph)
         if touch is not None and self._digests.get(slot) != passenger.digest:
             self._disown(request_id, passenger)
         if touch is not None:
             on, off = touch.on, touch.off
-            if passenger.in_graph and not touch.rules:
+            if passenger.in_graph and not rules:
                 # Known beforehand: which row of the graph's index each position reads.
                 on, off = self.graph.variants(slot, on & ~off), np.zeros_like(off)
             passenger.base = self._arena.put(on, off)
@@ -263,10 +172,11 @@ class Steps:
             return
         bits = on & ~self._arena.off[index]
         for i in self._ruled:
-            touch = self._passengers[self._batch[i]].touch
-            assert touch is not None
+            passenger = self._passengers[self._batch[i]]
+            assert passenger.touch is not None
             part = slice(int(starts[i]), int(starts[i + 1]))
-            bits[part] = touch.bits(np.arange(computed[i], computed[i] + lengths[i]), token_ids()[part])
+            bits[part] = bits_at(passenger.touch, passenger.rules, np.arange(computed[i], computed[i] + lengths[i]),
+                                 token_ids()[part])
         opaque = np.repeat(self._opaque_rows, lengths)
         self._fill_mixed(slots, bits, opaque)
 
@@ -303,7 +213,7 @@ class Steps:
         self._bases = np.array([0 if p is None else p.base for p in aboard], dtype=np.int64)
         self._opaque_rows = np.array([p is not None and not p.in_graph for p in aboard], dtype=np.bool_)
         self._opaque = bool((self._opaque_rows & (self._slots > 0)).any())
-        self._ruled = [i for i, p in enumerate(aboard) if p is not None and p.touch is not None and p.touch.rules]
+        self._ruled = [i for i, p in enumerate(aboard) if p is not None and p.touch is not None and p.rules]
         self._watching = [i for i, p in enumerate(aboard) if p is not None and (p.keep or p.capture)]
         self._stale = False
 

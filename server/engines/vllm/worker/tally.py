@@ -5,114 +5,25 @@ host while vLLM samples; they are summed up when its tokens are handed on. What 
 that are not finite, is a fault of its request, which vLLM's scheduler ends before a token of that step is told.
 """
 
-import math
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from server.engines.measured import Measured, MeasuredTable
-from server.engines.vllm.wire import Key
-from steering.acting.containment import UNLIMITED, StepLimit
+from server.engines.vllm.wire import Fault
+from server.engines.vllm.worker.readout import Entry, Readout, Sheet
+from steering.acting.containment import UNLIMITED
 
 IntArray = npt.NDArray[np.int64]
 # Requests that are over and whose steps nobody has asked for yet.
 MAX_CLOSED = 4096
 MAX_PENDING = 8
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Why a request is ended.
-
-    kind: "step": an intervention's step was not carried out. "behind": its values, or the model's own, stopped being
-    finite. "program": its slot holds another program than it asked for.
-    position: of the token in prompt and completion. The rest is told of steps alone.
-    """
-
-    kind: Literal["step", "behind", "program"]
-    position: int
-    intervention: int = 0
-    site: str | None = None
-    layer: int | None = None
-    step: float = math.inf
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """Who is where in the flat batch of one step: the first token of each request and the end, and how many of its
-    tokens were computed before."""
-
-    request_ids: list[str]
-    starts: IntArray
-    computed: IntArray
-
-    def owners(self, tokens: IntArray) -> IntArray:
-        found: IntArray = np.searchsorted(self.starts, tokens, side="right") - 1
-        return found
-
-    def positions(self, tokens: IntArray, owners: IntArray) -> IntArray:
-        found: IntArray = self.computed[owners] + tokens - self.starts[owners]
-        return found
-
-
 NO_ROW = -1
-
-
-@dataclass
-class Entry:
-    """Steps taken at one place.
-
-    tokens: of the flat batch. interventions: which one of its program each step is, `[n]` or `[n, stages]`, NOBODY
-    where none acts. steps: of the same shape, on the device. limit: what holds for them.
-    """
-
-    key: Key
-    tokens: IntArray
-    interventions: npt.NDArray[np.int8]
-    steps: Tensor
-    limit: StepLimit
-
-
-@dataclass
-class Readout:
-    """What a step left, on its way to the host: `values` hold the steps of all entries and then, for each token of the
-    batch, whether its hidden state is finite, if `checked`."""
-
-    sheet: Sheet
-    entries: list[Entry]
-    checked: int
-    values: Tensor
-    copied: Any = None
-    done: threading.Event = field(default_factory=threading.Event)
-
-    @classmethod
-    def take(cls, sheet: Sheet, entries: Sequence[Entry], hidden: Tensor | None) -> "Readout":
-        """hidden: final hidden states `[T, d_model]` of the real tokens, where this worker has them."""
-        parts = [entry.steps.reshape(-1).float() for entry in entries]
-        if hidden is not None:
-            parts.append(hidden.isfinite().all(-1).float())
-        values = torch.cat(parts) if parts else torch.zeros(0)
-        copied = None
-        if values.device.type == "cuda":
-            host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-            host.copy_(values, non_blocking=True)
-            copied = torch.cuda.Event()
-            copied.record()
-            values = host
-        return cls(sheet, list(entries), 0 if hidden is None else len(hidden), values, copied)
-
-    def read(self) -> npt.NDArray[np.float32]:
-        if self.copied is not None:
-            self.copied.synchronize()
-        found: npt.NDArray[np.float32] = self.values.numpy()
-        return found
 
 
 class Tallies:

@@ -4,21 +4,18 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from server.engines.base import Completion, Generation, Token, Touched
 from server.engines.touching import count_touched
-from server.engines.vllm.sampling import tokens_of
-from server.engines.vllm.schemas import check_schema, refused
-from server.engines.vllm.slots import Lease
-from server.engines.vllm.taken import Taken
+from server.engines.vllm.host.sampling import tokens_of
+from server.engines.vllm.host.schemas import check_schema, refused
+from server.engines.vllm.host.serving import Serving
+from server.engines.vllm.host.slots import Lease
+from server.engines.vllm.host.taken import Taken
 from server.threads import in_thread
 from steering.language.errors import EngineFailed, EngineUnavailable, TrimtabError
 from steering.programs.touch import TouchMap, touch_map
-
-if TYPE_CHECKING:
-    from server.engines.vllm.engine import VllmEngine
-
 
 # How long one that is left early may take to say what it did.
 ASK_S = 5.0
@@ -27,7 +24,7 @@ ASK_S = 5.0
 class VllmCompletion(Completion):
     """See `base.Completion`."""
 
-    def __init__(self, engine: "VllmEngine", generation: Generation) -> None:
+    def __init__(self, serving: Serving, generation: Generation) -> None:
         program = generation.program
         self.generation = generation
         self._program = program if program is not None and program.acting else None
@@ -35,7 +32,7 @@ class VllmCompletion(Completion):
         if self._program is not None:
             self._touch = touch_map(self._program.scopes, generation.prompt_ids, generation.sampling.max_tokens,
                                     generation.roles)
-        self._engine = engine
+        self._serving = serving
         self._outputs: Any = None
         self._admitting: asyncio.Task[None] | None = None
         self._lease: Lease | None = None
@@ -54,13 +51,13 @@ class VllmCompletion(Completion):
         if schema is not None:
             await in_thread(check_schema, schema, failure=EngineFailed)
         if self._program is not None:
-            self._lease = await self._engine.pin(self._program)
+            self._lease = await self._serving.pin(self._program)
 
     async def __aiter__(self) -> AsyncIterator[Token]:
         try:
             await self.admit()
             slot = 0 if self._lease is None else self._lease.slot
-            self._outputs = self._engine.run(self.generation, self._program, self._touch, slot, self._name)
+            self._outputs = self._serving.run(self.generation, self._program, self._touch, slot, self._name)
             async for output in self._outputs:
                 await self._check_finish(output.outputs[0].finish_reason)
                 for token in tokens_of(output, self.generation.sampling):
@@ -80,7 +77,7 @@ class VllmCompletion(Completion):
             return
         self._over = True
         if reason == "error":
-            self._taken = await self._engine.asking.taken(self._name)
+            self._taken = await self._serving.asking.taken(self._name)
             if self._taken.fault is None and self.generation.sampling.json_schema is not None and not self._token_ids:
                 # The schema passed all checks and vLLM's compiler still could not do it for this vocabulary.
                 raise refused("its grammar cannot be compiled for this model")
@@ -91,7 +88,7 @@ class VllmCompletion(Completion):
         """Raises what a request whose tokens have all come is to be failed for: what only other ranks know."""
         if self._program is None:
             return
-        self._taken = await self._engine.asking.taken(self._name)
+        self._taken = await self._serving.asking.taken(self._name)
         if self._taken.fault is not None:
             self._over = True
             raise await self._why(self._taken)
@@ -100,7 +97,7 @@ class VllmCompletion(Completion):
         if taken.fault is not None and taken.fault.kind == "program" and self._lease is not None:
             self._lease.distrust()
         token_ids = [*self.generation.prompt_ids, *self._token_ids]
-        return await self._engine.explain(self.generation.program, token_ids, len(self.generation.prompt_ids),
+        return await self._serving.explain(self.generation.program, token_ids, len(self.generation.prompt_ids),
                                           self.generation.roles, taken)
 
     async def cancel(self) -> None:
@@ -128,7 +125,7 @@ class VllmCompletion(Completion):
         self._over = True
         with suppress(TrimtabError, TimeoutError):
             async with asyncio.timeout(ASK_S):
-                self._taken = await self._engine.asking.taken(self._name)
+                self._taken = await self._serving.asking.taken(self._name)
 
     def touched(self) -> list[Touched]:
         # The newest token has been sampled and not yet read.

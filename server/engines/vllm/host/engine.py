@@ -1,9 +1,6 @@
 """The production engine: stock vLLM, compiled, with a program per request."""
 
-import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,24 +18,18 @@ from server.engines.base import (
     Unready,
 )
 from server.engines.checks import check_capture, check_compare, check_room, check_tokens
-from server.engines.vllm.completion import VllmCompletion
-from server.engines.vllm.config import MEASURE_SLOTS, awake, check_names, context_of, engine_config, quiet
-from server.engines.vllm.connection import Connection
-from server.engines.vllm.fuse import STAGE_OPS
-from server.engines.vllm.measuring import Measuring
-from server.engines.vllm.options import VllmOptions
-from server.engines.vllm.passes import Pass
-from server.engines.vllm.reading import ModelReading, engine_dtype, read_model
-from server.engines.vllm.refusals import RESTARTING
-from server.engines.vllm.selftest import run_selftest
-from server.engines.vllm.slots import Lease, SlotTable
-from server.engines.vllm.taken import Asking, Taken
-from server.engines.vllm.wire import extra_of
-from steering.language.errors import EngineUnavailable, InvalidRequest, SlotsExhausted, TrimtabError
+from server.engines.vllm.host.completion import VllmCompletion
+from server.engines.vllm.host.config import awake, check_names, context_of, engine_config, quiet
+from server.engines.vllm.host.connection import Connection
+from server.engines.vllm.host.options import VllmOptions
+from server.engines.vllm.host.reading import ModelReading, engine_dtype, read_model
+from server.engines.vllm.host.selftest import run_selftest
+from server.engines.vllm.host.serving import Serving
+from server.engines.vllm.manifest import STAGE_OPS
+from steering.language.errors import InvalidRequest
 from steering.models.facts import ModelFacts
 from steering.ops import operations
 from steering.programs.program import Program
-from steering.programs.touch import TouchMap
 
 
 class VllmEngine(Engine):
@@ -61,13 +52,10 @@ class VllmEngine(Engine):
             engine_config(options, self.reading)
         self.facts: ModelFacts = self.reading.facts
         self.end_ids = self.reading.end_ids
-        self.connection = Connection(options, self.reading, launched=self._forget_slots, prove=self._prove,
-                                     lost=self._interrupt)
-        self.slots = SlotTable(options.slots, self.connection.place, max_waiting=options.slot_queue)
-        self._measure_slots = SlotTable(MEASURE_SLOTS, self.connection.place, first=options.slots + 1)
-        self.asking = Asking(self.connection)
-        self.measuring = Measuring(self.connection, self._measure_slots, self.facts.num_layers - 1, self.asking,
-                                   options.step_limit)
+        self.connection = Connection(options, self.reading, launched=lambda: self.serving.forget_slots(),
+                                     prove=self._prove, lost=self._interrupt)
+        self.serving = Serving(options, self.connection, self.facts.num_layers - 1)
+        self.slots, self.measuring = self.serving.slots, self.serving.measuring
 
     async def start(self) -> None:
         await self.connection.start()
@@ -84,7 +72,7 @@ class VllmEngine(Engine):
         wrong = [name for name in self.not_resumed if getattr(generation.sampling, name)]
         if generation.generated_ids and wrong:
             raise InvalidRequest(f"with {wrong[0]} a completion cannot be gone on with", param=wrong[0])
-        return VllmCompletion(self, generation)
+        return VllmCompletion(self.serving, generation)
 
     async def score(self, token_ids: Sequence[int], program: Program | None = None, *, prompt_length: int | None = None,
                     roles: Sequence[str] | None = None, full: bool = False) -> Scores:
@@ -145,48 +133,11 @@ class VllmEngine(Engine):
     def restarts(self) -> Mapping[Unready, int]:
         return dict(self.connection.restarts)
 
-    # Used by completions.
-
-    async def pin(self, program: Program) -> Lease:
-        """A slot for the program, waiting for one in turn if need be."""
-        self.connection.check_alive()
-        try:
-            async with asyncio.timeout(self.options.slot_wait_s):
-                return await self.slots.lease(program)
-        except TimeoutError:
-            raise SlotsExhausted(f"all {self.options.slots} slots were in use for {self.options.slot_wait_s:g} s",
-                                 param="steering", retry_after_s=5,
-                                 fix="Send fewer distinct specs at a time, or start with more slots.") from None
-
-    async def explain(self, program: Program | None, token_ids: Sequence[int], prompt_length: int,
-                      roles: Sequence[str] | None, taken: Taken) -> TrimtabError:
-        """Why a completion over these tokens was ended."""
-        return await self.measuring.explained(Pass(token_ids, prompt_length, program, roles), taken)
-
-    async def run(self, generation: Generation, program: Program | None, touch: TouchMap | None, slot: int, name: str
-                  ) -> AsyncGenerator[Any]:
-        """Outputs of vLLM for one completion, which workers know under `name`."""
-        extra, before = extra_of(program, touch, slot) | {"name": name}, generation.generated_ids
-        if before:
-            extra["generated"] = len(before)
-        sampling = replace(generation.sampling, max_tokens=generation.sampling.max_tokens - len(before))
-        outputs = self.connection.outputs(generation.request_id, [*generation.prompt_ids, *before], sampling, extra)
-        # Closed here and now: the abort must be on its way before the slot is another's.
-        async with aclosing(outputs):
-            async for output in outputs:
-                yield output
-
     # Used by the connection.
-
-    def _forget_slots(self) -> None:
-        self.slots.clear()
-        self._measure_slots.clear()
 
     async def _prove(self) -> None:
         if self.options.self_test:
-            self.facts = await run_selftest(self)
+            self.facts = await run_selftest(self.serving, self.facts)
 
     async def _interrupt(self) -> None:
-        """Those that wait for a slot of a dead vLLM need wait no longer."""
-        for table in (self.slots, self._measure_slots):
-            table.interrupt(EngineUnavailable("the engine stopped", fix=RESTARTING))
+        self.serving.interrupt()

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from server.engines.vllm.checkpoint import KnownFingerprints
-from server.engines.vllm.options import VllmOptions
+from server.engines.vllm.host.checkpoint import KnownFingerprints
+from server.engines.vllm.host.options import VllmOptions
 from steering.language.errors import UnsupportedModel
 from steering.models.describe import model_facts
 from steering.models.facts import ModelFacts

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from server.engines.vllm.graph import held_by, poisoned
-from server.engines.vllm.steps import Steps
 from server.engines.vllm.wire import Key
+from server.engines.vllm.worker.stage import held_by, poisoned
+from server.engines.vllm.worker.steps import Steps
 from steering.acting.steerer import measured_route, measured_stage
 from steering.models.routing import RouterRule, Routing
 from steering.residency.plan import Stage

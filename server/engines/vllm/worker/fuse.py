@@ -9,11 +9,9 @@ Interventions of a stack are stages one after another: each is measured and cont
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 
-from steering.language.vocabulary import Op
 from steering.ops.base import Row
 
 # Scalars of a stage in the order the graph reads them.
@@ -21,13 +19,6 @@ NUM_FIXED_SCALARS = 8
 AFFINE, CLAMP, ROTATE = 0.0, 1.0, 2.0
 NORM_NONE, NORM_MATCH, NORM_PRESERVE = 0.0, 1.0, 2.0
 NO_FLIP = -1.0
-
-GraphOps = Literal["vectors", "all"]
-"""What a place in the graph can do: part 1 without norms, or all of a stage."""
-VECTOR_OPS: tuple[Op, ...] = ("add", "affine", "patch", "mask", "neuron_mask", "head_mask")
-STAGE_OPS: dict[GraphOps, tuple[Op, ...]] = {
-    "vectors": VECTOR_OPS, "all": (*VECTOR_OPS, "ablate", "clamp", "rotate", "sign_flip", "manifold")}
-"""Ops that come down to stages. Whether a program does is seen when it is placed: options, ranks and depths count."""
 
 
 @dataclass

@@ -1,0 +1,78 @@
+"""What completions, measurements and the test at the start use of the engine: its slots and its connection to vLLM."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+from server.engines.base import Generation
+from server.engines.vllm.host.config import MEASURE_SLOTS
+from server.engines.vllm.host.connection import Connection
+from server.engines.vllm.host.measuring import Measuring
+from server.engines.vllm.host.options import VllmOptions
+from server.engines.vllm.host.passes import Pass
+from server.engines.vllm.host.refusals import RESTARTING
+from server.engines.vllm.host.slots import Lease, SlotTable
+from server.engines.vllm.host.taken import Asking, Taken
+from server.engines.vllm.wire import extra_of
+from steering.language.errors import EngineUnavailable, SlotsExhausted, TrimtabError
+from steering.programs.program import Program
+from steering.programs.touch import TouchMap
+
+
+class Serving:
+    """Slots for programs, and completions that run in vLLM.
+
+    Args:
+        last_layer: of the model.
+
+    Attributes:
+        slots: of requests. measure_slots: of passes that measure, behind those.
+    """
+
+    def __init__(self, options: VllmOptions, connection: Connection, last_layer: int) -> None:
+        self.options, self.connection = options, connection
+        self.slots = SlotTable(options.slots, connection.place, max_waiting=options.slot_queue)
+        self.measure_slots = SlotTable(MEASURE_SLOTS, connection.place, first=options.slots + 1)
+        self.asking = Asking(connection)
+        self.measuring = Measuring(connection, self.measure_slots, last_layer, self.asking, options.step_limit)
+
+    def forget_slots(self) -> None:
+        """The workers are new and hold no program."""
+        self.slots.clear()
+        self.measure_slots.clear()
+
+    def interrupt(self) -> None:
+        """vLLM has died, so those that wait for a slot need wait no longer."""
+        for table in (self.slots, self.measure_slots):
+            table.interrupt(EngineUnavailable("the engine stopped", fix=RESTARTING))
+
+    async def pin(self, program: Program) -> Lease:
+        """A slot for the program, waiting for one in turn if need be."""
+        self.connection.check_alive()
+        try:
+            async with asyncio.timeout(self.options.slot_wait_s):
+                return await self.slots.lease(program)
+        except TimeoutError:
+            raise SlotsExhausted(f"all {self.options.slots} slots were in use for {self.options.slot_wait_s:g} s",
+                                 param="steering", retry_after_s=5,
+                                 fix="Send fewer distinct specs at a time, or start with more slots.") from None
+
+    async def explain(self, program: Program | None, token_ids: Sequence[int], prompt_length: int,
+                      roles: Sequence[str] | None, taken: Taken) -> TrimtabError:
+        """Why a completion over these tokens was ended."""
+        return await self.measuring.explained(Pass(token_ids, prompt_length, program, roles), taken)
+
+    async def run(self, generation: Generation, program: Program | None, touch: TouchMap | None, slot: int, name: str
+                  ) -> AsyncGenerator[Any]:
+        """Outputs of vLLM for one completion, which workers know under `name`."""
+        extra, before = extra_of(program, touch, slot) | {"name": name}, generation.generated_ids
+        if before:
+            extra["generated"] = len(before)
+        sampling = replace(generation.sampling, max_tokens=generation.sampling.max_tokens - len(before))
+        outputs = self.connection.outputs(generation.request_id, [*generation.prompt_ids, *before], sampling, extra)
+        # Closed here and now: the abort must be on its way before the slot is another's.
+        async with aclosing(outputs):
+            async for output in outputs:
+                yield output
