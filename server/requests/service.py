@@ -4,6 +4,7 @@ model name -> plan (what steering applies) -> prompt tokens and roles -> checks 
 """
 
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from server.engines.base import Completion, Generation, Sampling
 from server.errors import ContextLengthExceeded, UnsupportedParameter
 from server.requests.admission.caller import Caller
 from server.requests.admission.deadline import Deadline
+from server.requests.admission.queue import Cost
 from server.requests.fields import LEAST_TEMPERATURE, CompletionFields
 from server.requests.gates import Decided, decide
 from server.requests.generate import Run, choice_seed
@@ -91,10 +93,7 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
     sampling = [_sampling(body, state, limit, logprobs, i) for i in range(body.n)]
     if plan.guards:
         _check_guarded(sampling[0], state)
-    try:
-        decided = await decide(plan, prompts, state.engine)
-    except TrimtabError as error:
-        raise plan.placed(error) from None
+    decided = await _decided(plan, prompts, state, caller)
     # A gate that stayed shut for every prompt leaves its intervention unused.
     used = [item.applied for j, item in enumerate(plan.program.compiled if plan.program else ())
             if any(j not in one.gates or one.gates[j].open for one in decided)]
@@ -106,6 +105,19 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
         if choice.decided.program is not None and choice.decided.program.acting:
             choice.measured = plan.report != "none" or state.shadow.draws()
     return Started(body.model, run, plan, state, caller.deadline)
+
+
+async def _decided(plan: Plan, prompts: Sequence[Prompt], state: ServerState, caller: Caller) -> list[Decided]:
+    """The decisions of the plan's gates. The passes over the prompts that they take hold a place, as completions do."""
+    costs = [Cost(sum(len(prompt.token_ids) for prompt in prompts), 0)] if plan.program and plan.program.gates else []
+    with state.queue.joined(caller.client, costs, entered=True) as places:
+        async with AsyncExitStack() as held:
+            for place in places:
+                await held.enter_async_context(place)
+            try:
+                return await decide(plan, prompts, state.engine)
+            except TrimtabError as error:
+                raise plan.placed(error) from None
 
 
 def _check_guarded(sampling: Sampling, state: ServerState) -> None:

@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
+import anyio
+
 from server.engines.base import Completion, Engine, Generation, Kept, Token, Touched
 from server.requests.guard import Event, GuardedCompletion, Part
 from server.requests.killswitch import KillSwitch
@@ -37,11 +39,44 @@ class SwitchedCompletion(Completion):
         self._over = False
 
     async def admit(self) -> None:
+        """Also one that waits for a slot, which nothing unsteered needs, notices the switch at once."""
+        with self._switch.subscribe(self._look):
+            self._look()
+            if not self._turned.is_set():
+                await self._admit_until_turned()
+        if self._turned.is_set() and self.switched_off is None and not self._over:
+            await self._go_on([])
+
+    async def _admit_until_turned(self) -> None:
+        admitting, turning = asyncio.ensure_future(self._running.admit()), asyncio.ensure_future(self._turned.wait())
+        try:
+            await asyncio.wait({admitting, turning}, return_when=asyncio.FIRST_COMPLETED)
+            if not self._turned.is_set():
+                admitting.result()
+        finally:
+            # What it waits for is left with the completion itself.
+            for task in (admitting, turning):
+                task.cancel()
+            with anyio.CancelScope(shield=True):
+                await asyncio.gather(admitting, turning, return_exceptions=True)
+
+    async def _go_on(self, delivered: list[int]) -> None:
+        """From the tokens that were delivered, unsteered; or not at all."""
+        self.switched_off = len(delivered)
+        await self._running.cancel()
+        self._touched = self._running.touched()
+        if self._ends:
+            self.ended = True
+            return
+        self._running = self._engine.generate(replace(
+            self._generation, request_id=f"{self._generation.request_id}.off", program=None, keep_from=None,
+            generated_ids=tuple(delivered)))
         await self._running.admit()
 
     async def __aiter__(self) -> AsyncIterator[Token]:
         delivered: list[int] = []
         try:
+            await self.admit()
             with self._switch.subscribe(self._look):
                 self._look()
                 if not self._turned.is_set():
@@ -54,15 +89,10 @@ class SwitchedCompletion(Completion):
                             return
             if self._over:
                 return
-            self.switched_off = len(delivered)
-            await self._running.cancel()
-            self._touched = self._running.touched()
-            if self._ends:
-                self.ended = True
+            if self.switched_off is None:
+                await self._go_on(delivered)
+            if self.ended:
                 return
-            self._running = self._engine.generate(replace(
-                self._generation, request_id=f"{self._generation.request_id}.off", program=None, keep_from=None,
-                generated_ids=tuple(delivered)))
             async for token in self._running:
                 yield token
         finally:

@@ -1,5 +1,7 @@
 """The kill switch on a real engine: tokens before it are steered, those after it are as if nothing had ever acted."""
 
+import asyncio
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -62,3 +64,43 @@ async def test_steered_before_it_and_not_after(start_engine: Any, model_dir: Any
     assert float(found.total.kl[:BEFORE].max()) > 0.01 and float(found.total.kl[BEFORE:].abs().max()) < 1e-6
     again = ids((await generate(engine, PROMPT, program, max_tokens=TOTAL))[0])
     assert again == steered and engine.stats()["slots_used"] == 0
+
+
+async def test_one_that_waits_for_a_slot_notices_it_at_once(start_engine: Any) -> None:
+    """The only slot is held by another program, for as long as the test lasts."""
+    engine = await start_engine("qwen3", slots=1, slot_wait_s=600)
+    holder = engine.generate(Generation("holder", PROMPT, Sampling(max_tokens=400, ignore_eos=True),
+                                        compiled(engine, {**STRONG, "strength": 2.0})))
+    held = aiter(holder)
+    await anext(held)
+    program = compiled(engine, STRONG)
+    plain = ids((await generate(engine, PROMPT, max_tokens=TOTAL))[0])
+    for ends in (False, True):
+        given = Generation(f"waiting-{ends}", PROMPT, Sampling(max_tokens=TOTAL, temperature=0.0), program)
+        switch = Switch()
+        completion = SwitchedCompletion(engine, given, program, functools.partial(engine.generate, given),
+                                        cast(KillSwitch, switch), ends=ends)
+        admitting = asyncio.create_task(completion.admit())
+        async with asyncio.timeout(60):
+            while not len(engine._turns):
+                await asyncio.sleep(0.002)
+            assert not admitting.done()
+            switch.turn()
+            await admitting
+            said = [token.token_id async for token in completion]
+        assert said == ([] if ends else plain)
+        assert (completion.switched_off, completion.ended, switch.listeners) == (0, ends, [])
+        assert [touched.prompt for touched in completion.touched()] == [0] and len(engine._turns) == 0
+    # One that leaves while it waits takes its place in the queue with it.
+    given = Generation("leaving", PROMPT, Sampling(max_tokens=TOTAL, temperature=0.0), program)
+    completion = SwitchedCompletion(engine, given, program, lambda: engine.generate(given), cast(KillSwitch, Switch()),
+                                    ends=False)
+    admitting = asyncio.create_task(completion.admit())
+    async with asyncio.timeout(60):
+        while not len(engine._turns):
+            await asyncio.sleep(0.002)
+    admitting.cancel()
+    await asyncio.gather(admitting, return_exceptions=True)
+    await completion.cancel()
+    assert admitting.cancelled() and len(engine._turns) == 0
+    await holder.cancel()

@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from fastapi import FastAPI
 
 from server.engines.base import Captured, CaptureRequest
 from steering.artifacts.payload import Payload
@@ -14,6 +15,7 @@ from steering.language.gates import Reading
 from steering.programs.program import Program
 from tests.server.conftest import MODEL, chat
 from tests.server.scripted import WIDTH, ScriptedEngine
+from tests.server.test_admission import nothing_waits, until
 from tests.server.test_steering import ask, names, refused, store
 from tests.server.tokenizers import byte_tokenizer
 from vectors.artifact import Metadata
@@ -162,3 +164,20 @@ async def test_names_of_the_receipt(client: httpx.AsyncClient) -> None:
     answer = await ask(client, {"interventions": [item(), item("two", gate={"any": [GATE, GATE]})]}, text=OPEN)
     assert names(answer["steering"]) == [("request", "one@1"), ("request", "two@1")]
     assert answer["steering"]["applied"][1]["choices"][0]["gate"]["scores"] == [{"1": 1.0}, {"1": 1.0}]
+
+
+async def test_the_passes_of_gates_hold_a_place(app: FastAPI, client: httpx.AsyncClient,
+                                                engine: ScriptedEngine) -> None:
+    """All places are taken: nothing is read for a request that waits, and it is counted once, with its tokens."""
+    queue = app.state.server.queue
+    queue._fair._places = 1
+    engine.gate = asyncio.Event()
+    running = asyncio.create_task(ask(client, {"interventions": [{"artifact": "two"}]}))
+    await until(lambda: len(engine.completions) == 1)
+    waiting = asyncio.create_task(ask(client, {"interventions": [item()]}, text=OPEN))
+    await until(lambda: queue._totals["tokens"] > 0 or hasattr(engine, "captured"))
+    assert not hasattr(engine, "captured") and (queue._totals["requests"], queue._fair.waiting) == (1, 1)
+    engine.gate.set()
+    assert (await waiting)["steering"]["applied"][0]["choices"][0]["gate"]["open"]
+    await running
+    assert hasattr(engine, "captured") and nothing_waits(app)

@@ -1,8 +1,8 @@
 """The queue in front of the engine: bounded in requests and tokens, fair among clients.
 
-A request waits from when its body is read (`entering`: its plan, its tokens, its gates) until the last of its
-completions has a place (`joined`). What is over a bound is refused at once, with a time after which another try is
-likely to fare better. The engine never has more completions than it runs at once, so nothing waits where nobody is
+A request waits from when its body is read (`entering`: its plan, its tokens, a place for its gates) until the last of
+its completions has a place (`joined`). What is over a bound is refused at once, with a time after which another try
+is likely to fare better. The engine never has more completions than it runs at once, so nothing waits where nobody is
 fair.
 """
 
@@ -66,11 +66,12 @@ class Place:
 
 @dataclass(eq=False)
 class _Waiting:
-    """A request in the queue. left: places it waits for."""
+    """A request in the queue. left: places it waits for. requests: as how many it is counted while it does."""
 
     client: Client
     left: int
     since: float
+    requests: int
 
 
 class AdmissionQueue:
@@ -104,20 +105,25 @@ class AdmissionQueue:
             self._give("requests", client, 1)
 
     @contextmanager
-    def joined(self, client: Client, costs: Sequence[Cost]) -> Iterator[list[Place]]:
-        """Places for the completions of one request; what is not used of them is given up at the end.
+    def joined(self, client: Client, costs: Sequence[Cost], *, entered: bool = False) -> Iterator[list[Place]]:
+        """Places for the completions of one request, or for passes beside them; what is not used of them is given up at
+        the end.
+
+        Args:
+            entered: whether the request is inside `entering`, and counted there.
 
         Raises:
             Overloaded: too much waits already.
         """
         tokens = sum(cost.tokens for cost in costs)
-        self._take("requests", client, 1)
+        requests = 0 if entered else 1
+        self._take("requests", client, requests)
         try:
             self._take("tokens", client, tokens)
         except Overloaded:
-            self._give("requests", client, 1)
+            self._give("requests", client, requests)
             raise
-        request = _Waiting(client, len(costs), time.monotonic())
+        request = _Waiting(client, len(costs), time.monotonic(), requests)
         places = [Place(self, request, cost) for cost in costs]
         try:
             for place in places:
@@ -141,7 +147,7 @@ class AdmissionQueue:
         self._give("tokens", request.client, place.cost.tokens)
         request.left -= 1
         if request.left == 0:
-            self._give("requests", request.client, 1)
+            self._give("requests", request.client, request.requests)
 
     def _left(self, place: Place, request: _Waiting) -> None:
         if place.granted.is_set():
@@ -153,6 +159,8 @@ class AdmissionQueue:
             self._served(place, request)
 
     def _take(self, kind: Kind, client: Client, amount: int) -> None:
+        if not amount:
+            return
         free = self._bounds[kind] - self._totals[kind] - amount
         own = self._own[kind][client[:2]] + amount
         if free < 0 or own > SHARE * max(free, 1):
