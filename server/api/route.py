@@ -1,6 +1,7 @@
 """The route class of all JSON endpoints: reads the body strictly and answers pydantic's complaints as typed errors."""
 
 from collections.abc import Callable, Coroutine
+from functools import partial
 from inspect import iscoroutinefunction
 from typing import Any
 
@@ -14,18 +15,17 @@ from server.errors import UnsupportedMediaType
 from server.threads import contained
 from steering.language.errors import InvalidRequest, printable
 
+# Longer bodies are read in a thread: the event loop waits for some milliseconds of a part of it at most, not for all.
+AT_ONCE_BYTES = 2**15
+
 
 class StrictRequest(Request):
-    """A request whose JSON is parsed by `parse_json`, once."""
+    """A request whose body has been read already."""
 
-    _value: Any = None
-    _parsed = False
+    value: Any = None
 
     async def json(self) -> Any:
-        if not self._parsed:
-            self._value = parse_json(await self.body())
-            self._parsed = True
-        return self._value
+        return self.value
 
 
 class StrictRoute(APIRoute):
@@ -42,13 +42,32 @@ class StrictRoute(APIRoute):
             if self.body_field is not None:
                 # Here, not in FastAPI's own reading, which would turn every error into one sentence.
                 _check_content_type(request)
-                value = await strict_request.json()
+                body = await strict_request.body()
+                if len(body) <= AT_ONCE_BYTES:
+                    strict_request.value = value = parse_json(body)
+                else:
+                    value, strict_request.value = await request.app.state.server.pools.read(partial(self._read, body))
             try:
                 return await handler(strict_request)
             except RequestValidationError as error:
                 raise self._typed(error, value) from None
 
         return strict
+
+    def _read(self, body: bytes) -> tuple[Any, Any]:
+        """The value of a body, and what FastAPI is to take for it: the model that it was validated to, which FastAPI
+        leaves as it is.
+
+        Raises:
+            InvalidRequest: it is not JSON, or not what the route takes.
+        """
+        value = parse_json(body)
+        if self.body_field is None or self._embed_body_fields:
+            return value, value
+        checked, complaints = self.body_field.validate(value, {}, loc=("body",))
+        if complaints:
+            raise self._typed(RequestValidationError(complaints), value)
+        return value, checked
 
     def _typed(self, error: RequestValidationError, value: Any) -> InvalidRequest:
         complaints = [{**c, "loc": c["loc"][1:]} for c in error.errors() if c["loc"][0] == "body"]

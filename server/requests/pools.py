@@ -14,6 +14,7 @@ T = TypeVar("T")
 COMPLETIONS = 40
 UPLOADS = 2
 WATCHING = 2
+READING = 2
 
 
 class Pools:
@@ -25,6 +26,7 @@ class Pools:
     def __init__(self) -> None:
         self._completions = anyio.CapacityLimiter(COMPLETIONS)
         self._watching = anyio.CapacityLimiter(WATCHING)
+        self._reading = anyio.CapacityLimiter(READING)
         self.uploads = anyio.CapacityLimiter(UPLOADS)
 
     async def complete(self, work: Callable[[], T]) -> T:
@@ -34,3 +36,7 @@ class Pools:
     async def watch(self, work: Callable[[], T]) -> T:
         """Run what tells how the server does."""
         return await in_thread(work, limiter=self._watching)
+
+    async def read(self, work: Callable[[], T]) -> T:
+        """Parse and validate a long body."""
+        return await in_thread(work, limiter=self._reading)

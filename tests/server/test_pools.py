@@ -1,15 +1,22 @@
 """Work that waits for a database takes its threads from nobody else."""
 
 import asyncio
+import gc
 import threading
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import httpx
 import pytest
+from fastapi._compat.v2 import ModelField
 
+from server.api.route import AT_ONCE_BYTES
+from server.api.strict_json import parse_json
+from server.http.runner import settle
 from server.requests.pools import UPLOADS
 from server.text.vocabulary import Vocabulary
-from tests.server.conftest import chat
+from tests.server.conftest import MODEL, chat
+from tests.server.scripted import ScriptedEngine
 from vectors.library import Library
 
 MORE_THAN_THE_POOL = 45
@@ -91,3 +98,59 @@ async def test_long_answers_are_built_off_the_event_loop(client: httpx.AsyncClie
     answer = await client.post(path, json=body)
     assert answer.status_code == 200, answer.text
     assert threads and threading.get_ident() not in threads
+
+
+async def test_the_event_loop_goes_on_while_a_long_body_is_read(client: httpx.AsyncClient, engine: ScriptedEngine,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader waits for what only the event loop does; on the loop it would wait in vain. A short body is read at
+    once."""
+    served, threads = threading.Event(), []
+
+    def held(body: bytes, **how: Any) -> Any:
+        threads.append(threading.current_thread() is threading.main_thread())
+        if len(body) > AT_ONCE_BYTES:
+            assert served.wait(30)
+        return parse_json(body, **how)
+
+    monkeypatch.setattr("server.api.route.parse_json", held)
+    validate = ModelField.validate
+
+    def validated(self: ModelField, value: Any, *rest: Any, **how: Any) -> Any:
+        if isinstance(value, dict) and len(value["prompt"]) > 1:
+            threads.append(threading.current_thread() is threading.main_thread())
+        return validate(self, value, *rest, **how)
+
+    monkeypatch.setattr(ModelField, "validate", validated)
+    reading = asyncio.create_task(client.post("/v1/completions", json={
+        "model": MODEL, "prompt": [[7]] * 4 + [[1, 2, 3] * 5000] * 2, "max_tokens": 2}))
+    async with asyncio.timeout(60):
+        while not threads:
+            await asyncio.sleep(0.002)
+    assert (await client.post("/v1/completions", json={"model": MODEL, "prompt": [7], "max_tokens": 1})
+            ).status_code == 200
+    assert not reading.done()
+    served.set()
+    assert (await reading).status_code == 400, "more prompts than the server allows, which the route itself tells"
+    assert threads == [False, True, False]
+
+
+@pytest.mark.parametrize("fields", [
+    {"prompt": [7] * 20_000 + ["x"]}, {"steering": {"x": "y" * 40_000}},
+    {"max_tokens": "much", "prompt": "x" * 40_000}, {"prompt": None, "stop": ["y" * 40_000]}], ids=lambda f: [*f][0])
+async def test_a_long_body_gets_the_errors_of_a_short_one(client: httpx.AsyncClient, fields: dict[str, Any],
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = []
+    for limit in (AT_ONCE_BYTES, 2**30):
+        monkeypatch.setattr("server.api.route.AT_ONCE_BYTES", limit)
+        answer = await client.post("/v1/completions", json={"model": MODEL, "prompt": "hi", **fields})
+        answers.append((answer.status_code, answer.json()))
+    assert answers[0] == answers[1] and answers[0][0] == 400
+
+
+def test_what_is_there_at_the_start_is_not_looked_through() -> None:
+    before = len(gc.get_objects())
+    try:
+        settle()
+        assert gc.get_freeze_count() > before / 2 and len(gc.get_objects()) < before / 10
+    finally:
+        gc.unfreeze()
