@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from scipy.optimize import isotonic_regression
+
 from steering.language.errors import InvalidSpec
 from steering.language.scope import Scope
 from steering.language.vocabulary import Op, Site
@@ -33,7 +36,7 @@ class Curve:
 
     def rising(self) -> tuple[float, ...]:
         """KL made monotone: the least-squares fit of its logarithm among sequences that never fall."""
-        return tuple(math.exp(value) for value in isotonic([math.log(max(kl, LEAST_KL)) for kl in self.kl]))
+        return tuple(np.exp(isotonic_regression(np.log(np.maximum(self.kl, LEAST_KL))).x).tolist())
 
     def strength(self, dose: float) -> float:
         """The smallest raw strength that gives `dose` nats, linear in log-log between measured points.
@@ -70,17 +73,6 @@ def _between(x: float, xs: tuple[float, float], ys: tuple[float, float]) -> floa
     """y at x on the straight line through two points in log-log."""
     share = math.log(x / xs[0]) / math.log(xs[1] / xs[0])
     return ys[0] * math.exp(math.log(ys[1] / ys[0]) * min(max(share, 0.0), 1.0))
-
-
-def isotonic(values: Sequence[float]) -> list[float]:
-    """The rising sequence nearest to `values` in least squares: neighbours that fall are pooled to their mean."""
-    blocks: list[tuple[float, int]] = []
-    for value in values:
-        blocks.append((value, 1))
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            (a, m), (b, n) = blocks[-2:]
-            blocks[-2:] = [((a * m + b * n) / (m + n), m + n)]
-    return [mean for mean, count in blocks for _ in range(count)]
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,17 @@ family").
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from scipy.interpolate import CubicSpline, RBFInterpolator
 
 from steering.language.errors import InvalidPayload
+
+Spline = Callable[[npt.ArrayLike], npt.NDArray[np.float64]]
 
 MAX_KNOTS, MAX_AXES, MAX_RANK = 256, 3, 256
 # Points an axis is sampled at when a token's place is looked up, by number of axes.
@@ -26,13 +32,13 @@ class Manifold:
         knots: `[w, a]`; with one axis in rising order.
         points: `[w, r]`, what it passes through.
         period: `[a]`, 0 for an open axis. Coordinates of a wrapped axis are in [0, period).
-        weights: of the spline: second derivatives `[w, r]` of a curve, coefficients `[w + e + 1, r]` of a surface.
+        spline: points `[m, r]` of a curve at coordinates `[m]`, or of a surface at embedded ones, `[m, e]`.
     """
 
     knots: torch.Tensor
     points: torch.Tensor
     period: torch.Tensor
-    weights: torch.Tensor
+    spline: Spline
 
     @classmethod
     def build(cls, knots: torch.Tensor, points: torch.Tensor, period: torch.Tensor) -> "Manifold":
@@ -43,10 +49,17 @@ class Manifold:
         """
         knots, points, period = knots.double(), points.double(), period.double()
         _check(knots, points, period)
-        weights = _curve(knots[:, 0], points, float(period[0])) if len(period) == 1 else _surface(knots, points, period)
-        if not bool(torch.isfinite(weights).all()):
+        try:
+            # What overflows is looked for in the result.
+            with np.errstate(all="ignore"):
+                spline = _curve(knots[:, 0], points, float(period[0])) if len(period) == 1 else _surface(
+                    knots, points, period)
+        except (ValueError, np.linalg.LinAlgError) as error:
+            raise InvalidPayload("the knots lie too close together for a spline", param="knots") from error
+        made = cls(knots, points, period, spline)
+        if not bool(torch.isfinite(made.at(knots)).all()):
             raise InvalidPayload("the knots lie too close together for a spline", param="knots")
-        return cls(knots, points, period, weights)
+        return made
 
     @property
     def axes(self) -> int:
@@ -55,11 +68,7 @@ class Manifold:
     def at(self, coordinates: torch.Tensor) -> torch.Tensor:
         """Points `[m, r]` at coordinates `[m, a]`; beyond an open end the end is taken."""
         inside = self.inside(coordinates.double())
-        if self.axes == 1:
-            return self._on_curve(inside[:, 0])
-        embedded, nodes = _embed(inside, self.period), _embed(self.knots, self.period)
-        ones = torch.ones(len(embedded), 1, dtype=torch.float64)
-        return torch.cat([_radial(torch.cdist(embedded, nodes), nodes.shape[1]), ones, embedded], dim=1) @ self.weights
+        return torch.from_numpy(self.spline(inside[:, 0] if self.axes == 1 else _embed(inside, self.period)))
 
     def inside(self, coordinates: torch.Tensor) -> torch.Tensor:
         """Coordinates `[m, a]` brought into [0, period) on wrapped axes and between the outer knots on open ones."""
@@ -110,59 +119,27 @@ class Manifold:
         knots = self.knots[:, 0]
         return torch.cat([knots, knots[:1] + self.period]) if self.period[0] > 0 else knots
 
-    def _on_curve(self, t: torch.Tensor) -> torch.Tensor:
-        ends = self._ends()
-        t = torch.where(t < ends[0], t + self.period[0], t)
-        first = (torch.searchsorted(ends, t, right=True) - 1).clamp(0, len(ends) - 2)
-        second = (first + 1) % len(self.knots)
-        step = ends[first + 1] - ends[first]
-        b = ((t - ends[first]) / step).unsqueeze(1)
-        a, square = 1 - b, (step * step / 6).unsqueeze(1)
-        return (a * self.points[first] + b * self.points[second]
-                + square * ((a**3 - a) * self.weights[first] + (b**3 - b) * self.weights[second]))
+
+def _curve(knots: torch.Tensor, points: torch.Tensor, period: float) -> Spline:
+    """The cubic spline through the knots of a curve, natural or, with a period, closed."""
+    if period > 0:
+        knots, points = torch.cat([knots, knots[:1] + period]), torch.cat([points, points[:1]])
+    spline: Spline = CubicSpline(knots.numpy(), points.numpy(), bc_type="periodic" if period > 0 else "natural")
+    return spline
 
 
-def _curve(knots: torch.Tensor, points: torch.Tensor, period: float) -> torch.Tensor:
-    """Second derivatives `[w, r]` at the knots of the cubic spline; 0 at the ends of an open one."""
-    count = len(knots)
-    closed = period > 0
-    ends = torch.cat([knots, knots[:1] + period]) if closed else knots
-    step = ends.diff()
-    after = torch.roll(points, -1, dims=0) if closed else points[1:]
-    slope = (after - points[:len(step)]) / step.unsqueeze(1)
-    system = torch.eye(count, dtype=torch.float64)
-    wanted = torch.zeros_like(points)
-    for n in range(count) if closed else range(1, count - 1):
-        system[n] = 0.0
-        # Added, not set: with three closed knots both neighbours may stand in one place.
-        system[n, n - 1] += step[n - 1]
-        system[n, n] += 2 * (step[n - 1] + step[n])
-        system[n, (n + 1) % count] += step[n]
-        wanted[n] = 6 * (slope[n] - slope[n - 1])
-    return _solved(system, wanted)
-
-
-def _surface(knots: torch.Tensor, points: torch.Tensor, period: torch.Tensor) -> torch.Tensor:
-    """Coefficients of the radial functions at the knots and of the plane under them."""
-    nodes = _embed(knots, period)
-    count, width = nodes.shape
-    plane = torch.cat([torch.ones(count, 1, dtype=torch.float64), nodes], dim=1)
-    if int(torch.linalg.matrix_rank(plane)) <= width:
+def _surface(knots: torch.Tensor, points: torch.Tensor, period: torch.Tensor) -> Spline:
+    """Radial functions at the knots and a plane under them: the thin plate of two dimensions, and in more of them that
+    of three, which serves every higher one."""
+    nodes = _embed(knots, period).numpy()
+    width = nodes.shape[1]
+    if int(np.linalg.matrix_rank(np.column_stack([np.ones(len(nodes)), nodes]))) <= width:
         raise InvalidPayload("the knots do not span their coordinates, so no surface is defined by them",
                              param="knots", fix="Give knots that differ along every axis, at least three on a wrapped "
                                                 "one, or fewer axes.")
-    system = torch.zeros(count + width + 1, count + width + 1, dtype=torch.float64)
-    system[:count, :count] = _radial(torch.cdist(nodes, nodes), width)
-    system[:count, count:] = plane
-    system[count:, :count] = plane.T
-    wanted = torch.cat([points, torch.zeros(width + 1, points.shape[1], dtype=torch.float64)])
-    return _solved(system, wanted)
-
-
-def _solved(system: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """NaN where the system has no solution."""
-    found, info = torch.linalg.solve_ex(system, wanted)
-    return torch.where(info == 0, found, torch.nan)
+    kernel = "thin_plate_spline" if width == 2 else "linear"
+    spline: Spline = RBFInterpolator(nodes, points.numpy(), kernel=kernel, degree=1)
+    return spline
 
 
 def _embed(coordinates: torch.Tensor, period: torch.Tensor) -> torch.Tensor:
@@ -173,13 +150,6 @@ def _embed(coordinates: torch.Tensor, period: torch.Tensor) -> torch.Tensor:
         radius = length / (2 * math.pi)
         parts += [radius * torch.cos(x / radius), radius * torch.sin(x / radius)] if length > 0 else [x]
     return torch.stack(parts, dim=1)
-
-
-def _radial(distance: torch.Tensor, width: int) -> torch.Tensor:
-    """The thin-plate function of two dimensions; in more, the one of three (it serves every higher one)."""
-    if width == 2:
-        return distance.square() * torch.log(distance.clamp_min(1e-300))
-    return -distance
 
 
 def _check(knots: torch.Tensor, points: torch.Tensor, period: torch.Tensor) -> None:

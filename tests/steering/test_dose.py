@@ -1,17 +1,16 @@
-"""Doses: the inverse of a measured curve against scikit-learn and closed forms, and where the compiler refuses them."""
+"""Doses: the inverse of a measured curve against closed forms, and where the compiler refuses them."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.isotonic import IsotonicRegression
 
 from server.errors import status_of
-from steering.artifacts.dose import Calibrated, Curve, canonical, canonical_scope, isotonic
+from steering.artifacts.dose import Calibrated, Curve, canonical, canonical_scope
 from steering.artifacts.payload import Payload
 from steering.artifacts.source import Resolved, Source
 from steering.language.errors import InvalidSpec, NotCalibrated, TrimtabError
@@ -28,10 +27,15 @@ FACTS = ModelFacts("tiny", "f" * 64, "qwen3", 4, 8, 2, 4, 16, 50, 128,
                    sites={"resid_post": (0, 1, 2, 3), "resid_pre": (0, 1, 2, 3)})
 
 
-@given(st.lists(st.floats(-20, 20), min_size=1, max_size=12))
-def test_pooling_equals_scikit_learn(values: list[float]) -> None:
-    expected = IsotonicRegression().fit_transform(np.arange(len(values)), np.array(values))
-    assert isotonic(values) == pytest.approx(list(expected), abs=1e-9)
+@given(st.lists(st.floats(-20, 5), min_size=1, max_size=12))
+def test_a_curve_made_to_rise_is_the_least_squares_fit(logs: list[float]) -> None:
+    """By the formula of the fit, which no algorithm uses: at i the largest over a <= i of the smallest over b >= i of
+    the mean of the values from a to b."""
+    count = len(logs)
+    expected = [max(min(sum(logs[a:b + 1]) / (b + 1 - a) for b in range(i, count)) for a in range(i + 1))
+                for i in range(count)]
+    curve = Curve(tuple(range(1, count + 1)), tuple(math.exp(value) for value in logs))
+    assert [math.log(kl) for kl in curve.rising()] == pytest.approx(expected, abs=1e-9)
 
 
 @given(st.floats(0.03 * 0.25, 0.03 * STRENGTHS[-1] ** 2 * 0.999))

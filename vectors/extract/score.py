@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from vectors.extract.standing import auc
+
 
 @dataclass(frozen=True)
 class Score:
@@ -28,7 +30,7 @@ def score(direction: torch.Tensor, positive: torch.Tensor, negative: torch.Tenso
     # A spread of zero with a gap would be an infinite separation, which JSON cannot say.
     floor = 1e-9 * float(torch.cat([p, n]).abs().max())
     separation = 0.0 if gap == 0 else gap / max(float(pooled), floor)
-    return Score(auc=_auc(p, n), pair_accuracy=float(_wins(p - n).mean()), separation=separation)
+    return Score(auc=auc(p, n), pair_accuracy=float(_wins(p - n).mean()), separation=separation)
 
 
 def oriented(direction: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
@@ -43,10 +45,3 @@ def oriented(direction: torch.Tensor, positive: torch.Tensor, negative: torch.Te
 
 def _wins(difference: torch.Tensor) -> torch.Tensor:
     return (difference > 0).double() + 0.5 * (difference == 0).double()
-
-
-def _auc(positive: torch.Tensor, negative: torch.Tensor) -> float:
-    ordered = negative.sort().values
-    below = torch.searchsorted(ordered, positive, right=False)
-    not_above = torch.searchsorted(ordered, positive, right=True)
-    return float((below + not_above).double().mean()) / (2 * len(negative))
