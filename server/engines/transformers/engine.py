@@ -34,7 +34,7 @@ from server.engines.keeping import KeptRows, Room
 from server.engines.touching import first_touched
 from server.engines.transformers.canary import check_batching
 from server.engines.transformers.finite import Watch
-from server.engines.transformers.forward import ForwardPass, GeneratedPass, TokenRun, batches, compared
+from server.engines.transformers.forward import ForwardPass, GeneratedPass, TokenRun, compared, padded_passes
 from server.engines.transformers.handover import on_loop
 from server.engines.transformers.head import Head, Rows
 from server.engines.transformers.loading import load_model
@@ -136,7 +136,7 @@ class TransformersEngine(Engine):
         found = torch.empty(len(texts), self.facts.vocab_size)
         # Of near lengths together: little padding, and few positions whose logits are made.
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        for chosen in batches([len(texts[i]) for i in order]):
+        for chosen in padded_passes([len(texts[i]) for i in order]):
             for start in range(0, len(chosen), TEXTS_PER_PASS):
                 part = [order[i] for i in chosen[start:start + TEXTS_PER_PASS]]
                 runs = [TokenRun(texts[i], len(texts[i]), program) for i in part]
@@ -147,7 +147,7 @@ class TransformersEngine(Engine):
         for request in requests:
             check_capture(request, self.facts)
         found: list[Captured] = []
-        for chosen in batches([len(request.token_ids) for request in requests]):
+        for chosen in padded_passes([len(request.token_ids) for request in requests]):
             part = [requests[i] for i in chosen]
             found += await self._aside(partial(self.forward.capture, part, program))
         return found
@@ -164,7 +164,7 @@ class TransformersEngine(Engine):
         found: list[Comparison] = []
         for _, same in groupby(requests, lambda request: request.program.digest):
             group = list(same)
-            for chosen in batches([len(request.token_ids) for request in group]):
+            for chosen in padded_passes([len(request.token_ids) for request in group]):
                 found += await self._compared([group[i] for i in chosen])
         return found
 

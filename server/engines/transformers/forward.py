@@ -56,7 +56,7 @@ class GeneratedPass:
         return self.logits[part]
 
 
-def batches(lengths: Sequence[int], tokens_per_pass: int = TOKENS_PER_PASS) -> Iterator[list[int]]:
+def padded_passes(lengths: Sequence[int], tokens_per_pass: int = TOKENS_PER_PASS) -> Iterator[list[int]]:
     """Indices of sequences that go into one right-padded pass, in order."""
     chosen: list[int] = []
     longest = 0
