@@ -61,7 +61,8 @@ def contain(before: Tensor, after: Tensor, limit: StepLimit = UNLIMITED) -> tupl
     if asked is None and before.device.type == "cpu" and not torch.compiler.is_compiling():
         # Nearly always all is well, and on the host a look costs less than what follows. A graph cannot look.
         step = length / own
-        if bool((step <= min(limit.largest, LARGEST)).all()):
+        # The largest of steps of which one is not a number is no number, and no larger nor smaller than anything.
+        if len(step) and float(step.max()) <= min(limit.largest, LARGEST):
             return moved, step
     step = _relative(length, own)
     fits = step <= (LARGEST if asked is not None else min(limit.largest, LARGEST))

@@ -105,7 +105,7 @@ def apply_stage(h: Tensor, stage: Stage) -> Tensor:
 def measured_stage(h: Tensor, stage: Stage, limit: StepLimit) -> tuple[Tensor, Tensor]:
     """`h [T, width]` with the stage's kernel carried out on its tokens, in float32, returned in h's dtype, and the
     relative step of each of them, `[n]`; see `contain`."""
-    before = h if stage.tokens is None else h[stage.tokens]
+    before = h if stage.tokens is None else h.index_select(0, stage.tokens)
     after, step = contain(before, _carried_out(before.float(), stage), limit)
     return after if stage.tokens is None else h.index_copy(0, stage.tokens, after), step
 

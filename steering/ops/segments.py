@@ -84,7 +84,8 @@ class Segmented(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         if self.segments is not None and (only := self.segments.only) is not None:
             return self._pool[name][only:only + 1]
-        return self._pool[name][self._rows]
+        # Several times faster on a CPU than an index in brackets.
+        return self._pool[name].index_select(0, self._rows)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._pool)
