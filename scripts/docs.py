@@ -4,8 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lab.replications import page
-from scripts import clidoc, settingsdoc
-from server.api import openapi, specdoc
+from scripts import clidoc, openapi, settingsdoc, specdoc
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES: dict[str, Callable[[], str]] = {

@@ -6,6 +6,12 @@ from typing import Any, ClassVar
 from steering.language.errors import InvalidRequest, NotFound, Path, TrimtabError
 
 
+class InvalidSettings(TrimtabError):
+    """A setting that the server cannot or must not start with."""
+
+    code: ClassVar[str] = "invalid_settings"
+
+
 class InvalidJson(InvalidRequest):
     """A body that is not the JSON it says it is."""
 

@@ -3,24 +3,17 @@
 import ipaddress
 import re
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 from platformdirs import user_cache_path
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from server.engines.vllm.places import ALL_SITES
-from steering.language.errors import TrimtabError
+from server.errors import InvalidSettings
 from steering.language.spec import Spec
-from steering.language.vocabulary import Site
+from steering.language.vocabulary import SITES, Site
 
 MODEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}$"
-
-
-class InvalidSettings(TrimtabError):
-    """A setting that the server cannot or must not start with."""
-
-    code: ClassVar[str] = "invalid_settings"
 
 
 class Settings(BaseSettings):
@@ -72,7 +65,7 @@ class Settings(BaseSettings):
     engine_restart_limit: int = Field(default=6, ge=0, le=1000,
         description="Starts of the engine in a row that may fail, or not last, before /health/live says that only a "
         "new process helps. It is tried on all the same.")
-    vllm_sites: tuple[Site, ...] = Field(default=ALL_SITES, min_length=1,
+    vllm_sites: tuple[Site, ...] = Field(default=SITES, min_length=1,
         description="Sites that are hooked in vLLM's model; others are refused.")
     vllm_graph_sites: tuple[Site, ...] = Field(default=("resid_post",),
         description="Hooked sites whose simple programs vLLM's compiled graph carries out by itself; the rest goes "

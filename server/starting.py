@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from safetensors import SafetensorError
 
-from server.settings import InvalidSettings, Settings
+from server.errors import InvalidSettings
+from server.settings import Settings
 from steering.language.errors import TrimtabError
 
 # What libraries raise at files, numbers and names that they cannot use.

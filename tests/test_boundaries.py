@@ -1,7 +1,15 @@
-"""Imports go one way, server -> vectors -> steering; clients import none of them; `__init__` files only list names."""
+"""Imports go one way, server -> vectors -> steering; clients import none of them; `__init__` files only list names.
+
+Within a tree modules import each other without circles, and folders only those named for them. All imports count: of a
+module, within its functions, and those for type checking alone, because two ideas that cannot be told apart do not
+become two by importing each other later.
+"""
 
 import ast
 import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -87,3 +95,139 @@ def test_threads_are_started_by_one_helper() -> None:
              if re.search(r"\bto_thread\b|\brun_in_executor\b", path.read_text())}
     assert using - {path for path in using if path.startswith("cli/")} <= OWN_THREADS
     assert "threads.py" in using
+
+
+# A folder or file, and which others of its tree it may import. The longest name that fits a module is its own.
+STEERING = {
+    "steering/language": set(),
+    "steering/models": {"language"},
+    "steering/artifacts": {"language"},
+    "steering/ops": {"language", "models", "artifacts"},
+    "steering/programs": {"language", "models", "artifacts", "ops"},
+    "steering/residency": {"language", "ops", "programs"},
+    "steering/acting": {"language", "models", "ops", "programs", "residency"},
+    "steering/divergence.py": {"language"},
+}
+VECTORS = {
+    "vectors/calibration.py": set(),
+    "vectors/artifact.py": {"calibration.py"},
+    "vectors/storage_errors.py": set(),
+    "vectors/scratch.py": {"storage_errors.py"},
+    "vectors/library": {"artifact.py", "calibration.py", "storage_errors.py"},
+    "vectors/formats": {"artifact.py", "scratch.py", "storage_errors.py"},
+    "vectors/extract": {"artifact.py", "scratch.py"},
+    "vectors/calibrate": {"artifact.py", "calibration.py", "extract"},
+    "vectors/evaluate": {"extract", "calibrate"},
+}
+GROUND = {"errors.py", "threads.py"}
+ENGINES = {"engines", "engines/transformers", "engines/vllm"}
+SERVER = {
+    "server/errors.py": set(),
+    "server/threads.py": {"errors.py"},
+    "server/settings.py": {"errors.py"},
+    "server/starting.py": {"errors.py", "settings.py"},
+    "server/checkpoints": set(),
+    "server/engines": GROUND,
+    "server/engines/transformers": {*GROUND, "engines"},
+    "server/engines/vllm": {*GROUND, "engines"},
+    "server/observability": {*GROUND, "engines"},
+    "server/text": GROUND,
+    "server/effects": {*GROUND, "engines", "observability"},
+    "server/http": {*GROUND, "settings.py", "starting.py", "observability"},
+    "server/background": {*GROUND, "observability"},
+    "server/requests": {*GROUND, "settings.py", "engines", "observability", "text", "effects", "background"},
+    "server/workbench": {*GROUND, "engines", "effects", "requests"},
+    "server/api": {*GROUND, "engines", "observability", "text", "http", "background", "requests", "workbench"},
+    "server/app.py": {*GROUND, "settings.py", "engines", "observability", "text", "effects", "http", "background",
+                      "requests", "api"},
+    "server/boot.py": {"settings.py", "starting.py", *ENGINES, "observability", "text", "http", "app.py"},
+    "server/cli": {*GROUND, "settings.py", "starting.py", *ENGINES, "observability", "checkpoints", "boot.py"},
+}
+TABLES = {"steering": STEERING, "vectors": VECTORS, "server": SERVER}
+
+@cache
+def modules(top: str) -> dict[str, Path]:
+    """Dotted names of a tree's modules. A package stands for its `__init__`."""
+    found = {}
+    for path in sorted((ROOT / top).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(source: str, known: Mapping[str, Path]) -> Iterator[str]:
+    """Which of the known modules a source imports, anywhere in it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                if name in known:
+                    yield name
+                elif node.module in known:
+                    yield node.module
+
+
+@cache
+def graph() -> dict[str, set[str]]:
+    known = {name: path for top in TABLES for name, path in modules(top).items()}
+    return {name: set(imported(path.read_text(), known)) - {name} for name, path in known.items()}
+
+
+def circle(edges: Mapping[str, set[str]]) -> list[str]:
+    try:
+        TopologicalSorter(edges).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def place(name: str, path: Path, table: Mapping[str, set[str]]) -> str:
+    """The folder or file of the table in which a module stands."""
+    file = path.relative_to(ROOT)
+    fitting = [part for part in table if part == str(file) or file.is_relative_to(part)]
+    return max(fitting, key=len, default=str(file))
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    assert circle(graph()) == []
+
+
+@pytest.mark.parametrize("top", TABLES)
+def test_folders_import_only_what_stands_below_them(top: str) -> None:
+    table, known = TABLES[top], modules(top)
+    wrong = []
+    for name, path in known.items():
+        own = place(name, path, table)
+        if path == ROOT / top / "__init__.py" or own not in table:
+            continue
+        for other in imported(path.read_text(), known):
+            there = place(other, known[other], table)
+            if there != own and there.removeprefix(f"{top}/") not in table[own]:
+                wrong.append(f"{own}: {name} -> {other}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("top", TABLES)
+def test_every_module_has_its_place(top: str) -> None:
+    table = TABLES[top]
+    lost = [name for name, path in modules(top).items()
+            if place(name, path, table) not in table and path != ROOT / top / "__init__.py"]
+    assert lost == []
+
+
+@pytest.mark.parametrize("top", TABLES)
+def test_the_table_has_no_circle_and_names_what_there_is(top: str) -> None:
+    table = TABLES[top]
+    assert circle({part: {f"{top}/{other}" for other in below} for part, below in table.items()}) == []
+    assert {f"{top}/{other}" for below in table.values() for other in below} <= set(table)
+    assert [part for part in table if not (ROOT / part).exists()] == []
+
+
+def test_the_checks_of_the_graph_see_what_they_look_for() -> None:
+    known = {"server.a": Path(), "server.b": Path(), "server": Path()}
+    source = "if TYPE_CHECKING:\n    from server import a\n\ndef f():\n    import server.b"
+    assert set(imported(source, known)) == {"server.a", "server.b"}
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}})
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []

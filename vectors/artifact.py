@@ -21,7 +21,7 @@ from pydantic_core import PydanticSerializationError
 
 from steering.artifacts.payload import WIDTH_TENSORS, Kind, Payload
 from steering.artifacts.source import Source
-from steering.language.errors import PayloadTooLarge
+from steering.language.errors import InvalidPayload, PayloadTooLarge
 from steering.language.fields import NAME_PATTERN, Model
 from steering.language.gates import Reading
 from steering.language.layers import Layers
@@ -30,8 +30,19 @@ from steering.language.strength import Strength
 from steering.language.vocabulary import Op, Site
 from steering.ops.base import RESIDUAL_SITES, get_operation, operations
 from steering.programs.reading import FORMS
-from vectors.calibrate.card import calibration_of
-from vectors.errors import InvalidMetadata
+from vectors.calibration import calibration_of
+
+
+class InvalidMetadata(InvalidPayload):
+    """What is recorded about an artifact cannot be used: a wrong field, or one that contradicts the numbers."""
+
+    code = "invalid_metadata"
+
+    @classmethod
+    def of(cls, error: ValidationError, prefix: str) -> "InvalidMetadata":
+        """The first complaint of pydantic, with its field named."""
+        first = error.errors(include_url=False, include_input=False)[0]
+        return cls(first["msg"].removeprefix("Value error, "), param=(prefix, *first["loc"]))
 
 
 @dataclass(frozen=True)

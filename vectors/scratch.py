@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from vectors.errors import storage_error
+from vectors.storage_errors import storage_error
 
 Number = TypeVar("Number", bound=np.generic)
 PREFIX = "trimtab-scratch-"

@@ -17,8 +17,8 @@ from steering.models.describe import model_facts
 from steering.models.fingerprints import fingerprint
 from steering.programs.program import Program
 from vectors.extract import Extraction, parse_request, prepare
-from vectors.extract.errors import FitFailed
 from vectors.extract.local import LocalSubject
+from vectors.extract.refusals import FitFailed
 from vectors.extract.subject import Tokens, answer_logprobs
 from vectors.extract.work import Span, Work
 

@@ -7,7 +7,6 @@ import torch
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from server.api.openai.models import parse_model
 from server.api.route import StrictRoute
 from server.engines.touching import count_touched
 from server.errors import ContextLengthExceeded
@@ -15,6 +14,7 @@ from server.requests.admission.caller import caller_of
 from server.requests.admission.queue import Cost
 from server.requests.gates import Decided, decide
 from server.requests.lens import SITE, Map, look
+from server.requests.model_names import parse_model
 from server.requests.planner import Plan
 from server.requests.receipt import Outcome, Receipt, receipt
 from server.requests.schema import Message, TokenIds, size_of

@@ -19,10 +19,10 @@ from pydantic import BaseModel, Field, ValidationError
 
 from server.background.lease import Lease
 from server.errors import TooManyJobs, error_body
-from server.http.handlers import report_unexpected
+from server.observability.unexpected import report_unexpected
 from steering.language.errors import Conflict, NotFound, TrimtabError, path_text
 from steering.language.finite import finite, not_finite
-from vectors.errors import storage_error
+from vectors.storage_errors import storage_error
 
 log = structlog.get_logger("trimtab.jobs")
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from server.checkpoints.errors import ModelUnavailable
 from server.checkpoints.progress import Progress
+from server.checkpoints.unavailable import ModelUnavailable
 
 # Changes when the same source is made into something else; older folders are then made anew.
 FORM = 1

@@ -8,9 +8,9 @@ import zipfile
 from pathlib import Path
 
 from server.checkpoints.digest import copy_hashed, sha256_of
-from server.checkpoints.errors import ModelUnavailable
 from server.checkpoints.packaged import PackagedModel
 from server.checkpoints.progress import Progress
+from server.checkpoints.unavailable import ModelUnavailable
 
 PART = ".part-"
 POLL_S = 0.2

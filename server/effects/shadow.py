@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import structlog
 
 from server.effects.budget import Budget
+from server.effects.by_part import compare_parts
 from server.effects.degeneration import degeneration
 from server.effects.metrics import EffectMetrics
-from server.effects.parts import compare_parts
 from server.effects.report import ChoiceEffect, Effects, choice_effect
 from server.effects.store import MINUTE_S, EffectStore, Sample
 from server.engines.base import CompareRequest, Engine, Kept
-from server.requests.guard import Part
+from server.engines.parts import Part
 from server.threads import in_thread
 from steering.language.errors import path_text
 from steering.language.finite import not_finite

@@ -20,8 +20,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from server.effects.report import ALL
 from steering.language.errors import TrimtabError
 from steering.language.finite import not_finite
-from vectors.errors import LibraryUnavailable
 from vectors.library.database import migrate, renew_read_only
+from vectors.storage_errors import LibraryUnavailable
 
 log = structlog.get_logger("trimtab.effects")
 MINUTE_S = 60

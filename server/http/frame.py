@@ -11,9 +11,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.http.body import BoundedBody, body_limit
 from server.http.gate import HEALTH, READY, Gate
-from server.http.handlers import CLIENT_GONE, answer, refusal, report_unexpected
+from server.http.handlers import CLIENT_GONE, answer, refusal
 from server.http.open_requests import OpenRequest, OpenRequests
 from server.observability.metrics import Metrics
+from server.observability.unexpected import report_unexpected
 from server.settings import Settings
 from steering.language.errors import TrimtabError
 

@@ -9,7 +9,6 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from server.errors import (
-    InternalError,
     InvalidJson,
     MethodNotAllowed,
     RouteNotFound,
@@ -18,8 +17,8 @@ from server.errors import (
     status_of,
 )
 from server.observability.metrics import Metrics
+from server.observability.unexpected import report_unexpected
 from steering.language.errors import InvalidRequest, TrimtabError
-from vectors.errors import FAILING, FULL, storage_error
 
 log = structlog.get_logger("trimtab.server")
 # Of nginx: the client closed the connection. Nobody reads it; logs and metrics do.
@@ -62,16 +61,6 @@ def refusal(scope: Scope) -> TrimtabError | None:
     """The error that the request was answered with."""
     found = scope.get("state", {}).get(_REFUSAL)
     return found if isinstance(found, TrimtabError) else None
-
-
-def report_unexpected(error: BaseException, request_id: str) -> TrimtabError:
-    """Log an unexpected exception; the error to show carries nothing of it. Disks that are full or fail are told as
-    such, wherever that was noticed."""
-    if isinstance(error, OSError) and error.errno in FULL | FAILING:
-        log.error("disk failed", request_id=request_id, error=str(error)[:300])
-        return storage_error(error, "the server cannot use its disk")
-    log.error("unexpected error", request_id=request_id, exc_info=error)
-    return InternalError(f"the server failed on this request; its id is {request_id}")
 
 
 def _typed(request: Request, error: HTTPException) -> TrimtabError:

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import psutil
 
-from server.settings import InvalidSettings
+from server.errors import InvalidSettings
 
 # Connections that one turn of the event loop takes from the system.
 BACKLOG = 128

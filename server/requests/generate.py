@@ -10,13 +10,14 @@ from typing import Any, Literal
 import anyio
 
 from server.engines.base import Completion, Generation, Kept, Sampling, Token, Touched
+from server.engines.parts import Part
 from server.errors import ClientTooSlow
 from server.observability.metrics import Metrics
 from server.requests.admission.deadline import Deadline
 from server.requests.admission.fairness import Client
 from server.requests.admission.queue import AdmissionQueue, Cost, Place
 from server.requests.gates import Decided
-from server.requests.guard import Event, Part
+from server.requests.guard import Event
 from server.requests.receipt import Outcome
 from server.requests.runs import Runs
 from server.requests.switched import SwitchedCompletion

@@ -19,6 +19,7 @@ from typing import Literal
 import structlog
 
 from server.engines.base import CompareRequest, Comparison, Completion, Engine, Generation, Token, Touched
+from server.engines.parts import Part
 from server.engines.touching import count_touched
 from server.observability.instruments import Counter, Registry
 from steering.language.errors import TrimtabError
@@ -45,20 +46,6 @@ class Event:
     reason: Reason
     kl: float | None
     repetition: float
-
-
-@dataclass(frozen=True)
-class Part:
-    """Generated tokens from `start` on were made under `program`."""
-
-    start: int
-    program: Program
-
-
-def spans(parts: Sequence[Part], count: int) -> list[tuple[Part, int]]:
-    """Each part of `count` generated tokens with where it ends; parts without a token are left out."""
-    stops = [*(part.start for part in parts[1:]), count]
-    return [(part, stop) for part, stop in zip(parts, stops, strict=True) if stop > part.start]
 
 
 class GuardMetrics:

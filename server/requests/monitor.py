@@ -14,8 +14,8 @@ import torch
 from pydantic import BaseModel, Field
 
 from server.engines.base import Captured, CaptureRequest, Engine
+from server.engines.parts import Part, spans
 from server.observability.instruments import Counter, Gauge, Registry
-from server.requests.guard import Part, spans
 from steering.language.errors import TrimtabError
 from steering.language.finite import not_finite
 from steering.language.vocabulary import Direction, Form, Site

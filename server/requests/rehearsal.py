@@ -11,7 +11,7 @@ import anyio
 import structlog
 
 from server.errors import RehearsalFailed
-from server.http.handlers import report_unexpected
+from server.observability.unexpected import report_unexpected
 from server.requests.admission.caller import OWN, Caller
 from server.requests.admission.deadline import Deadline
 from server.requests.planner import Plan

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from server.api.openai.models import ModelName, parse_model
 from server.effects.shadow import Finished
 from server.engines.base import Completion, Generation, Sampling
 from server.errors import ContextLengthExceeded, UnsupportedParameter
@@ -20,6 +19,7 @@ from server.requests.fields import LEAST_TEMPERATURE, CompletionFields
 from server.requests.gates import Decided, decide
 from server.requests.generate import Run, choice_seed
 from server.requests.guard import GuardedCompletion
+from server.requests.model_names import ModelName, parse_model
 from server.requests.monitor import Watched, watch
 from server.requests.planner import Plan
 from server.requests.receipt import Receipt, receipt

@@ -12,7 +12,8 @@ from dataclasses import replace
 import anyio
 
 from server.engines.base import Completion, Engine, Generation, Kept, Token, Touched
-from server.requests.guard import Event, GuardedCompletion, Part
+from server.engines.parts import Part
+from server.requests.guard import Event, GuardedCompletion
 from server.requests.killswitch import KillSwitch
 from steering.programs.program import Program
 

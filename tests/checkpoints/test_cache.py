@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from server.checkpoints.cache import ModelCache
-from server.checkpoints.errors import ModelUnavailable
 from server.checkpoints.progress import silent
+from server.checkpoints.unavailable import ModelUnavailable
 
 DIGEST = "ab" * 32
 KILLED = """

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from server.checkpoints.cache import ModelCache
-from server.checkpoints.errors import ModelUnavailable
 from server.checkpoints.fetch import fetch_gguf
 from server.checkpoints.packaged import PACKAGED, PackagedModel
 from server.checkpoints.progress import silent
 from server.checkpoints.ready import make_ready
+from server.checkpoints.unavailable import ModelUnavailable
 from server.cli.models import settings_with_model
 
 CONTENT = b"GGUF and what follows"

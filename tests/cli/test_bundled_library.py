@@ -21,7 +21,7 @@ from steering.models.facts import ModelFacts
 from steering.models.fingerprints import fingerprint
 from steering.programs.compiler import compile_program
 from vectors.artifact import Limits, Metadata
-from vectors.calibrate.card import calibration_of
+from vectors.calibration import calibration_of
 from vectors.formats import get_format
 
 FOLDER = LAB_DIR / "artifacts" / "lab-dense"

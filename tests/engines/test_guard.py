@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from server.effects.parts import compare_parts
+from server.effects.by_part import compare_parts
 from server.engines.base import CompareRequest, Generation, Sampling, Token
 from server.observability.instruments import Registry
 from server.requests.guard import GuardedCompletion, GuardMetrics, repetition

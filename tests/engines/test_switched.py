@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from transformers import AutoModelForCausalLM
 
-from server.effects.parts import compare_parts
+from server.effects.by_part import compare_parts
 from server.engines.base import CompareRequest, Generation, Sampling
 from server.requests.killswitch import KillSwitch
 from server.requests.switched import SwitchedCompletion

@@ -20,8 +20,8 @@ from server.requests.killswitch import KillSwitch
 from server.settings import Settings
 from tests.server.conftest import chat
 from tests.server.scripted import ScriptedEngine
-from vectors.errors import LibraryUnavailable
 from vectors.library import Library
+from vectors.storage_errors import LibraryUnavailable
 
 URL = "/v1/admin/kill-switch"
 SPEC = {"interventions": [{"inline": {"vector": [1.0] * 8}, "op": "add", "site": "resid_post", "layers": [2]}]}

@@ -15,7 +15,7 @@ from tests.server.scripted import WIDTH
 from tests.server.test_steering import _spec as spec
 from tests.server.test_steering import ask, refused, store
 from vectors.artifact import Patch
-from vectors.calibrate.card import Outcome, Setting
+from vectors.calibration import Outcome, Setting
 from vectors.library import Library, presets, switches
 
 CACHE = 100_000

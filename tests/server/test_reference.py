@@ -7,10 +7,10 @@ from pathlib import Path
 import jsonschema_rs
 
 import server.boot  # noqa: F401  for the error classes of all modules
-import server.checkpoints.errors  # noqa: F401
-import vectors.evaluate.errors  # noqa: F401
-import vectors.extract.errors  # noqa: F401
-from server.api import openapi, specdoc
+import server.checkpoints.unavailable  # noqa: F401
+import vectors.evaluate.graders.refusals  # noqa: F401
+import vectors.extract.refusals  # noqa: F401
+from scripts import openapi, specdoc
 from server.api.specschema import spec_schema
 from server.errors import STATUS
 from steering.language.errors import TrimtabError
@@ -19,11 +19,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_openapi_file() -> None:
-    assert (ROOT / openapi.PATH).read_text(encoding="utf-8") == openapi.document(), "run python -m server.api.openapi"
+    assert (ROOT / openapi.PATH).read_text(encoding="utf-8") == openapi.document(), "run python -m scripts.openapi"
 
 
 def test_spec_reference() -> None:
-    assert (ROOT / specdoc.PATH).read_text(encoding="utf-8") == specdoc.document(), "run python -m server.api.specdoc"
+    assert (ROOT / specdoc.PATH).read_text(encoding="utf-8") == specdoc.document(), "run python -m scripts.specdoc"
 
 
 def test_the_schema_is_one_and_means_what_the_models_mean() -> None:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from server.settings import InvalidSettings, load_settings
+from server.errors import InvalidSettings
+from server.settings import load_settings
 
 
 def test_other_interfaces_need_a_key() -> None:

@@ -26,10 +26,10 @@ from steering.artifacts.payload import Payload
 from tests.server.conftest import chat
 from tests.server.test_steering import store
 from vectors.artifact import Metadata
-from vectors.errors import StorageFull, StorageUnavailable
 from vectors.formats import get_format
 from vectors.library import Library
 from vectors.scratch import ScratchFolder
+from vectors.storage_errors import StorageFull, StorageUnavailable
 
 WIDTH = 8
 KIB = 1024

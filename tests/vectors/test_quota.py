@@ -9,9 +9,9 @@ from alembic import command
 from steering.language.spec import Spec
 from tests.vectors.making import metadata, open_library, vector_payload
 from vectors import Library, Limits, Patch
-from vectors.errors import LibraryFull
 from vectors.library.database import Database, alembic_config
 from vectors.library.quota import Usage
+from vectors.storage_errors import LibraryFull
 
 SPEC = Spec.model_validate({"interventions": [{"artifact": "cheerful"}]})
 

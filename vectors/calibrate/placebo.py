@@ -7,7 +7,7 @@ import torch
 from steering.artifacts.payload import Kind, Payload
 from steering.language.vocabulary import Site
 from steering.models.facts import ModelFacts
-from vectors.calibrate.errors import CalibrationFailed
+from vectors.calibrate.refusals import CalibrationFailed
 
 Tensors = Mapping[str, torch.Tensor]
 Draw = Callable[[Tensors, int, torch.Generator], dict[str, torch.Tensor]]

@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from vectors.calibrate.card import Floor, Outcome, Setting, Spread
+from vectors.calibration import Floor, Outcome, Setting, Spread
 
 UP, DOWN, PLACEBO, BASE = "#1f6fb4", "#c8531f", "#8a8a8a", "#222222"
 WIDTH, HEIGHT, DPI = 4.1, 3.5, 130

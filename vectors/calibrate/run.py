@@ -13,11 +13,11 @@ from steering.ops import get_operation
 from steering.programs.compiler import compile_program
 from steering.programs.program import Applied, Program
 from vectors.calibrate.bench import Bench, Trial
-from vectors.calibrate.card import Floor, Outcome, Setting, Spread
-from vectors.calibrate.errors import CalibrationCancelled, CalibrationFailed
 from vectors.calibrate.options import CalibrateOptions
 from vectors.calibrate.placebo import random_like
+from vectors.calibrate.refusals import CalibrationCancelled, CalibrationFailed
 from vectors.calibrate.scorer import Score, make_score
+from vectors.calibration import Floor, Outcome, Setting, Spread
 from vectors.extract.contract import Cancelled, Progress
 from vectors.extract.subject import Tokens, encoded
 

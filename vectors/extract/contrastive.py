@@ -18,9 +18,9 @@ from steering.programs.inline import parse_options
 from vectors.extract.contract import Split, TokenPosition
 from vectors.extract.controls import random_scores, shuffled_scores, summary
 from vectors.extract.data import Dataset
-from vectors.extract.errors import ConstantActivations
 from vectors.extract.fit import LayerFit, Sides, fit_layer
 from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
+from vectors.extract.refusals import ConstantActivations
 from vectors.extract.scratch import Scratch
 from vectors.extract.subject import Subject, stream
 from vectors.extract.text_pairs import TextPairs, paired

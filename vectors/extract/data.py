@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from steering.language.errors import InvalidRequest
 from steering.models.facts import ModelFacts
 from vectors.extract.contract import Pair, Split, TokenPosition
-from vectors.extract.errors import EmptyText, LeakingSplit, NoContrast, TextTooLong, TooFewPairs
+from vectors.extract.refusals import EmptyText, LeakingSplit, NoContrast, TextTooLong, TooFewPairs
 
 MIN_ITEMS = 10
 MIN_PAIRS_PER_SPLIT = 2

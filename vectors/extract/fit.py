@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from vectors.extract.contract import Split
-from vectors.extract.errors import ConstantActivations, FitFailed
+from vectors.extract.refusals import ConstantActivations, FitFailed
 from vectors.extract.score import Score, oriented, score
 
 Sides = tuple[torch.Tensor, torch.Tensor]

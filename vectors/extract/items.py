@@ -12,7 +12,7 @@ from pydantic import Field
 from steering.language.fields import Model
 from vectors.extract.contract import Split
 from vectors.extract.data import DEV_SHARE, MIN_ITEMS, SPLITS, TRAIN_SHARE
-from vectors.extract.errors import LeakingSplit, NoContrast, OneClass, TooFewExamples
+from vectors.extract.refusals import LeakingSplit, NoContrast, OneClass, TooFewExamples
 from vectors.extract.subject import Prompt, Subject, Tokens, encoded
 
 Label = Annotated[str, Field(min_length=1, max_length=256)]

@@ -2,7 +2,7 @@
 
 import torch
 
-from vectors.extract.errors import FitFailed
+from vectors.extract.refusals import FitFailed
 
 
 def principal_direction(rows: torch.Tensor) -> torch.Tensor:

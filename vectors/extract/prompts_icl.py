@@ -9,8 +9,8 @@ from pydantic import Field, StringConstraints
 
 from steering.language.fields import Model
 from vectors.extract.contract import Split
-from vectors.extract.errors import EmptyText, LeakingSplit, NoContrast, TooFewExamples
 from vectors.extract.items import Splits, digest_of, split_items
+from vectors.extract.refusals import EmptyText, LeakingSplit, NoContrast, TooFewExamples
 from vectors.extract.subject import Subject, Tokens, encoded, first_token
 
 Word = Annotated[str, StringConstraints(max_length=4096)]

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from steering.language.fields import Model
 from steering.programs.program import Program
-from vectors.extract.errors import NoContrast
+from vectors.extract.refusals import NoContrast
 from vectors.extract.subject import Subject, answer_logprobs, first_token
 
 Answers = Annotated[list[Annotated[str, Field(min_length=1, max_length=1024)]], Field(min_length=1, max_length=256)]

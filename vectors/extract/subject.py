@@ -11,7 +11,7 @@ from steering.language.fields import Model
 from steering.language.vocabulary import Site
 from steering.models.facts import ModelFacts
 from steering.programs.program import Program
-from vectors.extract.errors import EmptyText, FitFailed, TextTooLong
+from vectors.extract.refusals import EmptyText, FitFailed, TextTooLong
 
 BATCH_TOKENS = 4096
 BATCH_TEXTS = 64

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from steering.models.facts import ModelFacts
 from vectors.extract.contract import Cancelled, Progress
-from vectors.extract.errors import ExtractionCancelled
+from vectors.extract.refusals import ExtractionCancelled
 from vectors.extract.subject import Subject
 
 

@@ -19,10 +19,10 @@ from pydantic_core import from_json
 
 from steering.artifacts.payload import Payload
 from steering.language.errors import InvalidPayload, InvalidRequest
-from vectors.artifact import Limits, Metadata
-from vectors.errors import InvalidMetadata, storage_error
+from vectors.artifact import InvalidMetadata, Limits, Metadata
 from vectors.formats.base import Format, check_size, pick_layers, register, without_noise
 from vectors.scratch import ScratchFolder
+from vectors.storage_errors import storage_error
 
 ARCHITECTURE = "controlvector"
 METADATA_KEY = "trimtab.metadata"

@@ -9,8 +9,7 @@ from safetensors.torch import load, save
 
 from steering.artifacts.payload import Payload
 from steering.language.errors import InvalidPayload
-from vectors.artifact import Limits, Metadata
-from vectors.errors import InvalidMetadata
+from vectors.artifact import InvalidMetadata, Limits, Metadata
 from vectors.formats.base import HEADER_BYTES, Format, check_size, pick_layers, register
 
 HEADER_KEY = "trimtab"

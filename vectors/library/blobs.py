@@ -11,7 +11,7 @@ from typing import Any
 
 from fsspec.core import url_to_fs
 
-from vectors.errors import CorruptBlob, StorageUnavailable, storage_error
+from vectors.storage_errors import CorruptBlob, StorageUnavailable, storage_error
 
 SUFFIX = ".safetensors"
 # Directory of files still being written; never read.

@@ -28,7 +28,7 @@ from sqlalchemy.orm import Session
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
 from steering.language.errors import Conflict, InvalidRequest, TrimtabError
-from vectors.errors import LibraryUnavailable, StorageFull
+from vectors.storage_errors import LibraryUnavailable, StorageFull
 
 Result = TypeVar("Result")
 

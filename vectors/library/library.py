@@ -19,9 +19,8 @@ from steering.artifacts.source import Source
 from steering.language.errors import NotFound
 from steering.language.vocabulary import Op, Site
 from vectors.artifact import Artifact, Limits, Metadata, Patch, check, check_storable
-from vectors.calibrate.card import Setting as CalibratedSetting
-from vectors.calibrate.card import with_settings
-from vectors.errors import CorruptBlob, LibraryUnavailable
+from vectors.calibration import Setting as CalibratedSetting
+from vectors.calibration import with_settings
 from vectors.library import naming, references
 from vectors.library.blobs import BlobStore, Stored, digest_of
 from vectors.library.database import LOCK_WAIT_S, Database
@@ -31,6 +30,7 @@ from vectors.library.presets import Presets
 from vectors.library.quota import Usage, check_room, usage
 from vectors.library.switches import Switches
 from vectors.library.tables import ArtifactRow, Named, Setting, Tag, Version
+from vectors.storage_errors import CorruptBlob, LibraryUnavailable
 
 SOURCE_BYTES = 4096
 # A card that was read takes a few times what it takes as text.

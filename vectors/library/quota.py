@@ -6,8 +6,8 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from vectors.artifact import Limits
-from vectors.errors import LibraryFull
 from vectors.library.tables import ArtifactRow, Version
+from vectors.storage_errors import LibraryFull
 
 FIX = "Delete what is not used and collect what is left of it (trimtab library gc), or raise {setting}."
 

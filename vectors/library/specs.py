@@ -11,9 +11,9 @@ from steering.language.gates import Gates
 from steering.language.spec import Spec
 from steering.language.strength import BareStrength
 from steering.programs.gate import gates_of
-from vectors.errors import LibraryUnavailable
 from vectors.library import naming
 from vectors.library.naming import Ref
+from vectors.storage_errors import LibraryUnavailable
 
 
 def to_json(spec: Spec) -> str:

@@ -12,11 +12,11 @@ from server.threads import in_thread
 from server.workbench.subject import EngineSubject
 from steering.language.errors import NotFound
 from vectors.artifact import Artifact
-from vectors.calibrate.card import Calibration, calibration_of
-from vectors.calibrate.errors import CalibrationCancelled
 from vectors.calibrate.options import CalibrateOptions
 from vectors.calibrate.plot import draw
+from vectors.calibrate.refusals import CalibrationCancelled
 from vectors.calibrate.run import calibrate
+from vectors.calibration import Calibration, calibration_of
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"], route_class=StrictRoute)
 MEDIA = {"png": "image/png", "svg": "image/svg+xml"}

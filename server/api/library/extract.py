@@ -15,7 +15,7 @@ from server.workbench.subject import EngineSubject
 from steering.language.errors import InvalidRequest
 from vectors.extract import RECIPES, Prepared, RecipeOptions, get_recipe, parse_request, prepare
 from vectors.extract.contrastive import ContrastiveRequest
-from vectors.extract.errors import ExtractionCancelled
+from vectors.extract.refusals import ExtractionCancelled
 
 router = APIRouter(tags=["extract"], route_class=StrictRoute)
 

@@ -1,7 +1,5 @@
 """`/v1/models`: the base model first, then each preset that was made for it as `model:preset`."""
 
-from dataclasses import dataclass
-
 from fastapi import APIRouter
 from openai.types import Model
 from pydantic import BaseModel, Field
@@ -9,6 +7,7 @@ from pydantic import BaseModel, Field
 from server.api.openai.offered import Offer
 from server.api.route import StrictRoute
 from server.errors import ModelNotFound
+from server.requests.model_names import parse_model
 from server.requests.state import ServerState, State
 from server.threads import in_thread
 from steering.language.errors import InvalidRequest
@@ -27,24 +26,6 @@ class ServedModel(Model):
 class ModelList(BaseModel):
     object: str = "list"
     data: list[ServedModel]
-
-
-@dataclass(frozen=True)
-class ModelName:
-    """A model name of a request, taken apart."""
-
-    base: str
-    preset: str | None
-
-
-def parse_model(name: str, state: ServerState) -> ModelName:
-    """Raises ModelNotFound unless `name` is the served model, or that and `:preset`."""
-    base = state.settings.model_name
-    if name == base:
-        return ModelName(base, None)
-    if name.startswith(f"{base}:"):
-        return ModelName(base, name[len(base) + 1:])
-    raise ModelNotFound(f"there is no model {name[:100]!r}", param="model", fix=f"Use {base} or {base}:PRESET.")
 
 
 @router.get("/v1/models")

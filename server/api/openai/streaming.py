@@ -13,8 +13,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 from server.errors import error_body
-from server.http.handlers import CLIENT_GONE, note, report_unexpected
+from server.http.handlers import CLIENT_GONE, note
 from server.http.open_requests import ended_by
+from server.observability.unexpected import report_unexpected
 from steering.language.errors import TrimtabError
 
 T = TypeVar("T")

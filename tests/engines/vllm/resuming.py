@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from server.effects.parts import compare_parts
+from server.effects.by_part import compare_parts
 from server.engines.base import CompareRequest, Generation, Sampling, Token, Touched
 from server.requests.killswitch import KillSwitch
 from server.requests.switched import SwitchedCompletion

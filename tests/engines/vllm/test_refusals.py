@@ -13,7 +13,7 @@ from server.engines.vllm.host.arguments import ONE_ONLY, check_arguments, check_
 from server.engines.vllm.host.engine import VllmEngine
 from server.engines.vllm.host.pulse import Pulses
 from server.engines.vllm.host.reading import read_model
-from server.settings import InvalidSettings
+from server.errors import InvalidSettings
 from steering.language.errors import UnsupportedModel
 from steering.models.families import FAMILIES
 from tests.engines.vllm.conftest import options

@@ -13,14 +13,14 @@ from steering.programs.program import Program
 from tests.vectors.making import metadata, open_library, vector_payload
 from vectors.artifact import InvalidMetadata, Metadata, Patch
 from vectors.calibrate.bench import Trial
-from vectors.calibrate.card import KEY, calibration_of, with_settings
-from vectors.calibrate.errors import CalibrationCancelled, CalibrationFailed
 from vectors.calibrate.options import CalibrateOptions
 from vectors.calibrate.placebo import random_like
 from vectors.calibrate.plot import draw
+from vectors.calibrate.refusals import CalibrationCancelled, CalibrationFailed
 from vectors.calibrate.run import calibrate
 from vectors.calibrate.scorer import WordsScorer
-from vectors.extract.errors import EmptyText
+from vectors.calibration import KEY, calibration_of, with_settings
+from vectors.extract.refusals import EmptyText
 
 FACTS = ModelFacts("toy", "f" * 64, "qwen3", 4, 8, 2, 4, 16, 50, 128,
                    sites={"resid_post": (0, 1, 2, 3), "resid_pre": (0, 1, 2, 3), "mlp_act": (0, 1, 2, 3)})

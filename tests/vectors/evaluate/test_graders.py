@@ -7,7 +7,6 @@ import torch
 from pydantic import ValidationError
 
 from steering.programs.reading import Reader
-from vectors.evaluate.errors import GraderUnusable
 from vectors.evaluate.graders import (
     Answer,
     ChoiceGrader,
@@ -20,6 +19,7 @@ from vectors.evaluate.graders import (
     grade,
 )
 from vectors.evaluate.graders.probe import reads
+from vectors.evaluate.graders.refusals import GraderUnusable
 
 SCHEMA = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
 

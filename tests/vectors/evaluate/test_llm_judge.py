@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from tenacity import nap
 
-from vectors.evaluate.errors import JudgeFailed
 from vectors.evaluate.graders import Answer, LlmJudge, grade
+from vectors.evaluate.graders.refusals import JudgeFailed
 
 Reply = Callable[[dict[str, Any], int], tuple[int, bytes]]
 ANSWERS = [Answer("The soup was warm.", "How was the soup?"), Answer("I liked the bread.", "How was the bread?")]

@@ -9,8 +9,8 @@ import torch
 from steering.language.errors import TrimtabError
 from tests.vectors.extract.toy import D_MODEL, NUM_LAYERS, Toy, cosine, never, noise, silent, unit
 from vectors.extract import Extraction, parse_request, prepare
-from vectors.extract.errors import EmptyText, LeakingSplit, NoContrast, TooFewPairs
 from vectors.extract.methods.aligned_concept import rotation
+from vectors.extract.refusals import EmptyText, LeakingSplit, NoContrast, TooFewPairs
 
 CONCEPT = unit("concept")
 TURNS = [torch.linalg.qr(torch.stack([noise("turn", n, i) for i in range(D_MODEL)])).Q for n in range(NUM_LAYERS)]

@@ -9,8 +9,8 @@ import torch
 from steering.language.errors import TrimtabError
 from tests.vectors.extract.toy import Toy, cosine, never, noise, silent, unit
 from vectors.extract import Extraction, parse_request, prepare
-from vectors.extract.errors import EmptyText, LeakingSplit, NoContrast, TooFewPairs
 from vectors.extract.methods.angular_steering import plane_of
+from vectors.extract.refusals import EmptyText, LeakingSplit, NoContrast, TooFewPairs
 
 
 class Turned(Toy):

@@ -13,8 +13,8 @@ from steering.programs.reading import compile_reader
 from tests.vectors.extract.toy import D_MODEL, Toy, cosine, never, noise, silent, unit
 from vectors.artifact import Artifact
 from vectors.extract import Extraction, parse_request, prepare
-from vectors.extract.errors import OneClass, TooFewExamples
 from vectors.extract.methods.condition import search
+from vectors.extract.refusals import OneClass, TooFewExamples
 
 LAYER = 1
 

@@ -10,7 +10,7 @@ from steering.language.errors import InvalidRequest
 from tests.vectors.extract.planted import FACTS, FILLER, FIRST_ITEM, NEGATIVE, POSITIVE, pairs
 from vectors.extract.contract import Pair
 from vectors.extract.data import SPLITS, prepare
-from vectors.extract.errors import EmptyText, LeakingSplit, NoContrast, TextTooLong, TooFewPairs
+from vectors.extract.refusals import EmptyText, LeakingSplit, NoContrast, TextTooLong, TooFewPairs
 
 
 def with_pair(number: int, **fields: Any) -> list[Pair]:

@@ -9,7 +9,7 @@ import torch
 from steering.language.errors import TrimtabError
 from tests.vectors.extract.toy import VOCAB, Toy, cosine, never, noise, silent, unit
 from vectors.extract import Extraction, parse_request, prepare
-from vectors.extract.errors import EmptyText, FitFailed, LeakingSplit, NoContrast, OneClass, TooFewExamples
+from vectors.extract.refusals import EmptyText, FitFailed, LeakingSplit, NoContrast, OneClass, TooFewExamples
 
 DOUBT = unit("doubt")
 

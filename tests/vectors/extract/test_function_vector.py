@@ -9,7 +9,14 @@ import torch
 from steering.language.errors import TrimtabError, UnsupportedModel
 from tests.vectors.extract.toy import HEAD_DIM, NUM_HEADS, VOCAB, Toy, cosine, never, noise, silent, unit
 from vectors.extract import Extraction, parse_request, prepare
-from vectors.extract.errors import EmptyText, ExtractionCancelled, LeakingSplit, NoContrast, TextTooLong, TooFewExamples
+from vectors.extract.refusals import (
+    EmptyText,
+    ExtractionCancelled,
+    LeakingSplit,
+    NoContrast,
+    TextTooLong,
+    TooFewExamples,
+)
 
 LAYER, HEAD = 1, 2
 PART = slice(HEAD * HEAD_DIM, (HEAD + 1) * HEAD_DIM)

@@ -9,7 +9,7 @@ import torch
 from steering.language.errors import TrimtabError
 from tests.vectors.extract.toy import HEAD_DIM, NUM_HEADS, VOCAB, Toy, cosine, never, noise, silent, unit
 from vectors.extract import Extraction, parse_request, prepare
-from vectors.extract.errors import EmptyText, LeakingSplit, NoContrast, TooFewExamples
+from vectors.extract.refusals import EmptyText, LeakingSplit, NoContrast, TooFewExamples
 
 PLANTED = [(1, 2), (2, 0)]
 

@@ -14,10 +14,10 @@ from steering.language.errors import InvalidRequest, TrimtabError
 from tests.vectors.extract.toy import VOCAB, Toy, never, noise, silent
 from vectors.extract import Extraction, parse_request, prepare
 from vectors.extract.behaviour import Answers, Behaviour, bhattacharyya
-from vectors.extract.errors import FitFailed, NoContrast, OneClass, TooFewExamples
 from vectors.extract.manifold_fit import Layout, chosen_pairs, cycle_angles
 from vectors.extract.manifold_trial import sign_flip_p
 from vectors.extract.programs import program_of
+from vectors.extract.refusals import FitFailed, NoContrast, OneClass, TooFewExamples
 
 DAYS = [f"day{n}" for n in range(7)]
 GRID = {f"node{x}{y}": [float(x), float(y)] for x, y in itertools.product(range(3), range(3))}

@@ -12,10 +12,10 @@ from tests.vectors.extract.planted import DIRECTIONS, SHIFTS, Planted, cosine, n
 from vectors.extract import METHODS, RECIPES, get_recipe, methods
 from vectors.extract.contract import Pair
 from vectors.extract.contrastive import Contrastive
-from vectors.extract.errors import FitFailed
 from vectors.extract.methods.logistic_probe import LogisticProbe
 from vectors.extract.methods.pca_repe import balanced_signs
 from vectors.extract.principal import principal_direction
+from vectors.extract.refusals import FitFailed
 
 CONTRASTIVE = tuple(name for name, recipe in RECIPES.items() if isinstance(recipe, Contrastive))
 

@@ -10,8 +10,8 @@ import torch
 from steering.language.errors import TrimtabError
 from tests.vectors.extract.toy import D_MODEL, Toy, cosine, never, noise, silent
 from vectors.extract import Extraction, parse_request, prepare
-from vectors.extract.errors import ConstantActivations, EmptyText, LeakingSplit, OneClass, TooFewExamples
 from vectors.extract.methods.native_skills import axes, clean, explained
+from vectors.extract.refusals import ConstantActivations, EmptyText, LeakingSplit, OneClass, TooFewExamples
 
 GENRES = ("code", "song", "tale")
 BASIS = torch.linalg.qr(torch.stack([noise("genre", n) for n in range(4)]).T).Q.T

@@ -9,7 +9,7 @@ import torch
 from steering.language.errors import TrimtabError
 from tests.vectors.extract.toy import HEAD_DIM, NUM_HEADS, VOCAB, Toy, cosine, never, noise, silent
 from vectors.extract import Extraction, parse_request, prepare
-from vectors.extract.errors import EmptyText, FitFailed, LeakingSplit, NoContrast, TooFewPairs
+from vectors.extract.refusals import EmptyText, FitFailed, LeakingSplit, NoContrast, TooFewPairs
 
 
 class Refuser(Toy):

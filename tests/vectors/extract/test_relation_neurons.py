@@ -11,8 +11,8 @@ from sklearn.metrics import average_precision_score
 from steering.language.errors import TrimtabError
 from tests.vectors.extract.toy import D_FF, VOCAB, Toy, never, noise, silent
 from vectors.extract import Extraction, parse_request, prepare
-from vectors.extract.errors import EmptyText, LeakingSplit, NoContrast, OneClass, TextTooLong
 from vectors.extract.methods.relation_neurons import average_precision
+from vectors.extract.refusals import EmptyText, LeakingSplit, NoContrast, OneClass, TextTooLong
 
 PLANTED = {(0, 4), (1, 9), (1, 20)}
 LOUD = (2, 11)

@@ -26,7 +26,7 @@ from tests.vectors.extract.planted import (
 )
 from vectors.artifact import Limits, Metadata, check
 from vectors.extract import Extraction
-from vectors.extract.errors import ConstantActivations, ExtractionCancelled, FitFailed
+from vectors.extract.refusals import ConstantActivations, ExtractionCancelled, FitFailed
 from vectors.extract.scratch import Scratch
 from vectors.extract.subject import BATCH_TEXTS, BATCH_TOKENS, batches
 

@@ -9,7 +9,7 @@ import torch
 from steering.language.errors import InvalidRequest, TrimtabError
 from tests.vectors.extract.toy import D_MODEL, Toy, never, silent
 from vectors.extract import Extraction, parse_request, prepare
-from vectors.extract.errors import EmptyText, FitFailed, LeakingSplit, TooFewExamples
+from vectors.extract.refusals import EmptyText, FitFailed, LeakingSplit, TooFewExamples
 
 DIMS = (3, 8, 11, 20, 29)
 POLARITY = (1, -1, -1, 1, 1)

@@ -9,7 +9,7 @@ import torch
 from steering.language.errors import TrimtabError, UnsupportedSite
 from tests.vectors.extract.toy import VOCAB, Toy, never, noise, silent
 from vectors.extract import Extraction, parse_request, prepare
-from vectors.extract.errors import EmptyText, LeakingSplit, NoContrast, OneClass, TooFewExamples
+from vectors.extract.refusals import EmptyText, LeakingSplit, NoContrast, OneClass, TooFewExamples
 
 NUM_EXPERTS = 12
 PLANTED = {(0, 3), (1, 7), (2, 5)}

@@ -8,8 +8,8 @@ import torch
 
 from tests.vectors.extract.toy import D_MODEL, VOCAB, Toy, cosine, never, noise, silent
 from vectors.extract import Extraction, parse_request, prepare
-from vectors.extract.errors import LeakingSplit, TextTooLong, TooFewExamples
 from vectors.extract.methods.tuned_lens import Sums
+from vectors.extract.refusals import LeakingSplit, TextTooLong, TooFewExamples
 
 SCALE = 1 + 0.8 * noise("scale").tanh()
 SHIFT = noise("shift")

@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, StringConstraints
 
-from vectors.evaluate.errors import GraderUnusable
 from vectors.evaluate.graders.contract import Answer, Grader, Tools, Verdict
+from vectors.evaluate.graders.refusals import GraderUnusable
 from vectors.evaluate.graders.words import plain
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]

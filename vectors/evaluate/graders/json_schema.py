@@ -11,8 +11,8 @@ from pydantic import Field, JsonValue, field_validator
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
-from vectors.evaluate.errors import GraderUnusable
 from vectors.evaluate.graders.contract import Answer, Grader, Tools, Verdict
+from vectors.evaluate.graders.refusals import GraderUnusable
 
 _FENCED = re.compile(r"\A\s*```(?:json)?\s*\n(.*?)\n?```\s*\Z", re.DOTALL)
 

@@ -9,8 +9,8 @@ import httpx
 from pydantic import AnyHttpUrl, Field, SecretStr, StringConstraints
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from vectors.evaluate.errors import JudgeFailed
 from vectors.evaluate.graders.contract import Answer, Grader, Tools, Verdict
+from vectors.evaluate.graders.refusals import JudgeFailed
 from vectors.evaluate.graders.words import plain
 
 Label = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]

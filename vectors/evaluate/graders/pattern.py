@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 import regex
 from pydantic import Field, field_validator
 
-from vectors.evaluate.errors import GraderUnusable
 from vectors.evaluate.graders.contract import Answer, Grader, Tools, Verdict
+from vectors.evaluate.graders.refusals import GraderUnusable
 
 # Patterns come from users. One that backtracks without end is stopped.
 TIMEOUT_S = 1.0

@@ -8,8 +8,8 @@ from pydantic import Field
 from steering.language.fields import NAME_PATTERN
 from steering.language.vocabulary import Pool
 from steering.programs.reading import Reader
-from vectors.evaluate.errors import GraderUnusable
 from vectors.evaluate.graders.contract import Answer, Grader, Measure, Tools, Verdict
+from vectors.evaluate.graders.refusals import GraderUnusable
 from vectors.extract.subject import Subject, batches
 
 

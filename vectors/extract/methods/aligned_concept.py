@@ -18,10 +18,10 @@ from steering.language.vocabulary import Site
 from vectors.extract.contract import Split
 from vectors.extract.contrastive import Contrastive
 from vectors.extract.data import Dataset
-from vectors.extract.errors import FitFailed
 from vectors.extract.methods.logistic_probe import LogisticProbe
 from vectors.extract.methods.mean_difference import MeanDifference
 from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
+from vectors.extract.refusals import FitFailed
 from vectors.extract.scratch import Scratch
 from vectors.extract.standing import auc, correlation, random_like, rounded, standing
 from vectors.extract.subject import Subject, stream

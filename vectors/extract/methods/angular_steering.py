@@ -20,11 +20,11 @@ from pydantic import Field
 from steering.language.vocabulary import Site
 from steering.programs.program import Program
 from vectors.extract.data import Dataset
-from vectors.extract.errors import FitFailed
 from vectors.extract.methods.refusal_direction import kl
 from vectors.extract.programs import EVERYWHERE, program_of
 from vectors.extract.readout import Readout, ReadoutOptions, make_readout
 from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
+from vectors.extract.refusals import FitFailed
 from vectors.extract.scratch import Scratch
 from vectors.extract.standing import rounded, standing
 from vectors.extract.subject import Subject, Tokens, stream

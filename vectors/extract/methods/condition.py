@@ -20,11 +20,11 @@ from sklearn.linear_model import LogisticRegression
 from steering.language.gates import Reading
 from steering.language.vocabulary import Direction, Site
 from steering.programs.reading import Reader
-from vectors.extract.errors import FitFailed
 from vectors.extract.items import Example, Examples, Label, Labelled, labelled
 from vectors.extract.methods.logistic_probe import LogisticProbe
 from vectors.extract.methods.mean_difference import MeanDifference
 from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
+from vectors.extract.refusals import FitFailed
 from vectors.extract.scratch import Scratch
 from vectors.extract.standing import auc, rounded, standing
 from vectors.extract.subject import Subject, stream

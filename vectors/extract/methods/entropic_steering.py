@@ -20,10 +20,10 @@ from steering.language.vocabulary import Site
 from steering.programs.program import Program
 from vectors.extract.contract import Split
 from vectors.extract.data import SPLITS
-from vectors.extract.errors import FitFailed, LeakingSplit, NoContrast, OneClass, TooFewExamples
 from vectors.extract.items import Item, Splits, digest_of, split_items
 from vectors.extract.programs import LAST, adding
 from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
+from vectors.extract.refusals import FitFailed, LeakingSplit, NoContrast, OneClass, TooFewExamples
 from vectors.extract.scratch import Scratch
 from vectors.extract.standing import correlation, random_like, rounded, standing
 from vectors.extract.subject import Prompt, Subject, Tokens, answer_logprobs, encoded, first_token, stream

@@ -18,11 +18,11 @@ from pydantic import Field
 from steering.language.strength import Strength
 from steering.language.vocabulary import Site
 from steering.programs.program import Program
-from vectors.extract.errors import FitFailed
 from vectors.extract.head_average import causal_heads, mean_heads, summed
 from vectors.extract.programs import LAST, adding
 from vectors.extract.prompts_icl import Task, TaskPair, Template, make_task
 from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
+from vectors.extract.refusals import FitFailed
 from vectors.extract.standing import random_like, rounded, standing
 from vectors.extract.subject import Subject, Tokens, answer_logprobs, stream
 from vectors.extract.work import Span, Work

@@ -15,10 +15,10 @@ from steering.language.fields import Model
 from steering.language.vocabulary import Site
 from steering.programs.program import Program
 from vectors.extract.contract import Split
-from vectors.extract.errors import LeakingSplit, NoContrast
 from vectors.extract.items import Item, Splits, digest_of, split_items
 from vectors.extract.programs import EVERYWHERE, program_of
 from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
+from vectors.extract.refusals import LeakingSplit, NoContrast
 from vectors.extract.standing import rounded, standing
 from vectors.extract.subject import Prompt, Subject, Tokens, answer_logprobs, encoded, first_token
 from vectors.extract.work import Span, Work

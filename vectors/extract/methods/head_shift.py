@@ -16,12 +16,12 @@ from pydantic import Field
 from steering.language.strength import Strength
 from steering.language.vocabulary import Site
 from vectors.extract.data import Dataset
-from vectors.extract.errors import FitFailed
 from vectors.extract.methods.logistic_probe import LogisticProbe
 from vectors.extract.methods.mean_difference import MeanDifference
 from vectors.extract.programs import LAST, program_of
 from vectors.extract.readout import Readout, ReadoutOptions, make_readout
 from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
+from vectors.extract.refusals import FitFailed
 from vectors.extract.scratch import Scratch
 from vectors.extract.standing import random_like, rounded, standing
 from vectors.extract.subject import Subject, stream

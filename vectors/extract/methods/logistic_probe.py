@@ -7,7 +7,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from vectors.extract.contrastive import Contrastive
-from vectors.extract.errors import FitFailed
+from vectors.extract.refusals import FitFailed
 
 MAX_ITERATIONS = 2000
 # Activations have more dims than there are pairs: at scikit-learn's own 1.0 the weights follow the noise.

@@ -24,7 +24,6 @@ from steering.language.errors import InvalidPayload, InvalidRequest
 from steering.language.fields import MAX_FLOAT, Finite, Label
 from steering.language.vocabulary import Site
 from vectors.extract.behaviour import Answers, Behaviour
-from vectors.extract.errors import FitFailed, NoContrast, OneClass
 from vectors.extract.items import Examples, Labelled, labelled
 from vectors.extract.manifold_fit import Fit, Layout, chosen_pairs, fit, means_by_label, shuffled
 from vectors.extract.manifold_trial import (
@@ -37,6 +36,7 @@ from vectors.extract.manifold_trial import (
     sign_flip_p,
 )
 from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
+from vectors.extract.refusals import FitFailed, NoContrast, OneClass
 from vectors.extract.scratch import Scratch
 from vectors.extract.standing import rounded, standing
 from vectors.extract.subject import Subject, answer_logprobs, first_token, stream

@@ -18,9 +18,9 @@ from steering.artifacts.payload import Kind
 from steering.language.fields import Model
 from steering.language.vocabulary import Op, Site
 from vectors.extract.contract import Split
-from vectors.extract.errors import ConstantActivations, EmptyText, LeakingSplit, OneClass, TooFewExamples
 from vectors.extract.items import Item, Label, digest_of, split_items
 from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
+from vectors.extract.refusals import ConstantActivations, EmptyText, LeakingSplit, OneClass, TooFewExamples
 from vectors.extract.scratch import Scratch
 from vectors.extract.standing import auc, rounded, standing
 from vectors.extract.subject import Prompt, Subject, Tokens, encoded, stream

@@ -19,10 +19,10 @@ from steering.language.vocabulary import Site
 from steering.models.facts import ModelFacts
 from steering.programs.program import Program
 from vectors.extract.data import Dataset
-from vectors.extract.errors import FitFailed, TooFewExamples
 from vectors.extract.programs import EVERYWHERE, adding, program_of
 from vectors.extract.readout import Readout, ReadoutOptions, make_readout
 from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
+from vectors.extract.refusals import FitFailed, TooFewExamples
 from vectors.extract.scratch import Scratch
 from vectors.extract.standing import random_like, rounded, standing
 from vectors.extract.subject import Subject, Tokens, answer_logprobs, stream

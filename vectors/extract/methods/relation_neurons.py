@@ -15,11 +15,11 @@ from pydantic import Field
 from steering.language.options import MaskOptions
 from steering.programs.program import Program
 from vectors.extract.contract import Split
-from vectors.extract.errors import EmptyText
 from vectors.extract.items import Example, Item, Label, Labelled, labelled
 from vectors.extract.matched import matched_draw
 from vectors.extract.programs import EVERYWHERE, program_of
 from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
+from vectors.extract.refusals import EmptyText
 from vectors.extract.scratch import Scratch
 from vectors.extract.standing import rounded, standing
 from vectors.extract.subject import Prompt, Subject, answer_logprobs, first_token, stream

@@ -18,9 +18,9 @@ from steering.language.errors import InvalidRequest
 from steering.language.gates import Reading
 from steering.language.vocabulary import Site
 from vectors.extract.contract import Split
-from vectors.extract.errors import EmptyText, FitFailed, LeakingSplit, NoContrast
 from vectors.extract.items import Splits, digest_of, split_items
 from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
+from vectors.extract.refusals import EmptyText, FitFailed, LeakingSplit, NoContrast
 from vectors.extract.standing import auc, rounded, standing
 from vectors.extract.subject import Subject, stream
 from vectors.extract.work import Span, Work

@@ -17,10 +17,10 @@ from pydantic import Field, model_validator
 from steering.language.fields import Model
 from steering.language.options import ExpertMaskOptions
 from vectors.extract.contract import Split
-from vectors.extract.errors import FitFailed
 from vectors.extract.items import Example, Item, Label, Labelled, labelled
 from vectors.extract.matched import matched_draw
 from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
+from vectors.extract.refusals import FitFailed
 from vectors.extract.scratch import Scratch
 from vectors.extract.standing import auc, rounded, standing
 from vectors.extract.subject import Prompt, Subject, Tokens, batches, encoded

@@ -19,10 +19,10 @@ from pydantic import Field
 
 from steering.language.vocabulary import Site
 from steering.models.facts import ModelFacts
-from vectors.extract.errors import FitFailed, LeakingSplit, TooFewExamples
 from vectors.extract.items import Splits, digest_of, split_items
 from vectors.extract.programs import LAST, program_of
 from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
+from vectors.extract.refusals import FitFailed, LeakingSplit, TooFewExamples
 from vectors.extract.standing import rounded, standing
 from vectors.extract.subject import Prompt, Subject, Tokens, answer_logprobs, batches, encoded, stream
 from vectors.extract.work import Span, Work

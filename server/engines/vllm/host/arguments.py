@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from server.settings import InvalidSettings
+from server.errors import InvalidSettings
 
 # Largest value of each argument that is served, and why no more.
 ONE_ONLY = {

@@ -21,7 +21,7 @@ from server.engines.vllm.manifest import Manifest
 from server.engines.vllm.plugin import MARKER
 from server.engines.vllm.signatures import check
 from server.engines.vllm.wire import EXTRA
-from server.settings import InvalidSettings
+from server.errors import InvalidSettings
 from steering.language.errors import UnsupportedModel
 
 # Slots beside those of requests, for passes that measure.

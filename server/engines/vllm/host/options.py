@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from server.engines.vllm.places import ALL_SITES
 from steering.acting.containment import UNLIMITED, StepLimit
-from steering.language.vocabulary import Site
+from steering.language.vocabulary import SITES, Site
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class VllmOptions:
     block_size: int = 32
     tensor_parallel: int = 1
     share_prefixes: bool = True
-    sites: tuple[Site, ...] = ALL_SITES
+    sites: tuple[Site, ...] = SITES
     graph_sites: tuple[Site, ...] = ("resid_post",)
     graph_ops: Literal["auto", "vectors", "all"] = "auto"
     rows: int = 8192

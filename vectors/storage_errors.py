@@ -1,23 +1,9 @@
-"""Errors of the library, beside those of `steering.language.errors`."""
+"""The library cannot store or read: it is full, damaged or out of reach."""
 
 import errno
 import os
 
-from pydantic import ValidationError
-
-from steering.language.errors import InvalidPayload, InvalidRequest, TrimtabError
-
-
-class InvalidMetadata(InvalidPayload):
-    """What is recorded about an artifact cannot be used: a wrong field, or one that contradicts the numbers."""
-
-    code = "invalid_metadata"
-
-    @classmethod
-    def of(cls, error: ValidationError, prefix: str) -> "InvalidMetadata":
-        """The first complaint of pydantic, with its field named."""
-        first = error.errors(include_url=False, include_input=False)[0]
-        return cls(first["msg"].removeprefix("Value error, "), param=(prefix, *first["loc"]))
+from steering.language.errors import InvalidRequest, TrimtabError
 
 
 class LibraryFull(InvalidRequest):

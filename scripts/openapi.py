@@ -1,4 +1,4 @@
-"""`python -m server.api.openapi`: write docs/openapi.json, the description of the HTTP API."""
+"""`python -m scripts.openapi`: write docs/openapi.json, the description of the HTTP API."""
 
 import json
 from pathlib import Path

@@ -3,7 +3,7 @@
 from dataclasses import fields
 
 from server.engines.base import CompareRequest, Comparison, Engine
-from server.requests.guard import Part, spans
+from server.engines.parts import Part, spans
 from steering.divergence import Divergence, ResidualShift
 
 

@@ -1,4 +1,4 @@
-"""`python -m server.api.specdoc`: writes docs/spec.md, the reference of the `steering` field."""
+"""`python -m scripts.specdoc`: writes docs/spec.md, the reference of the `steering` field."""
 
 import json
 import re
@@ -16,7 +16,7 @@ ORDER = ("Steering", "Intervention", "Strength", "Dose", "Scope", "PromptSelecti
          "Encoded")
 HEAD = """# Spec reference
 
-Written by `python -m server.api.specdoc` from the models in `steering/language`; do not edit. The same as JSON schema:
+Written by `python -m scripts.specdoc` from the models in `steering/language`; do not edit. The same as JSON schema:
 `GET /v1/spec/schema`. Every object refuses fields that are not listed here.
 
 The smallest spec names an artifact; op, site, layers, strength and options then come from it:
