@@ -1,12 +1,12 @@
 """Rows of numbers on the device, shared by content and counted."""
 
 import hashlib
-from dataclasses import dataclass
 
 import torch
 
 from steering.ops.base import Row
 from steering.ops.kernel import has_matrices, rank_axes
+from steering.residency.shared import SharedRows
 
 Signature = tuple[str, tuple[tuple[str, tuple[int, ...]], ...]]
 
@@ -34,12 +34,6 @@ def signature(row: Row) -> Signature:
     return row.kernel, tuple(sorted((name, tuple(t.shape)) for name, t in row.tensors.items()))
 
 
-@dataclass
-class _Held:
-    index: int
-    count: int
-
-
 class Pool:
     """All resident rows of one kernel and shape: tensors `[capacity, *shape]`, float32, growing by doubling.
 
@@ -52,9 +46,7 @@ class Pool:
         self.device = device
         self.tensors = {name: torch.zeros(1, *t.shape, device=device) for name, t in row.tensors.items()}
         self.has_matrices = has_matrices(row.kernel)
-        self._held: dict[bytes, _Held] = {}
-        self._digest_of: dict[int, bytes] = {}
-        self._free = [0]
+        self._shared = SharedRows([0])
 
     @property
     def capacity(self) -> int:
@@ -62,7 +54,12 @@ class Pool:
 
     @property
     def num_rows(self) -> int:
-        return len(self._held)
+        return self._shared.num_used
+
+    @property
+    def num_free(self) -> int:
+        """Rows that fit before it grows."""
+        return self._shared.num_free
 
     @property
     def nbytes(self) -> int:
@@ -70,32 +67,22 @@ class Pool:
 
     def acquire(self, row: Row) -> int:
         """Index of the row, uploaded if it is not there yet."""
-        digest = _digest(row)
-        held = self._held.get(digest)
-        if held is None:
-            if not self._free:
-                self._grow()
-            held = _Held(self._free[-1], 0)
+        def write(index: int) -> None:
             for name, tensor in row.tensors.items():
-                self.tensors[name][held.index].copy_(tensor)
-            self._free.pop()
-            self._held[digest] = held
-            self._digest_of[held.index] = digest
-        held.count += 1
-        return held.index
+                self.tensors[name][index].copy_(tensor)
+
+        digest = _digest(row)
+        while (index := self._shared.acquire(digest, write)) is None:
+            self._grow()
+        return index
 
     def release(self, index: int) -> None:
-        digest = self._digest_of[index]
-        held = self._held[digest]
-        held.count -= 1
-        if held.count == 0:
-            del self._held[digest], self._digest_of[index]
-            self._free.append(index)
+        self._shared.release(index)
 
     def _grow(self) -> None:
         old = self.capacity
         self.tensors = {name: torch.cat([tensor, torch.zeros_like(tensor)]) for name, tensor in self.tensors.items()}
-        self._free.extend(range(2 * old - 1, old - 1, -1))
+        self._shared.grow(range(2 * old - 1, old - 1, -1))
 
 
 def _digest(row: Row) -> bytes:

@@ -416,10 +416,10 @@ def test_a_program_that_does_not_fit_leaves_nothing_behind(monkeypatch: pytest.M
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(pool, "_grow", no_room)
-    free = len(pool._free)
+    free = pool.num_free
     others = [numbered(10 + n) for n in range(free + 1)]
     with pytest.raises(torch.OutOfMemoryError):
         bank.acquire(program(*(item.compiled[0].rows for item in others)))
-    assert len(pool._free) == free
+    assert pool.num_free == free
     monkeypatch.setattr(pool, "_grow", grow)
     assert bank.acquire(rows) == 2 and pool.num_rows == 4

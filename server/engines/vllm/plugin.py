@@ -22,11 +22,15 @@ def register() -> None:
     if multiprocessing.parent_process() is not None:
         # Ctrl-C reaches every process of a terminal's group. The server then drains, and needs its engine for that.
         os.setpgrp()
+    from server.engines.vllm.quiet import hold_back_tracebacks, hold_back_warnings
     from server.engines.vllm.signatures import check
     from server.engines.vllm.worker import scheduling
     from server.engines.vllm.worker.cachekeys import wrap
 
     end_with_parent()
+    hold_back_warnings()
+    if multiprocessing.parent_process() is not None:
+        hold_back_tracebacks()
     check()
     import torch
     import vllm.v1.core.block_pool as block_pool

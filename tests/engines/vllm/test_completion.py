@@ -9,7 +9,7 @@ import pytest
 
 from server.engines.base import Generation, Sampling
 from server.engines.vllm.host.completion import VllmCompletion
-from server.engines.vllm.host.taken import Steps, Taken
+from server.engines.vllm.host.taken import StepSums, Taken
 from server.engines.vllm.wire import Fault
 from steering.language.errors import EngineUnavailable, InvalidRequest, SteeringOverflow
 from steering.language.scope import Scope
@@ -60,7 +60,7 @@ async def tokens(given: VllmCompletion) -> list[int]:
 
 
 async def test_a_finished_one_tells_its_steps() -> None:
-    engine = Engine([([5], None), ([6], "stop")], Taken({0: Steps(2.0, 6.0, 4, 1)}))
+    engine = Engine([([5], None), ([6], "stop")], Taken({0: StepSums(2.0, 6.0, 4, 1)}))
     given = completion(engine)
     assert await tokens(given) == [5, 6]
     found = given.touched()[0]
@@ -107,7 +107,7 @@ async def test_one_that_vllm_aborts_is_no_answer() -> None:
 
 async def test_one_that_is_left_lets_go_in_order_even_if_nobody_answers_or_it_is_cancelled_meanwhile() -> None:
     for hurried in (False, True):
-        engine = Engine([([5], None), ([6], "stop")], Taken({0: Steps(2.0, 2.0, 1, 0)}))
+        engine = Engine([([5], None), ([6], "stop")], Taken({0: StepSums(2.0, 2.0, 1, 0)}))
         given = completion(engine)
         async for _ in given:
             break

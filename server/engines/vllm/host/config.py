@@ -1,7 +1,4 @@
-"""From our options to vLLM's configuration; what vLLM refuses of them is the operator's to mend: said before a start.
-
-vLLM's own warnings about what Trimtab asks of it are held back: an operator has not caused them and cannot mend them.
-"""
+"""From our options to vLLM's configuration. What vLLM refuses of them is told before a start, in a sentence."""
 
 import difflib
 import logging
@@ -19,6 +16,7 @@ from server.engines.vllm.host.options import VllmOptions
 from server.engines.vllm.host.reading import ModelReading, engine_dtype
 from server.engines.vllm.manifest import Manifest
 from server.engines.vllm.plugin import MARKER
+from server.engines.vllm.quiet import FUTURE, LEVEL, first_line, hold_back_warnings
 from server.engines.vllm.signatures import check
 from server.engines.vllm.wire import EXTRA
 from server.errors import InvalidSettings
@@ -26,12 +24,6 @@ from steering.language.errors import UnsupportedModel
 
 # Slots beside those of requests, for passes that measure.
 MEASURE_SLOTS = 2
-# Beginnings of vLLM's warnings about what is asked of it here: one position over the model's context, which no request
-# reaches, and a build for CPUs, which is without Triton.
-OURS = {"vllm.config.model": ("User-specified max_model_len",),
-        "vllm.triton_utils.importing": ("Triton is installed, but",),
-        "vllm.platforms.cpu": ("Triton is not installed",),
-        "vllm.config.vllm": ("Model Runner V2 requires Triton",)}
 
 
 def build_manifest(options: VllmOptions, reading: ModelReading) -> Manifest:
@@ -57,7 +49,7 @@ def check_names(options: VllmOptions) -> None:
     Raises:
         InvalidSettings: naming the first argument that vLLM does not have, or that Trimtab refuses.
     """
-    _hold_back_warnings()
+    hold_back_warnings()
     check_arguments(options.extra)
     if not options.extra:
         return
@@ -79,7 +71,7 @@ def check_names(options: VllmOptions) -> None:
 def quiet() -> Iterator[None]:
     """Without vLLM's account of what it does, unless the operator asked for one: a start gives it again."""
     before = logging.root.manager.disable
-    if "VLLM_LOGGING_LEVEL" not in os.environ:
+    if LEVEL not in os.environ:
         logging.disable(max(before, logging.INFO))
     try:
         yield
@@ -91,12 +83,18 @@ def quiet() -> Iterator[None]:
 def awake() -> Iterator[None]:
     """Processes of the engine that starts meanwhile inherit the plugin's marker; those of any other must not."""
     os.environ[MARKER] = "1"
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = FUTURE if before is None else f"{before},{FUTURE}"
     # One position more than the context: a pass that only scores still asks vLLM for a token.
     os.environ.setdefault("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
     try:
         yield
     finally:
         os.environ.pop(MARKER, None)
+        if before is None:
+            os.environ.pop("PYTHONWARNINGS", None)
+        else:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 def engine_config(options: VllmOptions, reading: ModelReading) -> Any:
@@ -106,7 +104,7 @@ def engine_config(options: VllmOptions, reading: ModelReading) -> Any:
         InvalidSettings: an argument that vLLM refuses, or under which steering is not right.
         UnsupportedModel: another vLLM than was tested.
     """
-    _hold_back_warnings()
+    hold_back_warnings()
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
 
@@ -194,7 +192,7 @@ def _check_start(config: Any) -> None:
             OMPProcessManager(config)
     except Exception as error:
         raise InvalidSettings(
-            f"the ranks do not fit this machine: {_first_line(error)}", param=("vllm_args", "tensor_parallel_size"),
+            f"the ranks do not fit this machine: {first_line(error)}", param=("vllm_args", "tensor_parallel_size"),
             fix="Use fewer ranks, or say in VLLM_CPU_OMP_THREADS_BIND which cores each has (0|1).") from error
 
 
@@ -211,7 +209,7 @@ def _guilty(made: Callable[[Mapping[str, Any]], Any], given: Mapping[str, Any], 
 
 
 def _refused(error: Exception, name: str | None = None) -> InvalidSettings:
-    said = _first_line(error)
+    said = first_line(error)
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_input=False)[0]
         said = first["msg"].removeprefix("Value error, ").splitlines()[0]
@@ -219,25 +217,3 @@ def _refused(error: Exception, name: str | None = None) -> InvalidSettings:
     return InvalidSettings(f"vLLM refuses {name or 'its arguments'}: {said[:500]}",
                            param=("vllm_args", name) if name else "vllm_args",
                            fix="Correct TRIMTAB_VLLM_ARGS or the setting behind it.")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _hold_back_warnings() -> None:
-    for name, beginnings in OURS.items():
-        logger = logging.getLogger(name)
-        if not any(isinstance(one, _Without) for one in logger.filters):
-            logger.addFilter(_Without(beginnings))
-
-
-class _Without(logging.Filter):
-    """Drops records that begin in one of some ways."""
-
-    def __init__(self, beginnings: tuple[str, ...]) -> None:
-        super().__init__()
-        self._beginnings = beginnings
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(self._beginnings)

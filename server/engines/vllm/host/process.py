@@ -1,11 +1,17 @@
 """Starting vLLM's AsyncLLM with Trimtab's plugin awake."""
 
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from server.engines.vllm.host.config import awake, engine_config
 from server.engines.vllm.host.options import VllmOptions
 from server.engines.vllm.host.pulse import Pulses, beating
 from server.engines.vllm.host.reading import ModelReading
+from server.engines.vllm.quiet import LEVEL, REASON, first_line
 from steering.language.errors import TrimtabError, UnsupportedModel
 
 
@@ -19,7 +25,7 @@ def start_llm(options: VllmOptions, reading: ModelReading, pulses: Pulses) -> An
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    with awake():
+    with awake(), reason_file() as reason:
         config = engine_config(options, reading)
         try:
             return AsyncLLM.from_vllm_config(config, usage_context=UsageContext.ENGINE_CONTEXT,
@@ -28,5 +34,28 @@ def start_llm(options: VllmOptions, reading: ModelReading, pulses: Pulses) -> An
         except TrimtabError:
             raise
         except Exception as error:
-            # vLLM raises many kinds; all of them mean that nothing can be served.
-            raise UnsupportedModel(f"vLLM does not start: {error}", param="model") from error
+            # vLLM raises many kinds; all of them mean that nothing can be served. It says itself only that a process is
+            # gone, and that process says why.
+            raise UnsupportedModel(
+                f"vLLM does not start: {read_reason(reason) or first_line(error)}", param="model",
+                fix=f"Mend what it names, or set {LEVEL}=INFO to see all that vLLM says about it.") from error
+
+
+@contextmanager
+def reason_file() -> Iterator[Path]:
+    """Where processes that are started in the block say why they do not start."""
+    with tempfile.TemporaryDirectory(prefix="trimtab-vllm-") as folder:
+        path = Path(folder) / "reason"
+        os.environ[REASON] = str(path)
+        try:
+            yield path
+        finally:
+            os.environ.pop(REASON, None)
+
+
+def read_reason(path: Path) -> str:
+    """Empty where none was given."""
+    try:
+        return path.read_text(errors="replace").strip()
+    except FileNotFoundError:
+        return ""

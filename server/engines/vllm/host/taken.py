@@ -11,7 +11,7 @@ from server.engines.vllm.wire import Fault
 
 
 @dataclass(frozen=True)
-class Steps:
+class StepSums:
     """Of one intervention: the largest step, sum and number of steps, and how many were clipped."""
 
     largest: float
@@ -19,8 +19,8 @@ class Steps:
     count: int
     clipped: int
 
-    def joined(self, other: "Steps") -> "Steps":
-        return Steps(max(self.largest, other.largest), self.total + other.total, self.count + other.count,
+    def joined(self, other: "StepSums") -> "StepSums":
+        return StepSums(max(self.largest, other.largest), self.total + other.total, self.count + other.count,
                      self.clipped + other.clipped)
 
 
@@ -28,7 +28,7 @@ class Steps:
 class Taken:
     """Of one request; `steps` by intervention."""
 
-    steps: dict[int, Steps]
+    steps: dict[int, StepSums]
     fault: Fault | None = None
 
     def add_to(self, touched: list[Touched]) -> list[Touched]:
@@ -43,7 +43,7 @@ class Taken:
     @classmethod
     def of(cls, answers: Sequence[dict[str, Any] | None]) -> "Taken":
         """From the ranks that have layers of their own."""
-        steps: dict[int, Steps] = {}
+        steps: dict[int, StepSums] = {}
         fault = None
         for answer in answers:
             if answer is None:
@@ -51,7 +51,7 @@ class Taken:
             if fault is None and answer["fault"] is not None:
                 fault = Fault(**answer["fault"])
             for j, *numbers in answer["steps"]:
-                found = Steps(*numbers)
+                found = StepSums(*numbers)
                 steps[j] = steps[j].joined(found) if j in steps else found
         return cls(steps, fault)
 

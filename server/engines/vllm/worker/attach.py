@@ -16,7 +16,7 @@ from server.engines.vllm.wire import Key
 from server.engines.vllm.worker.ops import Actor, Split, register
 from server.engines.vllm.worker.stage import poisoned, steered
 from server.engines.vllm.worker.steps import Steps
-from server.engines.vllm.worker.tables import GraphTables, Place
+from server.engines.vllm.worker.tables import GraphPlace, GraphTables
 from steering.language.vocabulary import Site
 from steering.models.blocks import find
 from steering.models.families import SHARDED_SITES, Family
@@ -108,7 +108,8 @@ class Edit:
     """What happens at one place: first the part that lives in the graph, then the opaque op, which is told what steps
     the graph took."""
 
-    def __init__(self, module: nn.Module, site: Site, number: int, place: Place | None, graph: GraphTables) -> None:
+    def __init__(self, module: nn.Module, site: Site, number: int, place: GraphPlace | None, graph: GraphTables
+                 ) -> None:
         self._module, self._site, self._number = module, site, number
         self._in_graph = place is not None
         self._elementwise = place is not None and place.elementwise

@@ -22,7 +22,7 @@ NO_FLIP = -1.0
 
 
 @dataclass
-class Stage:
+class GraphStage:
     """One stage; None where a part does nothing. down, up `[r, width]`, bias `[r]`.
 
     shape: AFFINE, CLAMP (numbers: low, high, amount) or ROTATE (numbers: cos, sin, absolute, adaptive).
@@ -53,7 +53,7 @@ class Stage:
         return torch.cat([torch.tensor([self.norm, self.shape, *self.numbers, *self.flip]), bias])
 
 
-def fuse(rows: Sequence[Row], *, depth: int, rank: int, elementwise: bool = False) -> list[Stage] | None:
+def fuse(rows: Sequence[Row], *, depth: int, rank: int, elementwise: bool = False) -> list[GraphStage] | None:
     """Stages that do what `rows` do in order, one each, or None where there are more than `depth` of them or one is not
     of that form with up to `rank` directions.
 
@@ -62,7 +62,7 @@ def fuse(rows: Sequence[Row], *, depth: int, rank: int, elementwise: bool = Fals
     """
     if len(rows) > depth:
         return None
-    stages: list[Stage] = []
+    stages: list[GraphStage] = []
     for row in rows:
         stage = stage_of(row, rank)
         if stage is None or (elementwise and not stage.plain):
@@ -71,25 +71,25 @@ def fuse(rows: Sequence[Row], *, depth: int, rank: int, elementwise: bool = Fals
     return stages
 
 
-def stage_of(row: Row, rank: int) -> Stage | None:
+def stage_of(row: Row, rank: int) -> GraphStage | None:
     t = row.tensors
     match row.kernel:
         case "add":
-            return Stage(offset=t["delta"])
+            return GraphStage(offset=t["delta"])
         case "scale_offset":
-            return Stage(scale=t["scale"] - 1, offset=t["offset"])
+            return GraphStage(scale=t["scale"] - 1, offset=t["offset"])
         case "add_norm_match" | "add_preserve_norm":
-            return Stage(offset=t["delta"], norm=NORM_MATCH if row.kernel == "add_norm_match" else NORM_PRESERVE)
+            return GraphStage(offset=t["delta"], norm=NORM_MATCH if row.kernel == "add_norm_match" else NORM_PRESERVE)
         case "affine" if len(t["bias"]) <= rank:
-            return Stage(down=t["down"], up=t["up"], bias=t["bias"])
+            return GraphStage(down=t["down"], up=t["up"], bias=t["bias"])
         case "clamp":
             direction = t["direction"].unsqueeze(0)
-            return Stage(down=direction, up=direction, shape=CLAMP,
+            return GraphStage(down=direction, up=direction, shape=CLAMP,
                          numbers=[float(t["low"]), float(t["high"]), float(t["amount"]), 0.0])
         case "rotate" if len(t["plane"]) <= rank:
-            return Stage(down=t["plane"], up=t["plane"], shape=ROTATE,
+            return GraphStage(down=t["plane"], up=t["plane"], shape=ROTATE,
                          numbers=[float(t[name]) for name in ("cos", "sin", "absolute", "adaptive")])
         # The largest few are found by sorting, which the graph does not do.
         case "sign_flip" if float(t["count"]) >= int((t["polarity"] != 0).sum()):
-            return Stage(polarity=t["polarity"], flip=(float(t["mode"]), float(t["amount"])))
+            return GraphStage(polarity=t["polarity"], flip=(float(t["mode"]), float(t["amount"])))
     return None

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from server.engines.vllm.manifest import GraphOps
 from server.engines.vllm.wire import Key, Rows
-from server.engines.vllm.worker.fuse import NUM_FIXED_SCALARS, Stage, fuse
+from server.engines.vllm.worker.fuse import NUM_FIXED_SCALARS, GraphStage, fuse
 from server.engines.vllm.worker.staging import Staging
 from steering.acting.containment import UNLIMITED, StepLimit
 from steering.ops.base import Row
+from steering.residency.shared import SharedRows
 
 # Distinct scopes of a program: with three there are seven ways to touch a token.
 MAX_SCOPES = 3
@@ -29,51 +30,37 @@ IDENTITY_SCALARS = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0, 0.0)
 NOBODY = -1
 
 
-class RowPool:
-    """Vectors of one width on the device, shared by content and counted. Row 0 is zeros and always there."""
+class VectorPool:
+    """Vectors of one width on the device, shared by content. Row 0 is zeros and always there.
+
+    It never grows, because the compiled graph reads it where it is.
+    """
 
     def __init__(self, num_rows: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
         self.tensor = torch.zeros(num_rows + 1, width, dtype=dtype, device=device)
-        self._held: dict[bytes, tuple[int, int]] = {}
-        self._digest_of: dict[int, bytes] = {}
-        self._free = list(range(num_rows, 0, -1))
+        self._shared = SharedRows(range(num_rows, 0, -1))
 
     @property
     def num_free(self) -> int:
-        return len(self._free)
+        return self._shared.num_free
 
     def acquire(self, vector: Tensor) -> int | None:
         """Row of the vector `[width]`, or None when the pool is full."""
         digest = hashlib.sha256(vector.contiguous().numpy().tobytes()).digest()
-        if digest in self._held:
-            row, count = self._held[digest]
-        elif self._free:
-            row, count = self._free.pop(), 0
-            self.tensor[row].copy_(vector)
-            self._digest_of[row] = digest
-        else:
-            return None
-        self._held[digest] = (row, count + 1)
-        return row
+        return self._shared.acquire(digest, lambda row: self.tensor[row].copy_(vector))
 
     def release(self, row: int) -> None:
-        digest = self._digest_of[row]
-        _, count = self._held[digest]
-        if count > 1:
-            self._held[digest] = (row, count - 1)
-        else:
-            del self._held[digest], self._digest_of[row]
-            self._free.append(row)
+        self._shared.release(row)
 
 
 @dataclass(frozen=True)
-class Place:
+class GraphPlace:
     """One hooked (site, layer): its pool, index and scalars, and which columns of the full width this device has.
 
     elementwise: only part 1 of a stage without norms is there.
     """
 
-    pool: RowPool
+    pool: VectorPool
     index: Tensor
     scalars: Tensor
     elementwise: bool
@@ -106,22 +93,22 @@ class GraphTables:
         self.size = 1 + num_slots * VARIANTS
         self.num_rows, self.dtype, self.device = num_rows, dtype, device
         self.token = torch.zeros(max_tokens, dtype=torch.int32, device=device)
-        self.places: dict[Key, Place] = {}
+        self.places: dict[Key, GraphPlace] = {}
         self.owners = np.full((self.size, 0), NOBODY, dtype=np.int8)
-        self._pools: dict[int, RowPool] = {}
+        self._pools: dict[int, VectorPool] = {}
         self._staging = Staging(self.token)
-        self._held: dict[int, list[tuple[RowPool, int]]] = {}
+        self._held: dict[int, list[tuple[VectorPool, int]]] = {}
         self._scopes: dict[int, list[int]] = {}
 
-    def add_place(self, key: Key, width: int, *, elementwise: bool, columns: slice) -> Place:
+    def add_place(self, key: Key, width: int, *, elementwise: bool, columns: slice) -> GraphPlace:
         """Make the tables of a place; `width` is that on this device."""
         if width not in self._pools:
-            self._pools[width] = RowPool(self.num_rows, width, self.dtype, self.device)
+            self._pools[width] = VectorPool(self.num_rows, width, self.dtype, self.device)
         per_stage = 2 if elementwise else 3 + 2 * self.rank
         index = torch.zeros(self.size, per_stage * self.depth, dtype=torch.int32, device=self.device)
         identity = torch.tensor([*IDENTITY_SCALARS, *[0.0] * self.rank])
         scalars = identity.repeat(self.size, self.depth).to(self.device)
-        self.places[key] = Place(self._pools[width], index, scalars, elementwise, columns)
+        self.places[key] = GraphPlace(self._pools[width], index, scalars, elementwise, columns)
         self.owners = np.full((self.size, len(self.places) * self.depth), NOBODY, dtype=np.int8)
         return self.places[key]
 
@@ -144,7 +131,7 @@ class GraphTables:
         if not rows.limited and self.limit != UNLIMITED:
             # The limit is part of the graph.
             return False
-        fused: list[tuple[Key, int, list[int], list[Stage]]] = []
+        fused: list[tuple[Key, int, list[int], list[GraphStage]]] = []
         for variant in range(1, 2**len(groups)):
             on = [j for j in acting if variant >> groups.index(scopes[j]) & 1]
             for key in keys:
@@ -185,10 +172,10 @@ class GraphTables:
             variant |= (bits >> np.uint32(j) & np.uint32(1)) << np.uint32(g)
         return np.where(variant > 0, np.uint32((slot - 1) * VARIANTS) + variant, np.uint32(0))
 
-    def _fused(self, key: Key, rows: Sequence[Row]) -> list[Stage] | None:
+    def _fused(self, key: Key, rows: Sequence[Row]) -> list[GraphStage] | None:
         return fuse(rows, depth=self.depth, rank=self.rank, elementwise=self.places[key].elementwise)
 
-    def _write(self, slot: int, place: Place, number: int, stages: Sequence[Stage]) -> bool:
+    def _write(self, slot: int, place: GraphPlace, number: int, stages: Sequence[GraphStage]) -> bool:
         per_stage = place.rows_per_stage // self.depth
         index = torch.zeros(place.rows_per_stage, dtype=torch.int32)
         for d, stage in enumerate(stages):
@@ -217,7 +204,7 @@ class GraphTables:
             self.fill(np.zeros(0, dtype=np.uint32))
 
 
-def _vectors(stage: Stage, rank: int, elementwise: bool) -> Mapping[int, Tensor]:
+def _vectors(stage: GraphStage, rank: int, elementwise: bool) -> Mapping[int, Tensor]:
     """Vectors of a stage by their column of the index, those that do nothing left out."""
     found: dict[int, Tensor] = {}
     for n, vector in ((0, stage.scale), (1, stage.offset)):
