@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from steering.artifacts.source import Resolved, Source
+from steering.language.errors import SteeringLimit, SteeringOverflow
 from steering.language.intervention import Intervention
 from steering.language.strength import Strength
 from steering.ops import get_operation
@@ -31,6 +32,8 @@ LEAST_SHARE = 0.2
 FLOOR_PROMPTS = 16
 FLOOR_POINTS = 5
 DIGITS = 6
+# What a strength fails with that the model's numbers, or the server's limit on steps, do not bear.
+TOO_STRONG = (SteeringOverflow, SteeringLimit)
 # Completions that run at once, and programs: each takes one of the engine's slots.
 BATCH, MOST_AT_ONCE = 128, 8
 
@@ -124,8 +127,15 @@ class _Sweep:
         def kl(strength: float) -> float:
             self._step(0.02, "range")
             program = self._program(self._source, place.layers, strength)
-            return _mean([trial.kl for trial in self._trials(pilot, program)])
+            try:
+                found = _mean([trial.kl for trial in self._trials(pilot, program)])
+            except TOO_STRONG:
+                # Beyond every dose, and no strength to sweep at.
+                return math.inf
+            borne.append(strength)
+            return found
 
+        borne: list[float] = []
         first = last = place.start
         begin = end = kl(place.start)
         for _ in range(MOST_DOUBLINGS):
@@ -146,6 +156,7 @@ class _Sweep:
             middle = math.sqrt(first * min(first * 2, last))
             if begin <= low and kl(middle) <= low:
                 first = middle
+        last = min(last, max(borne, default=0.0))
         if first >= last:
             raise CalibrationFailed(f"doses of {low:g} to {high:g} nats lie between no two strengths", param="reach",
                                     fix="Give the strengths.")
@@ -182,7 +193,12 @@ class _Sweep:
     def _outcome(self, strength: float, program: Program | None, prompts: Sequence[Tokens], score: Score | None
                  ) -> Outcome:
         self._check()
-        trials = self._trials(prompts, program)
+        try:
+            trials = self._trials(prompts, program)
+        except TOO_STRONG as error:
+            raise CalibrationFailed(f"strength {strength:g} is more than the model bears: {error.message}",
+                                    param="strengths" if self._options.strengths else "reach",
+                                    fix="Ask for less.") from error
         kl = [trial.kl for trial in trials]
         mean = _mean(kl)
         spread = math.sqrt(sum((x - mean) ** 2 for x in kl) / max(len(kl) - 1, 1) / len(kl))

@@ -8,6 +8,7 @@ import torch
 
 from steering.artifacts.payload import Payload
 from steering.artifacts.source import Source
+from steering.language.errors import SteeringLimit, SteeringOverflow, TrimtabError
 from steering.models.facts import ModelFacts
 from steering.programs.program import Program
 from tests.vectors.making import metadata, open_library, vector_payload
@@ -82,6 +83,39 @@ def test_curves_equal_the_closed_form_and_cover_the_reach() -> None:
     for dose in (0.1, 0.5, 1.0):
         assert 4 * calibrated.strength(dose) ** 2 == pytest.approx(dose, rel=1e-3)
         assert calibrated.strength(-dose) == pytest.approx(-calibrated.strength(dose))
+
+
+class Bounded(Toy):
+    """Values stop being finite, or a step goes over the server's limit, from a delta of `bears` on."""
+
+    def __init__(self, bears: float, error: type[TrimtabError]) -> None:
+        super().__init__()
+        self.bears, self.error = bears, error
+
+    def trials(self, prompts: Sequence[Sequence[int]], program: Program | None, *rest: Any) -> list[Trial]:
+        for item in program.compiled if program is not None else ():
+            if any(float(row.tensors["delta"].norm()) > self.bears for row in item.rows.values()):
+                raise self.error("intervention 0 makes values that are not finite", param="steering.interventions[0]")
+        return super().trials(prompts, program, *rest)
+
+
+@pytest.mark.parametrize("error", [SteeringOverflow, SteeringLimit])
+def test_a_range_ends_below_what_the_model_bears(error: type[TrimtabError]) -> None:
+    """Doubling steps over it long before the KL that was asked for: the curve ends there, and is right up to there."""
+    [setting] = run(source(), options(reach=[0.02, 50.0]), Bounded(3.0, error))
+    assert max(p.strength for p in setting.up) <= 1.5
+    assert max(p.strength for p in setting.up) > 0.75, "half of it at least is looked at"
+    assert [p.kl for p in setting.up] == pytest.approx([4 * p.strength**2 for p in setting.up], rel=1e-4)
+    [free] = run(source(), options(reach=[0.02, 50.0]))
+    assert max(p.strength for p in free.up) > 3.0
+
+
+def test_a_rung_that_the_model_does_not_bear_is_named() -> None:
+    with pytest.raises(CalibrationFailed, match="strength 2 is more") as found:
+        run(source(), options(strengths=[0.5, 1.0, 2.0]), Bounded(3.0, SteeringOverflow))
+    assert found.value.param == "strengths" and "not finite" in found.value.message
+    with pytest.raises(CalibrationFailed):
+        run(source(), options(), Bounded(1e-9, SteeringOverflow))
 
 
 def test_the_floor_is_of_random_directions_of_equal_norm() -> None:
