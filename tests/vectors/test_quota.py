@@ -48,7 +48,7 @@ def test_names_of_artifacts_and_presets_together(tmp_path: Path) -> None:
                   lambda: library.presets.create("q", SPEC)):
         with pytest.raises(LibraryFull, match="2 names.*library_names") as caught:
             store()
-        assert (caught.value.status, caught.value.code) == (409, "library_full")
+        assert caught.value.code == "library_full"
     # More versions of known names, and the same again, are no new names.
     library.create(metadata(), vector_payload(2))
     library.presets.create("p", SPEC, "again")
