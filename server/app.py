@@ -10,7 +10,7 @@ from starlette.types import Lifespan
 from server.api import console, lens
 from server.api.admin import capabilities, docs, effects, health, jobs
 from server.api.admin import switches as admin
-from server.api.library import artifacts, calibration, extract, presets
+from server.api.library import artifacts, calibration, evaluations, extract, presets
 from server.api.openai import chat, completions, models
 from server.background.housekeeping import Housekeeping
 from server.background.jobs import Jobs
@@ -46,7 +46,8 @@ class Part(Protocol):
 
 
 ROUTERS = (chat.router, completions.router, models.router, artifacts.router, calibration.router, presets.router,
-           capabilities.router, extract.router, jobs.router, effects.router, lens.router, admin.router)
+           capabilities.router, extract.router, evaluations.router, jobs.router,
+           effects.router, lens.router, admin.router)
 DESCRIPTION = "Inference-time steering behind OpenAI's API: each request may carry a `steering` field."
 
 

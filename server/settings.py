@@ -124,6 +124,8 @@ class Settings(BaseSettings):
         description="Versions of them the library may hold; 0: no limit.")
     gc_interval_s: float = Field(default=3600.0, ge=0, le=10**7, description="Seconds between two collections of what "
                                  "deleted versions and crashes left on the disk; 0: only when asked for.")
+    judge_urls: tuple[str, ...] = Field(default=(), description="URLs (JSON list) at and below which evaluations may "
+        "ask another model to judge texts; prompts and answers are sent there.")
     max_jobs: int = Field(default=16, ge=1, le=1024, description="Background jobs that may wait or run at once.")
     program_cache_bytes: int = Field(default=256 * 2**20, ge=0,
         description="Memory for compiled programs kept for reuse.")

@@ -8,6 +8,7 @@ from server.cli.capabilities import capabilities
 from server.cli.chat import chat
 from server.cli.console import Commands
 from server.cli.doctor import doctor, version
+from server.cli.evaluate import evaluate
 from server.cli.extract import extract
 from server.cli.lens import lens
 from server.cli.serve import serve
@@ -21,6 +22,7 @@ app.add_typer(presets.app, name="presets")
 app.add_typer(library.app, name="library")
 app.command()(extract)
 app.command()(calibrate)
+app.command()(evaluate)
 app.command()(lens)
 app.command()(capabilities)
 app.command()(doctor)

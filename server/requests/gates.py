@@ -24,16 +24,20 @@ async def decide(plan: Plan, prompts: Sequence[Prompt], engine: Engine) -> list[
     """Decide the gates of a plan for every prompt: one pass over each, by the untouched model.
 
     Raises:
-        TrimtabError: the prompt cannot be read; the request fails, as no decision is neither open nor closed.
+        TrimtabError: the prompt cannot be read. The request fails then, because a gate that was not decided is neither
+            open nor closed.
     """
-    program = plan.program
+    return await decide_program(plan.program, [prompt.token_ids for prompt in prompts], engine)
+
+
+async def decide_program(program: Program | None, prompts: Sequence[Sequence[int]], engine: Engine) -> list[Decided]:
+    """As `decide`, for a program by itself and prompts as token ids."""
     if program is None or not program.gates:
         return [Decided(program, {}) for _ in prompts]
     gates = list(program.gates.values())
     sites = _sites(gates)
     last = all(condition.pool == "last" for gate in gates for condition in gate.conditions)
-    found = await engine.capture([CaptureRequest(prompt.token_ids, sites, [-1] if last else None)
-                                  for prompt in prompts])
+    found = await engine.capture([CaptureRequest(token_ids, sites, [-1] if last else None) for token_ids in prompts])
     decided = []
     programs: dict[frozenset[int], Program] = {}
     for captured in found:

@@ -10,6 +10,7 @@ import torch
 
 from server.effects.degeneration import degeneration
 from server.engines.base import CaptureRequest, CompareRequest, Generation, Sampling
+from server.requests.gates import decide_program
 from server.requests.state import ServerState
 from steering.language.vocabulary import Site
 from steering.models.facts import ModelFacts
@@ -73,27 +74,30 @@ class EngineSubject:
 
         return list(await asyncio.gather(*(one(n, text) for n, text in enumerate(texts))))
 
+    def roles(self, prompt: Prompt) -> list[str] | None:
+        turns = () if isinstance(prompt, str) else [part for part in prompt if isinstance(part, Turn)]
+        if not turns:
+            return None
+        said = [{"role": turn.role, "content": turn.content} for turn in turns]
+        found = self.state.chat_prompts.prompt(said, roles=True).roles
+        return None if found is None else list(found)
+
     def trials(self, prompts: Sequence[Sequence[int]], program: Program | None, max_tokens: int, temperature: float,
-               seed: int) -> list[Trial]:
-        return self._wait(self._trials(prompts, program, max_tokens, temperature, seed))
+               seed: int, roles: Sequence[Sequence[str] | None] | None = None) -> list[Trial]:
+        return self._wait(self._trials(prompts, program, max_tokens, temperature, seed, roles or [None] * len(prompts)))
 
     async def _trials(self, prompts: Sequence[Sequence[int]], program: Program | None, max_tokens: int,
-                      temperature: float, seed: int) -> list[Trial]:
-        async def one(number: int, prompt: Sequence[int]) -> list[int]:
-            sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed + number,
+                      temperature: float, seed: int, roles: Sequence[Sequence[str] | None]) -> list[Trial]:
+        async def one(number: int, prompt: Sequence[int], own: Program | None) -> list[int]:
+            sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=(seed + number) % 2**32,
                                 stop_token_ids=self.state.vocabulary.end_ids)
             completion = self.state.engine.generate(Generation(f"calibrate-{secrets.token_hex(8)}-{number}", prompt,
-                                                               sampling, program))
+                                                               sampling, own, roles[number]))
             return [token.token_id async for token in completion]
 
-        written = await asyncio.gather(*(one(n, prompt) for n, prompt in enumerate(prompts)))
-        if program is None or not program.acting:
-            measured = [(0.0, await self._surprise(prompt, ids)) for prompt, ids in zip(prompts, written, strict=True)]
-        else:
-            found = await self.state.engine.compare_all([
-                CompareRequest([*prompt, *ids], len(prompt), program)
-                for prompt, ids in zip(prompts, written, strict=True)])
-            measured = [(float(one.total.kl.mean()), float(one.total.surprise.mean())) for one in found]
+        decided = [one.program for one in await decide_program(program, prompts, self.state.engine)]
+        written = await asyncio.gather(*(one(n, prompt, decided[n]) for n, prompt in enumerate(prompts)))
+        measured = await self._measured(prompts, written, decided, roles)
         ends = self.state.vocabulary.end_ids
         trials = []
         for ids, (kl, surprise) in zip(written, measured, strict=True):
@@ -102,6 +106,19 @@ class EngineSubject:
             trials.append(Trial(kl=kl, surprise=surprise, repetition=signs.repetition, compression=signs.compression,
                                 length=signs.length, ended=signs.ended, text=text))
         return trials
+
+    async def _measured(self, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]],
+                        programs: Sequence[Program | None], roles: Sequence[Sequence[str] | None]
+                        ) -> list[tuple[float, float]]:
+        """(KL, surprise) of each completion, nats per token; KL is 0 where nothing acted."""
+        acting = {n: program for n, program in enumerate(programs) if program is not None and program.acting}
+        compared = await self.state.engine.compare_all([
+            CompareRequest([*prompts[n], *written[n]], len(prompts[n]), program, roles[n])
+            for n, program in acting.items()])
+        found = {n: (float(one.total.kl.mean()), float(one.total.surprise.mean()))
+                 for n, one in zip(acting, compared, strict=True)}
+        return [found[n] if n in found else (0.0, await self._surprise(prompts[n], written[n]))
+                for n in range(len(prompts))]
 
     async def _surprise(self, prompt: Sequence[int], generated: Sequence[int]) -> float:
         """Mean -log p of generated tokens under the untouched model."""

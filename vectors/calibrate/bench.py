@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from steering.programs.program import Program
-from vectors.extract.subject import Subject, Tokens
+from vectors.extract.subject import Prompt, Subject, Tokens
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,11 @@ class Trial:
 
 class Bench(Subject, Protocol):
     def trials(self, prompts: Sequence[Tokens], program: Program | None, max_tokens: int, temperature: float,
-               seed: int) -> list[Trial]:
-        """One completion of each prompt; completion i is drawn with seed + i, whatever the program."""
+               seed: int, roles: Sequence[Sequence[str] | None] | None = None) -> list[Trial]:
+        """One completion of each prompt; completion i is drawn with seed + i, whatever the program. roles: of the
+        tokens of each prompt, for programs whose scopes name roles. Gates are decided for each prompt."""
+        ...
+
+    def roles(self, prompt: Prompt) -> list[str] | None:
+        """One role per token of an encoded conversation; None for other prompts."""
         ...

@@ -14,12 +14,14 @@ from steering.programs.compiler import compile_program
 from steering.programs.program import Program
 from vectors.calibrate.bench import Bench, Trial
 from vectors.calibrate.placebo import random_like
+from vectors.evaluate.graders.choice import ChoiceGrader
 from vectors.evaluate.graders.contract import BROKEN, Answer, Grader, Tools
 from vectors.evaluate.graders.grade import grade
 from vectors.evaluate.shares import Share
 from vectors.extract.subject import Prompt, encoded
 
 Step = Callable[[float, str], None]
+Kind = Literal["untouched", "steered", "random"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,13 @@ class Asked:
 @dataclass(frozen=True)
 class Options:
     """doses: what every strength of the spec is multiplied with. draws: random counterparts at each dose. samples:
-    texts that are kept of each arm, with their verdicts; those of the same prompts in all arms.
+    texts that are kept of each arm, with their verdicts; those of the same prompts in all arms. controls: prompts on
+    which nothing should change. tasks: unrelated questions with right answers. names_roles: scopes of the spec do.
     """
+
+    names_roles: bool = False
+    controls: tuple[Prompt, ...] = ()
+    tasks: tuple[Asked, ...] = ()
 
     doses: tuple[float, ...] = (1.0,)
     draws: int = 20
@@ -57,16 +64,19 @@ class Graded:
 @dataclass(frozen=True)
 class Arm:
     """kl: mean nats per token from the untouched model. perplexity: of the texts under the untouched model. samples:
-    (number of the prompt, text, outcome by each grader).
+    (number of the prompt, text, outcome by each grader). controls: what the first grader finds on the control prompts.
+    tasks: unrelated questions answered rightly.
     """
 
-    kind: Literal["untouched", "steered", "random"]
+    kind: Kind
     dose: float
     graded: tuple[Graded, ...]
     kl: float
     perplexity: float
     repetition: float
     samples: tuple[tuple[int, str, tuple[str, ...]], ...] = ()
+    controls: Graded | None = None
+    tasks: Share | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,7 @@ def evaluate(spec: Sequence[Resolved], asked: Sequence[Asked], graders: Sequence
     total = 1 + len(options.doses) * (1 + options.draws)
     done = 0
 
-    def arm(kind: Literal["untouched", "steered", "random"], dose: float, program: Program | None) -> Arm:
+    def arm(kind: Kind, dose: float, program: Program | None) -> Arm:
         nonlocal done
         step(done / total, kind)
         done += 1
@@ -142,31 +152,60 @@ class _Runner:
         self._bench = bench
         self._options = options
         self._tools = tools
-        self._tokens = [encoded(bench, one.prompt, ("prompts", n)) for n, one in enumerate(asked)]
-        self._usual: float | None = None
+        self._controls = [Asked(prompt) for prompt in options.controls]
+        self._tokens = {name: [encoded(bench, one.prompt, (name, n)) for n, one in enumerate(group)]
+                        for name, group in (("prompts", asked), ("controls", self._controls), ("tasks", options.tasks))}
+        self._roles = {} if not options.names_roles else {
+            name: [bench.roles(one.prompt) for one in group]
+            for name, group in (("prompts", asked), ("controls", self._controls), ("tasks", options.tasks))}
+        # What is usual is what the untouched model has on the same prompts; its arm comes first.
+        self._usual: dict[str, float] = {}
 
-    def arm(self, kind: Literal["untouched", "steered", "random"], dose: float, program: Program | None) -> Arm:
-        options = self._options
-        trials = self._bench.trials(self._tokens, program, options.max_tokens, options.temperature, options.seed)
-        if self._usual is None:
-            # The untouched arm comes first: what is usual is what it has.
-            self._usual = median(trial.surprise for trial in trials)
-        tools = replace(self._tools, usual_surprise=self._usual,
-                        surprise=lambda answers: [trial.surprise for trial in trials])
-        answers = [Answer(trial.text, _shown(one.prompt), trial.ended, one.expected)
-                   for trial, one in zip(trials, self._asked, strict=True)]
+    def arm(self, kind: Kind, dose: float, program: Program | None) -> Arm:
+        trials = self._trials("prompts", program)
         graded, verdicts = [], []
         for grader in self._graders:
-            found = grade(grader, answers, tools)
-            verdicts.append([verdict.outcome for verdict in found])
-            counts = {name: verdicts[-1].count(name) for name in (*grader.outcomes, *verdicts[-1], BROKEN)}
-            shares = {name: Share.of(count, len(found)) for name, count in counts.items()}
-            graded.append(Graded(grader.model_dump()["kind"], shares,
-                                 Share.of(sum(verdict.success for verdict in found), len(found)), shares[BROKEN]))
+            one, outcomes = self._graded(grader, "prompts", self._asked, trials)
+            graded.append(one)
+            verdicts.append(outcomes)
         samples = tuple((n, trials[n].text, tuple(outcomes[n] for outcomes in verdicts))
-                        for n in range(min(options.samples, len(trials))))
+                        for n in range(min(self._options.samples, len(trials))))
         return Arm(kind, dose, tuple(graded), mean(trial.kl for trial in trials), _perplexity(trials),
-                   mean(trial.repetition for trial in trials), samples)
+                   mean(trial.repetition for trial in trials), samples, self._on_controls(program),
+                   self._on_tasks(program))
+
+    def _on_controls(self, program: Program | None) -> Graded | None:
+        if not self._controls:
+            return None
+        trials = self._trials("controls", program)
+        return self._graded(self._graders[0], "controls", self._controls, trials)[0]
+
+    def _on_tasks(self, program: Program | None) -> Share | None:
+        if not self._options.tasks:
+            return None
+        grader = ChoiceGrader(match="first")
+        return self._graded(grader, "tasks", self._options.tasks, self._trials("tasks", program))[0].success
+
+    def _trials(self, group: str, program: Program | None) -> list[Trial]:
+        options = self._options
+        sampling = options.max_tokens, options.temperature, options.seed
+        trials = (self._bench.trials(self._tokens[group], program, *sampling, roles=self._roles[group])
+                  if self._roles else self._bench.trials(self._tokens[group], program, *sampling))
+        self._usual.setdefault(group, median(trial.surprise for trial in trials))
+        return trials
+
+    def _graded(self, grader: Grader, group: str, asked: Sequence[Asked], trials: Sequence[Trial]
+                ) -> tuple[Graded, list[str]]:
+        """What one grader finds in the answers to one group of prompts, and the outcome of each."""
+        tools = replace(self._tools, usual_surprise=self._usual[group],
+                        surprise=lambda answers: [trial.surprise for trial in trials])
+        found = grade(grader, [Answer(trial.text, _shown(one.prompt), trial.ended, one.expected)
+                               for trial, one in zip(trials, asked, strict=True)], tools)
+        outcomes = [verdict.outcome for verdict in found]
+        shares = {name: Share.of(outcomes.count(name), len(found))
+                  for name in dict.fromkeys((*grader.outcomes, *outcomes, BROKEN))}
+        success = Share.of(sum(verdict.success for verdict in found), len(found))
+        return Graded(grader.model_dump()["kind"], shares, success, shares[BROKEN]), outcomes
 
 
 def _perplexity(trials: Sequence[Trial]) -> float:

@@ -24,6 +24,7 @@ from vectors.calibration import with_settings
 from vectors.library import naming, references
 from vectors.library.blobs import BlobStore, Stored, digest_of
 from vectors.library.database import LOCK_WAIT_S, Database
+from vectors.library.evaluations import Evaluations
 from vectors.library.naming import Ref
 from vectors.library.paging import Page, fetch
 from vectors.library.presets import Presets
@@ -81,6 +82,7 @@ class Library:
         self.limits = limits
         self.presets = Presets(database, limits)
         self.switches = Switches(database)
+        self.evaluations = Evaluations(database)
         # With the card it was made from: of what a source holds, only the card can change.
         self._cache: LRUCache[str, tuple[Source, Any]] = LRUCache(cache_bytes, getsizeof=lambda e: cached_bytes(*e))
         # By version, of which none ever changes and no number is given out again.

@@ -125,6 +125,28 @@ class PresetUse(Base):
     selector: Mapped[str] = mapped_column(String(32), primary_key=True)
 
 
+class EvaluationRow(Base):
+    """What an evaluation measured: `summary` for lists, `report` as JSON text."""
+
+    __tablename__ = "evaluation"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    summary: Mapped[dict[str, Any]] = mapped_column(JSON)
+    report: Mapped[str] = mapped_column(Text)
+
+    uses: Mapped[list["EvaluationUse"]] = relationship(cascade="all, delete-orphan", passive_deletes=True)
+
+
+class EvaluationUse(Base):
+    """An artifact or preset version that was evaluated, "cheerful@3". It may be deleted; the finding stays."""
+
+    __tablename__ = "evaluation_use"
+
+    evaluation_id: Mapped[str] = mapped_column(ForeignKey("evaluation.id", ondelete="CASCADE"), primary_key=True)
+    ref: Mapped[str] = mapped_column(String(100), primary_key=True, index=True)
+
+
 class Setting(Base):
     """Switches of the whole library: the default spec, the kill switch. The row `blobs` is only ever locked."""
 

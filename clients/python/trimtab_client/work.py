@@ -101,6 +101,53 @@ def calibration_plot(ref: str, *, format: Literal["png", "svg"] = "png", setting
                 params={"setting": setting})
 
 
+def start_evaluation(prompts: Sequence[Any], graders: Sequence[Mapping[str, Any]], *,
+                     spec: Mapping[str, Any] | None = None, preset: str | None = None, **options: Any) -> Call[Job]:
+    """Begin to grade what the model writes under a spec or preset, beside the untouched model and random artifacts.
+
+    prompts: texts, conversations, or `{"prompt": ..., "expected": [...]}`. graders: `{"kind": "language", ...}`.
+    options: doses, draws, controls, tasks, max_tokens, temperature, seed, samples.
+    """
+    named = {"spec": None if spec is None else dict(spec), "preset": preset}
+    return Call("POST", "/v1/evaluations", reader(Job), json={
+        "prompts": list(prompts), "graders": [dict(grader) for grader in graders],
+        **{name: value for name, value in named.items() if value is not None}, **options})
+
+
+def evaluate(prompts: Sequence[Any], graders: Sequence[Mapping[str, Any]], *, spec: Mapping[str, Any] | None = None,
+             preset: str | None = None, on_progress: Callable[[Job], None] | None = None, **options: Any
+             ) -> Flow[dict[str, Any]]:
+    """As `start_evaluation`, and wait for it: the whole report. Raises JobFailed."""
+    job: Job = yield start_evaluation(prompts, graders, spec=spec, preset=preset, **options)
+    done = yield from wait(job.id, on_progress=on_progress)
+    report: dict[str, Any] = yield evaluation((done.result or {})["id"])
+    return report
+
+
+def evaluations(ref: str | None = None, *, limit: int = 50) -> Call[Page[dict[str, Any]]]:
+    """Summaries, newest first. ref: only of this artifact or preset version, `cheerful@3` say."""
+    return Call("GET", "/v1/evaluations", reader(Page[dict[str, Any]]), params={"ref": ref, "limit": limit})
+
+
+def evaluation(evaluation_id: str) -> Call[dict[str, Any]]:
+    """One report, with texts."""
+    return Call("GET", f"/v1/evaluations/{quote(evaluation_id, safe='')}", plain)
+
+
+def evaluation_page(evaluation_id: str) -> Call[bytes]:
+    """One report as an HTML page to read."""
+    return Call("GET", f"/v1/evaluations/{quote(evaluation_id, safe='')}/report", content_of)
+
+
+def evaluation_picture(evaluation_id: str, *, format: Literal["png", "svg"] = "png") -> Call[bytes]:
+    """Shares at every dose, beside those of random artifacts, as a picture."""
+    return Call("GET", f"/v1/evaluations/{quote(evaluation_id, safe='')}/picture.{format}", content_of)
+
+
+def delete_evaluation(evaluation_id: str) -> Call[None]:
+    return Call("DELETE", f"/v1/evaluations/{quote(evaluation_id, safe='')}", nothing)
+
+
 def effects(*, group: Literal["artifact", "preset", "minute", "all"] = "all", artifact: str | None = None,
             preset: str | None = None, since: int | None = None, until: int | None = None, limit: int = 100
             ) -> Call[dict[str, Any]]:

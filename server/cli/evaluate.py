@@ -1,0 +1,161 @@
+"""`trimtab evaluate`: grade what the model writes under an artifact, a preset or a spec, beside random artifacts."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from trimtab_client import Client, Job
+
+from server.cli.calibrate import _json, _numbers
+from server.cli.connection import DEFAULT_URL, Key, Url, connect
+from server.cli.console import out
+from steering.language.errors import InvalidRequest
+
+STAGES = {"untouched": "the untouched model", "steered": "the spec", "random": "random artifacts"}
+
+
+def evaluate(
+    subject: Annotated[str, typer.Argument(help='Artifact ("name", "name@3"), preset (with --preset), or a spec as '
+                                           "JSON.")],
+    prompts: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Prompts: plain lines, or JSON lines with "
+                                          "text or messages and, for right answers, expected.")],
+    grader: Annotated[list[str], typer.Option(help="How answers are graded; may be repeated: refusal, sentiment, "
+                                              "language=fr, regex=PATTERN, length, whole, or a grader as JSON.")],
+    preset: Annotated[bool, typer.Option("--preset", help="The argument names a preset.")] = False,
+    dose: Annotated[str, typer.Option(help="What strengths are multiplied with, 0.5,1,2 say.")] = "1",
+    draws: Annotated[int, typer.Option(help="Random artifacts of equal size at each dose.")] = 20,
+    controls: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Prompts on which nothing should "
+                                                  "change.")] = None,
+    tasks: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Unrelated questions: JSON lines with "
+                                               "text and expected.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of a completion.")] = 48,
+    temperature: Annotated[float, typer.Option(help="Of the completions.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of completions and draws.")] = 0,
+    samples: Annotated[int, typer.Option(help="Texts of each arm to keep and print.")] = 8,
+    output: Annotated[Path | None, typer.Option("--output", "-o", file_okay=False, help="Folder for the report as "
+                                                "JSON, page and picture.")] = None,
+    url: Url = DEFAULT_URL, key: Key = None,
+) -> None:
+    """Grade what the model writes beside the untouched model and random artifacts of equal size; keep the report."""
+    named: dict[str, Any] = {"preset": subject} if preset else {"spec": _spec(subject)}
+    asked = {"doses": _numbers(dose, float, "--dose"), "draws": draws, "max_tokens": max_tokens, "seed": seed,
+             "temperature": temperature, "samples": samples,
+             "controls": [] if controls is None else [_prompt(one) for one in read_questions(controls, "--controls")],
+             "tasks": [] if tasks is None else read_questions(tasks, "--tasks")}
+    questions = read_questions(prompts, "--prompts")
+    arms = 1 + len(asked["doses"]) * (1 + draws)
+    out.print(f"{arms} arms of {len(questions) + len(asked['controls']) + len(asked['tasks'])} completions, "
+              f"{max_tokens} tokens each at the most")
+    with connect(url, key) as client:
+        report = _run(client, questions, [_grader(text) for text in grader], {**named, **asked})
+        show(report)
+        out.print(f"stored as {report['id']}; read it at {url.rstrip('/')}/v1/evaluations/{report['id']}/report")
+        if output is not None:
+            _write(client, report, output)
+
+
+def show(report: dict[str, Any]) -> None:
+    """The shares as a table, what they say, and texts side by side."""
+    table = Table("arm", *(f"success: {one['kind']}" for one in report["graders"]), "broken", "KL per token", box=None)
+    rows = [("untouched", report["untouched"])]
+    for one in report["results"]:
+        dose = one["steered"]["dose"]
+        rows.append((f"dose {dose:g}", one["steered"]))
+        if one["random"]:
+            best = max(one["random"], key=lambda arm: arm["graded"][0]["success"]["share"])
+            rows.append((f"best of {len(one['random'])} random, dose {dose:g}", best))
+    for name, arm in rows:
+        table.add_row(name, *(_share(one["success"]) for one in arm["graded"]), _share(arm["graded"][0]["broken"]),
+                      f"{arm['kl']:.3g}")
+    out.print(table)
+    for one in report["results"]:
+        for grader, said in zip(report["graders"], one["verdict"], strict=True):
+            out.print(f"dose {one['steered']['dose']:g}, {grader['kind']}: {said}", markup=False)
+    for n, prompt in enumerate(report["shown"]):
+        out.print(f"\n> {prompt}", markup=False)
+        arms = [("untouched", report["untouched"]),
+                *((f"dose {one['steered']['dose']:g}", one["steered"]) for one in report["results"]),
+                *((f"random, dose {one['steered']['dose']:g}", one["random"][0]) for one in report["results"]
+                  if one["random"])]
+        for name, arm in arms:
+            sample = arm["samples"][n]
+            out.print(f"  {name} ({', '.join(sample['outcomes'])}): {sample['text'].strip()}", markup=False)
+
+
+def read_questions(path: Path, option: str) -> list[Any]:
+    """Prompts of a file, with right answers where a line has `expected`.
+
+    Raises:
+        InvalidRequest: naming the line.
+    """
+    found: list[Any] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        record = _json(line, option) if line.startswith("{") else {"text": line}
+        prompt = record.get("messages", record.get("text", record.get("prompt")))
+        if prompt is None:
+            raise InvalidRequest(f"{path.name} line {number} has none of text, prompt and messages", param=option)
+        expected = record.get("expected")
+        if expected is None:
+            found.append(prompt)
+        else:
+            found.append({"prompt": prompt, "expected": [expected] if isinstance(expected, str) else expected})
+    return found
+
+
+def _prompt(one: Any) -> Any:
+    return one["prompt"] if isinstance(one, dict) else one
+
+
+def _spec(text: str) -> dict[str, Any]:
+    if text.lstrip().startswith("{"):
+        given = _json(text, "SUBJECT")
+        return given if "interventions" in given else {"interventions": [given]}
+    return {"interventions": [{"artifact": text}]}
+
+
+def _grader(text: str) -> dict[str, Any]:
+    """A grader of one word, of a word and its main option, or as JSON."""
+    if text.lstrip().startswith("{"):
+        return _json(text, "--grader")
+    kind, _, value = text.partition("=")
+    main = {"language": "language", "regex": "pattern", "sentiment": "wanted", "refusal": "wanted"}
+    if value and kind not in main:
+        raise InvalidRequest(f"the grader {kind!r} has no main option", param="--grader",
+                             fix=f"Give it as JSON, or use one of {', '.join(main)}.")
+    return {"kind": kind, main[kind]: value} if value else {"kind": kind}
+
+
+def _run(client: Client, prompts: list[Any], graders: list[dict[str, Any]], options: dict[str, Any]) -> dict[str, Any]:
+    """Run the job with a progress bar. Ctrl-C cancels the job."""
+    job = client.start_evaluation(prompts, graders, **options)
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
+                   TimeElapsedColumn(), TimeRemainingColumn(), console=out, transient=True)
+    with bar:
+        task = bar.add_task("waiting", total=1.0)
+
+        def progress(state: Job) -> None:
+            bar.update(task, completed=state.progress, description=STAGES.get(state.stage, "waiting"))
+
+        try:
+            done = client.wait(job.id, on_progress=progress)
+        except KeyboardInterrupt:
+            client.cancel_job(job.id)
+            raise
+    return client.evaluation((done.result or {})["id"])
+
+
+def _share(share: dict[str, Any]) -> str:
+    return f"{share['share']:.0%} ({share['low']:.0%} to {share['high']:.0%})"
+
+
+def _write(client: Client, report: dict[str, Any], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "report.html").write_bytes(client.evaluation_page(report["id"]))
+    (folder / "report.png").write_bytes(client.evaluation_picture(report["id"]))
+    out.print(f"wrote report.json, report.html and report.png to {folder}")

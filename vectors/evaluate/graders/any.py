@@ -1,0 +1,20 @@
+"""The grader that a request asks for, told apart by its `kind`."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from vectors.evaluate.graders.choice import ChoiceGrader
+from vectors.evaluate.graders.json_schema import JsonSchemaGrader
+from vectors.evaluate.graders.language import LanguageGrader
+from vectors.evaluate.graders.length import LengthGrader
+from vectors.evaluate.graders.llm_judge import LlmJudge
+from vectors.evaluate.graders.pattern import RegexGrader
+from vectors.evaluate.graders.probe import ProbeGrader
+from vectors.evaluate.graders.refusal import RefusalGrader
+from vectors.evaluate.graders.sentiment import SentimentGrader
+from vectors.evaluate.graders.whole import WholeGrader
+
+AnyGrader = Annotated[
+    WholeGrader | RefusalGrader | LanguageGrader | SentimentGrader | RegexGrader | JsonSchemaGrader | ChoiceGrader
+    | LengthGrader | ProbeGrader | LlmJudge, Field(discriminator="kind")]

@@ -1,0 +1,78 @@
+"""Evaluations that were made, in the library's database: newest first, found by the artifact or preset they are of."""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import delete, exists, select
+from sqlalchemy.orm import Session
+
+from steering.language.errors import NotFound, PayloadTooLarge
+from vectors.database import Database
+from vectors.paging import MAX_LIMIT
+from vectors.tables import EvaluationRow, EvaluationUse
+
+# The oldest go when there are more: an evaluation is evidence about a version, not the version.
+KEPT = 2000
+MAX_REPORT_BYTES = 8 * 2**20
+
+
+class Evaluations:
+    """Reports are JSON texts here; what stands in them is `vectors.evaluate.report.EvaluationReport`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, id: str, created_at: datetime, refs: Sequence[str], summary: dict[str, Any], report: str) -> None:
+        """Store a report.
+
+        Args:
+            refs: artifacts and presets with their versions, `cheerful@3` say, by which it is found.
+
+        Raises:
+            PayloadTooLarge: it takes more than MAX_REPORT_BYTES.
+        """
+        if len(report) > MAX_REPORT_BYTES:
+            raise PayloadTooLarge(f"the report takes more than {MAX_REPORT_BYTES} bytes", param="samples",
+                                  fix="Keep fewer samples or draws.")
+
+        def work(session: Session) -> None:
+            session.add(EvaluationRow(id=id, created_at=created_at, summary=summary, report=report,
+                                      uses=[EvaluationUse(ref=ref) for ref in dict.fromkeys(refs)]))
+            session.flush()
+            newest = select(EvaluationRow.id).order_by(EvaluationRow.created_at.desc(), EvaluationRow.id).limit(KEPT)
+            kept = set(session.scalars(newest))
+            over = [one for one in session.scalars(select(EvaluationRow.id)) if one not in kept]
+            if over:
+                session.execute(delete(EvaluationRow).where(EvaluationRow.id.in_(over)))
+
+        self._database.write(work)
+
+    def list(self, ref: str | None = None, limit: int = 50) -> list[dict[str, Any]]:
+        """Summaries, newest first; of one artifact or preset version where `ref` names it."""
+        statement = select(EvaluationRow.summary).order_by(EvaluationRow.created_at.desc(), EvaluationRow.id)
+        if ref is not None:
+            statement = statement.where(exists().where(EvaluationUse.evaluation_id == EvaluationRow.id,
+                                                       EvaluationUse.ref == ref))
+        with self._database.read() as session:
+            return list(session.scalars(statement.limit(min(limit, MAX_LIMIT))))
+
+    def report(self, id: str) -> Any:
+        """The stored report, parsed. Raises NotFound."""
+        with self._database.read() as session:
+            found = session.scalar(select(EvaluationRow.report).where(EvaluationRow.id == id))
+        if found is None:
+            raise NotFound(f"there is no evaluation {id[:60]!r}", param="id")
+        return json.loads(found)
+
+    def delete(self, id: str) -> None:
+        """Raises NotFound."""
+        def work(session: Session) -> bool:
+            row = session.get(EvaluationRow, id)
+            if row is not None:
+                session.delete(row)
+            return row is not None
+
+        if not self._database.write(work):
+            raise NotFound(f"there is no evaluation {id[:60]!r}", param="id")
