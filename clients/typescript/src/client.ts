@@ -6,8 +6,8 @@ import type {
   Artifact,
   ArtifactPage,
   ArtifactPatch,
-  Calibrated,
   CalibrateOptions,
+  Calibrated,
   Calibration,
   ChatCompletion,
   ChatRequest,
@@ -15,6 +15,9 @@ import type {
   CompletionRequest,
   DefaultSpec,
   Delta,
+  EvaluateOptions,
+  Evaluation,
+  EvaluationSummary,
   Extracted,
   Job,
   KillSwitch,
@@ -250,6 +253,43 @@ export class Client {
   calibrationPlot(ref: string, format: "png" | "svg" = "svg", setting = 0, options: CallOptions = {}): Promise<Uint8Array> {
     const call = { ...options, path: { ref, format }, query: { setting } };
     return this.#http.bytes("GET", "/v1/artifacts/{ref}/calibration.{format}", call);
+  }
+
+  /** Begin to grade what the model writes under a spec or preset, beside the untouched model and random artifacts. */
+  startEvaluation(settings: EvaluateOptions, options: CallOptions = {}): Promise<Job> {
+    return this.#http.json("POST", "/v1/evaluations", { ...options, json: settings });
+  }
+
+  /** As `startEvaluation`, and wait for it: the whole report. Throws JobFailed. */
+  async evaluate(settings: EvaluateOptions, options: WaitOptions = {}): Promise<Evaluation> {
+    const job = await this.startEvaluation(settings, signalOf(options));
+    const done = await this.wait(job.id, options);
+    return this.evaluation(String(done.result?.["id"]), signalOf(options));
+  }
+
+  /** Summaries, newest first; of one artifact or preset version where `ref` names it. */
+  async evaluations(query: Query<"list_evaluations"> = {}, options: CallOptions = {}): Promise<EvaluationSummary[]> {
+    const call = { ...options, query };
+    return (await this.#http.json<{ data: EvaluationSummary[] }>("GET", "/v1/evaluations", call)).data;
+  }
+
+  /** One report, with texts. */
+  evaluation(id: string, options: CallOptions = {}): Promise<Evaluation> {
+    return this.#http.json("GET", "/v1/evaluations/{id}", { ...options, path: { id } });
+  }
+
+  /** One report as an HTML page to read. */
+  evaluationPage(id: string, options: CallOptions = {}): Promise<Uint8Array> {
+    return this.#http.bytes("GET", "/v1/evaluations/{id}/report", { ...options, path: { id } });
+  }
+
+  /** Shares at every dose, beside those of random artifacts, as a picture. */
+  evaluationPicture(id: string, format: "png" | "svg" = "svg", options: CallOptions = {}): Promise<Uint8Array> {
+    return this.#http.bytes("GET", "/v1/evaluations/{id}/picture.{format}", { ...options, path: { id, format } });
+  }
+
+  async deleteEvaluation(id: string, options: CallOptions = {}): Promise<void> {
+    await this.#http.send("DELETE", "/v1/evaluations/{id}", { ...options, path: { id } });
   }
 
   // Jobs
