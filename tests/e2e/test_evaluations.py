@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import py3langid
 import pytest
-from py3langid.langid import MODEL_FILE, LanguageIdentifier
 from trimtab_client import BadRequest, Client, JobFailed, NotFound
 from typer.testing import CliRunner
 
@@ -46,10 +46,9 @@ def test_texts_are_those_of_ordinary_requests(client: Client, report: dict[str, 
 
 
 def test_successes_are_counted_by_text_and_random_vectors_have_none(report: dict[str, Any]) -> None:
-    identifier = LanguageIdentifier.from_pickled_model(MODEL_FILE)
     for arm in (report["untouched"], report["results"][1]["steered"]):
         whole = [sample["text"] for sample in arm["samples"] if sample["outcomes"][0] != "broken"]
-        french = sum(identifier.classify(text)[0] == "fr" for text in whole)
+        french = sum(py3langid.classify(text)[0] == "fr" for text in whole)
         assert arm["graded"][0]["success"]["count"] == french
         matches = sum("the" in text.lower() for sample in arm["samples"] for text in [sample["text"]]
                       if sample["outcomes"][1] != "broken")
@@ -82,7 +81,7 @@ def test_a_deleted_report_is_gone(client: Client) -> None:
 
 
 def test_roles_are_known_to_scopes(client: Client) -> None:
-    scoped = {"interventions": [{"artifact": "french", "scope": {"prompt": {"roles": ["user"]}, "generation": False}}]}
+    scoped = {"interventions": [{"artifact": "french", "scope": {"prompt": {"roles": ["user"]}, "generation": "none"}}]}
     made = client.evaluate([[{"role": "user", "content": PROMPTS[0]}]], [{"kind": "whole"}], spec=scoped, draws=0,
                            max_tokens=TOKENS)
     assert made["results"][0]["steered"]["samples"][0]["text"].strip() == text_of(client, PROMPTS[0], scoped).strip()

@@ -9,9 +9,9 @@ from sqlalchemy import delete, exists, select
 from sqlalchemy.orm import Session
 
 from steering.language.errors import NotFound, PayloadTooLarge
-from vectors.database import Database
-from vectors.paging import MAX_LIMIT
-from vectors.tables import EvaluationRow, EvaluationUse
+from vectors.library.database import Database
+from vectors.library.paging import MAX_LIMIT
+from vectors.library.tables import EvaluationRow, EvaluationUse
 
 # The oldest go when there are more: an evaluation is evidence about a version, not the version.
 KEPT = 2000
