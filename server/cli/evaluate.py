@@ -41,13 +41,14 @@ def evaluate(
 ) -> None:
     """Grade what the model writes beside the untouched model and random artifacts of equal size; keep the report."""
     named: dict[str, Any] = {"preset": subject} if preset else {"spec": _spec(subject)}
-    asked = {"doses": _numbers(dose, float, "--dose"), "draws": draws, "max_tokens": max_tokens, "seed": seed,
+    doses = _numbers(dose, float, "--dose")
+    neutral = [] if controls is None else [_prompt(one) for one in read_questions(controls, "--controls")]
+    unrelated = [] if tasks is None else read_questions(tasks, "--tasks")
+    asked = {"doses": doses, "draws": draws, "max_tokens": max_tokens, "seed": seed,
              "temperature": temperature, "samples": samples,
-             "controls": [] if controls is None else [_prompt(one) for one in read_questions(controls, "--controls")],
-             "tasks": [] if tasks is None else read_questions(tasks, "--tasks")}
+             "controls": neutral, "tasks": unrelated}
     questions = read_questions(prompts, "--prompts")
-    arms = 1 + len(asked["doses"]) * (1 + draws)
-    out.print(f"{arms} arms of {len(questions) + len(asked['controls']) + len(asked['tasks'])} completions, "
+    out.print(f"{1 + len(doses) * (1 + draws)} arms of {len(questions) + len(neutral) + len(unrelated)} completions, "
               f"{max_tokens} tokens each at the most")
     with connect(url, key) as client:
         report = _run(client, questions, [_grader(text) for text in grader], {**named, **asked})
