@@ -41,7 +41,7 @@ class Segments:
     @classmethod
     def of(cls, rows: npt.NDArray[np.int64], device: torch.device) -> "Segments":
         """Of rows `[n]`, n > 0, that do not fall."""
-        last = np.flatnonzero(np.diff(rows, append=-1))
+        last = np.append(np.flatnonzero(rows[1:] != rows[:-1]), rows.size - 1)
         return cls(rows[last].tolist(), (last + 1).tolist(), device)
 
     @property

@@ -70,12 +70,15 @@ def plan_step(bank: RowTable, slots: Slots, bits: Bits) -> StepPlan:
                 pool = bank.pools[int(pools[present[part[0]]])]
                 chosen, row = tokens[present[part]], rows[part]
                 whole = chosen.size == slots.size
-                if pool.has_matrices and (np.diff(row) < 0).any():
-                    order, whole = np.argsort(row, kind="stable"), False
-                    chosen, row = chosen[order], row[order]
-                is_sorted = pool.has_matrices or bool((row == row[0]).all())
-                stages.append(Stage(pool, None if whole else to_device(chosen), to_device(row),
-                                    Segments.of(row, bank.device) if is_sorted else None, key,
+                segments = None
+                if (row == row[0]).all():
+                    segments = Segments([int(row[0])], [row.size], bank.device)
+                elif pool.has_matrices:
+                    if (row[1:] < row[:-1]).any():
+                        order, whole = np.argsort(row, kind="stable"), False
+                        chosen, row = chosen[order], row[order]
+                    segments = Segments.of(row, bank.device)
+                stages.append(Stage(pool, None if whole else to_device(chosen), to_device(row), segments, key,
                                     int(depth[present[part[0]]]), None if whole else chosen))
             plan[key] = stages
     return plan
