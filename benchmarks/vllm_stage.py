@@ -1,8 +1,8 @@
 """What the stage in vLLM's compiled graph costs a layer: `python -m benchmarks.vllm_stage [--tokens 256]`.
 
 The stage as it is traced, compiled alone, on tokens that no program touches: none of it, vectors only
-(`vllm_graph_ops=vectors`), all of it. The three take turns. Checks that untouched tokens stay bit for bit and that a
-touched one moves by the vector.
+(`vllm_graph_ops=vectors`) without measuring and containing the step, the same with it, all of it. They take turns.
+Checks that untouched tokens stay bit for bit and that a touched one moves by the vector.
 """
 
 import argparse
@@ -28,7 +28,11 @@ def stage(form: str, h: torch.Tensor, residual: torch.Tensor, pool: torch.Tensor
     if form == "none":
         return h + 0
     x = h.float() + residual.float()
-    y = steered(x, pool, index[token], scalars[token], 1, RANK, form == "vectors")
+    rows = index[token]
+    if form == "vectors, not contained":
+        y = x + x * pool[rows[:, 0]].float() + pool[rows[:, 1]].float()
+    else:
+        y, _ = steered(x, pool, rows, scalars[token], 1, RANK, form == "vectors", h.dtype)
     return (h.float() + (y - x)).to(h.dtype)
 
 
@@ -50,9 +54,9 @@ def main(arguments: argparse.Namespace) -> None:
     h, residual = torch.randn(2, arguments.tokens, arguments.width, generator=generator).bfloat16()
     runs: dict[str, Callable[[], torch.Tensor]] = {}
     with torch.inference_mode():
-        for form in ("none", "vectors", "all"):
+        for form in ("none", "vectors, not contained", "vectors", "all"):
             given = {"h": h, "residual": residual, "pool": torch.zeros(ROWS + 1, arguments.width, dtype=h.dtype),
-                     "index": torch.zeros(SLOTS, 2 if form == "vectors" else 3 + 2 * RANK, dtype=torch.int32),
+                     "index": torch.zeros(SLOTS, 3 + 2 * RANK if form == "all" else 2, dtype=torch.int32),
                      "scalars": torch.tensor([*IDENTITY_SCALARS, *[0.0] * RANK]).repeat(SLOTS, 1),
                      "token": torch.zeros(arguments.tokens, dtype=torch.int32)}
             compiled = torch.compile(partial(stage, form), dynamic=True)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from server.engines.measured import Measured, MeasuredTable
 from server.engines.vllm.wire import Fault
 from server.engines.vllm.worker.readout import Entry, Readout, Sheet
-from steering.acting.containment import UNLIMITED
+from steering.acting.containment import UNLIMITED, StepLimit
 
 IntArray = npt.NDArray[np.int64]
 # Requests that are over and whose steps nobody has asked for yet.
@@ -127,10 +127,13 @@ class Tallies:
         values, sheet, done = readout.read(), readout.sheet, 0
         # Those that have left meanwhile have no row any more.
         rows = np.array([self._row_of.get(request_id, NO_ROW) for request_id in sheet.request_ids], dtype=np.int64)
+        by_limit: dict[StepLimit, list[tuple[Entry, npt.NDArray[np.float32]]]] = {}
         for entry in readout.entries:
             size = entry.interventions.size
-            self._sum_up(sheet, rows, entry, values[done:done + size].reshape(entry.interventions.shape))
+            by_limit.setdefault(entry.limit, []).append((entry, values[done:done + size]))
             done += size
+        for limit, entries in by_limit.items():
+            self._sum_up(sheet, rows, entries, limit)
         finite = values[done:done + readout.checked]
         if not finite.all():
             tokens = np.flatnonzero(finite == 0)
@@ -141,22 +144,31 @@ class Tallies:
         ends = sheet.computed + np.diff(sheet.starts)
         self._known[rows[mine]] = np.maximum(self._known[rows[mine]], ends[mine])
 
-    def _sum_up(self, sheet: Sheet, row_of: IntArray, entry: Entry, steps: npt.NDArray[np.float32]) -> None:
-        acting = np.nonzero(entry.interventions >= 0)
-        tokens = entry.tokens[acting[0]]
-        found, chosen = steps[acting], entry.interventions[acting].astype(np.int64)
+    def _sum_up(self, sheet: Sheet, row_of: IntArray, entries: Sequence[tuple[Entry, npt.NDArray[np.float32]]],
+                limit: StepLimit) -> None:
+        """Steps of several places at once: a model has many layers, and a call costs more than its few numbers."""
+        interventions = np.concatenate([entry.interventions.reshape(-1) for entry, _ in entries])
+        acting = np.flatnonzero(interventions >= 0)
+        found = np.concatenate([steps for _, steps in entries])[acting]
+        chosen = interventions[acting].astype(np.int64)
+        tokens = np.concatenate([np.repeat(entry.tokens, entry.interventions.size // max(len(entry.tokens), 1))
+                                 for entry, _ in entries])[acting]
         owners = sheet.owners(tokens)
         rows, positions = row_of[owners], sheet.positions(tokens, owners)
         new = rows != NO_ROW
         # Tokens that are computed again after a request was thrown out count once.
         new[new] = positions[new] >= self._known[rows[new]]
-        self._table.add(rows[new], chosen[new], found[new], entry.limit)
+        self._table.add(rows[new], chosen[new], found[new], limit)
         wrong = np.isposinf(found)
-        if entry.limit.action == "refuse" and entry.limit != UNLIMITED:
-            wrong |= found > entry.limit.largest
+        if limit.action == "refuse" and limit != UNLIMITED:
+            wrong |= found > limit.largest
+        if not wrong.any():
+            return
+        places = np.repeat(np.arange(len(entries)), [entry.interventions.size for entry, _ in entries])[acting]
         for i in np.flatnonzero(wrong).tolist():
-            self._blame(sheet.request_ids[owners[i]], Fault("step", int(positions[i]), int(chosen[i]), entry.key[0],
-                                                            entry.key[1], float(found[i])))
+            site, layer = entries[places[i]][0].key
+            self._blame(sheet.request_ids[owners[i]],
+                        Fault("step", int(positions[i]), int(chosen[i]), site, layer, float(found[i])))
 
     def _blame(self, request_id: str, fault: Fault) -> None:
         if request_id not in self._faults and request_id in self._row_of:
