@@ -46,8 +46,8 @@ def register() -> None:
 
 
 def end_with_parent() -> None:
-    """A process of the engine ends when the one that began it is gone, however that went: a server that was killed
-    leaves no engine behind that nobody can reach. Does nothing in a process that multiprocessing did not begin."""
+    """End this process when the process that began it is gone, for whatever reason, because nobody can reach an engine
+    whose server was killed. In a process that multiprocessing did not begin this does nothing."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return

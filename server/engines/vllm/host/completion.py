@@ -17,7 +17,7 @@ from server.threads import in_thread
 from steering.language.errors import EngineFailed, EngineUnavailable, TrimtabError
 from steering.programs.touch import TouchMap, touch_map
 
-# How long one that is left early may take to say what it did.
+# Seconds in which the workers may say what a request did that is left early.
 ASK_S = 5.0
 
 
@@ -79,13 +79,14 @@ class VllmCompletion(Completion):
         if reason == "error":
             self._taken = await self._serving.asking.taken(self._name)
             if self._taken.fault is None and self.generation.sampling.json_schema is not None and not self._token_ids:
-                # The schema passed all checks and vLLM's compiler still could not do it for this vocabulary.
+                # The schema passed all checks, but vLLM could not compile its grammar for this vocabulary.
                 raise refused("its grammar cannot be compiled for this model")
             raise await self._why(self._taken)
         raise EngineUnavailable("the engine gave this request up")
 
     async def _check_taken(self) -> None:
-        """Raises what a request whose tokens have all come is to be failed for: what only other ranks know."""
+        """Raises the fault of a request whose tokens have all come, if a rank found one of which vLLM's scheduler did
+        not hear."""
         if self._program is None:
             return
         self._taken = await self._serving.asking.taken(self._name)
@@ -118,8 +119,7 @@ class VllmCompletion(Completion):
                     lease.release()
 
     async def _look_back(self) -> None:
-        """One that is left before its end, by a stop string say, has its steps still to be told, if that takes no
-        time."""
+        """Ask what a request did that is left before its end, at a stop string for example, if that takes no time."""
         if self._over or self._outputs is None or self._program is None:
             return
         self._over = True
@@ -128,7 +128,7 @@ class VllmCompletion(Completion):
                 self._taken = await self._serving.asking.taken(self._name)
 
     def touched(self) -> list[Touched]:
-        # The newest token has been sampled and not yet read.
+        # The newest token has been sampled, but the model has not read it yet.
         token_ids = [*self.generation.prompt_ids, *self._token_ids]
         begun = len(self._token_ids) > len(self.generation.generated_ids)
         processed = len(token_ids) - 1 if begun else 0

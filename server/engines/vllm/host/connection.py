@@ -1,4 +1,4 @@
-"""The connection to vLLM's processes: started, called, watched, and started again when they have died."""
+"""The connection to vLLM's processes. They are started, called and watched, and started again when they have died."""
 
 import asyncio
 import itertools
@@ -93,7 +93,7 @@ class Connection:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
         if self._llm is not None and self._llm.output_handler is not None:
-            # Left alone it would report the end of its process as a failure.
+            # Otherwise it would report the end of vLLM's process as a failure.
             self._llm.output_handler.cancel()
             self._llm.output_processor.propagate_error(EngineUnavailable("the server stops"))
         await self._shut_down()
@@ -155,7 +155,7 @@ class Connection:
             begun = False
             try:
                 while True:
-                    # Work waits while somebody asks for the next output; one who is slow to ask proves nothing.
+                    # Work waits only while somebody asks for an output, because a slow reader is no stall of vLLM.
                     with self._pulses.work(replica):
                         output = await anext(outputs, None)
                     if output is None:
@@ -171,7 +171,7 @@ class Connection:
                 self.running.discard(request_id)
 
     async def _while_it_answers(self, call: Awaitable[T]) -> T:
-        """The result of a call to vLLM's process, which would never come if the process died meanwhile."""
+        """The result of a call to vLLM's process, or an error if it dies meanwhile and will never answer."""
         task = asyncio.ensure_future(call)
         llm = self._llm
         try:
@@ -229,7 +229,7 @@ class Connection:
         processes, self._processes = self._processes, None
         if llm is not None:
             await asyncio.to_thread(contained(llm.shutdown, EngineUnavailable))
-            # Its destructor would shut it down again, at an exit where half of its modules are gone.
+            # Its destructor would shut it down again while the interpreter exits and unloads its modules.
             llm.shutdown = lambda timeout=None: None
         if processes is not None:
             processes.kill()
@@ -250,7 +250,7 @@ class Connection:
                 try:
                     await self._launch()
                 except Exception as error:
-                    # Whatever it was, the next attempt is all that can be done; /health/ready says 503 meanwhile.
+                    # Whatever the cause is, only another attempt can help; /health/ready says 503 meanwhile.
                     self._forecast.failed()
                     log.error("engine_restart_failed", attempt=attempt, error=str(error))
                     await self._shut_down()
@@ -260,12 +260,12 @@ class Connection:
             log.info("engine_restarted", restarts=self.restarts.total(), reason=reason)
 
     async def _wrong(self) -> Literal["restarting", "stalled"] | None:
-        """What vLLM has to be started again for. One that stalled for long enough is ended first."""
+        """Why vLLM has to be started again, if it has to. One that has stalled for too long is ended first."""
         if not self._answers or self._processes is None:
             return "restarting"
         now, silent = time.monotonic(), self._pulses.silent_s
         if self._processes.stopped:
-            # Nothing will come of it, whether work waits or not; but it may be let go on.
+            # A stopped process does nothing, whether work waits or not, until a signal lets it go on.
             self._stalled_since = min(self._stalled_since or now, now - silent)
         elif silent > self._options.stall_s:
             self._stalled_since = now - silent

@@ -1,11 +1,11 @@
-"""When vLLM will serve again, as far as that can be said: from how long its last start took and where this one is."""
+"""Forecasts when vLLM will serve again, from how long its last start took and how long this one has taken."""
 
 import time
 from collections.abc import Callable, Sequence
 
 from server.engines.base import Condition, Unready
 
-# Of a start that has not been measured yet.
+# Assumed length of a start while none has been measured.
 GUESS_S = 60.0
 
 
@@ -47,12 +47,12 @@ class Forecast:
         self._failures += 1
 
     def condition(self, reason: Unready) -> Condition:
-        """Of an engine that does not serve; `reason` where nothing worse is known."""
+        """The condition of an engine that does not serve, for `reason` unless something worse is known."""
         if self.stopped:
             return Condition(ready=False, reason="stopped")
         if self.hung:
             return Condition(ready=False, live=False, reason="hung")
-        # A start that takes longer than the last one is soon over, too.
+        # A start that has taken longer than the last one is expected to be over soon.
         expected = max(self._began + self.launch_s - self._clock(), 1.0)
         exhausted = self._failures >= max(self._attempts, 1)
         return Condition(ready=False, live=not exhausted, reason="exhausted" if exhausted else reason,

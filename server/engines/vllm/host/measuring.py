@@ -106,8 +106,9 @@ class Measuring:
     async def explained(self, given: Pass, taken: Taken) -> TrimtabError:
         """Why a request over these tokens was ended, of which the workers say `taken`.
 
-        One that shared a prefix with a faulty one has no fault of its own: it is run again, alone, until it has. What
-        overflowed behind the interventions may be the model's own doing: a pass without them tells.
+        A request that shared a prefix with a faulty one has no fault of its own yet, so it is run again alone, which
+        finds it. Where values overflowed in the layers behind the interventions, a pass without them tells whether the
+        model itself is the cause.
         """
         async with self._lock:
             return await self._explained(given, taken)
@@ -180,7 +181,7 @@ class Measuring:
     async def _alone(self, passes: Sequence[Pass]) -> AsyncGenerator[None]:
         """No other measurement meanwhile. If this one fails, what its passes left in the workers is dropped."""
         async with self._lock:
-            # Those that waited here while vLLM died must not measure one that is still being proven.
+            # A measurement that waited here while vLLM died must not use the new one before its start is proven.
             self._connection.check_alive()
             try:
                 yield

@@ -36,7 +36,7 @@ class Pass:
         return f"pass-{uuid.uuid4().hex}"
 
     def touch(self, program: Program) -> TouchMap:
-        # One position for the token that vLLM samples at the end, which is thrown away.
+        # One position more, for the token that vLLM samples at the end and that is thrown away.
         length = min(self.prompt_length, len(self.token_ids))
         return touch_map(program.scopes, self.token_ids[:length], len(self.token_ids) - length + 1, self.roles)
 

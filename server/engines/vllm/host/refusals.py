@@ -1,5 +1,7 @@
-"""What a failure of vLLM is to the caller: where vLLM refuses what it was given that is a 400, and only the rest is the
-engine's own failure."""
+"""Tells a mistake in a request from a failure of the engine.
+
+Where vLLM refuses what a request asks for, the client gets a 400. All other failures are the engine's own.
+"""
 
 from collections.abc import Iterator
 from dataclasses import fields

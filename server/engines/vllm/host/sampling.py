@@ -8,7 +8,8 @@ from server.engines.base import Sampling, Token
 from server.engines.vllm.wire import EXTRA
 from steering.language.errors import ModelOverflow
 
-# What OpenAI's API writes for a token that cannot be: a schema leaves -inf of most, which JSON has no number for.
+# What OpenAI's API writes for a token that is impossible. Under a schema most tokens have -inf, for which JSON has no
+# number.
 LEAST = -9999.0
 # vLLM raises smaller temperatures to this one when a request is made, and again wherever the request is read.
 LEAST_TEMPERATURE = 0.01

@@ -1,8 +1,8 @@
 """Proof, at start, that every hooked place is reached in the graph that will serve.
 
-A stale compiled graph loads without a word and does nothing. So a strong push at each (site, layer) must move the
-log-probabilities of a short prompt, the same prompt without a program must not move, and a place whose push moves
-nothing stops the start: the server never offers what it cannot do.
+A stale compiled graph loads without an error and does nothing. Therefore a strong push at each (site, layer) must move
+the log-probabilities of a short prompt, and the same prompt without a program must not move. A place whose push moves
+nothing stops the start, because the server must not offer what it cannot do.
 """
 
 from dataclasses import replace

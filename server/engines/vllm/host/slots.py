@@ -1,9 +1,9 @@
 """Which program is in which slot of the workers, and who waits for one: decided in the server process.
 
-Programs share slots: a request whose program is resident has it at once. One whose program is not takes a free slot, or
-that of the longest unused program; if every slot is in use it waits, first come, first served. A popular program could
-hold its slot for ever, so for each waiting program one resident is drained: the one with the fewest requests, whose new
-requests now wait their turn like everybody.
+Requests of one program share its slot. A request whose program is resident is served at once. Any other takes a free
+slot, or the slot of the program that has been unused for longest. If every slot is in use it waits, first come, first
+served. Because a popular program could hold its slot for ever, one resident is drained for each program that waits. It
+is the one with the fewest requests, and its new requests wait their turn like all others.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ class Lease:
             self._table._unpin(resident)
 
     def distrust(self) -> None:
-        """The workers do not hold the program that they should: it is placed anew for whoever comes next."""
+        """Say that the workers do not hold the program, so that it is placed anew for the next request."""
         if self._resident is not None:
             self._table._drop(self._resident)
 
@@ -67,7 +67,7 @@ class SlotTable:
         self.num_slots = num_slots
         self._first, self._place, self._max_waiting = first, place, max_waiting
         self._residents: OrderedDict[str, _Resident] = OrderedDict()
-        # Slots of programs that are not handed out any more and still have requests.
+        # Residents that take no more requests, but still have some.
         self._dropped: set[_Resident] = set()
         self._waiting: list[_Waiter] = []
         self._free: list[int] = []
@@ -90,14 +90,14 @@ class SlotTable:
         return Lease(self, resident)
 
     def interrupt(self, error: Exception) -> None:
-        """Nobody can be served: all that wait get `error`."""
+        """All requests that wait get `error`, because none can be served."""
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:
             if not waiter.given.done():
                 waiter.given.set_exception(error)
 
     def clear(self) -> None:
-        """The workers are new: nothing is resident, and leases of before mean nothing."""
+        """Begin anew with workers that hold nothing. Leases that were given before have no effect any more."""
         self._residents.clear()
         self._dropped.clear()
         self._free = list(range(self._first + self.num_slots - 1, self._first - 1, -1))
@@ -131,7 +131,7 @@ class SlotTable:
             return await waiter.given
         except BaseException:
             if waiter.given.done() and not waiter.given.cancelled() and waiter.given.exception() is None:
-                # It came in the moment in which this request went.
+                # The slot was given in the same moment in which this request left.
                 self._unpin(waiter.given.result())
             elif waiter in self._waiting:
                 self._waiting.remove(waiter)
@@ -158,7 +158,7 @@ class SlotTable:
         return resident
 
     def _arrived(self, resident: _Resident, placed: "asyncio.Future[bool]") -> None:
-        """An upload is over. One that failed leaves no program, one that nobody waited for may make room."""
+        """An upload is over. A slot whose upload failed holds no program, and others may wait for the slot."""
         if placed.cancelled() or placed.exception() is not None:
             self._drop(resident)
         self._serve()
@@ -200,7 +200,7 @@ class SlotTable:
             if waiter.given.done():
                 continue
             if not wanted and (own := self._residents.get(identity(program))) is not None and own.draining:
-                # Nobody is before this one any more: what was to be drained for others is its own.
+                # No program waits before this one, so its own slot need not be drained for others.
                 own.draining = False
                 draining.remove(own)
             resident = None if identity(program) in wanted else (
@@ -209,7 +209,7 @@ class SlotTable:
                 waiter.given.set_result(resident)
                 continue
             left.append(waiter)
-            # One that waits because its own slot is drained asks for no second one to be.
+            # A program that waits because its own slot is drained does not need a second slot to be drained.
             missing += identity(program) not in wanted and identity(program) not in self._residents
             wanted.add(identity(program))
             if len(draining) < missing:

@@ -1,4 +1,4 @@
-"""What the workers say about finished requests: the steps that were taken, and why one was ended."""
+"""What the workers report about requests: how far interventions moved tokens, and why a request was ended."""
 
 import asyncio
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from server.engines.vllm.wire import Fault
 
 @dataclass(frozen=True)
 class StepSums:
-    """Of one intervention: the largest step, sum and number of steps, and how many were clipped."""
+    """The relative steps of one intervention: the largest, their sum and number, and how many were clipped."""
 
     largest: float
     total: float
@@ -57,7 +57,7 @@ class Taken:
 
 
 class Asking:
-    """Asks the workers about requests, all that are wanted at a time in one call."""
+    """Asks the workers about requests, with one call for all that are asked about at the same time."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

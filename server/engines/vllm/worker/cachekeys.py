@@ -1,4 +1,4 @@
-"""Keys of cached prefixes: what a program did to a block of tokens is part of the block's hash, and only that.
+"""Keys of cached prefixes: the hash of a block includes what a program did to the tokens of this block.
 
 Blocks before the first touched token keep vLLM's own hash and are shared with everybody, so a program that acts on
 generated tokens alone reuses the cache of the plain prompt.

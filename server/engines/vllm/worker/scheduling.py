@@ -1,9 +1,10 @@
-"""What Trimtab adds to vLLM's scheduler: requests at fault end, and what they left in the cache is nobody's.
+"""What Trimtab adds to vLLM's scheduler: faulty requests are ended, and what they left in the cache is never used.
 
-A worker names requests that a step could not serve as they asked (`tally`). They are finished with an error before a
-token of that step is told. From the faulty token on their blocks hold keys and values of something else than their hash
-says, or none that are numbers: they leave the prefix cache, requests that share one end too, and a block is zeroed when
-it is given to somebody else, since attention may read beyond a request's last token and multiply by zero.
+A worker names the requests that a step could not serve as they asked (`tally`). They are finished with an error before
+a token of that step is delivered. From the faulty token on, their blocks hold other keys and values than their hash
+says, or values that are not finite. Such blocks leave the prefix cache, and requests that share one are ended too. A
+block is zeroed when another request gets it, because attention may read beyond a request's last token and multiply what
+it finds by zero.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
-"""Numbers on their way to the device, each step's in a buffer that no copy still reads from.
+"""Copies of each step's numbers to the device, made from a buffer that no earlier copy still reads.
 
-A copy from pinned memory does not wait: the host goes on to the next step while the device may be a step or two behind.
+A copy from pinned memory does not wait, so the host goes on to the next step while the device may be a step behind.
 A buffer is written again only when the event behind its last copy has come to pass.
 """
 

@@ -1,4 +1,4 @@
-"""A worker's state: which requests of the batch are steered, and what each step must do and keep.
+"""What a worker knows of its requests and programs, and what each of its steps must do and keep.
 
 Everything here runs in the worker's thread, driven by what vLLM's scheduler hands to the model runner, so all ranks
 of a tensor-parallel group agree without talking to each other.
@@ -31,7 +31,7 @@ class Steps:
     """Programs, requests and the plan of the step at hand."""
 
     def __init__(self, num_slots: int, device: torch.device, graph: GraphTables) -> None:
-        # Programs on which the limit holds, and the others.
+        # By whether the limit on relative steps holds for a program.
         self.tables = {limited: RowTable(num_slots, device) for limited in (True, False)}
         self.graph = graph
         self.tallies = Tallies()
@@ -67,7 +67,7 @@ class Steps:
         """Put a program into a slot, in the place of what was there. True if the graph carries it out."""
         for request_id, passenger in self._passengers.items():
             if passenger.slot == slot and passenger.touch is not None and passenger.digest != rows.digest:
-                # Nobody should be there any more. It must not go on under a program that is not its own.
+                # No request should be left there. One that is must not go on under another program.
                 self._disown(request_id, passenger)
         if slot in self._held:
             table, held = self._held.pop(slot)
@@ -198,7 +198,7 @@ class Steps:
         plan = plan_step(self.tables[True], slots, bits)
         if self.tables[False].pools:
             for key, stages in plan_step(self.tables[False], slots, bits).items():
-                # Other tokens than those of the stages before: the order is the same.
+                # These act on other tokens than the stages before, so the order among them does not matter.
                 plan.setdefault(key, []).extend(stages)
         return plan
 
@@ -270,8 +270,7 @@ class Steps:
         self._entries = []
 
     def done(self) -> None:
-        """The forward pass is over. Passes that vLLM makes on its own (a replica that keeps step with others) do
-        nothing and leave nothing."""
+        """The forward pass is over. A pass that vLLM makes by itself, to keep replicas in step, finds nothing to do."""
         self.plan = {}
         self.stretches = []
         self._graph_rows.clear()

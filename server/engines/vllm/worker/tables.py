@@ -1,4 +1,4 @@
-"""Static tables that the compiled graph reads, and the pure tensor form of a stage that it contains.
+"""Static tables that the compiled graph reads.
 
 Every vector of every resident program is a row of a pool of its width, stored once however many programs and layers
 use it; row 0 is zeros. Each place has an index `[G, rows of a stage * depth]` into the pool and a table of scalars, and
@@ -181,7 +181,7 @@ class GraphTables:
         for d, stage in enumerate(stages):
             for n, vector in _vectors(stage, self.rank, place.elementwise).items():
                 mine = vector[place.columns].float()
-                # What the pool's dtype cannot hold, the opaque op has in float32.
+                # The opaque op holds in float32 what the pool's dtype cannot hold.
                 row = place.pool.acquire(mine) if bool(mine.to(place.pool.tensor.dtype).isfinite().all()) else None
                 if row is None:
                     return False

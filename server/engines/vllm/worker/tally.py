@@ -20,7 +20,7 @@ from server.engines.vllm.worker.readout import Entry, Readout, Sheet
 from steering.acting.containment import UNLIMITED, StepLimit
 
 IntArray = npt.NDArray[np.int64]
-# Requests that are over and whose steps nobody has asked for yet.
+# Finished requests whose steps are kept until somebody asks for them.
 MAX_CLOSED = 4096
 MAX_PENDING = 8
 NO_ROW = -1
@@ -84,7 +84,7 @@ class Tallies:
         with self._lock:
             self._pending.append(readout)
             while len(self._pending) > MAX_PENDING:
-                # A rank whose outputs nobody waits for.
+                # Nobody waits for the outputs of some ranks, so their steps are summed up here.
                 self._settle(self._pending.popleft())
 
     def settle(self, until: Readout | None = None) -> dict[str, int]:
@@ -125,7 +125,7 @@ class Tallies:
 
     def _settle(self, readout: Readout) -> None:
         values, sheet, done = readout.read(), readout.sheet, 0
-        # Those that have left meanwhile have no row any more.
+        # Requests that have left meanwhile have no row any more.
         rows = np.array([self._row_of.get(request_id, NO_ROW) for request_id in sheet.request_ids], dtype=np.int64)
         by_limit: dict[StepLimit, list[tuple[Entry, npt.NDArray[np.float32]]]] = {}
         for entry in readout.entries:
