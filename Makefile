@@ -17,7 +17,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.t
 # vLLM ships its CPU build for Linux only; elsewhere the tests that run it are not collected.
 ON_LINUX := $(filter Linux,$(shell uname -s))
 
-.PHONY: help serve serve-vllm install console test test-typescript screenshots lint fmt types bench docs replications library clean
+.PHONY: help serve serve-vllm install console test test-typescript screenshots lint fmt types bench docs replications library lock sbom clean
 
 help:
 	@echo "serve  run $(MODEL) on http://$(HOST):$(PORT)      (PORT=, HOST=, MODEL=lab-dense)"
@@ -27,6 +27,7 @@ help:
 	@echo "bench  the benchmarks   docs   regenerate reference docs      clean  remove what make made"
 	@echo "replications  every extraction method on the bundled models (ROWS=function-vectors for one)"
 	@echo "library  rebuild the bundled artifacts from the bundled model"
+	@echo "lock   requirements.lock of the image, with hashes      sbom  what is installed here, as dist/sbom.json"
 
 $(VENV)/.venv:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
@@ -38,7 +39,7 @@ $(VENV)/.torch: constraints.txt scripts/install_torch.sh | $(VENV)/.venv
 	@touch $@
 
 $(VENV)/.install: pyproject.toml clients/python/pyproject.toml $(VENV)/.torch
-	$(PIP) -e clients/python -e .
+	$(PIP) -e clients/python -e '.[plots,probes]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.install
@@ -121,6 +122,19 @@ library: $(VENV)/.install
 	$(PY) -m scripts.bundled_library
 	$(PY) -m scripts.calibrate_bundled
 	$(PY) -m scripts.readme
+
+# In environments of their own, so that neither tool is part of what it lists.
+$(VENV)/.tools: | $(VENV)/.venv
+	$(PY) -m venv $(VENV)/tools
+	$(VENV)/tools/bin/python -m pip install --quiet --disable-pip-version-check 'pip-tools>=7.6,<8' 'cyclonedx-bom>=7.5,<8'
+	@touch $@
+
+lock: $(VENV)/.tools
+	$(VENV)/tools/bin/python scripts/lock.py
+
+sbom: $(VENV)/.install $(VENV)/.tools
+	mkdir -p dist
+	$(VENV)/tools/bin/cyclonedx-py environment --output-reproducible --of JSON -o dist/sbom.json $(PY)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

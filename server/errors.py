@@ -149,6 +149,7 @@ _CODES: Mapping[int, str] = {
     415: "unsupported_media_type",
     431: "headers_too_large",
     500: "cannot_start corrupt_blob engine_failed internal_error invalid_settings model_overflow",
+    501: "extra_missing",
     502: "judge_failed",
     503: "default_spec_unusable effects_unavailable engine_unavailable library_unavailable model_unavailable "
          "overloaded program_lost shutting_down slots_exhausted storage_unavailable too_many_connections "

@@ -111,12 +111,13 @@ STEERING = {
 VECTORS = {
     "vectors/calibration.py": set(),
     "vectors/artifact.py": {"calibration.py"},
+    "vectors/extras.py": set(),
     "vectors/storage_errors.py": set(),
     "vectors/scratch.py": {"storage_errors.py"},
     "vectors/library": {"artifact.py", "calibration.py", "storage_errors.py"},
     "vectors/formats": {"artifact.py", "scratch.py", "storage_errors.py"},
-    "vectors/extract": {"artifact.py", "scratch.py"},
-    "vectors/calibrate": {"artifact.py", "calibration.py", "extract"},
+    "vectors/extract": {"artifact.py", "extras.py", "scratch.py"},
+    "vectors/calibrate": {"artifact.py", "calibration.py", "extras.py", "extract"},
     "vectors/evaluate": {"extract", "calibrate"},
 }
 GROUND = {"errors.py", "threads.py"}

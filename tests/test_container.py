@@ -17,7 +17,8 @@ ALLOWED = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines(
 
 def test_all_that_the_build_needs_is_sent_to_it() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    needed = {*project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"], project["project"]["readme"],
+    included = project["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]
+    needed = {*(path.split("/")[0] for path in included), project["project"]["readme"],
               *project["project"]["license-files"], "pyproject.toml", "constraints.txt", "clients",
               "scripts/install_torch.sh"}
     assert needed <= ALLOWED

@@ -5,15 +5,21 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from vectors.calibration import Floor, Outcome, Setting, Spread
+from vectors.extras import extra
 
 UP, DOWN, PLACEBO, BASE = "#1f6fb4", "#c8531f", "#8a8a8a", "#222222"
 WIDTH, HEIGHT, DPI = 4.1, 3.5, 130
 
 
 def draw(setting: Setting, title: str, format: Literal["png", "svg"]) -> bytes:
-    """The picture as a file. Every panel has the band of the random artifacts, where they were drawn."""
+    """The picture as a file. Every panel has the band of the random artifacts, where they were drawn.
+
+    Raises:
+        ExtraMissing: matplotlib is not installed.
+    """
     # It takes seconds to load, which the start of a server need not wait for.
-    from matplotlib.figure import Figure
+    with extra("plots"):
+        from matplotlib.figure import Figure
 
     panels: list[Callable[[Any, Setting], None]] = [_dose]
     if setting.base.target is not None:

@@ -15,7 +15,6 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from scipy.sparse import csr_matrix
-from sklearn.linear_model import LogisticRegression
 
 from steering.language.gates import Reading
 from steering.language.vocabulary import Direction, Site
@@ -29,6 +28,7 @@ from vectors.extract.scratch import Scratch
 from vectors.extract.standing import auc, rounded, standing
 from vectors.extract.subject import Subject, stream
 from vectors.extract.work import Work
+from vectors.extras import extra
 
 Tensors = dict[str, torch.Tensor]
 
@@ -241,6 +241,9 @@ def _bag_of_tokens(data: Labelled, members: dict[Any, torch.Tensor], truth: torc
     """The same task for a rule that sees only which tokens a prompt holds: what words alone give away."""
     vocabulary = {token: i for i, token in enumerate(sorted({t for n in members["train"].tolist()
                                                              for t in data.texts[n]}))}
+
+    with extra("probes"):
+        from sklearn.linear_model import LogisticRegression
 
     def features(split: str) -> csr_matrix:
         found = [(row, vocabulary[token]) for row, n in enumerate(members[split].tolist())

@@ -3,11 +3,10 @@
 import warnings
 
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 
 from vectors.extract.contrastive import Contrastive
 from vectors.extract.refusals import FitFailed
+from vectors.extras import extra
 
 MAX_ITERATIONS = 2000
 # Activations have more dims than there are pairs: at scikit-learn's own 1.0 the weights follow the noise.
@@ -23,6 +22,9 @@ class LogisticProbe(Contrastive):
     summary = "weights of a logistic regression on standardised activations"
 
     def fit(self, positive: torch.Tensor, negative: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        with extra("probes"):
+            from sklearn.exceptions import ConvergenceWarning
+            from sklearn.linear_model import LogisticRegression
         x = torch.cat([positive, negative])
         # Within the classes: the spread that the concept itself makes must not shrink the dims that carry it.
         scale = ((positive.var(dim=0) + negative.var(dim=0)) / 2).sqrt()
