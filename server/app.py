@@ -37,7 +37,7 @@ from server.threads import in_thread
 from vectors.library import Library
 
 
-class Part(Protocol):
+class Service(Protocol):
     """What runs as long as the server does. `stop` may be called after a `start` that failed."""
 
     async def start(self) -> None: ...
@@ -102,12 +102,12 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
 
 
 @asynccontextmanager
-async def _running(part: Part) -> AsyncIterator[None]:
+async def _running(service: Service) -> AsyncIterator[None]:
     try:
-        await part.start()
+        await service.start()
         yield
     finally:
-        await part.stop()
+        await service.stop()
 
 
 def routed(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:

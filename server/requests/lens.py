@@ -82,7 +82,7 @@ async def look(engine: Engine, token_ids: Sequence[int], layers: Sequence[int], 
 async def _unembedded(engine: Engine, rows: torch.Tensor, read: Callable[[torch.Tensor], Sequence[T]]) -> Sequence[T]:
     """What `read` makes of the log-probabilities of the next token for last-layer activations `rows [n, d_model]`."""
     program = await in_thread(lambda: _placing(rows, engine.facts))
-    # Whatever tokens these are: nothing of them is left.
+    # Which tokens these are does not matter, because the program puts other activations in their place.
     try:
         full = (await engine.score([0] * len(rows), program, full=True)).full
     except SteeringOverflow as error:

@@ -13,7 +13,7 @@ from steering.language.intervention import Intervention
 
 
 class Spec(Model):
-    """An ordered list of interventions. Order is meaning: each acts on what the one before left."""
+    """An ordered list of interventions. Their order matters, because each acts on what the one before left."""
 
     interventions: list[Intervention] = Field(max_length=MAX_INTERVENTIONS, description="In order of action.")
     guard: Guard | None = Field(default=None, description="Limits that hold while a completion is generated.")

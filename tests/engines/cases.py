@@ -79,7 +79,7 @@ def dense_cases(d: int, d_ff: int, num_heads: int, head_dim: int, num_layers: in
                    ref.last_prompt_and_generated),
           ref.Edit("resid_post", 1, ref.add(v), ref.everywhere),
           ref.Edit("resid_post", 1, ref.shift_part(basis, w, ring, 1.5), ref.everywhere)]),
-        # Order is meaning: patch within a subspace, then add, then ablate, all at one site.
+        # The order matters: patch within a subspace, then add, then ablate, all at one site.
         ([{"op": "patch", "layers": [1], "inline": {"basis": basis.tolist(), "mean": v.tolist()}},
           {"op": "add", "layers": [1], "inline": {"vector": w.tolist()}},
           {"op": "ablate", "layers": [1], "inline": {"vector": u.tolist()}},
