@@ -19,13 +19,12 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
-from transformers.generation.configuration_utils import ContinuousBatchingConfig
-from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from server.engines.base import Generation, Sampling
 from server.engines.transformers.engine import TransformersEngine
 from server.engines.transformers.options import EngineOptions
+from server.verify.stock_transformers import StockTransformers
 from steering.artifacts.source import Resolved
 from steering.language.intervention import Intervention
 from steering.programs.compiler import compile_program
@@ -56,34 +55,6 @@ def program(engine: TransformersEngine, seed: int) -> Program:
     return compile_program([Resolved(add)], engine.facts)
 
 
-class Stock:
-    """The engine as transformers ships it, read through its own asynchronous handlers."""
-
-    def __init__(self, folder: str, device: str) -> None:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
-        config = ContinuousBatchingConfig(num_blocks=KV_CACHE_TOKENS // BATCHING["page_size"], use_async_batching=False,
-                                          use_cuda_graph=False, allow_block_sharing=False, **BATCHING)
-        generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
-        self.manager = ContinuousBatchingManager(model=model, generation_config=generation,
-                                                 continuous_batching_config=config)
-        self.manager.warmup()
-        self.manager.start()
-        self.count = 0
-
-    async def run(self, number: int, max_tokens: int) -> list[list[int]]:
-        return await asyncio.gather(*(self._one(i, max_tokens) for i in range(number)))
-
-    async def _one(self, i: int, max_tokens: int) -> list[int]:
-        self.count += 1
-        name = f"stock-{self.count}"
-        queue: asyncio.Queue[Any] = asyncio.Queue()
-        self.manager.register_result_handler(name, queue.put_nowait)
-        self.manager.add_request(prompt(i), request_id=name, max_new_tokens=max_tokens, streaming=True, eos_token_id=-1)
-        while not (output := await queue.get()).is_finished():
-            pass
-        return list(output.generated_tokens)
-
-
 class Trimtab:
     def __init__(self, folder: str, device: str) -> None:
         self.engine = TransformersEngine(EngineOptions(
@@ -109,8 +80,8 @@ async def timed(work: Any, produced: int) -> float:
     return produced / (time.perf_counter() - start)
 
 
-async def check(stock: Stock, trimtab: Trimtab, programs: list[Program]) -> None:
-    plain, idle = await stock.run(4, 12), await trimtab.run(4, 12)
+async def check(stock: StockTransformers, trimtab: Trimtab, programs: list[Program]) -> None:
+    plain, idle = await stock.run([prompt(i) for i in range(4)], 12), await trimtab.run(4, 12)
     assert plain == idle, "an unsteered request differs from the stock engine"
     mixed = await trimtab.run(4, 12, programs)
     alone = [(await asyncio.gather(trimtab._one(i, 12, programs[i])))[0] for i in range(4)]
@@ -124,13 +95,16 @@ async def main(arguments: argparse.Namespace) -> dict[str, Any]:
                                "threads": torch.get_num_threads(), "rounds": arguments.rounds, "arms": {}}
     with tempfile.TemporaryDirectory() as folder:
         make_model(folder, arguments.hidden, arguments.layers)
-        stock, trimtab = Stock(folder, arguments.device), Trimtab(folder, arguments.device)
+        stock = StockTransformers(folder, torch.float32, torch.device(arguments.device), **BATCHING,
+                                  num_blocks=KV_CACHE_TOKENS // BATCHING["page_size"])
+        trimtab = Trimtab(folder, arguments.device)
+        await stock.start()
         await trimtab.engine.start()
         programs = [program(trimtab.engine, seed) for seed in range(16)]
         await check(stock, trimtab, programs)
         table = Table("concurrent", "arm", "tokens/s (median)", "ratio to stock (median)", "lowest", "highest")
         for number in (1, 16):
-            arms = {"stock": lambda n=number: stock.run(n, arguments.tokens),
+            arms = {"stock": lambda n=number: stock.run([prompt(i) for i in range(n)], arguments.tokens),
                     "idle": lambda n=number: trimtab.run(n, arguments.tokens),
                     "all steered": lambda n=number: trimtab.run(n, arguments.tokens, programs)}
             speeds: dict[str, list[float]] = {name: [] for name in arms}
@@ -147,7 +121,7 @@ async def main(arguments: argparse.Namespace) -> dict[str, Any]:
                 results["arms"][f"{number} {name}"] = row
                 table.add_row(str(number), name, f"{row['tokens_per_s']:.0f}", f"{row['ratio']:.3f}",
                               f"{row['lowest']:.3f}", f"{row['highest']:.3f}")
-        stock.manager.stop(block=True, hard_stop=True)
+        await stock.stop()
         await trimtab.engine.stop()
     console.print(table)
     return results

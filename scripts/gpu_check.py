@@ -1,6 +1,6 @@
-"""All tests that need a GPU, and a verdict, in under eight minutes.
+"""`trimtab verify` on a bundled model with both engines, all tests that need a GPU, and a verdict on all of it.
 
-    python -m scripts.gpu_check [--minutes 8]
+    python -m scripts.gpu_check [--minutes 12]
 
 Ends with 0 if everything passed, 1 if something failed, 2 if nothing could be checked.
 """
@@ -18,19 +18,22 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 FILES = ("tests/gpu/test_staging.py", "tests/gpu/test_replay.py", "tests/gpu/test_engines.py")
+VERIFIED = (("transformers", "bfloat16"), ("vllm", "bfloat16"))
 NOTHING_CHECKED = 2
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=8.0, help="after which what still runs counts as failed")
+    parser.add_argument("--minutes", type=float, default=12.0, help="after which what still runs counts as failed")
     wanted = parser.parse_args()
     if not torch.cuda.is_available():
         print("VERDICT: nothing checked, torch sees no GPU here.")
         return NOTHING_CHECKED
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}", flush=True)
     deadline = time.monotonic() + 60 * wanted.minutes
-    outcomes = {name: run(name, deadline - time.monotonic()) for name in FILES}
+    outcomes = {f"verify, {engine} in {dtype}": verify(engine, dtype, deadline - time.monotonic())
+                for engine, dtype in VERIFIED}
+    outcomes |= {name: run(name, deadline - time.monotonic()) for name in FILES}
     wrong = [name for name, counts in outcomes.items() if not counts["passed"] or counts["failed"]]
     print()
     for name, counts in outcomes.items():
@@ -38,6 +41,19 @@ def main() -> int:
               f"{counts['seconds']:4} s")
     print(f"VERDICT: {'failed in ' + ', '.join(wrong) if wrong else 'all passed'}.")
     return 1 if wrong else 0
+
+
+def verify(engine: str, dtype: str, seconds: float) -> Counter[str]:
+    """Whether `trimtab verify lab-dense` passes."""
+    began = time.monotonic()
+    command = [sys.executable, "-c", "from server.cli import app; app()", "verify", "lab-dense", "--engine", engine,
+               "--dtype", dtype]
+    try:
+        passed = subprocess.run(command, cwd=ROOT, timeout=max(1.0, seconds), check=False).returncode == 0
+    except subprocess.TimeoutExpired:
+        print(f"verify with {engine}: not done in time")
+        passed = False
+    return Counter(passed=int(passed), failed=int(not passed), skipped=0, seconds=round(time.monotonic() - began))
 
 
 def run(name: str, seconds: float) -> Counter[str]:

@@ -12,6 +12,7 @@ from server.cli.evaluate import evaluate
 from server.cli.extract import extract
 from server.cli.lens import lens
 from server.cli.serve import serve
+from server.cli.verify import verify
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Trimtab: an inference server whose requests steer the model.")
@@ -25,5 +26,6 @@ app.command()(calibrate)
 app.command()(evaluate)
 app.command()(lens)
 app.command()(capabilities)
+app.command()(verify)
 app.command()(doctor)
 app.command()(version)

@@ -112,7 +112,7 @@ def engine_config(options: VllmOptions, reading: ModelReading) -> Any:
         check()
     except RuntimeError as error:
         raise UnsupportedModel(f"vLLM does not start: {error}", param="model") from error
-    given = _arguments(options, reading)
+    given = engine_arguments(options, reading)
 
     def made(arguments: Mapping[str, Any]) -> Any:
         return AsyncEngineArgs(**arguments).create_engine_config(UsageContext.ENGINE_CONTEXT)
@@ -127,7 +127,7 @@ def engine_config(options: VllmOptions, reading: ModelReading) -> Any:
     return config
 
 
-def _arguments(options: VllmOptions, reading: ModelReading) -> dict[str, Any]:
+def engine_arguments(options: VllmOptions, reading: ModelReading) -> dict[str, Any]:
     # Beside those of the setting: the block that vLLM holds back, and that of the position above.
     blocks = -(-options.kv_cache_tokens // options.block_size) + 2
     arguments: dict[str, Any] = {
