@@ -13,8 +13,8 @@ from torch import Tensor
 
 from server.verify import formulas as f
 from server.verify.hooks import Edit, Function, Touched
-from steering.errors import UnsupportedModel
-from steering.facts import ModelFacts
+from steering.language.errors import UnsupportedModel
+from steering.models.facts import ModelFacts
 
 # A wrong strength is this share of the right one.
 WRONG = 0.4

@@ -11,10 +11,10 @@ import torch
 from server.engines.base import Engine, Generation, Sampling
 from server.verify.cases import Case
 from server.verify.hooks import logprobs
-from steering.compiler import compile_program
-from steering.program import Program
-from steering.source import Resolved
-from steering.spec import Intervention
+from steering.artifacts.source import Resolved
+from steering.language.spec import Intervention
+from steering.programs.compiler import compile_program
+from steering.programs.program import Program
 
 ROUNDS = 2
 NEW_TOKENS = 8

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steering.errors import UnsupportedModel
+from steering.language.errors import UnsupportedModel
 
 # Of the activation; at the router of the logits and of the gate's own rule, and the result are dense gate weights.
 Function = Callable[..., Tensor]

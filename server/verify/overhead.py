@@ -11,7 +11,7 @@ import torch
 
 from server.engines.base import Engine
 from server.verify.exactness import compiled, generated
-from steering.program import Program
+from steering.programs.program import Program
 
 REQUESTS = 8
 PROMPT_LENGTH = 16

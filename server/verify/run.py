@@ -20,7 +20,7 @@ from server.verify.exactness import TOLERANCE, compare, mixed_batches
 from server.verify.hooks import check_places
 from server.verify.overhead import Arm, Stock
 from server.verify.report import Report
-from steering.errors import UnsupportedModel
+from steering.language.errors import UnsupportedModel
 
 # Of different lengths, so that the requests of a batch are at different positions.
 TEXTS = ("The old lighthouse stood on a cliff above the grey sea, and nobody in the village",
@@ -126,7 +126,7 @@ async def _overhead(engine: Engine, settings: Settings, dtype: str) -> dict[str,
 
 def _stock(engine: Any, settings: Settings, dtype: str) -> Stock:
     if settings.engine == "vllm":
-        from server.engines.vllm.config import engine_arguments
+        from server.engines.vllm.host.config import engine_arguments
         from server.verify.stock_vllm import StockVllm
 
         ours = ("additional_config", "scheduling_policy", "compilation_config")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from server.engines.base import Sampling
-from server.engines.vllm.sampling import sampling_params
+from server.engines.vllm.host.sampling import sampling_params
 
 
 class StockVllm:

@@ -16,7 +16,7 @@ from server.verify import cases as verify_cases
 from server.verify.cases import FORMS, Case, make_cases
 from server.verify.exactness import TOLERANCE, Answer, Exact, compare, mixed_batches
 from server.verify.run import seen_by
-from steering.errors import UnsupportedModel
+from steering.language.errors import UnsupportedModel
 from steering.ops import get_operation, operations
 
 FAMILIES = ("qwen3", "qwen3_moe", "gemma3_text", "gpt2")

@@ -9,7 +9,7 @@ from scipy.interpolate import CubicSpline
 
 from server.verify import hooks
 from server.verify.formulas import closed_curve
-from steering.errors import UnsupportedModel
+from steering.language.errors import UnsupportedModel
 from steering.sites import offered_sites, tap
 from tests.tiny import FAMILIES, tiny
 
