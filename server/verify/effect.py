@@ -17,7 +17,7 @@ from server.engines.base import CaptureRequest, CompareRequest, Engine
 from server.verify import formulas
 from server.verify.exactness import compiled, generated
 from server.verify.hooks import Edit, logprobs
-from steering.language.spec import Site
+from steering.language.vocabulary import Site
 
 CHEERFUL = ("I love this place, it is wonderful.", "What a happy day, everything is great.",
             "The food was delicious and the people kind.", "She smiled with joy at the good news.")

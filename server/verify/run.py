@@ -1,6 +1,5 @@
 """`trimtab verify` from settings to a report: the engine first, then, in its place, the plain model that judges it."""
 
-import asyncio
 import gc
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from server.boot import load_engine
 from server.engines.base import CaptureRequest, Engine
 from server.settings import Settings
+from server.threads import in_thread
 from server.verify import effect, overhead
 from server.verify.cases import make_cases
 from server.verify.exactness import TOLERANCE, compare, mixed_batches
@@ -72,11 +72,11 @@ async def verify(settings: Settings, said: Callable[[str], None], *, with_overhe
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     said("Comparing with plain Hugging Face hooks, in float32")
-    model = await asyncio.to_thread(_reference, settings)
+    model = await in_thread(_reference, settings)
     check_places(model, prompts[0])
-    exact = [await asyncio.to_thread(compare, model, case, given, TOLERANCE[dtype])
+    exact = [await in_thread(compare, model, case, given, TOLERANCE[dtype])
              for case, given in zip(cases, answers, strict=True)]
-    measured = await asyncio.to_thread(effect.checked, model, layer, runs, dtype)
+    measured = await in_thread(effect.checked, model, layer, runs, dtype)
     return Report(where | {"dtype": dtype}, exact, arms, measured, time.monotonic() - began)
 
 

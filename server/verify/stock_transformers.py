@@ -4,12 +4,15 @@ import asyncio
 import gc
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
+
+from server.threads import in_thread
 
 
 class StockTransformers:
@@ -43,6 +46,6 @@ class StockTransformers:
         return list(output.generated_tokens)
 
     async def stop(self) -> None:
-        await asyncio.to_thread(self._manager.stop, block=True, hard_stop=True)
+        await in_thread(partial(self._manager.stop, block=True, hard_stop=True))
         del self._model, self._manager
         gc.collect()
