@@ -10,20 +10,22 @@ HOST        ?= 127.0.0.1
 MODEL       ?= smollm2
 # Where torch comes from when pip finds no local file of it. For CUDA: https://download.pytorch.org/whl/cu130
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 PY  := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # vLLM ships its CPU build for Linux only; elsewhere the tests that run it are not collected.
 ON_LINUX := $(filter Linux,$(shell uname -s))
 
-.PHONY: help serve serve-vllm install console test test-typescript screenshots lint fmt types bench docs replications library lock sbom clean
+.PHONY: help serve serve-vllm install console test test-all test-typescript size screenshots lint fmt types bench docs \
+        replications library lock sbom clean
 
 help:
 	@echo "serve  run $(MODEL) on http://$(HOST):$(PORT)      (PORT=, HOST=, MODEL=lab-dense)"
 	@echo "serve-vllm  the same on vLLM instead of the embedded engine"
 	@echo "console  build the page at /      test-typescript  the TypeScript client and the parts of the page, in Node"
-	@echo "test   all tests        lint   ruff       types  mypy        fmt   ruff, fixing"
+	@echo "test   the tests, without long sweeps      test-all  all of them      size  lines of code, against BASE"
+	@echo "lint   ruff       types  mypy        fmt   ruff, fixing"
 	@echo "bench  the benchmarks   docs   regenerate reference docs      clean  remove what make made"
 	@echo "replications  every extraction method on the bundled models (ROWS=function-vectors for one)"
 	@echo "library  rebuild the bundled artifacts from the bundled model"
@@ -64,7 +66,11 @@ serve: $(VENV)/.install $(CONSOLE)
 serve-vllm: $(VENV)/.test $(CONSOLE)
 	OMP_NUM_THREADS=2 $(VENV)/bin/trimtab serve "$(MODEL)" --engine vllm --host "$(HOST)" --port "$(PORT)"
 
+# Under ten minutes on two idle cores. What is marked `slow` is left out: sweeps, of which one case runs here.
 test: $(VENV)/.test $(CONSOLE)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(VENV)/.test $(CONSOLE)
 	OMP_NUM_THREADS=1 $(PY) -m pytest $(PYTEST_ARGS)
 
 # Node of this machine if it is new enough, else one from the Python registry.
@@ -106,6 +112,11 @@ types: $(VENV)/.dev
 bench: $(VENV)/.install
 	$(PY) -m benchmarks.embedded
 	$(PY) -m benchmarks.effects
+
+# Lines of code without blanks, comments and docstrings, here and at another commit.
+BASE ?= main
+size: $(VENV)/.install
+	$(PY) -m scripts.size $(BASE)
 
 docs: $(VENV)/.install
 	$(PY) -m scripts.docs

@@ -5,11 +5,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
 START_S = 300
+# Files that take longest, on an idle core from a quarter of a minute to minutes: they begin first, so that at the end no
+# worker is left alone with one. A file stays on one worker, which starts its engines and servers once.
+LONGEST_FIRST = ("engines/vllm/test_v2_runner.py", "engines/vllm/test_parallel.py", "engines/vllm/test_exact.py",
+                 "engines/vllm/test_stale_graph.py", "engines/vllm/test_restart.py", "engines/vllm/test_finite.py",
+                 "engines/vllm/test_scopes.py", "e2e/test_chaos.py", "lab/test_vllm.py", "e2e/test_console.py",
+                 "e2e/test_load.py", "e2e/test_calibration.py", "engines/test_batching.py",
+                 "clients/test_client.py", "engines/test_supervision.py", "checkpoints/test_convert.py",
+                 "cli/test_bundled_library.py", "engines/test_finite.py", "lab/test_models.py", "test_readme.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`--dist loadfile --no-loadscope-reorder` hands files out in this order."""
+    ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 @pytest.fixture(scope="session")

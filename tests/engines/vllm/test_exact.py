@@ -13,11 +13,12 @@ from tests.engines import reference as ref
 from tests.engines.cases import vector
 from tests.engines.conftest import compiled, generate, ids
 from tests.engines.vllm import checks, resuming
-from tests.engines.vllm.conftest import GROUPS, Group
+from tests.engines.vllm.conftest import Group, sweep_of
 from tests.engines.vllm.same import same_answers_over_http
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"),
-              pytest.mark.parametrize("group", GROUPS, indirect=True)]
+              pytest.mark.parametrize("group", sweep_of("dense-compiled", "moe-compiled",
+                                                        slow=("dense-eager", "moe-eager")), indirect=True)]
 
 
 async def test_mixed_batch_equals_hooks(group: Group) -> None:

@@ -214,6 +214,7 @@ async def test_over_http_an_overflow_is_one_typed_error(group: Group, tmp_path: 
 HALF = 70_000.0
 
 
+@pytest.mark.slow
 async def test_what_overflows_behind_a_step_is_named_in_float16() -> None:
     """Both steps fit float16; the sum that the model makes of them does not."""
     async with running("lab-dense", eager=True, dtype="float16", self_test=False, slots=4, **TIGHT, **ONE_PROCESS
@@ -235,6 +236,7 @@ async def test_what_overflows_behind_a_step_is_named_in_float16() -> None:
             assert all(token.logprob is not None and token.logprob > -50 for token in first)
 
 
+@pytest.mark.slow
 async def test_a_clipped_step_is_as_long_as_the_limit_says() -> None:
     """Adding more changes nothing more, and the numbers say what was asked for. In the graph and beside it."""
     limit = StepLimit(2.0, "clip")

@@ -12,7 +12,7 @@ from steering.language.errors import SteeringOverflow
 from tests.engines import reference as ref
 from tests.engines.conftest import compiled, generate
 from tests.engines.vllm import checks
-from tests.engines.vllm.conftest import TIGHT, Group, running
+from tests.engines.vllm.conftest import TIGHT, Group, running, sweep_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -31,7 +31,7 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=LAYOUTS)
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=sweep_of("tensor-dense", slow=list(LAYOUTS)[1:]))
 async def group(request: pytest.FixtureRequest) -> AsyncIterator[Group]:
     with pytest.MonkeyPatch.context() as patch:
         # One core for each rank; the ranks wait for each other at every layer.

@@ -6,11 +6,14 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.serving import once, serving, stream
 
 STREAMS = 16
 
 
+@pytest.mark.slow
 def test_ctrl_c_cuts_nothing_and_leaves_with_0(tmp_path: Path) -> None:
     with serving(tmp_path, TRIMTAB_ENGINE="vllm", TRIMTAB_VLLM_EAGER="true", TRIMTAB_SHUTDOWN_S="1",
                  TRIMTAB_KV_CACHE_TOKENS="8192") as (process, url, log), \

@@ -75,6 +75,7 @@ def graphs(root: Path) -> set[tuple[Path, int]]:
     return {(path, path.stat().st_mtime_ns) for path in found}
 
 
+@pytest.mark.slow
 async def test_a_graph_without_hooks_is_refused_and_compiled_anew(model: Path, compiler: pytest.MonkeyPatch,
                                                                   tmp_path: Path) -> None:
     # A graph without hooks gets into the cache, under a hash that does not know of them.

@@ -7,7 +7,7 @@ import pytest
 import pytest_asyncio
 
 from tests.engines.vllm import checks, resuming
-from tests.engines.vllm.conftest import ONE_PROCESS, TIGHT, Group, running
+from tests.engines.vllm.conftest import ONE_PROCESS, TIGHT, Group, running, sweep_of
 
 SHIM = Path(__file__).parent / "interpreted"
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -36,7 +36,8 @@ GROUPS = {
 }
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=list(GROUPS))
+@pytest_asyncio.fixture(scope="module", loop_scope="module",
+                        params=sweep_of("dense-compiled", slow=("dense-eager", "moe-compiled", "moe-eager")))
 async def group(request: pytest.FixtureRequest, interpreter: None) -> AsyncIterator[Group]:
     name, changes = GROUPS[request.param]
     async with running(name, **changes, **TIGHT, **ONE_PROCESS) as started:

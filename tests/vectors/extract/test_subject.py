@@ -2,8 +2,9 @@
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer
 
-from lab.tokenizer import build_tokenizer
+from lab import model_path
 from vectors.extract.subject import continuation_ids
 
 WORDS = ["▁", "▁Paris", "Paris", "▁I", "I", "\n", "▁London"]
@@ -34,7 +35,7 @@ def test_a_space_that_the_tokenizer_would_add_is_not_counted_twice() -> None:
 
 @pytest.mark.parametrize("text", [" cats", "I", " Monday.", "\n", " a b\nc", ""])
 def test_tokenizers_that_add_nothing_are_taken_as_they_are(text: str) -> None:
-    tokenizer = build_tokenizer()
+    tokenizer = AutoTokenizer.from_pretrained(model_path("lab-dense"))
 
     def encode(said: str) -> list[int]:
         return list(tokenizer(said, add_special_tokens=False)["input_ids"])
