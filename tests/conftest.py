@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 START_S = 300
-# Files that take longest, on an idle core from a quarter of a minute to minutes: they begin first, so that at the end no
-# worker is left alone with one. A file stays on one worker, which starts its engines and servers once.
+# Files that take longest, from a quarter of a minute to minutes on an idle core. They begin first, so that at the end
+# no worker is left alone with one. A file stays on one worker, which starts its engines and servers once.
 LONGEST_FIRST = ("engines/vllm/test_v2_runner.py", "engines/vllm/test_parallel.py", "engines/vllm/test_exact.py",
                  "engines/vllm/test_stale_graph.py", "engines/vllm/test_restart.py", "engines/vllm/test_finite.py",
                  "engines/vllm/test_scopes.py", "e2e/test_chaos.py", "lab/test_vllm.py", "e2e/test_console.py",
