@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 import structlog
 from fastapi import FastAPI
@@ -25,6 +27,7 @@ from vectors.artifact import Limits
 from vectors.library import Library
 
 log = structlog.get_logger("trimtab.server")
+Options = TypeVar("Options", EngineOptions, VllmOptions)
 
 
 def build(settings: Settings) -> FastAPI:
@@ -48,26 +51,26 @@ def build(settings: Settings) -> FastAPI:
 
 def load_engine(settings: Settings) -> Engine:
     """The engine that the settings ask for, not started yet."""
-    limit = StepLimit.of(settings.step_limit, settings.step_limit_action)
     if settings.engine == "vllm":
         # vLLM is an extra and takes seconds to import.
         from server.engines.vllm.host.engine import VllmEngine
 
-        return VllmEngine(VllmOptions(
-            model=settings.model, model_id=settings.model_name, dtype=settings.dtype, eager=settings.vllm_eager,
-            slots=settings.num_slots, slot_wait_s=settings.slot_wait_s, slot_queue=settings.slot_queue,
-            max_batch_tokens=settings.max_batch_tokens, max_requests=settings.max_requests,
-            kv_cache_tokens=settings.kv_cache_tokens, sites=settings.vllm_sites, graph_sites=settings.vllm_graph_sites,
-            graph_ops=settings.vllm_graph_ops, rows=settings.vllm_rows, depth=settings.vllm_depth,
-            rank=settings.vllm_rank, extra=settings.vllm_args, step_limit=limit, stall_s=settings.engine_stall_s,
-            start_s=settings.vllm_start_s, cache_dir=settings.cache_folder,
-            restart_limit=settings.engine_restart_limit))
-    return TransformersEngine(EngineOptions(
-        model=settings.model, model_id=settings.model_name, device=settings.device, dtype=settings.dtype,
-        slots=settings.num_slots, slot_wait_s=settings.slot_wait_s, slot_queue=settings.slot_queue,
-        stall_s=settings.engine_stall_s, restart_limit=settings.engine_restart_limit,
-        max_batch_tokens=settings.max_batch_tokens, max_requests=settings.max_requests,
-        kv_cache_tokens=settings.kv_cache_tokens, step_limit=limit, kept_bytes=settings.effects_kept_bytes))
+        return VllmEngine(options_from(settings, VllmOptions, extra=settings.vllm_args,
+                                       cache_dir=settings.cache_folder))
+    return TransformersEngine(options_from(settings, EngineOptions, kept_bytes=settings.effects_kept_bytes))
+
+
+def options_from(settings: Settings, kind: type[Options], **own: Any) -> Options:
+    """Options of an engine. A field that is not in `own` takes the setting of its name, which may begin with `vllm_` or
+    `engine_`; fields that no setting is for keep their defaults."""
+    own |= {"model_id": settings.model_name, "slots": settings.num_slots,
+            "step_limit": StepLimit.of(settings.step_limit, settings.step_limit_action)}
+    for field in fields(kind):
+        found = [name for name in (f"vllm_{field.name}", f"engine_{field.name}", field.name)
+                 if name in Settings.model_fields]
+        if found and field.name not in own:
+            own[field.name] = getattr(settings, found[0])
+    return kind(**own)
 
 
 def serve(settings: Settings, ready: Callable[[str], None] = lambda url: None,

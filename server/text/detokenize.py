@@ -13,7 +13,9 @@ class Detokenizer:
     """Turns ids into text that never has to be taken back.
 
     A window of tokens is decoded, so that spacing rules that look at the neighbour work. Characters that are not
-    complete yet are held back until they are, or until `flush`.
+    complete yet are held back until they are, or until `flush`. `tokenizers.decoders.DecodeStream` does not do here: it
+    holds bytes that are no text back for as long as they go on, and cannot be asked for what it still holds when the
+    completion ends.
     """
 
     def __init__(self, vocabulary: Vocabulary, prompt_ids: Sequence[int] = ()) -> None:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerFast
 
 from server.text.detokenize import Detokenizer
@@ -43,6 +44,21 @@ def test_invalid_bytes_do_not_hold_text_back_for_ever() -> None:
     stray = BYTES.encode("\u00e9", special_tokens=False)[1]
     out = pieces(BYTES, [stray] * 10, [])
     assert sum(bool(piece) for piece in out[:-1]) >= 6
+
+
+def test_why_the_librarys_stream_does_not_do() -> None:
+    """It says the same of whole texts, but nothing while bytes are no text, and never what it holds at the end."""
+    core = byte_tokenizer().backend_tokenizer
+
+    def streamed(ids: list[int]) -> list[str | None]:
+        stream = DecodeStream(skip_special_tokens=True)
+        return [stream.step(core, i) for i in ids]
+
+    whole = BYTES.encode("a\U0001f600b", special_tokens=False)
+    assert "".join(piece or "" for piece in streamed(whole)) == BYTES.decode(whole)
+    stray = BYTES.encode("\u00e9", special_tokens=False)[1]
+    assert streamed([stray] * 10) == [None] * 10
+    assert BYTES.decode([stray] * 10) and "".join(pieces(BYTES, [stray] * 10, [])) == BYTES.decode([stray] * 10)
 
 
 def test_spaces_that_sentencepiece_keeps_in_the_token_before() -> None:
