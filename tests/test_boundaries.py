@@ -142,7 +142,8 @@ SERVER = {
     "server/app.py": {*GROUND, "settings.py", "engines", "observability", "text", "effects", "http", "background",
                       "requests", "api"},
     "server/boot.py": {"settings.py", "starting.py", *ENGINES, "observability", "text", "http", "app.py"},
-    "server/cli": {*GROUND, "settings.py", "starting.py", *ENGINES, "observability", "checkpoints", "boot.py"},
+    "server/verify": {*GROUND, "settings.py", *ENGINES, "boot.py"},
+    "server/cli": {*GROUND, "settings.py", "starting.py", *ENGINES, "observability", "checkpoints", "boot.py", "verify"},
 }
 TABLES = {"steering": STEERING, "vectors": VECTORS, "server": SERVER}
 
