@@ -143,7 +143,8 @@ SERVER = {
                       "requests", "api"},
     "server/boot.py": {"settings.py", "starting.py", *ENGINES, "observability", "text", "http", "app.py"},
     "server/verify": {*GROUND, "settings.py", *ENGINES, "boot.py"},
-    "server/cli": {*GROUND, "settings.py", "starting.py", *ENGINES, "observability", "checkpoints", "boot.py", "verify"},
+    "server/cli": {*GROUND, "settings.py", "starting.py", *ENGINES, "observability", "checkpoints", "boot.py",
+                   "verify"},
 }
 TABLES = {"steering": STEERING, "vectors": VECTORS, "server": SERVER}
 
