@@ -187,7 +187,7 @@ def _calendar() -> Iterator[Record]:
 
 
 def _weekday_pool() -> Iterator[Record]:
-    """The 7 x 7 pool of card 04: one fixed template, all starts, steps one to seven."""
+    """The 7 x 7 pool of Wurgaft et al. 2026 (arXiv 2605.05115): one fixed template, all starts, steps one to seven."""
     for start in calendar.WEEKDAYS:
         for step in range(1, 8):
             k = calendar.NUMBERS[step - 1]

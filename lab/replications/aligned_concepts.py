@@ -1,4 +1,5 @@
-"""Concept vectors aligned across layers: do the layers agree more, and is that worth anything (methods/12)."""
+"""Concept vectors aligned across layers: do the layers agree more, and is that worth anything (after GCAV, arXiv
+2508.21197)."""
 
 from __future__ import annotations
 

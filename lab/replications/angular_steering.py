@@ -1,4 +1,4 @@
-"""Angular steering: refusals turned up and down in a plane, beside random planes (methods/20b)."""
+"""Angular steering: refusals turned up and down in a plane, beside random planes (arXiv 2510.26243)."""
 
 from __future__ import annotations
 

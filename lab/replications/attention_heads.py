@@ -1,4 +1,5 @@
-"""Attention heads: shifts at the heads that a probe reads, and heads without which answers are lost (methods/15)."""
+"""Attention heads: shifts at the heads that a probe reads, and heads without which answers are lost (Li et al. 2023,
+arXiv 2306.03341; Merullo et al. 2024, arXiv 2310.08744)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conditions for gates: does a probe of the prompt tell when to steer (CAST, methods/20b)."""
+"""Conditions for gates: does a probe of the prompt tell when to steer (CAST, Lee et al. 2024, arXiv 2409.05907)."""
 
 from __future__ import annotations
 

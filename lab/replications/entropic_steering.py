@@ -1,4 +1,5 @@
-"""Entropic steering of a bandit player, beside random vectors and sampling at a higher temperature (methods/05)."""
+"""Entropic steering of a bandit player, beside random vectors and sampling at a higher temperature (Rahn et al. 2024,
+arXiv 2406.00244)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Function vectors by both extractions, and whether what they steer to can be read through a lens (methods/01)."""
+"""Function vectors by both extractions, and whether what they steer to can be read through a lens (Nadaf 2026, arXiv
+2604.02608; Todd et al. 2024, arXiv 2310.15213)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Manifold steering: the state moved along the curve of a concept's values, or straight from one to another
-(methods/04)."""
+(Wurgaft et al. 2026, arXiv 2605.05115)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Orthogonal axes of whole sequences: which axis moves which skill, beside random bases of the same subspace
-(methods/08)."""
+(Kang et al. 2026, arXiv 2604.17614)."""
 
 from __future__ import annotations
 

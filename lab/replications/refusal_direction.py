@@ -1,4 +1,5 @@
-"""The refusal direction, chosen by effect: ablated it stops refusals, added it brings them about (methods/20a)."""
+"""The refusal direction, chosen by effect: ablated it stops refusals, added it brings them about (Arditi et al. 2024,
+arXiv 2406.11717)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Relation neurons: what a relation and the others lose as its neurons are switched off (methods/10)."""
+"""Relation neurons: what a relation and the others lose as its neurons are switched off (Liu et al. 2025, arXiv
+2502.17355)."""
 
 from __future__ import annotations
 

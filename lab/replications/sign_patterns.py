@@ -1,5 +1,5 @@
 """Sign patterns of categories: how well they tell held-out tokens, and what flipping them does to the model's words
-(methods/03)."""
+(Nalagatla 2026, arXiv 2606.12629)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Experts that harmful requests use more: what switching them off, forcing and scaling them does to refusals
-(methods/02)."""
+(MoTE 2025, arXiv 2502.11096; SteerMoE 2025, arXiv 2509.09660)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The diagonal tuned lens: does a scale and shift per dim make earlier layers readable (methods/01)."""
+"""The diagonal tuned lens (Nadaf 2026, arXiv 2604.02608): does a scale and a shift of each dim make earlier layers
+readable?
+"""
 
 from __future__ import annotations
 

@@ -25,7 +25,6 @@ from steering.language.fields import ArtifactRef, Position
 from steering.language.layers import Layers
 from steering.language.spec import Steering
 from steering.programs.layers import explicit_layers
-from steering.programs.touch import touch_map
 
 router = APIRouter(tags=["reading"], route_class=StrictRoute)
 MAX_ROWS = 4096
@@ -248,6 +247,6 @@ def _outcome(prompt: Prompt, decided: Decided) -> Outcome:
     program = decided.program
     touch: Any = None
     if program is not None and program.acting:
-        touch = touch_map(program.scopes, prompt.token_ids, 0, prompt.roles)
+        touch = program.touch(prompt.token_ids, 0, prompt.roles)
     touched = count_touched(program, touch, prompt.token_ids, len(prompt.token_ids))
     return Outcome(0, prompt.token_ids, [], prompt.roles, touched, decided)

@@ -1,7 +1,7 @@
 """From records as data sets have them to what an extraction method takes, as its JSON schema says.
 
 Three shapes beside the method's own: labelled texts (`text`, `label`, `item`), of which pairs are made within an item;
-matched stimuli (`text`, `emotion`, `matched_control_id`, as AIPsy-Affect and its kin have them, methods/19), whose
+matched stimuli (`text`, `emotion`, `matched_control_id`, as in AIPsy-Affect, Keeman 2026, arXiv 2604.23719), whose
 entries are paired with their control; and for methods that take bare texts, any record with one text.
 """
 

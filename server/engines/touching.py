@@ -6,10 +6,10 @@ import numpy as np
 
 from server.engines.base import CompareRequest, Touched
 from steering.programs.program import Program
-from steering.programs.touch import TouchMap, bits_at, count_bits, touch_map
+from steering.programs.touch import Touch, count_bits
 
 
-def count_touched(given: Program | None, touch: TouchMap | None, token_ids: Sequence[int], processed: int
+def count_touched(given: Program | None, touch: Touch | None, token_ids: Sequence[int], processed: int
                   ) -> list[Touched]:
     """Per intervention of `given`, tokens among the first `processed` of `token_ids`; one without rows has none.
 
@@ -19,9 +19,7 @@ def count_touched(given: Program | None, touch: TouchMap | None, token_ids: Sequ
         return []
     if touch is None:
         return [Touched(0, 0) for _ in given.compiled]
-    positions = np.arange(min(processed, len(token_ids)))
-    bits = bits_at(touch, given.rules, positions, np.asarray(token_ids, dtype=np.int64)[positions])
-    bits &= np.uint32(given.acting)
+    bits = touch.bits_of(token_ids[:processed])
     prompt = count_bits(bits[:touch.prompt_length], len(given.compiled))
     generated = count_bits(bits[touch.prompt_length:], len(given.compiled))
     return [Touched(p, g) for p, g in zip(prompt, generated, strict=True)]
@@ -34,7 +32,5 @@ def first_touched(request: CompareRequest) -> int:
     length = len(request.token_ids)
     if not program.acting:
         return length
-    touch = touch_map(program.scopes, prompt, length - len(prompt), request.roles)
-    bits = bits_at(touch, program.rules, np.arange(length), np.asarray(request.token_ids, dtype=np.int64))
-    touched = np.flatnonzero(bits & np.uint32(program.acting))
+    touched = np.flatnonzero(program.touch(prompt, length - len(prompt), request.roles).bits_of(request.token_ids))
     return int(touched[0]) if len(touched) else length

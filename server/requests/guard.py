@@ -25,7 +25,6 @@ from server.observability.instruments import Counter, Registry
 from steering.language.errors import TrimtabError
 from steering.language.guard import Guard
 from steering.programs.program import Program
-from steering.programs.touch import touch_map
 
 log = structlog.get_logger("trimtab.guard")
 MAX_LOWERINGS = 3
@@ -121,7 +120,7 @@ class GuardedCompletion(Completion):
         ids = [*prompt, *self._generated]
         for n, part in enumerate(self.parts):
             stop = self.parts[n + 1].start if n + 1 < len(self.parts) else len(self._generated)
-            touch = touch_map(part.program.scopes, prompt, len(self._generated), self.generation.roles)
+            touch = part.program.touch(prompt, len(self._generated), self.generation.roles)
             acting = touch if part.program.acting else None
             # The last token that a part made is fed in the part after it.
             before = count_touched(part.program, acting, ids, length + part.start - 1 if n else 0)

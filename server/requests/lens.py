@@ -1,9 +1,9 @@
 """Vocabulary lenses: what the model would say if its last layer were reached with an activation of an earlier one.
 
 Logit lens: softmax(W_U norm(h)). Tuned lens: the same of scale * h + shift, a diagonal map per layer that was fitted to
-foresee the last layer's activation (methods/01). The unembedding is the engine's own: activations are put in the place
-of the last layer's, by the op `patch`, in a pass over as many tokens. So every engine of the contract has lenses, and
-soft-capped or scaled logits are read as the model makes them.
+foresee the last layer's activation (Nadaf 2026, arXiv 2604.02608). The unembedding is the engine's own: activations are
+put in the place of the last layer's, by the op `patch`, in a pass over as many tokens. So every engine of the contract
+has lenses, and soft-capped or scaled logits are read as the model makes them.
 """
 
 from collections.abc import Callable, Mapping, Sequence

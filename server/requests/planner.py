@@ -24,7 +24,7 @@ from steering.programs.compiler import compile_program
 from steering.programs.gate import gates_of
 from steering.programs.program import Program
 from steering.programs.reading import compile_reader
-from steering.programs.touch import touch_map
+from steering.programs.touch import Touch
 from vectors.library import Library
 
 Origin = Literal["default", "model", "preset", "request"]
@@ -71,7 +71,7 @@ class Plan:
         """Refuse scopes that do not fit the prompt. Raises InvalidSpec."""
         if self.program is not None:
             try:
-                touch_map([item.scope for item in self.program.compiled], prompt_ids, 0, roles)
+                Touch.of(self.program.scopes, prompt_ids, 0, roles)
             except TrimtabError as error:
                 raise localised(error, self.planned) from None
 

@@ -15,7 +15,7 @@ from server.requests.monitor import MonitorReport
 from server.requests.planner import Plan
 from steering.language.vocabulary import Direction, Form, Op, Pool, Site
 from steering.programs.gate import CompiledGate, Decision
-from steering.programs.touch import Bits, bits_at, touch_map
+from steering.programs.touch import Bits
 
 # Of the artifact's own strength, from which on a receipt warns.
 STRONG_MULTIPLE = 5
@@ -219,9 +219,8 @@ def _bits(outcome: Outcome) -> Bits:
     """Which interventions touch each token of prompt and completion."""
     program = outcome.decided.program
     assert program is not None
-    touch = touch_map(program.scopes, outcome.prompt_ids, len(outcome.generated_ids), outcome.roles)
-    ids = np.asarray([*outcome.prompt_ids, *outcome.generated_ids], dtype=np.int64)
-    return bits_at(touch, program.rules, np.arange(len(ids)), ids) & np.uint32(program.acting)
+    touch = program.touch(outcome.prompt_ids, len(outcome.generated_ids), outcome.roles)
+    return touch.bits_of([*outcome.prompt_ids, *outcome.generated_ids])
 
 
 def _positions(outcome: Outcome, j: int, bits: Bits) -> list[int]:

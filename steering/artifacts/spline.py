@@ -2,8 +2,8 @@
 
 A manifold has `w` knots: the coordinates `[w, a]` of labelled values and their points `[w, r]` in the subspace. With
 one coordinate it is a cubic spline, periodic or natural; with two or three a polyharmonic spline (thin plate), whose
-wrapped axes are laid on circles. Both pass through every point (methods/04; the surface is the card's "thin-plate
-family").
+wrapped axes are laid on circles. Both pass through every point. The curve is that of Wurgaft et al. 2026 (arXiv
+2605.05115); the paper shows no surfaces, for which this code takes the usual generalisation of a cubic spline.
 """
 
 import math

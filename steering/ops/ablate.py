@@ -1,4 +1,4 @@
-"""Directional ablation: take a direction or subspace out (methods/20a, refusal direction)."""
+"""Directional ablation: take a direction or subspace out (Arditi et al. 2024, arXiv 2406.11717)."""
 
 import torch
 

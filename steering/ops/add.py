@@ -1,4 +1,5 @@
-"""Add a vector: activation addition, CAA, function vectors (methods/20a, 01)."""
+"""Add a vector, as activation addition (Turner et al. 2023, arXiv 2308.10248), CAA (Rimsky et al. 2024, arXiv
+2312.06681) and function vectors (Todd et al. 2024, arXiv 2310.15213) do."""
 
 import torch
 

@@ -1,4 +1,5 @@
-"""Affine maps, of low rank or dim by dim: LoReFT, DiReFT, affine concept editing, Linear-AcT (methods/20a, 20b)."""
+"""Affine maps of low rank or of each dim by itself, as in LoReFT and DiReFT (Wu et al. 2024, arXiv 2404.03592), affine
+concept editing (Marshall et al. 2024, arXiv 2411.09003) and Linear-AcT (Rodriguez et al. 2025, arXiv 2410.23054)."""
 
 import torch
 

@@ -1,4 +1,5 @@
-"""Switch experts of a mixture off or on, scale or bias them (methods/02)."""
+"""Switch experts of a mixture off or on, scale or bias them (MoTE, 2025, arXiv 2502.11096; SteerMoE, 2025, arXiv
+2509.09660)."""
 
 import math
 

@@ -1,4 +1,5 @@
-"""Scale or shift the outputs of single attention heads, before they are mixed (methods/15)."""
+"""Scale or shift the outputs of single attention heads, before they are mixed (inference-time intervention, Li et al.
+2023, arXiv 2306.03341)."""
 
 import torch
 

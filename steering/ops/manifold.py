@@ -1,7 +1,9 @@
-"""Move a token along the manifold of a concept's values, or put it on one of them (methods/04).
+"""Move a token along the manifold of a concept's values, or put it on one of them (Wurgaft et al. 2026, arXiv
+2605.05115).
 
-Only the component in the manifold's subspace is replaced. Decided where the card is silent: a path may begin at the
-token's own place, found as the nearest of the manifold's sampled points (256 on a curve); a shift stops at an open end.
+Only the component in the manifold's subspace is replaced. What the paper leaves open is decided here: a path may begin
+at the token's own place, found as the nearest of the manifold's sampled points (256 on a curve), and a shift stops at
+an open end.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,5 @@
-"""Masks of residual dims and of MLP neurons: zero them, set them, or scale them (methods/10)."""
+"""Masks of residual dims and of MLP neurons: zero them, set them, or scale them (relation-specific neurons, Liu et al.
+2025, arXiv 2502.17355)."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Replace an activation by a stored one, whole or within a subspace (methods/13)."""
+"""Replace an activation by a stored one, whole or within a subspace (Makelov et al. 2023, arXiv 2311.17030)."""
 
 import torch
 

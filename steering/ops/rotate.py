@@ -1,4 +1,4 @@
-"""Turn within a plane: angular steering (methods/20b). Keeps the norm of every token."""
+"""Turn a token within a plane and keep its norm, as angular steering does (arXiv 2510.26243)."""
 
 import math
 

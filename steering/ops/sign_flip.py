@@ -1,4 +1,5 @@
-"""Flip signs of single dimensions (methods/03, bag of dims). The rule for `away` and `toward` is inferred there."""
+"""Flip signs of single dimensions (bag of dims, Nalagatla 2026, arXiv 2606.12629). The paper gives no rule for `away`
+and `toward`; the one here is ours."""
 
 import math
 

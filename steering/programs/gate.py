@@ -1,9 +1,10 @@
-"""Gates: conditions under which an intervention acts (CAST, methods/20b).
+"""Gates: conditions under which an intervention acts (CAST, Lee et al. 2024, arXiv 2409.05907).
 
 A gate of `when: "prompt"` is decided once per prompt, outside of the model: the engine captures what the probe reads
-while nothing acts on the model, and the program is then closed or opened (`Program.decided`). Decided where the card
-infers: state belongs to the request; the untouched model is read, so that a threshold means the same in every spec and
-interventions below the gated one cannot move it; the decision holds for prompt and completion alike.
+while nothing acts on the model, and the program is then closed or opened (`Program.decided`). In three points this
+server goes beyond the published code. The state belongs to the request. The untouched model is read, so that a
+threshold means the same in every spec and interventions below the gated one cannot move it. The decision holds for
+prompt and completion alike.
 
 A gate of `when: "token"` is decided by the kernel, for each token, from the activation at the very place where the
 intervention acts; it is a part of the row.

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,7 @@ from steering.language.scope import Scope
 from steering.language.vocabulary import Op, Site
 from steering.ops.base import Row
 from steering.programs.gate import CompiledGate
-from steering.programs.touch import TokenRules, token_rules
+from steering.programs.touch import TokenRules, Touch, token_rules
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,13 @@ class Program:
     def scopes(self) -> tuple[Scope, ...]:
         return tuple(item.scope for item in self.compiled)
 
+    def touch(self, prompt_ids: Sequence[int], max_new_tokens: int, roles: Sequence[str] | None = None) -> Touch:
+        """Which of the interventions that act do so on each token. Raises InvalidSpec as `Touch.of`."""
+        found = Touch.of(self.scopes, prompt_ids, max_new_tokens, roles, rules=self._rules)
+        return found if self.acting == (1 << len(self.compiled)) - 1 else found.only(self.acting)
+
     @cached_property
-    def rules(self) -> TokenRules:
+    def _rules(self) -> TokenRules:
         return token_rules(self.scopes)
 
     @cached_property

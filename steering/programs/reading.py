@@ -117,8 +117,10 @@ def _cosine(h: torch.Tensor, tensors: Tensors) -> torch.Tensor:
 
 
 def _cast(h: torch.Tensor, tensors: Tensors) -> torch.Tensor:
-    """cos(h, tanh(P h)), P = c c^T / (c . c), as CAST's code has it (methods/20b). Never negative, and equal for h and
-    -h: it measures how much of h lies along c, not on which side."""
+    """cos(h, tanh(P h)) with P = c c^T / (c . c), as the code of CAST has it (Lee et al. 2024, arXiv 2409.05907).
+
+    It is never negative, and equal for h and -h: it measures how much of h lies along c, and not on which side.
+    """
     c = tensors["vector"]
     along = (h @ c).unsqueeze(-1) * (c / (c @ c))
     return torch.nn.functional.cosine_similarity(h, along.tanh(), dim=-1)

@@ -23,7 +23,7 @@ from steering.language.errors import EngineUnavailable, SlotsExhausted, TrimtabE
 from steering.language.vocabulary import SITES, Site
 from steering.models.facts import ModelFacts
 from steering.programs.program import Program
-from steering.programs.touch import bits_at, count_bits, touch_map
+from steering.programs.touch import count_bits
 
 LAYERS, WIDTH = 4, 8
 FACTS: dict[str, Any] = {"family": "scripted", "num_layers": LAYERS, "d_model": WIDTH, "num_heads": 2, "head_dim": 4,
@@ -72,8 +72,8 @@ class ScriptedCompletion(Completion):
             return []
         # The last token given is never fed back, as in a real engine.
         ids = [*self.generation.prompt_ids, *self.given[:-1]]
-        touch = touch_map(program.scopes, self.generation.prompt_ids, len(self.given), self.generation.roles)
-        bits = bits_at(touch, program.rules, torch.arange(len(ids)).numpy(), torch.tensor(ids).numpy())
+        touch = program.touch(self.generation.prompt_ids, len(self.given), self.generation.roles)
+        bits = touch.bits_of(ids)
         prompt = len(self.generation.prompt_ids)
         counts = zip(count_bits(bits[:prompt], len(program.compiled)),
                      count_bits(bits[prompt:], len(program.compiled)), strict=True)

@@ -574,7 +574,7 @@ def test_patch_keeps_what_is_outside_of_the_subspace() -> None:
 
 
 def test_patch_is_blind_to_the_length_of_a_direction() -> None:
-    """methods/13: v and 5v patch the same; w + ((u.v - w.v) / |v|^2) v."""
+    """Makelov et al. 2023: v and 5v patch the same; w + ((u.v - w.v) / |v|^2) v."""
     source = rng(30).normal(size=D)
     for length in (1, 5):
         v = length * V
@@ -663,7 +663,7 @@ def test_half_a_flip_is_zero() -> None:
     assert not run("sign_flip", H, FLIP, 0.5, mode="flip")[:, :4].any()
 
 
-# Learned methods as affine maps (methods/20a, 20b).
+# Learned methods as affine maps.
 
 def test_loreft_as_affine() -> None:
     """h + R^T (W h + b - R h)."""

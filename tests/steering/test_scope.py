@@ -1,5 +1,6 @@
 """Scopes against a slow oracle, written from the words of the language: token by token, what must be touched."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from steering.language.errors import InvalidSpec
 from steering.language.fields import MAX_INTERVENTIONS
 from steering.language.scope import Scope
-from steering.programs.touch import TouchMap, bits_at, count_bits, token_rules, touch_map
+from steering.programs.touch import Touch, count_bits
 
 ROLES = ["system", "user", "assistant", ""]
 VOCABULARY = 6
@@ -88,13 +89,11 @@ def _requests(draw: st.DrawFn) -> tuple[list[dict[str, Any]], list[int], list[st
     return (scopes * repeat + scopes)[:MAX_INTERVENTIONS], prompt, roles, generated, sorted(cuts)
 
 
-def _bits(touch: TouchMap, parsed: list[Scope], tokens: list[int], cuts: list[int]) -> np.ndarray:
-    rules = token_rules(parsed)
+def _bits(touch: Touch, tokens: list[int], cuts: list[int]) -> np.ndarray:
     edges = [0, *cuts, len(tokens)]
     ids = np.array(tokens, dtype=np.int64)
-    return np.concatenate([
-        bits_at(touch, rules, np.arange(start, stop), ids[start:stop])
-        for start, stop in zip(edges, edges[1:], strict=False)])
+    return np.concatenate([touch.bits(np.arange(start, stop), ids[start:stop])
+                           for start, stop in zip(edges, edges[1:], strict=False)])
 
 
 @settings(max_examples=250, deadline=None)
@@ -107,43 +106,53 @@ def test_bits_equal_the_oracle(request: Any, spare: int) -> None:
     scopes, prompt, roles, generated, cuts = request
     parsed = [Scope.model_validate(scope) for scope in scopes]
     tokens = prompt + generated
-    touch = touch_map(parsed, prompt, len(generated) + spare, roles)
-    bits = _bits(touch, parsed, tokens, cuts)
+    touch = Touch.of(parsed, prompt, len(generated) + spare, roles)
+    bits = _bits(touch, tokens, cuts)
     assert bits.dtype == np.uint32
     wanted = [[touched(scope, t, prompt, roles, generated) for scope in scopes] for t in range(len(tokens))]
     assert [[bool(int(bits[t]) >> j & 1) for j in range(len(scopes))] for t in range(len(tokens))] == wanted
     assert not np.any(bits >> np.uint32(len(scopes) - 1) >> np.uint32(1)), "a bit of no intervention is set"
     assert count_bits(bits, len(scopes)) == [sum(row[j] for row in wanted) for j in range(len(scopes))]
     # Asking again in any order, one at a time, must not change the map (recompute after preemption).
-    rules = token_rules(parsed)
     for t in reversed(range(len(tokens))):
-        assert bits_at(touch, rules, np.array([t]), np.array([tokens[t]]))[0] == bits[t]
+        assert touch.bits(np.array([t]), np.array([tokens[t]]))[0] == bits[t]
+    # As it travels to another process, where no more than plain numbers can go.
+    assert np.array_equal(Touch.from_plain(json.loads(json.dumps(touch.to_plain())), spare=1).bits_of(tokens), bits)
+    # Of some of the interventions, and with the rules carried out beforehand.
+    some = 0b10110
+    assert np.array_equal(touch.only(some).bits_of(tokens), bits & np.uint32(some))
+    for t, token in enumerate(generated):
+        gets, loses = touch.rules.of(token)
+        position = len(prompt) + t
+        assert (touch.on[position] | gets) & ~(touch.off[position] | np.uint32(loses)) == bits[position]
+    touch.settle(generated)
+    assert np.array_equal((touch.on & ~touch.off)[:len(tokens)], bits)
 
 
 def test_rules_do_not_reach_into_the_prompt() -> None:
     scope = Scope.model_validate({"prompt": "none", "generation": {"token_ids": [7]}})
-    touch = touch_map([scope], [7, 7], 3)
-    bits = bits_at(touch, token_rules([scope]), np.arange(5), np.array([7, 7, 7, 1, 7]))
+    touch = Touch.of([scope], [7, 7], 3)
+    bits = touch.bits(np.arange(5), np.array([7, 7, 7, 1, 7]))
     assert bits.tolist() == [0, 0, 1, 0, 1]
 
 
 def test_exclude_wins_over_everything() -> None:
     picked = {"positions": [0, 1], "token_ids": [5]}
     scope = Scope.model_validate({"prompt": {**picked, "exclude": picked}, "generation": {**picked, "exclude": picked}})
-    touch = touch_map([scope], [5, 1, 5], 3)
-    assert not bits_at(touch, token_rules([scope]), np.arange(6), np.array([5, 1, 5, 5, 1, 5])).any()
+    touch = Touch.of([scope], [5, 1, 5], 3)
+    assert not touch.bits(np.arange(6), np.array([5, 1, 5, 5, 1, 5])).any()
 
 
 def test_empty_exclude_takes_nothing_out() -> None:
     scope = Scope.model_validate({"prompt": {"exclude": {}}, "generation": {"exclude": {}}})
-    bits = bits_at(touch_map([scope], [1, 2], 2), token_rules([scope]), np.arange(4), np.ones(4, int))
+    bits = Touch.of([scope], [1, 2], 2).bits(np.arange(4), np.ones(4, int))
     assert bits.tolist() == [1] * 4
 
 
 def test_all_32_bits() -> None:
     scopes = [Scope.model_validate({"prompt": {"positions": [j]}, "generation": {"token_ids": [j]}}) for j in range(32)]
-    touch = touch_map(scopes, [99] * 32, 32)
-    bits = bits_at(touch, token_rules(scopes), np.arange(64), np.array([99] * 32 + list(range(32))))
+    touch = Touch.of(scopes, [99] * 32, 32)
+    bits = touch.bits(np.arange(64), np.array([99] * 32 + list(range(32))))
     assert bits.tolist() == [1 << j for j in range(32)] * 2
     assert count_bits(bits, 32) == [2] * 32
 
@@ -153,14 +162,14 @@ def test_windows_of_any_size() -> None:
     for window, wanted in (([-far, far], [1, 1, 1]), ([far, None], [0, 0, 0]), ([None, -far], [0, 0, 0]),
                            ([2, 1], [0, 0, 0]), ([-2, -1], [0, 1, 0])):
         scope = Scope.model_validate({"prompt": {"windows": [window]}, "generation": "none"})
-        assert touch_map([scope], [4, 4, 4], 1).on.tolist() == [*wanted, 0]
+        assert Touch.of([scope], [4, 4, 4], 1).on.tolist() == [*wanted, 0]
 
 
 @pytest.mark.parametrize("pick", [{"roles": ["user"]}, {"exclude": {"roles": ["user"]}}])
 def test_roles_without_roles(pick: dict[str, Any]) -> None:
     scopes = [Scope(), Scope.model_validate({"prompt": pick})]
     with pytest.raises(InvalidSpec) as caught:
-        touch_map(scopes, [1, 2], 2)
+        Touch.of(scopes, [1, 2], 2)
     where = "scope.prompt.exclude.roles" if "exclude" in pick else "scope.prompt.roles"
     assert caught.value.param == f"interventions[1].{where}"
     assert caught.value.fix
@@ -172,22 +181,22 @@ def test_positions_outside_of_the_prompt(position: int, excluded: bool) -> None:
     pick = {"positions": [0, position]}
     scope = Scope.model_validate({"prompt": {"exclude": pick} if excluded else pick})
     with pytest.raises(InvalidSpec, match="3 tokens") as caught:
-        touch_map([scope], [1, 2, 3], 2)
+        Touch.of([scope], [1, 2, 3], 2)
     assert caught.value.param == f"interventions[0].scope.prompt.{'exclude.' if excluded else ''}positions"
 
 
 def test_a_role_that_no_turn_has() -> None:
     """A conversation without a system turn is no error; the scope just finds nothing there."""
     scope = Scope.model_validate({"prompt": {"roles": ["system"]}, "generation": "none"})
-    assert not touch_map([scope], [1, 2], 1, roles=["user", "user"]).on.any()
+    assert not Touch.of([scope], [1, 2], 1, roles=["user", "user"]).on.any()
 
 
 def test_empty_prompt() -> None:
     scope = Scope.model_validate({"prompt": {"roles": ["user"], "windows": [[0, 3]], "token_ids": [1]}})
-    assert touch_map([scope], [], 2, roles=[]).on.tolist() == [1, 1]
+    assert Touch.of([scope], [], 2, roles=[]).on.tolist() == [1, 1]
 
 
 def test_selection_of_generated_positions_stops_at_the_budget() -> None:
     """More positions than tokens is no error: nobody knows beforehand how long an answer gets."""
     scope = Scope.model_validate({"prompt": "none", "generation": {"positions": [0, 99], "windows": [[2, 50]]}})
-    assert touch_map([scope], [1], 4).on.tolist() == [0, 1, 0, 1, 1]
+    assert Touch.of([scope], [1], 4).on.tolist() == [0, 1, 0, 1, 1]

@@ -1,9 +1,9 @@
 """The behaviour manifold: the curve that a model's natural answer distributions form, and how far others lie from it.
 
-A distribution is over the values of the task and one bin for everything else (methods/04). Decided where the card
-leaves a choice: the knots are the labels' places or coordinates, evenly spaced, and not angles of a PCA of outputs,
-which mean nothing for a model that is sure of its answers; the nearest point is looked up among 1000 (a curve) or
-40 x 40 (a surface) samples.
+A distribution is over the values of the task and one bin for everything else (Wurgaft et al. 2026, arXiv 2605.05115).
+What the paper leaves open is decided here: the knots are the labels' places or coordinates, evenly spaced, and not
+angles of a PCA of outputs, which mean nothing for a model that is sure of its answers; the nearest point is looked up
+among 1000 (a curve) or 40 x 40 (a surface) samples.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,5 @@
-"""The classic function vector: averaged outputs of the heads that cause the answer (Todd et al., methods/01 B)."""
+"""The classic function vector: averaged outputs of the heads that cause the answer (Todd et al. 2024, arXiv
+2310.15213)."""
 
 import random
 from collections.abc import Sequence

@@ -13,7 +13,6 @@ from steering.language.vocabulary import Site
 from steering.models.facts import ModelFacts
 from steering.models.taps import attach
 from steering.programs.program import Program
-from steering.programs.touch import bits_at, touch_map
 from steering.residency.bank import Bank
 from vectors.extract.subject import Programs, Prompt, Tokens, Turn, continuation_ids, one_each
 
@@ -135,12 +134,11 @@ class LocalSubject:
                     if own is None:
                         continue
                     prompt = len(text) if prompt_lengths is None else prompt_lengths[i]
-                    touch = touch_map(own.scopes, text[:prompt], len(text) - prompt)
+                    touch = own.touch(text[:prompt], len(text) - prompt)
                     slot = bank.acquire(own)
                     assert slot is not None, "the bank has a slot for every text"
                     slots[i, :len(text)] = slot
-                    bits[i, :len(text)] = bits_at(touch, own.rules, np.arange(len(text)),
-                                                  np.asarray(text, dtype=np.int64))
+                    bits[i, :len(text)] = touch.bits_of(text)
                 record = stack.enter_context(steerer.acting(steerer.plan(slots.ravel(), bits.ravel())))
             yield ids
             if record is not None:

@@ -1,4 +1,5 @@
-"""From labelled activations to a manifold: principal subspace, a centroid per label, knots and a spline (methods/04).
+"""From labelled activations to a manifold: principal subspace, a centroid per label, knots and a spline (Wurgaft et
+al. 2026, arXiv 2605.05115).
 
 Knots. Cyclic: angles of the centroids in their first two components, each divided by its spread, turned so that the
 first label is at 0 and rising in the order of the labels. Sequential: lengths along the polygon of centroids. Graph:

@@ -1,7 +1,9 @@
-"""Trying a manifold out on the model: swaps onto labels, and walks from label to label, by the distributions they give.
+"""Trying a manifold out on the model: swaps onto labels, and walks from label to label, by the distributions they
+give.
 
 A walk of `steps` points is replaced into the last prompt token of a base prompt one point at a time. Its energy is the
-distance of the answers to the behaviour manifold, summed over the walk and scaled to 50 points, in nats (methods/04).
+distance of the answers to the behaviour manifold, summed over the walk and scaled to 50 points, in nats (as in Wurgaft
+et al. 2026, arXiv 2605.05115).
 """
 
 from collections.abc import Callable, Sequence

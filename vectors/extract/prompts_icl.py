@@ -1,4 +1,6 @@
-"""In-context prompts of a task given as word pairs: demonstrations, then a query (methods/01)."""
+"""In-context prompts of a task that is given as word pairs: demonstrations, then a query (Todd et al. 2024, arXiv
+2310.15213).
+"""
 
 import random
 from collections.abc import Sequence

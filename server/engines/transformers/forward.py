@@ -24,7 +24,6 @@ from steering.language.errors import TrimtabError
 from steering.language.vocabulary import Site
 from steering.models.taps import attach
 from steering.programs.program import Program
-from steering.programs.touch import bits_at, touch_map
 from steering.residency.bank import Bank
 
 TOKENS_PER_PASS = 2048
@@ -251,8 +250,8 @@ def _keeper(found: dict[tuple[Site, int], Tensor], key: tuple[Site, int]) -> Cal
 
 def _bits(run: TokenRun, program: Program) -> Any:
     length = len(run.token_ids)
-    touch = touch_map(program.scopes, run.token_ids[:run.prompt_length], length - run.prompt_length, run.roles)
-    return bits_at(touch, program.rules, np.arange(length), np.asarray(run.token_ids, dtype=np.int64))
+    touch = program.touch(run.token_ids[:run.prompt_length], length - run.prompt_length, run.roles)
+    return touch.bits_of(run.token_ids)
 
 
 def _longest(runs: Sequence[TokenRun]) -> int:

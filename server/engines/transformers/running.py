@@ -16,7 +16,7 @@ from server.engines.transformers.tally import Tally
 from steering.acting.containment import Fault
 from steering.language.errors import EngineUnavailable, TrimtabError
 from steering.programs.program import Program
-from steering.programs.touch import TouchMap, bits_at, touch_map
+from steering.programs.touch import Touch
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Running:
 
     generation: Generation
     program: Program | None
-    touch: TouchMap | None
+    touch: Touch | None
     seed: int
     slot: int = 0
     base: int = 0
@@ -62,11 +62,8 @@ class Running:
         program = generation.program if generation.program is not None and generation.program.acting else None
         touch = None
         if program is not None:
-            touch = touch_map(program.scopes, generation.prompt_ids, generation.sampling.max_tokens, generation.roles)
-            earlier = slice(len(generation.prompt_ids), len(generation.prompt_ids) + len(generation.generated_ids))
-            gets, loses = program.rules.bits(np.asarray(generation.generated_ids, dtype=np.int64))
-            touch.on[earlier] |= gets
-            touch.off[earlier] |= loses
+            touch = program.touch(generation.prompt_ids, generation.sampling.max_tokens, generation.roles)
+            touch.settle(generation.generated_ids)
         # Earlier tokens have their place among the choices, as the sampler goes by their number.
         return cls(generation, program, touch, seed, token_ids=[*generation.prompt_ids, *generation.generated_ids],
                    choices=[Choice(None, ())] * len(generation.generated_ids), before=len(generation.generated_ids))
@@ -117,11 +114,8 @@ class SaltedIds(list[int]):
     def __init__(self, token_ids: list[int], running: Running) -> None:
         super().__init__(token_ids)
         assert running.touch is not None and running.program is not None
-        ids = np.asarray(token_ids, dtype=np.int64)
         # A token forced in after a recompute may lie past the map only if it will never be read back.
-        known = min(len(ids), len(running.touch.on))
-        self._bits = bits_at(running.touch, running.program.rules, np.arange(known), ids[:known])
-        self._bits &= np.uint32(running.program.acting)
+        self._bits = running.touch.bits_of(token_ids[:len(running.touch.on)])
         self._digest = running.program.digest.encode()
 
     def __getitem__(self, index):

@@ -353,12 +353,13 @@ class Steps:
     def _note(self, running: Running, token: int) -> None:
         position = len(running.token_ids)
         running.token_ids.append(token)
-        program, touch = running.program, running.touch
-        if program is None or touch is None or not program.rules or position >= len(touch.on):
+        touch = running.touch
+        if touch is None or not touch.rules or position >= len(touch.on):
             return
+        gets, loses = touch.rules.of(token)
         with self._lock:
-            self._arena.on[running.base + position] |= np.uint32(program.rules.on.get(token, 0))
-            self._arena.off[running.base + position] |= np.uint32(program.rules.off.get(token, 0))
+            self._arena.on[running.base + position] |= np.uint32(gets)
+            self._arena.off[running.base + position] |= np.uint32(loses)
 
     def _keep(self) -> None:
         """Copy the rows of the requests that are to be compared."""

@@ -5,18 +5,17 @@ A request carries only numbers that msgpack knows; tensors in `SamplingParams.ex
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from safetensors.torch import load, save
 
 from steering.language.vocabulary import Site
 from steering.ops.base import Row
 from steering.programs.program import Program
-from steering.programs.touch import TokenRules, TouchMap
+from steering.programs.touch import Touch
 
 # The key of everything of ours in `SamplingParams.extra_args` and in vLLM's `additional_config`.
 EXTRA = "trimtab"
@@ -88,23 +87,11 @@ def decode_program(content: bytes) -> Rows:
     return Rows(head["digest"], tuple(rows), tuple(head["scopes"]), head["limited"])
 
 
-def encode_touch(touch: TouchMap, rules: TokenRules, acting: int) -> dict[str, Any]:
-    """Runs of equal bits over the positions of one completion, [start, stop, on, off], untouched stretches left out."""
-    on, off = touch.on & np.uint32(acting), touch.off & np.uint32(acting)
-    edges = np.flatnonzero((np.diff(on) != 0) | (np.diff(off) != 0)) + 1
-    starts = [0, *edges.tolist()]
-    stops = [*edges.tolist(), len(on)]
-    runs = [[a, b, int(on[a]), int(off[a])] for a, b in zip(starts, stops, strict=True)
-            if a < b and (on[a] or off[a])]
-    return {"prompt": touch.prompt_length, "length": len(on), "runs": runs,
-            "rules": [[[token, bits & acting] for token, bits in table.items()] for table in (rules.on, rules.off)]}
-
-
-def extra_of(program: Program | None, touch: TouchMap | None, slot: int) -> dict[str, Any]:
+def extra_of(program: Program | None, touch: Touch | None, slot: int) -> dict[str, Any]:
     """What a request carries of its program, which is in `slot`."""
     if program is None or touch is None:
         return {}
-    return {"slot": slot, "digest": identity(program), "touch": encode_touch(touch, program.rules, program.acting)}
+    return {"slot": slot, "digest": identity(program), "touch": touch.to_plain()}
 
 
 def carried_by(sampling: Any) -> dict[str, Any]:
@@ -113,20 +100,10 @@ def carried_by(sampling: Any) -> dict[str, Any]:
     return carried
 
 
-def decode_touch(wire: Mapping[str, Any]) -> tuple[TouchMap, TokenRules]:
-    """What `encode_touch` wrote.
+def touch_of(extra: Mapping[str, Any]) -> Touch:
+    """Which tokens a request says its program acts on.
 
     The map has one position more than the completion, because an engine that schedules ahead may run a token past the
     end.
     """
-    on = np.zeros(wire["length"] + 1, dtype=np.uint32)
-    off = np.zeros(wire["length"] + 1, dtype=np.uint32)
-    for start, stop, on_bits, off_bits in wire["runs"]:
-        on[start:stop] = on_bits
-        off[start:stop] = off_bits
-    tables = [dict(_pairs(table)) for table in wire["rules"]]
-    return TouchMap(wire["prompt"], on, off), TokenRules(tables[0], tables[1])
-
-
-def _pairs(table: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
-    return [(int(token), int(bits)) for token, bits in table]
+    return Touch.from_plain(extra["touch"], spare=1)

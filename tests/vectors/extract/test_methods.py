@@ -70,7 +70,7 @@ def test_labels_that_mean_nothing_give_nothing(method: str) -> None:
 
 
 def test_centred_differences_lose_the_shared_shift_and_pairwise_keeps_it() -> None:
-    """methods/20a: PCA that centres the differences removes the very mean that was looked for."""
+    """PCA that centres the differences removes the very mean that was looked for."""
     positive, negative = stacked(100, 2, Planted(vary=4.0))
     differences = positive - negative
     trapped = torch.from_numpy(PCA(n_components=1).fit(differences.numpy()).components_[0])

@@ -15,7 +15,6 @@ from steering.language.vocabulary import Site
 from steering.models.facts import ModelFacts
 from steering.ops.kernel import get_kernel
 from steering.programs.program import Program
-from steering.programs.touch import bits_at, touch_map
 from vectors.extract.subject import Programs, Prompt, Tokens, Turn, one_each
 
 D_MODEL, NUM_HEADS, HEAD_DIM, D_FF, NUM_LAYERS, VOCAB = 32, 4, 8, 32, 3, 400
@@ -127,8 +126,7 @@ class Toy:
         self.passes += 1
         touched = np.zeros(len(ids), dtype=np.uint32)
         if program is not None:
-            touch = touch_map(program.scopes, ids[:prompt_length], len(ids) - prompt_length)
-            touched = bits_at(touch, program.rules, np.arange(len(ids)), np.asarray(ids, dtype=np.int64))
+            touched = program.touch(ids[:prompt_length], len(ids) - prompt_length).bits_of(ids)
 
         def at(site: Site, layer: int, h: torch.Tensor) -> torch.Tensor:
             for j, item in enumerate(program.compiled if program is not None else ()):

@@ -1,11 +1,12 @@
-"""Concept vectors of all layers, made to agree with one another (methods/12, the GCAV idea without its networks).
+"""Concept vectors of all layers, made to agree with one another (the idea of GCAV, 2025, arXiv 2508.21197, without its
+networks).
 
-Decided where the card infers: a layer is mapped to a middle one by the orthogonal Procrustes rotation of the centred
-train activations of the same texts (a map of the activations, which no label enters); the layers' concept directions
-are compared and averaged there, weighted by what each adds to held-out separation (dev), and the average is carried
-back to each layer. No autoencoder is trained and no score of consistency is optimised: lower variance over layers is
-then not built in. Consistency is judged on test, as the agreement of the layers' scores of the same texts, and counts
-only where the same made from shuffled labels stays at chance.
+What the paper leaves open is decided here: a layer is mapped to a middle one by the orthogonal Procrustes rotation of
+the centred train activations of the same texts (a map of the activations, which no label enters); the layers' concept
+directions are compared and averaged there, weighted by what each adds to held-out separation (dev), and the average is
+carried back to each layer. No autoencoder is trained and no score of consistency is optimised: lower variance over
+layers is then not built in. Consistency is judged on test, as the agreement of the layers' scores of the same texts,
+and counts only where the same made from shuffled labels stays at chance.
 """
 
 from collections.abc import Mapping, Sequence

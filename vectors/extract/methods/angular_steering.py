@@ -1,13 +1,13 @@
-"""Angular steering: a plane in which to turn the activation between having a behaviour and not (methods/20b).
+"""Angular steering: a plane in which to turn the activation between having a behaviour and not (arXiv 2510.26243).
 
 First axis: the unit difference of means at one layer. Second axis: the first principal component of the differences of
 all candidate layers, made perpendicular to the first. 0 degrees is along the behaviour, 180 opposite to it. The source
 layer is chosen on dev by the spread of the behaviour's log-odds over a sweep of angles, and so are the angles of most
 and of least log-odds; test is read once.
 
-Decided where the card leaves it open: the plane acts on the residual stream itself (resid_post) at every layer from
-the source on, not on the inputs of norm modules; all tokens; the sweep is a setting. With one layer, or differences
-that all point one way, the second axis is the first component of the pair differences at the source.
+What the paper leaves open is decided here: the plane acts on the residual stream itself (resid_post) at every layer
+from the source on, not on the inputs of norm modules; all tokens; the sweep is a setting. With one layer, or
+differences that all point one way, the second axis is the first component of the pair differences at the source.
 Controls: random planes, and planes from differences of dealt labels, each with the best two angles of its own on dev.
 """
 

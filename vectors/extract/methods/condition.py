@@ -1,11 +1,12 @@
-"""Conditions for gates: a direction that tells prompts of a kind from others, with a threshold (CAST, methods/20b).
+"""Conditions for gates: a direction that tells prompts of a kind from others, with a threshold (CAST, Lee et al. 2024,
+arXiv 2409.05907).
 
-Labelled prompts are read at one site, as the gate will read them: the last token, or the mean of all but the first.
-Per layer a direction is fitted on train and the threshold with the best F1 is searched on dev; the layer with the best
-dev F1 (then AUC, then separation) is taken and test is read once. Decided where the card infers: every threshold
-between two dev scores is tried (CAST's grid of 0 to 1 by .01 suits its own form only), of equally good ones the middle
-of the widest gap is taken; the form linear opens above the threshold only, the two that CAST's search would also turn
-round may open below it; the condition vector is the difference of means, as CAST's PCA of pairs needs pairs.
+Labelled prompts are read at one site, as the gate will read them: the last token, or the mean of all but the first. Per
+layer a direction is fitted on train and the threshold with the best F1 is searched on dev; the layer with the best dev
+F1 (then AUC, then separation) is taken and test is read once. What the paper leaves open is decided here: every
+threshold between two dev scores is tried (CAST's grid of 0 to 1 by .01 suits its own form only), of equally good ones
+the middle of the widest gap is taken; the form linear opens above the threshold only, the two that CAST's search would
+also turn round may open below it; the condition vector is the difference of means, as CAST's PCA of pairs needs pairs.
 """
 
 from collections.abc import Sequence

@@ -1,10 +1,11 @@
-"""Entropic activation steering: a vector that makes an agent's choice of action less, or more, certain (methods/05).
+"""Entropic activation steering: a vector that makes an agent's choice of action less, or more, certain (Rahn et al.
+2024, arXiv 2406.00244).
 
-Decided where the card infers: the distribution of actions is read exactly from the model's next-token probabilities of
-the actions' first tokens, not sampled; Z is the sum of entropies. Activations are centred within an episode, as in the
-paper; where every prompt is an episode of its own, `center: step` centres across episodes at equal step (which also
-takes the confound of time out), and `all` over all prompts. The layer is the one that moves entropy most on dev, at the
-strength that is chosen there, too.
+What the paper leaves open is decided here: the distribution of actions is read exactly from the model's next-token
+probabilities of the actions' first tokens, not sampled; Z is the sum of entropies. Activations are centred within an
+episode, as in the paper; where every prompt is an episode of its own, `center: step` centres across episodes at equal
+step (which also takes the confound of time out), and `all` over all prompts. The layer is the one that moves entropy
+most on dev, at the strength that is chosen there, too.
 """
 
 from collections.abc import Hashable, Sequence

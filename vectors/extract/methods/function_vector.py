@@ -1,11 +1,12 @@
-"""Function vectors: from in-context examples, a vector that makes the model do the task (methods/01).
+"""Function vectors: from in-context examples, a vector that makes the model do the task (Nadaf 2026, arXiv 2604.02608;
+Todd et al. 2024, arXiv 2310.15213).
 
-Decided where the card infers: answers are scored by their first token in the spelling that follows the prompt (with its
-space); demonstrations are lines; pairs of one input stay in one split, demonstrations come from train only; layer and
-strength are chosen on dev, by accuracy and then by mean log-probability of the answer, and test is read once.
-Demonstrations whose outputs were dealt anew still show what kind of thing answers are. Where that alone gives the task
-away (plurals, French nouns), their vector steers as well, and the control that tells is another task's vector: give
-`other_pairs`.
+What the paper leaves open is decided here: answers are scored by their first token in the spelling that follows the
+prompt (with its space); demonstrations are lines; pairs of one input stay in one split, demonstrations come from train
+only; layer and strength are chosen on dev, by accuracy and then by mean log-probability of the answer, and test is read
+once. Demonstrations whose outputs were dealt anew still show what kind of thing answers are. Where that alone gives the
+task away (plurals, French nouns), their vector steers as well, and the control that tells is another task's vector:
+give `other_pairs`.
 """
 
 import random

@@ -1,8 +1,10 @@
-"""Heads that an answer depends on: ranked by what switching each off alone costs (methods/15 C).
+"""Heads that an answer depends on: ranked by what switching each off alone costs (Merullo et al. 2024, arXiv
+2310.08744).
 
-Decided where the card infers: the cost is the mean fall of the answer's first token's log-probability; heads are ranked
-on train, the set is tried as a whole on dev and test, and on test against random other heads, of the same layers as far
-as those have enough. Off is zero, the op's mode scale; where that is off the distribution, `scale` softens it.
+What the paper leaves open is decided here: the cost is the mean fall of the answer's first token's log-probability;
+heads are ranked on train, the set is tried as a whole on dev and test, and on test against random other heads, of the
+same layers as far as those have enough. Off is zero, the op's mode scale; where that is off the distribution, `scale`
+softens it.
 """
 
 from collections.abc import Sequence

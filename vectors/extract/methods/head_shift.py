@@ -1,10 +1,10 @@
-"""Inference-time intervention: heads ranked by a probe, and a shift along each (methods/15 A).
+"""Inference-time intervention: heads ranked by a probe, and a shift along each (Li et al. 2023, arXiv 2306.03341).
 
-Decided where the card infers: the number of heads is a share of all (5 per cent; 48 of 1024 in the paper); heads are
-ranked by the dev accuracy of a probe fitted on train; the shift is `sigma` times the unit mean-mass (or probe)
-direction of train and dev, sigma being the spread of those texts along it, so that strength 1 is one sigma (15 in the
-paper, on much larger models: choose it by effect). Every head counts on its own; grouped keys and values do not matter,
-as what is shifted is the head's output.
+What the paper leaves open is decided here: the number of heads is a share of all (5 per cent; 48 of 1024 in the paper);
+heads are ranked by the dev accuracy of a probe fitted on train; the shift is `sigma` times the unit mean-mass (or
+probe) direction of train and dev, sigma being the spread of those texts along it, so that strength 1 is one sigma (15
+in the paper, on much larger models: choose it by effect). Every head counts on its own; grouped keys and values do not
+matter, as what is shifted is the head's output.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Direction of a logistic probe: regularised logistic regression on standardised activations (methods/20a)."""
+"""Direction of a logistic probe: regularised logistic regression on standardised activations."""
 
 import warnings
 

@@ -1,4 +1,5 @@
-"""Manifold steering: the curve or surface on which a concept's values lie, and that of their answers (methods/04).
+"""Manifold steering: the curve or surface on which a concept's values lie, and that of their answers (Wurgaft et al.
+2026, arXiv 2605.05115).
 
 Texts are labelled with the true answer and read at the last token. Per layer, on train: principal subspace, a centroid
 per label, a spline through them. A layer whose centroids do not come in the order of the labels (cyclic), or are no
@@ -7,10 +8,10 @@ others, the one whose swaps move the answer on dev (within 0.05 of the best), an
 energy. On test: swaps onto labels beside centroids of dealt labels and beside random subspaces of the same rank; walks
 along the manifold beside the chord, the chord at the manifold's distance from the mean, and splines with dealt knots.
 
-Decided where the card infers: only the subspace is replaced in all walks, chords too; a swap counts when the answer's
-distribution is nearest to the value's natural one, which serves values with several right answers; sequential knots
-are arc lengths; surfaces are thin-plate splines. Left out: finding activations by gradient for outputs on the
-behaviour manifold.
+What the paper leaves open is decided here: only the subspace is replaced in all walks, chords too; a swap counts when
+the answer's distribution is nearest to the value's natural one, which serves values with several right answers;
+sequential knots are arc lengths; surfaces are thin-plate splines. Left out: finding activations by gradient for outputs
+on the behaviour manifold.
 """
 
 from collections.abc import Sequence

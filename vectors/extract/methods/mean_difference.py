@@ -1,4 +1,5 @@
-"""Difference of class means: CAA, and the candidates of the refusal-direction method (methods/20a)."""
+"""Difference of class means, as in CAA (Rimsky et al. 2024, arXiv 2312.06681) and among the candidates of the
+refusal-direction method (Arditi et al. 2024, arXiv 2406.11717)."""
 
 import torch
 

@@ -1,11 +1,11 @@
-"""Model-native skills: orthogonal axes of sequence-level activations (methods/08).
+"""Model-native skills: orthogonal axes of sequence-level activations (Kang et al. 2026, arXiv 2604.17614).
 
-Decided where the card infers: a sequence is the mean of its tokens but the first (or its last token); dims whose mean
-square is over 2500 times the median dim's (massive activations) are set to zero, and length is regressed out, before
-the axes are taken; an axis points to the side of its longer tail. The layer is the middle one of those given: at the
-model's last one an axis could only act as a bias on the logits. `axis` makes a vector of one axis, as long as its
-spread, for the op add; without it the whole basis is a subspace. Which axis helps is for a trial on dev to say, not
-for variance.
+What the paper leaves open is decided here: a sequence is the mean of its tokens but the first (or its last token); dims
+whose mean square is over 2500 times the median dim's (massive activations) are set to zero, and length is regressed
+out, before the axes are taken; an axis points to the side of its longer tail. The layer is the middle one of those
+given: at the model's last one an axis could only act as a bias on the logits. `axis` makes a vector of one axis, as
+long as its spread, for the op add; without it the whole basis is a subspace. Which axis helps is for a trial on dev to
+say, not for variance.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Principal direction of the pairs about their own midpoints (methods/20a)."""
+"""Principal direction of the pairs about their own midpoints."""
 
 import torch
 

@@ -1,4 +1,5 @@
-"""RepE reading vectors: principal direction of randomly ordered differences, centred (methods/20a)."""
+"""RepE reading vectors: principal direction of randomly ordered differences, centred (Zou et al. 2023, arXiv
+2310.01405)."""
 
 import torch
 

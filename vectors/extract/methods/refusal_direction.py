@@ -1,5 +1,5 @@
 """The selection rule of the refusal direction: of many mean differences, the one whose ablation takes the behaviour
-away, leaves the rest alone, and whose addition brings it about (methods/20a).
+away, leaves the rest alone, and whose addition brings it about (Arditi et al. 2024, arXiv 2406.11717).
 
 Candidates are the differences of means of `resid_pre` at each of the last tokens and each layer. On dev, the behaviour
 is the log-odds of its first answer tokens. A candidate must come from a layer below 80 per cent of depth; ablated at

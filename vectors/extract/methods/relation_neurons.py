@@ -1,9 +1,10 @@
-"""Relation neurons: units whose response tells prompts of one relation from prompts of others (methods/10).
+"""Relation neurons: units whose response tells prompts of one relation from prompts of others (Liu et al. 2025, arXiv
+2502.17355).
 
-Decided where the card infers: the units are `mlp_act`, the inputs of the down projection; a response is pooled over all
-tokens but the first (an attention sink in many models); units of all layers are ranked together by average precision on
-train; the default is the best one per cent. Random sets are matched by layer and mean magnitude. Besides zero,
-the artifact holds each unit's mean over all tokens, for mode set (mean ablation).
+What the paper leaves open is decided here: the units are `mlp_act`, the inputs of the down projection; a response is
+pooled over all tokens but the first (an attention sink in many models); units of all layers are ranked together by
+average precision on train; the default is the best one per cent. Random sets are matched by layer and mean magnitude.
+Besides zero, the artifact holds each unit's mean over all tokens, for mode set (mean ablation).
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,9 +1,10 @@
-"""Sign patterns: which single dims keep a sign of their own on the tokens of a category (methods/03).
+"""Sign patterns: which single dims keep a sign of their own on the tokens of a category (Nalagatla 2026, arXiv
+2606.12629).
 
-Decided where the card infers: a token is read behind what the tokenizer puts before every text (a begin token, say;
-`prefix` in the report says how many), so not at the attention sink where there is one; a zero counts as negative; dims
-whose mean magnitude is over 50 times the median dim's (massive activations; the card speaks of medians, which cannot be
-streamed) are left out; anchors are split 60/20/20, the layer is chosen on dev.
+What the paper leaves open is decided here: a token is read behind what the tokenizer puts before every text (a begin
+token, say; `prefix` in the report says how many), so not at the attention sink where there is one; a zero counts as
+negative; dims whose mean magnitude is over 50 times the median dim's (massive activations; medians cannot be streamed)
+are left out; anchors are split 60/20/20, the layer is chosen on dev.
 """
 
 from collections.abc import Sequence

@@ -1,11 +1,12 @@
-"""Tunable experts: the routed experts whose use differs between prompts that show a behaviour and others (methods/02).
+"""Tunable experts: the routed experts whose use differs between prompts that show a behaviour and others (MoTE, 2025,
+arXiv 2502.11096; SteerMoE, 2025, arXiv 2509.09660).
 
-Decided where the card infers: usage is the share of a prompt's tokens that choose an expert, so long prompts count no
-more than short ones (`ftri`); `risk_difference` pools tokens instead, as SteerMoE does. One ranking over all layers.
-The label of a prompt is given; where it should come from the model's own answer, give `markers` instead: prompts whose
-greedy answer contains one of them show the behaviour. All prompt tokens count alike, as in the paper; `position: last`
-counts only the token that the answer is predicted at, where a template's fixed tokens weigh less. Random sets are
-matched by layer and by selection frequency.
+What the paper leaves open is decided here: usage is the share of a prompt's tokens that choose an expert, so long
+prompts count no more than short ones (`ftri`); `risk_difference` pools tokens instead, as SteerMoE does. One ranking
+over all layers. The label of a prompt is given; where it should come from the model's own answer, give `markers`
+instead: prompts whose greedy answer contains one of them show the behaviour. All prompt tokens count alike, as in the
+paper; `position: last` counts only the token that the answer is predicted at, where a template's fixed tokens weigh
+less. Random sets are matched by layer and by selection frequency.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,9 +1,10 @@
-"""The diagonal tuned lens: per layer a scale and a shift of every dim that foresee the last layer (methods/01).
+"""The diagonal tuned lens: per layer a scale and a shift of every dim that foresee the last layer (Nadaf 2026, arXiv
+2604.02608).
 
 T_l(h) = scale * h + shift, fitted to the last layer's activation of the same token, on the model's own text: prompts
-and what it says after them. Decided where the card leaves it open: texts are split 60/20/20; each text's first token
-is left out, as many models use it as a sink; instead of AdamW with early stopping the minimum itself is taken, which
-for a diagonal map under squared error is one regression a dim.
+and what it says after them. What the paper leaves open is decided here: texts are split 60/20/20; each text's first
+token is left out, as many models use it as a sink; instead of AdamW with early stopping the minimum itself is taken,
+which for a diagonal map under squared error is one regression a dim.
 
 The report holds, per layer, the share of the last layer's variance that is explained on test by the map and by doing
 nothing, the KL of the lens's next-token distribution from the model's, and how often both name the same token, for the

@@ -15,7 +15,7 @@ from server.engines.vllm.host.slots import Lease
 from server.engines.vllm.host.taken import Taken
 from server.threads import in_thread
 from steering.language.errors import EngineFailed, EngineUnavailable, TrimtabError
-from steering.programs.touch import TouchMap, touch_map
+from steering.programs.touch import Touch
 
 # Seconds in which the workers may say what a request did that is left early.
 ASK_S = 5.0
@@ -28,10 +28,10 @@ class VllmCompletion(Completion):
         program = generation.program
         self.generation = generation
         self._program = program if program is not None and program.acting else None
-        self._touch: TouchMap | None = None
+        self._touch: Touch | None = None
         if self._program is not None:
-            self._touch = touch_map(self._program.scopes, generation.prompt_ids, generation.sampling.max_tokens,
-                                    generation.roles)
+            self._touch = self._program.touch(generation.prompt_ids, generation.sampling.max_tokens,
+                                              generation.roles)
         self._serving = serving
         self._outputs: Any = None
         self._admitting: asyncio.Task[None] | None = None

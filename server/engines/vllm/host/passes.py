@@ -11,7 +11,7 @@ import torch
 from server.engines.vllm.wire import Key
 from steering.divergence import Divergence
 from steering.programs.program import Program
-from steering.programs.touch import TouchMap, touch_map
+from steering.programs.touch import Touch
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Pass:
     def new_tag() -> str:
         return f"pass-{uuid.uuid4().hex}"
 
-    def touch(self, program: Program) -> TouchMap:
+    def touch(self, program: Program) -> Touch:
         # One position more, for the token that vLLM samples at the end and that is thrown away.
         length = min(self.prompt_length, len(self.token_ids))
-        return touch_map(program.scopes, self.token_ids[:length], len(self.token_ids) - length + 1, self.roles)
+        return program.touch(self.token_ids[:length], len(self.token_ids) - length + 1, self.roles)
 
     @property
     def extra(self) -> dict[str, Any]:

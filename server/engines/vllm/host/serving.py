@@ -18,7 +18,7 @@ from server.engines.vllm.host.taken import Asking, Taken
 from server.engines.vllm.wire import extra_of
 from steering.language.errors import EngineUnavailable, SlotsExhausted, TrimtabError
 from steering.programs.program import Program
-from steering.programs.touch import TouchMap
+from steering.programs.touch import Touch
 
 
 class Serving:
@@ -64,7 +64,7 @@ class Serving:
         """Why a completion over these tokens was ended."""
         return await self.measuring.explained(Pass(token_ids, prompt_length, program, roles), taken)
 
-    async def run(self, generation: Generation, program: Program | None, touch: TouchMap | None, slot: int, name: str
+    async def run(self, generation: Generation, program: Program | None, touch: Touch | None, slot: int, name: str
                   ) -> AsyncGenerator[Any]:
         """Outputs of vLLM for one completion, which workers know under `name`."""
         extra, before = extra_of(program, touch, slot) | {"name": name}, generation.generated_ids

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from server.engines.vllm.wire import EXTRA, carried_by, decode_touch
-from steering.programs.touch import TokenRules, TouchMap, bits_at
+from server.engines.vllm.wire import EXTRA, carried_by, touch_of
+from steering.programs.touch import Touch
 
 _ATTRIBUTE = "_trimtab_touch"
 
@@ -35,14 +35,13 @@ def block_key(request: Any, start: int, end: int) -> bytes | None:
     extra = carried_by(request.sampling_params)
     if "touch" not in extra:
         return None
-    read: tuple[TouchMap, TokenRules] | None = getattr(request, _ATTRIBUTE, None)
-    if read is None:
-        read = decode_touch(extra["touch"])
-        setattr(request, _ATTRIBUTE, read)
-    touch, rules = read
+    touch: Touch | None = getattr(request, _ATTRIBUTE, None)
+    if touch is None:
+        touch = touch_of(extra)
+        setattr(request, _ATTRIBUTE, touch)
     known = min(end, len(touch.on))
     positions = np.arange(start, known)
-    bits = bits_at(touch, rules, positions, np.asarray(request.all_token_ids[start:known], dtype=np.int64))
+    bits = touch.bits(positions, np.asarray(request.all_token_ids[start:known], dtype=np.int64))
     if not bits.any():
         return None
     return hashlib.sha256(extra["digest"].encode() + bits.tobytes()).digest()

@@ -6,26 +6,24 @@ import numpy as np
 import numpy.typing as npt
 
 from server.engines.vllm.wire import Key
-from steering.programs.touch import TokenRules, TouchMap
+from steering.programs.touch import Touch
 
 IntArray = npt.NDArray[np.int64]
-NO_RULES = TokenRules({}, {})
 
 
 @dataclass
 class Passenger:
     """One request in the engine that is steered, kept or captured.
 
-    slot, base: its program and where its bits begin in the arena; slot 0 for an unsteered one. touch,
-    rules: which tokens it touches. digest: of the program.
+    slot, base: its program and where its bits begin in the arena; slot 0 for an unsteered one. touch:
+    which tokens it acts on. digest: of the program.
     in_graph: its program is carried out by the compiled graph, else by the opaque op.
     keep: where its final hidden states go, from position `keep_from` on. capture: which activations to copy.
     """
 
     slot: int
     base: int
-    touch: TouchMap | None
-    rules: TokenRules = NO_RULES
+    touch: Touch | None
     digest: str | None = None
     in_graph: bool = False
     keep: str | None = None

@@ -12,15 +12,14 @@ import numpy.typing as npt
 import torch
 
 from server.engines.arena import Arena
-from server.engines.vllm.wire import Fault, Key, Rows, carried_by, decode_touch
+from server.engines.vllm.wire import Fault, Key, Rows, carried_by, touch_of
 from server.engines.vllm.worker.graph_rows import GraphRows
-from server.engines.vllm.worker.passengers import NO_RULES, Passenger, Stretch
+from server.engines.vllm.worker.passengers import Passenger, Stretch
 from server.engines.vllm.worker.readout import Entry, Readout, Sheet
 from server.engines.vllm.worker.shelf import Kept
 from server.engines.vllm.worker.tables import GraphTables
 from server.engines.vllm.worker.tally import Tallies
 from steering.acting.containment import UNLIMITED, StepLimit
-from steering.programs.touch import bits_at
 from steering.residency.plan import Stage, StepPlan, plan_step
 from steering.residency.row_table import Held, RowTable
 
@@ -100,14 +99,14 @@ class Steps:
         self.tallies.open(request_id, extra.get("name", request_id))
         if not extra.keys() & {"touch", "keep", "capture"}:
             return
-        touch, rules = decode_touch(extra["touch"]) if "touch" in extra else (None, NO_RULES)
+        touch = touch_of(extra) if "touch" in extra else None
         slot = int(extra.get("slot", 0))
-        passenger = Passenger(slot, 0, touch, rules, extra.get("digest"), in_graph=slot in self._in_graph)
+        passenger = Passenger(slot, 0, touch, extra.get("digest"), in_graph=slot in self._in_graph)
         if touch is not None and self._digests.get(slot) != passenger.digest:
             self._disown(request_id, passenger)
         if touch is not None:
             on, off = touch.on, touch.off
-            if passenger.in_graph and not rules:
+            if passenger.in_graph and not touch.rules:
                 # Known beforehand: which row of the graph's index each position reads.
                 on, off = self.graph.variants(slot, on & ~off), np.zeros_like(off)
             passenger.base = self._arena.put(on, off)
@@ -175,8 +174,8 @@ class Steps:
             passenger = self._passengers[self._batch[i]]
             assert passenger.touch is not None
             part = slice(int(starts[i]), int(starts[i + 1]))
-            bits[part] = bits_at(passenger.touch, passenger.rules, np.arange(computed[i], computed[i] + lengths[i]),
-                                 token_ids()[part])
+            positions = np.arange(computed[i], computed[i] + lengths[i])
+            bits[part] = passenger.touch.bits(positions, token_ids()[part])
         opaque = np.repeat(self._opaque_rows, lengths)
         self._fill_mixed(slots, bits, opaque)
 
@@ -213,7 +212,7 @@ class Steps:
         self._bases = np.array([0 if p is None else p.base for p in aboard], dtype=np.int64)
         self._opaque_rows = np.array([p is not None and not p.in_graph for p in aboard], dtype=np.bool_)
         self._opaque = bool((self._opaque_rows & (self._slots > 0)).any())
-        self._ruled = [i for i, p in enumerate(aboard) if p is not None and p.touch is not None and p.rules]
+        self._ruled = [i for i, p in enumerate(aboard) if p is not None and p.touch is not None and p.touch.rules]
         self._watching = [i for i, p in enumerate(aboard) if p is not None and (p.keep or p.capture)]
         self._stale = False
 
