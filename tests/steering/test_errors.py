@@ -29,8 +29,8 @@ def test_a_path_grows_outwards_and_can_be_replaced() -> None:
     assert InvalidSpec("wrong", param=("options", "a.b")).path == ("options", "a.b")
 
 
-WRITTEN = re.compile(r"(default_spec|gate|grader|inline|layers|metadata|options|scope|steering|strength|vllm_args)"
-                     r"(\.\w+|\[\d+\])+")
+WRITTEN = re.compile(r"(default_spec|gate|grader|inline|layers|metadata|options|scope|strength|vllm_args)"
+                     r"(\.\w+|\[\d+\])+|steering\.(default|guard|interventions|monitor|preset|report)\b.*")
 
 
 def as_text(source: str) -> list[int]:
