@@ -1,9 +1,10 @@
 """What an intervention does to a token, measured and contained where it acts.
 
-One number per token and intervention tells everything: the **relative step** |h' - h| / |h|. Where it is infinite, the
-step leaves what the model's dtype holds; over a limit it is refused or clipped. Either way the row that goes on is
-finite at once, in the very op: in a packed batch one key that is not a number makes every request's attention scores
-NaN, those of strangers as well. Reading the numbers can wait until the step is over, so nothing here synchronises.
+One number for each token and intervention is enough: the **relative step** |h' - h| / |h|. It is infinite where the
+result does not fit into the model's dtype; where it is over a limit, the step is refused or clipped. In both cases what
+goes on is finite before the op returns, because in a packed batch one key that is NaN makes the attention scores of
+every request NaN, and not only those of its own. The numbers are read when the step is over, so that nothing here
+waits for the device.
 """
 
 import math

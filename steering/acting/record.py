@@ -1,4 +1,5 @@
-"""What the interventions of a forward pass did, kept on the device while it runs and read once behind it."""
+"""What the interventions of a forward pass did. It is kept on the device while the pass runs, and read once after it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

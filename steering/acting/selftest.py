@@ -1,8 +1,9 @@
 """Proof, at start, that every site of the loaded model is reached.
 
-One short prompt is run with a zero vector at every site (must be the same bit for bit as without), and in a mixed batch
-with a strong probe at a different (site, layer) in every row: each row's logits must move, and the row without a probe
-must not. What does not move is tried once more; a site whose probes move nothing is not offered.
+One short prompt is run with a zero vector at every site, and its logits must equal those without any vector bit for
+bit. Then it is run in a mixed batch, each row of which has a strong push at another site and layer: the logits of each
+row must move, and those of a row without a push must not. What does not move is tried once more. A site at which no
+push moves anything is not offered.
 """
 
 from collections.abc import Mapping, Sequence

@@ -26,7 +26,8 @@ class Source:
         sigma: standard deviation of the projection on the direction, per layer (unit `sigma`).
         calibrated: measured curves of KL against strength, by setting (unit `kl`).
         reading: how it is read, of artifacts made for that.
-        card: digest of the card that `calibrated` was read from; of what belongs to a version, only the card changes.
+        card: digest of the card that `calibrated` was read from. The card is the only part of a version that can
+            change.
     """
 
     ref: str
@@ -47,7 +48,7 @@ class Source:
 
     @property
     def state(self) -> tuple[str, str, str | None]:
-        """What says whether two sources are the same in all that a program is compiled from."""
+        """Two sources with the same state compile to the same program."""
         return self.ref, self.digest, self.card
 
 

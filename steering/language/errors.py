@@ -83,7 +83,7 @@ class InvalidRequest(TrimtabError):
 
 
 class InvalidSpec(InvalidRequest):
-    """The `steering` field does not mean anything: a wrong field, value or combination."""
+    """The `steering` field has no meaning, because a field, a value or a combination of them is wrong."""
 
     code = "invalid_spec"
 
@@ -95,7 +95,7 @@ class NotCalibrated(InvalidSpec):
 
 
 class InvalidPayload(InvalidRequest):
-    """Numbers of an artifact or of `inline` that cannot be used: wrong shape, NaN, duplicate index."""
+    """Numbers of an artifact or of `inline` that cannot be used: a wrong shape, NaN, or an index that occurs twice."""
 
     code = "invalid_payload"
 
@@ -135,25 +135,26 @@ class Conflict(InvalidRequest):
 
 
 class UnsupportedModel(InvalidRequest):
-    """An architecture whose sites are not known: nothing is guessed."""
+    """An architecture whose sites are not known. Trimtab does not guess where they are."""
 
     code = "unsupported_model"
 
 
 class SteeringOverflow(InvalidRequest):
-    """An intervention made values that are not finite in the model's dtype; the message says which, where."""
+    """An intervention made values that are not finite in the model's dtype; the message says which one, and where."""
 
     code = "steering_overflow"
 
 
 class SteeringLimit(InvalidRequest):
-    """An intervention moves a token by more of its own norm than the server allows; the message says which, where."""
+    """An intervention moves a token by more of its own norm than the server allows; the message says which one, and
+    where."""
 
     code = "steering_limit"
 
 
 class ModelOverflow(TrimtabError):
-    """The model itself makes values that are not finite; no steering is needed for that."""
+    """The model makes values that are not finite by itself, without any steering."""
 
     code = "model_overflow"
 
@@ -165,7 +166,8 @@ class SlotsExhausted(TrimtabError):
 
 
 class ProgramLost(TrimtabError):
-    """The engine's worker does not hold the program that a request is to run under: it is not run under another."""
+    """The engine's worker does not hold the program that a request is to run under. The request ends, because it must
+    not run under another program."""
 
     code = "program_lost"
 

@@ -41,7 +41,8 @@ class Model(BaseModel):
     def _without_nulls(cls, given: Any) -> Any:
         return without_nulls(given)
 
-    # Groups of fields that exclude each other: of a stored default, those drop out that a request chose against.
+    # Groups of fields that exclude each other. A request that gives a field of one group drops the stored defaults of
+    # the other groups.
     alternatives: ClassVar[tuple[tuple[str, ...], ...]] = ()
 
 

@@ -11,11 +11,13 @@ from steering.language.vocabulary import Direction, Form, Pool
 
 
 class Reading(Model):
-    """How an artifact is read: activations of its site and layers become one number a token, and of a prompt one.
+    """How an artifact is read. Activations of its site and layers become one number for each token, and one for a
+    prompt.
 
-    linear: weight . h + bias of a probe, h . v of a vector. cosine: of h and the vector. cast: cos(h, tanh(P h)) with
-    P the projection on the vector, which says how much of h lies along it and nothing of the side. agreement: share of
-    a sign pattern's dims that have its sign. distance: from the nearest sampled point of a manifold, in its subspace.
+    linear is weight . h + bias for a probe and h . v for a vector. cosine is the cosine of h and the vector. cast is
+    cos(h, tanh(P h)), P being the projection on the vector; it says how much of h lies along the vector, and not on which
+    side. agreement is the share of a sign pattern's dims that have its sign. distance is that from the nearest sampled
+    point of a manifold, in its subspace.
 
     mean: of the prompt's activations, read once (agreement, distance: of the tokens' scores); max: of the tokens'
     scores; both leave out the first token, which many models use as a sink, where there are others. last: the last
@@ -24,14 +26,15 @@ class Reading(Model):
 
     form: Form = Field(default="linear", description="linear, cosine, cast, agreement or distance.")
     pool: Pool = Field(default="mean", description="How a prompt's tokens become one number.")
-    threshold: Finite | None = Field(default=None, description="The score that parts the two classes.")
+    threshold: Finite | None = Field(default=None, description="The score that separates the two classes.")
     direction: Direction = Field(default="above", description="The side of the threshold on which the concept lies.")
 
 
 class Gate(Model):
     """A condition under which an intervention acts: the score of an artifact that can be read, and a threshold.
 
-    What is not given comes from the artifact's own reading. Of several layers one on the right side is enough.
+    What is not given is taken from the artifact's own reading. Where several layers are read, one score on the right
+    side is enough.
     """
 
     probe: ArtifactRef = Field(description="A probe, vector, sign pattern or manifold of the library.")
@@ -41,14 +44,14 @@ class Gate(Model):
     pool: Pool | None = Field(default=None, description="mean, max or last token of the prompt; see Reading.")
     layers: Layers | None = Field(default=None, description="Layers to read.")
     when: Literal["prompt", "token"] = Field(
-        default="prompt", description="prompt: decided once per prompt, by the untouched model, for the whole "
-        "completion. token: for each token, from what acts on it at the same site and layer.")
+        default="prompt", description="prompt: decided once for each prompt, from the untouched model, and valid for "
+        "the whole completion. token: decided for each token, from its activation where the intervention acts.")
     override: list[Literal["model"]] = Field(
         default=[], max_length=8, description="Use the probe although it was made for another model.")
 
 
 class Gates(Model):
-    """Several gates as one: open if all of them, or any of them, are."""
+    """Several gates joined into one, which is open if all of them are, or if any of them is."""
 
     all: Annotated[list[Gate], Field(min_length=1, max_length=MAX_GATES)] | None = Field(
         default=None, description="Every one must be open.")
@@ -68,7 +71,7 @@ class Gates(Model):
 
 
 def _gate_form(value: Any) -> str:
-    """Which of the two a gate is written as, so that errors are about that one."""
+    """Whether a gate is written as one or as several, so that errors are about the form that was meant."""
     if isinstance(value, Mapping):
         return "gates" if "all" in value or "any" in value else "gate"
     return "gates" if isinstance(value, Gates) else "gate"

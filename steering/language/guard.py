@@ -16,10 +16,11 @@ class Guard(Model):
     """
 
     max_kl: Annotated[float, Field(strict=True, gt=0, le=1e6)] | None = Field(
-        default=None, description="Most KL(steered || untouched), in nats per token, mean over the tokens of a check.")
+        default=None, description="Largest KL(steered || untouched) that is allowed, in nats per token, as the mean "
+        "over the tokens of a check.")
     max_repetition: Fraction | None = Field(
-        default=None, description="Largest share of a check's 3-grams of tokens that occurred before in the "
-        "completion.")
+        default=None, description="Largest share that is allowed of a check's 3-grams of tokens which occurred "
+        "before in the completion.")
     action: Literal["lower", "stop"] = Field(default="lower", description="What is done to the intervention.")
     every: int = Field(default=16, strict=True, ge=4, le=1024, description="Tokens between two checks.")
 

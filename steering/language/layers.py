@@ -11,12 +11,13 @@ class LayerRange(Model):
     """Layers `start <= layer < stop`, every `step`-th."""
 
     start: Layer = Field(default=0, description="First layer.")
-    stop: Layer = Field(description="Layer behind the last; negative counts from the end of the model.")
-    step: int = Field(default=1, strict=True, ge=1, le=4096, description="Distance of two layers.")
+    stop: Layer = Field(
+        description="The first layer that is not taken; a negative number counts from the end of the model.")
+    step: int = Field(default=1, strict=True, ge=1, le=4096, description="Distance between two layers that are taken.")
 
 
 class LayerDepth(Model):
-    """Layers by fraction of depth: layer l of L is taken if `from <= l / L < to`."""
+    """Layers by their share of the depth of the model. Layer l of L is taken if `from <= l / L < to`."""
 
     depth: tuple[Fraction, Fraction] = Field(
         description="Half-open window of depth, for example [0.25, 0.5].")

@@ -8,33 +8,35 @@ from steering.language.fields import MAX_LIST, Index, Model, Position
 
 
 class _Select(Model):
-    """Tokens, as the union of what its fields name."""
+    """Tokens that at least one of the fields names."""
 
     token_ids: list[Index] | None = Field(default=None, min_length=1, max_length=MAX_LIST,
                                           description="Tokens with one of these ids.")
 
 
 class PromptPick(_Select):
-    """Prompt tokens: the union of positions, windows, token ids and roles."""
+    """Prompt tokens that at least one of positions, windows, token ids and roles names."""
 
     positions: list[Position] | None = Field(default=None, min_length=1, max_length=MAX_LIST,
                                  description="Positions from the prompt's start; negative ones from its end.")
     windows: list[tuple[Position | None, Position | None]] | None = Field(
         default=None, min_length=1, max_length=MAX_LIST,
-        description="Half-open windows [start, stop); negative from the prompt's end, null for open.")
+        description="Half-open windows [start, stop). A negative number counts from the prompt's end, null leaves "
+        "that end open.")
     roles: list[Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,32}$")]] | None = Field(
         default=None, min_length=1, max_length=16,
         description="Chat turns of these roles, markers included (system, user, ...).")
 
 
 class PromptSelection(PromptPick):
-    """Prompt tokens picked by its fields (all, if none is given), less those that `exclude` picks."""
+    """The prompt tokens that its fields pick (all, if no field is given), without those that `exclude` picks."""
 
-    exclude: PromptPick | None = Field(default=None, description="Tokens to leave alone whatever else picks them.")
+    exclude: PromptPick | None = Field(
+        default=None, description="Tokens that are left alone, even where another field picks them.")
 
 
 class GenerationPick(_Select):
-    """Generated tokens: the union of positions, windows and token ids. Position 0 is the first generated token."""
+    """Generated tokens that at least one of positions, windows and token ids names. Position 0 is the first one."""
 
     positions: list[Index] | None = Field(default=None, min_length=1, max_length=MAX_LIST,
                                    description="Positions from the first generated token (0).")
@@ -43,16 +45,18 @@ class GenerationPick(_Select):
 
 
 class GenerationSelection(GenerationPick):
-    """Generated tokens picked by its fields (all, if none is given), less those that `exclude` picks."""
+    """The generated tokens that its fields pick (all, if no field is given), without those that `exclude` picks."""
 
-    exclude: GenerationPick | None = Field(default=None, description="Tokens to leave alone whatever else picks them.")
+    exclude: GenerationPick | None = Field(
+        default=None, description="Tokens that are left alone, even where another field picks them.")
 
 
 class Scope(Model):
     """Which tokens an intervention touches.
 
-    A generated token is touched when it is fed back: the first generated token is *predicted* by the last prompt
-    token, so "steer every prediction" is `{"prompt": {"positions": [-1]}, "generation": "all"}`.
+    A generated token is touched when it is fed back to the model. The first generated token is *predicted* by the last
+    prompt token. To steer every prediction and nothing else,
+    write `{"prompt": {"positions": [-1]}, "generation": "all"}`.
     """
 
     prompt: Literal["all", "none"] | PromptSelection = Field(default="all", description="Prompt tokens.")

@@ -26,10 +26,11 @@ class Steering(Model):
                                               description="In order of action.")
     preset: ArtifactRef | None = Field(default=None, description="A stored spec that acts before `interventions`.")
     default: Literal["inherit", "none", "override"] = Field(
-        default="inherit", description="The server's default spec: inherit: it acts first; override: this spec stands "
-        "in its place; none: no steering at all.")
+        default="inherit", description="What becomes of the server's default spec. inherit: it acts first. override: "
+        "this spec takes its place. none: there is no steering at all.")
     report: Literal["none", "summary", "tokens"] = Field(
-        default="none", description="summary: measured effect totals with the receipt; tokens: per generated token.")
+        default="none", description="summary: the receipt holds measured totals of the effect. tokens: it holds them "
+        "for each generated token as well.")
 
     guard: Guard | None = Field(default=None, description="Limits that hold while a completion is generated, beside "
                                 "those of the preset and the default spec.")

@@ -1,4 +1,4 @@
-"""What the compiler must know of a loaded model: widths, counts and which sites are offered."""
+"""What the compiler must know of a loaded model: its widths and counts, and which sites it offers."""
 
 from dataclasses import dataclass, field
 
@@ -13,9 +13,9 @@ class ModelFacts:
     Attributes:
         model_id: the name it is served under, which artifacts record.
         fingerprint: hash of configuration and weights; artifacts made on other weights are refused.
-        family: architecture family as `sites.py` names it.
+        family: the architecture family, a name of the table in `families.py`.
         num_experts: routed experts a MoE layer has, 0 for a dense model.
-        sites: per layer the sites that the self-test reached; a site of a layer not in here is refused.
+        sites: for each site the layers at which the self-test reached it. All other places are refused.
     """
 
     model_id: str

@@ -1,4 +1,5 @@
-"""Whether an artifact is as wide as the site it is used at: what is not fits no layer and no override."""
+"""Whether an artifact is as wide as the site it is used at. One that is not can be used at no layer, and no override
+helps."""
 
 from collections.abc import Iterable
 
@@ -9,8 +10,8 @@ from steering.models.facts import ModelFacts
 
 
 def check_width(source: Source, sites: Iterable[Site], facts: ModelFacts, param: str) -> None:
-    """Raises ArtifactMismatch where one of `sites` has another width. Checked before anything else, because the advice
-    of every other error would not help."""
+    """Raises ArtifactMismatch where one of `sites` has another width. This is checked before anything else, because
+    the advice of every other error would not help."""
     width = source.payload.width
     for site in sites:
         if width is None or not facts.sites.get(site) or width == facts.width(site):

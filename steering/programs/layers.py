@@ -1,4 +1,4 @@
-"""Layer choices of the language as layer numbers of a loaded model."""
+"""From the ways in which a request names layers to the numbers of layers of the loaded model."""
 
 from steering.artifacts.payload import Payload
 from steering.language.errors import InvalidSpec

@@ -1,4 +1,5 @@
-"""A spec compiled for one loaded model: validated against its facts, strengths turned into numbers, one row a layer."""
+"""A spec compiled for one loaded model. It has been checked against the facts of the model, and its strengths have
+become numbers: one row for each site and layer at which an intervention acts."""
 
 import hashlib
 import json
@@ -40,8 +41,8 @@ class Applied:
 class Compiled:
     """One intervention: the row its op reads, per (site, layer), and the tokens it touches.
 
-    `rows` is empty when the strength is 0 or a gate closed it: such an intervention is stated in the receipt and
-    touches nothing.
+    `rows` is empty when the strength is 0 or a gate closed it: the receipt names such an intervention all the
+    same, and it touches nothing.
     """
 
     op: Op
@@ -60,10 +61,10 @@ class Compiled:
 class Program:
     """Interventions in order. Two programs with the same digest do the same to the same tokens.
 
-    A program with undecided gates cannot run: engines ask for its digest or for what acts, which it refuses to say.
+    A program with undecided gates cannot run. Engines ask for its digest and for what acts, and it raises ValueError.
 
-    limited: the server's limit on relative steps holds for it. Not for programs of the server's own, such as those that
-    put activations of one token in the place of another's.
+    limited: the server's limit on relative steps holds for it. It does not hold for programs of the server's own, such
+    as those that replace the activation of one token by that of another.
     """
 
     compiled: tuple[Compiled, ...]

@@ -1,4 +1,4 @@
-"""Slots: which programs are resident on the device, and who waits for whom."""
+"""Which programs hold a slot on the device, on the embedded engine."""
 
 from collections import OrderedDict
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""One step of the engine: from a slot and bits per token to what each hook must do."""
+"""Planning one step of the engine: from the slot and the bits of each token to what each hook must do."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,5 @@
-"""Where the rows of resident programs are: slot x intervention -> pool and row, per (site, layer)."""
+"""Where the rows of resident programs are: for each site and layer, the pool and the row of intervention j in slot s.
+"""
 
 import threading
 from collections.abc import Mapping, Sequence
