@@ -15,9 +15,9 @@ class Reading(Model):
     prompt.
 
     linear is weight . h + bias for a probe and h . v for a vector. cosine is the cosine of h and the vector. cast is
-    cos(h, tanh(P h)), P being the projection on the vector; it says how much of h lies along the vector, and not on which
-    side. agreement is the share of a sign pattern's dims that have its sign. distance is that from the nearest sampled
-    point of a manifold, in its subspace.
+    cos(h, tanh(P h)), P being the projection on the vector; it says how much of h lies along the vector, and not on
+    which side. agreement is the share of a sign pattern's dims that have its sign. distance is that from the nearest
+    sampled point of a manifold, in its subspace.
 
     mean: of the prompt's activations, read once (agreement, distance: of the tokens' scores); max: of the tokens'
     scores; both leave out the first token, which many models use as a sink, where there are others. last: the last
