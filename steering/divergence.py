@@ -45,7 +45,7 @@ def divergence(steered: torch.Tensor, other: torch.Tensor, chosen: torch.Tensor,
     """
     rows = max(1, NUMBERS_AT_ONCE // steered.shape[-1])
     parts = [_of_rows(*block, list(ends)) for block in
-             zip(steered.split(rows), other.split(rows), chosen.split(rows), strict=True)]
+             zip(torch.split(steered, rows), torch.split(other, rows), torch.split(chosen, rows), strict=True)]
     return parts[0] if len(parts) == 1 else Divergence.join(parts)
 
 

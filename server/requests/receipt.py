@@ -13,7 +13,7 @@ from server.requests.gates import Decided
 from server.requests.guard import Event
 from server.requests.monitor import MonitorReport
 from server.requests.planner import Plan
-from steering.language.vocabulary import Direction, Form, Op, Pool, Site
+from steering.language.vocabulary import Direction, Form, Op, Pooling, Site
 from steering.programs.gate import CompiledGate, Decision
 from steering.programs.touch import Bits
 
@@ -46,7 +46,7 @@ class GateFacts(BaseModel):
     site: Site
     layers: list[int]
     form: Form
-    pool: Pool
+    pool: Pooling
     threshold: float
     direction: Direction
 

@@ -1,4 +1,4 @@
-"""Strength from a dose: measured curves of KL per token against strength, and their inverse.
+"""From a dose to a strength: curves of KL per token against strength that were measured, and their inverse.
 
 A dose is KL(steered || untouched) in nats per generated token, the mean that effects report as `total.kl.mean`. Small
 strengths move it with their square and large ones saturate, so both axes are logarithms.
@@ -17,7 +17,7 @@ from steering.language.errors import InvalidSpec
 from steering.language.scope import Scope
 from steering.language.vocabulary import Op, Site
 
-# Below this a curve is noise of rounding; its logarithm must exist all the same.
+# Below this a measured KL is rounding noise. It is taken for this number, because its logarithm must exist.
 LEAST_KL = 1e-9
 
 
@@ -77,7 +77,8 @@ def _between(x: float, xs: tuple[float, float], ys: tuple[float, float]) -> floa
 
 @dataclass(frozen=True)
 class Calibrated:
-    """Curves of one artifact version in one setting: a dose holds for the place and tokens it was measured with.
+    """Curves of one artifact version in one setting. A dose is valid only for the places and tokens it was measured
+    with.
 
     options, scope: as canonical JSON. down: for negative strengths, None where they have no meaning.
     """

@@ -1,9 +1,9 @@
-"""The numbers of an artifact: which tensors each kind holds per layer, and what makes them valid.
+"""The numbers of an artifact: which tensors each kind holds at a layer, and which rules they obey.
 
 A payload is `layer -> tensor name -> tensor`. It is what a safetensors blob holds (under the keys `"{layer}.{name}"`),
-and what `inline` in a spec is turned into. Widths are letters: `d` is the width of the site (d_model, or num_heads *
-head_dim at head_out, or d_ff at mlp_act), `r` a rank, `m` a count of indices, `h` head_dim, `w` a count of knots, `a`
-one of coordinates.
+and what `inline` in a spec is turned into. A letter stands for the length of an axis: `d` for the width of the site
+(d_model, or num_heads * head_dim at head_out, or d_ff at mlp_act), `r` for a rank, `m` for a number of indices, `h` for
+head_dim, `w` for a number of knots, and `a` for a number of coordinates.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ Layers = Mapping[int, Mapping[str, torch.Tensor]]
 
 @dataclass(frozen=True)
 class TensorRule:
-    """Shape (one letter an axis) and nature of one named tensor of a kind."""
+    """What one named tensor of a kind must be. shape: one letter for each axis; see the top of this file."""
 
     shape: tuple[str, ...]
     integer: bool = False
@@ -83,7 +83,7 @@ class Payload:
 
     @property
     def width(self) -> int | None:
-        """Of the site it was made for; None for kinds that are sets of indices, whose width is not stored."""
+        """The width of the site it was made for; None for kinds that are sets of indices, which do not store it."""
         name = WIDTH_TENSORS.get(self.kind)
         return None if name is None else next(iter(self.layers.values()))[name].shape[-1]
 

@@ -7,7 +7,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from steering.language.fields import MAX_GATES, ArtifactRef, Finite, Model
 from steering.language.layers import Layers
-from steering.language.vocabulary import Direction, Form, Pool
+from steering.language.vocabulary import Direction, Form, Pooling
 
 
 class Reading(Model):
@@ -25,7 +25,7 @@ class Reading(Model):
     """
 
     form: Form = Field(default="linear", description="linear, cosine, cast, agreement or distance.")
-    pool: Pool = Field(default="mean", description="How a prompt's tokens become one number.")
+    pool: Pooling = Field(default="mean", description="How a prompt's tokens become one number.")
     threshold: Finite | None = Field(default=None, description="The score that separates the two classes.")
     direction: Direction = Field(default="above", description="The side of the threshold on which the concept lies.")
 
@@ -41,7 +41,7 @@ class Gate(Model):
     threshold: Finite | None = Field(default=None, description="Score to compare with.")
     direction: Direction | None = Field(default=None, description="Open when the score is above or below it.")
     form: Form | None = Field(default=None, description="linear, cosine, cast, agreement or distance; see Reading.")
-    pool: Pool | None = Field(default=None, description="mean, max or last token of the prompt; see Reading.")
+    pool: Pooling | None = Field(default=None, description="mean, max or last token of the prompt; see Reading.")
     layers: Layers | None = Field(default=None, description="Layers to read.")
     when: Literal["prompt", "token"] = Field(
         default="prompt", description="prompt: decided once for each prompt, from the untouched model, and valid for "

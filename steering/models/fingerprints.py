@@ -28,7 +28,8 @@ def fingerprint(model: "PreTrainedModel") -> str:
 
     Numbers are hashed as bfloat16, so that one checkpoint loaded in float32 here and in bfloat16 there is one model.
     Models over 2**30 numbers are sampled: of each large tensor, 64 chunks of 2048 numbers at equal distances, the first
-    and the last among them. Any training touches those; a deliberate change of single weights between them is not seen.
+    and the last among them. Any training changes some of those; a deliberate change of single weights between
+    them is not noticed.
     """
     digest = hashlib.sha256()
     config: Any = model.config

@@ -1,7 +1,7 @@
 """The router of a mixture layer: its rule, and hooks that edit which experts the tokens use.
 
-All families' gates return (logits, weights, experts) and their blocks hand the last two on to whatever experts
-implementation is configured, so the gate's output is the one seam that serves them all.
+The routers of all families return (logits, weights, experts), and their blocks hand the last two on to whichever
+implementation of the experts is configured. Therefore one hook on the router's output serves all of them.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
 """How tokens choose experts, in our own code, so that an edit can act before and after the choice.
 
-The rule of every family is the same pipeline with different settings: logits -> scores (softmax or sigmoid over all
-experts) -> groups (DeepSeek only) -> the k best -> gate weights (normalised or not) times a factor. `select` without
-edits gives exactly what the family's own gate gives.
+The rule of every family is the same pipeline with different settings. Logits become scores, by softmax or sigmoid over
+all experts. With DeepSeek, groups of experts are chosen first. The k best experts are taken, and their weights are
+normalised or not and multiplied by a factor. `select` without edits gives exactly what the family's own gate gives.
 """
 
 from dataclasses import dataclass
@@ -104,7 +104,7 @@ def select(logits: Tensor, rule: RouterRule, *, logit_bias: Tensor | None = None
 
 
 def _scores(logits: Tensor, rule: RouterRule) -> Tensor:
-    # A token with every expert off has no softmax; its NaN never leave `select`, which masks what is off.
+    # A token with every expert off has no softmax. Its NaN do not leave `select`, because what is off is masked there.
     return logits.sigmoid() if rule.scoring == "sigmoid" else logits.softmax(dim=-1)
 
 
@@ -113,7 +113,7 @@ def _choice(scores: Tensor, rule: RouterRule) -> Tensor:
 
 
 def _group_mask(biased: Tensor, rule: RouterRule) -> Tensor | None:
-    """Experts of the chosen groups, `[T, E]` bool. Experts that are off speak for no group."""
+    """Experts of the chosen groups, `[T, E]` bool. Experts that are off do not count for their group."""
     if rule.num_groups == 1:
         return None
     choice = _choice(_scores(biased, rule), rule).masked_fill(torch.isneginf(biased), -torch.inf)

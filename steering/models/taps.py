@@ -24,8 +24,8 @@ Edit = Callable[[Tensor], Tensor]
 class Tap:
     """Where a site of one layer lives: the activation passes through `module` as its input or output.
 
-    It is the first input or output of that module, `[..., width]`. At the router it is the raw logits, `[T, E]`: they
-    may be read here, but what the experts use has been chosen already.
+    It is the first input or output of that module, `[..., width]`. At the router it is the raw logits, `[T, E]`. They
+    can be read here, but not changed to any effect, because the experts have been chosen already.
     """
 
     module: nn.Module

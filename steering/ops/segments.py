@@ -121,7 +121,8 @@ def product(x: Tensor, matrices: Tensor, segments: Segments) -> Tensor:
     if segments.table is not None:
         tiles = _tiles()
         assert tiles is not None
-        return tiles.tiled_product(x, matrices, segments.table)
+        tiled: Tensor = tiles.tiled_product(x, matrices, segments.table)
+        return tiled
     is_sparse = segments.rows[-1] >= SPARSE * len(segments.rows)
     if x.device.type != "cpu" or is_sparse or matrices.stride(0) % ALIGNED or max(matrices.stride()[1:]) % ALIGNED:
         return _looped(x, matrices, segments)

@@ -20,7 +20,7 @@ import torch
 from steering.artifacts.source import Source
 from steering.language.errors import InvalidSpec, SteeringOverflow, TrimtabError
 from steering.language.gates import Gate, Gates
-from steering.language.vocabulary import Direction, Pool, Site
+from steering.language.vocabulary import Direction, Pooling, Site
 from steering.models.facts import ModelFacts
 from steering.ops.base import Row
 from steering.programs.reading import Reader, compile_reader
@@ -33,7 +33,7 @@ class Condition:
     """One probe with its threshold."""
 
     reader: Reader
-    pool: Pool
+    pool: Pooling
     threshold: float
     direction: Direction
 

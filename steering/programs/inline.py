@@ -1,4 +1,4 @@
-"""Inline numbers of a spec -> payload and options."""
+"""From the `inline` field of an intervention to a payload and options."""
 
 import base64
 import binascii

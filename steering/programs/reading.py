@@ -1,4 +1,4 @@
-"""Reading without changing anything: what turns activations into one number per token, or one per prompt."""
+"""Reading activations without changing them: they become one number for each token, or one for a prompt."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from steering.artifacts.source import Source
 from steering.artifacts.spline import Manifold
 from steering.language.errors import ArtifactMismatch, InvalidSpec
 from steering.language.layers import Layers
-from steering.language.vocabulary import Form, Pool, Site
+from steering.language.vocabulary import Form, Pooling, Site
 from steering.models.facts import ModelFacts
 from steering.programs.fits import check_width
 from steering.programs.layers import layers_with_numbers
 
 Tensors = Mapping[str, torch.Tensor]
-# The form that a kind is read in where nothing else is said comes first.
+# The first form is the one in which a kind is read where nothing else is said.
 FORMS: Mapping[Kind, tuple[Form, ...]] = {
     "probe": ("linear",), "vector": ("linear", "cosine", "cast"), "sign_pattern": ("agreement",),
     "manifold": ("distance",)}
@@ -46,7 +46,7 @@ class Reader:
                   for layer, tensors in self.layers.items()}
         return {layer: shape.at(shape.sample()) for layer, shape in shapes.items()}
 
-    def pooled(self, layer: int, h: torch.Tensor, pool: Pool) -> float:
+    def pooled(self, layer: int, h: torch.Tensor, pool: Pooling) -> float:
         """One number for the activations `h [T, width]` of a prompt; see `spec.Reading`."""
         if pool == "last":
             return float(self.scores(layer, h[-1:]))
@@ -54,7 +54,7 @@ class Reader:
         if pool == "max":
             return float(self.scores(layer, rest).max())
         if self.form in ("agreement", "distance"):
-            # The signs of a mean are no token's, and the mean of points on a ring lies off it.
+            # The signs of a mean are those of no token, and the mean of points on a ring does not lie on the ring.
             return float(self.scores(layer, rest).mean())
         return float(self.scores(layer, rest.float().mean(dim=0, keepdim=True)))
 

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from steering.language.fields import NAME_PATTERN
-from steering.language.vocabulary import Pool
+from steering.language.vocabulary import Pooling
 from steering.programs.reading import Reader
 from vectors.evaluate.graders.contract import Answer, Grader, Measure, Tools, Verdict
 from vectors.evaluate.graders.refusals import GraderUnusable
@@ -33,7 +33,7 @@ class ProbeGrader(Grader):
         return Verdict(outcome, outcome == self.wanted, (f"score {score:.3f}",))
 
 
-def reads(reader: Reader, subject: Subject, pool: Pool = "mean") -> Measure:
+def reads(reader: Reader, subject: Subject, pool: Pooling = "mean") -> Measure:
     """The tool that `ProbeGrader` asks for: scores of answers, read in the untouched model at the last of the layers
     that the reader has numbers for.
 
