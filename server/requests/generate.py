@@ -15,7 +15,7 @@ from server.errors import ClientTooSlow
 from server.observability.metrics import Metrics
 from server.requests.admission.deadline import Deadline
 from server.requests.admission.fairness import Client
-from server.requests.admission.queue import AdmissionQueue, Cost, Place
+from server.requests.admission.queue import AdmissionQueue, Cost, Ticket
 from server.requests.gates import Decided
 from server.requests.guard import Event
 from server.requests.receipt import Outcome
@@ -134,7 +134,7 @@ class Run:
             with anyio.CancelScope(shield=True):
                 await completion.cancel()
 
-    async def _follow(self, choice: Choice, place: Place, together: "_Together") -> None:
+    async def _follow(self, choice: Choice, place: Ticket, together: "_Together") -> None:
         try:
             async with place, self._completion(choice) as completion:
                 await completion.admit()

@@ -40,8 +40,8 @@ class Cost:
         return self.prompt + min(self.most, EXPECTED_TOKENS)
 
 
-class Place:
-    """Where a completion runs: `async with` waits for it. It comes free at the end of the statement."""
+class Ticket:
+    """A place in the engine for one completion: `async with` waits for it and gives it back at the end."""
 
     def __init__(self, queue: "AdmissionQueue", request: "_Waiting", cost: Cost) -> None:
         self.cost = cost
@@ -79,7 +79,7 @@ class AdmissionQueue:
 
     def __init__(self, registry: instruments.Registry, *, places: int, most_requests: int, most_tokens: int) -> None:
         """places: completions that run at once. most_requests, most_tokens: that wait."""
-        self._fair: FairQueue[Place] = FairQueue(places)
+        self._fair: FairQueue[Ticket] = FairQueue(places)
         self._bounds: dict[Kind, int] = {"requests": most_requests, "tokens": most_tokens}
         self._totals: Counter[Kind] = Counter()
         # By key and host; connections are cheap to open.
@@ -105,7 +105,7 @@ class AdmissionQueue:
             self._give("requests", client, 1)
 
     @contextmanager
-    def joined(self, client: Client, costs: Sequence[Cost], *, entered: bool = False) -> Iterator[list[Place]]:
+    def joined(self, client: Client, costs: Sequence[Cost], *, entered: bool = False) -> Iterator[list[Ticket]]:
         """Places for the completions of one request, or for passes beside them; what is not used of them is given up at
         the end.
 
@@ -124,7 +124,7 @@ class AdmissionQueue:
             self._give("requests", client, requests)
             raise
         request = _Waiting(client, len(costs), time.monotonic(), requests)
-        places = [Place(self, request, cost) for cost in costs]
+        places = [Ticket(self, request, cost) for cost in costs]
         try:
             for place in places:
                 self._fair.push(client, place, place.cost.tokens)
@@ -142,14 +142,14 @@ class AdmissionQueue:
             self._served(place, place._request)
             place.granted.set()
 
-    def _served(self, place: Place, request: _Waiting) -> None:
+    def _served(self, place: Ticket, request: _Waiting) -> None:
         """A place does not wait any more."""
         self._give("tokens", request.client, place.cost.tokens)
         request.left -= 1
         if request.left == 0:
             self._give("requests", request.client, request.requests)
 
-    def _left(self, place: Place, request: _Waiting) -> None:
+    def _left(self, place: Ticket, request: _Waiting) -> None:
         if place.granted.is_set():
             self._fair.done(request.client, place.cost.tokens, place.cost.prompt + place.generated)
             self._finished.append((time.monotonic(), place.cost.prompt + place.generated))
