@@ -1,7 +1,7 @@
 """From what a request says about steering to a compiled program: default spec, presets, interventions, kill switch."""
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any, Literal
@@ -28,6 +28,7 @@ from steering.programs.touch import Touch
 from vectors.library import Library
 
 Origin = Literal["default", "model", "preset", "request"]
+NUMBERS = {int, float}
 INTERVENTION_BYTES, SCOPE_BYTES_A_CHARACTER = 4096, 16
 
 
@@ -277,17 +278,13 @@ def _names_roles(scope: Scope) -> bool:
         prompt.roles or (prompt.exclude is not None and prompt.exclude.roles))
 
 
-def _inline_bytes(inline: Mapping[str, Any]) -> int:
-    """Bytes the numbers take as float32, base64 text by its length."""
-    return sum(3 * len(leaf) // 4 if isinstance(leaf, str) else 4 for leaf in _leaves(inline))
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict):
-        for item in value.values():
-            yield from _leaves(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _leaves(item)
-    else:
-        yield value
+def _inline_bytes(inline: Any) -> int:
+    """Bytes that inline numbers take as float32, base64 text by its length."""
+    if isinstance(inline, str):
+        return 3 * len(inline) // 4
+    if isinstance(inline, dict):
+        return sum(map(_inline_bytes, inline.values()))
+    if isinstance(inline, list):
+        # Numbers come by the thousand, so they are not looked at one by one.
+        return 4 * len(inline) if set(map(type, inline)) <= NUMBERS else sum(map(_inline_bytes, inline))
+    return 4

@@ -1,6 +1,7 @@
 """The database: connections, transactions, migrations."""
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from sqlalchemy.orm import Session
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
 from steering.language.errors import Conflict, InvalidRequest, TrimtabError
+from vectors.library.revision import Revision, raised, revision_of
 from vectors.storage_errors import LibraryUnavailable, StorageFull
 
 Result = TypeVar("Result")
@@ -72,6 +74,8 @@ class Database:
             renew_read_only(self.engine)
         else:
             self._reader = self.engine.execution_options(isolation_level="REPEATABLE READ")
+        self.revision = Revision(lambda: self.snapshot(revision_of), partial(_trace, parsed.database)
+                                 if self._sqlite and parsed.database else lambda: None)
         with _typed():
             retrying = Retrying(retry=retry_if_exception(_is_conflict), wait=wait_random_exponential(0.05, max=1.0),
                                 stop=stop_after_delay(wait_s), reraise=True)
@@ -86,6 +90,11 @@ class Database:
         with _typed(), Session(self._reader) as session:
             yield session
 
+    def snapshot(self, work: Callable[[Session], Result]) -> Result:
+        """What `work` reads of a consistent snapshot."""
+        with self.read() as session:
+            return work(session)
+
     def write(self, work: Callable[[Session], Result]) -> Result:
         """Run `work` in a transaction and commit. On SQLite writers take turns from its start on.
 
@@ -95,12 +104,14 @@ class Database:
                             stop=stop_after_attempt(12) | stop_after_delay(self._wait_s), reraise=True)
         try:
             with _typed():
-                result: Result = retrying(self._once, work)
-                return result
+                result: Result
+                result, number = retrying(self._once, work)
         except IntegrityError as error:
             raise Conflict("the library was changed by somebody else at the same time", fix="Try again.") from error
+        self.revision.wrote(number)
+        return result
 
-    def _once(self, work: Callable[[Session], Result]) -> Result:
+    def _once(self, work: Callable[[Session], Result]) -> tuple[Result, int]:
         try:
             return self._attempt(work)
         except DBAPIError as error:
@@ -109,9 +120,9 @@ class Database:
             # Nothing was written. The disk may be writable again, which a new connection tells.
             return self._attempt(work)
 
-    def _attempt(self, work: Callable[[Session], Result]) -> Result:
+    def _attempt(self, work: Callable[[Session], Result]) -> tuple[Result, int]:
         with self._writer() as connection, Session(connection, expire_on_commit=False) as session, session.begin():
-            return work(session)
+            return work(session), raised(session)
 
     def _writer(self) -> Connection:
         return self.engine.connect().execution_options(write=True)
@@ -151,6 +162,19 @@ def alembic_config(connection: Connection, migrations: Path = MIGRATIONS) -> Con
     config.set_main_option("script_location", str(migrations).replace("%", "%%"))
     config.attributes["connection"] = connection
     return config
+
+
+def _trace(path: str) -> tuple[tuple[int, int] | None, ...]:
+    """Age and size of the files of a SQLite database, which every change of it changes."""
+    found: list[tuple[int, int] | None] = []
+    for file in (f"{path}-wal", path):
+        try:
+            status = os.stat(file)
+        except OSError:
+            found.append(None)
+        else:
+            found.append((status.st_mtime_ns, status.st_size))
+    return tuple(found)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any, Self
 from cachetools import LRUCache
 from pydantic import ValidationError
 from safetensors.torch import load, save
-from sqlalchemy import ColumnElement, Exists, exists, func, or_, select
+from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from steering.artifacts.payload import Kind, Payload
@@ -25,18 +25,21 @@ from vectors.library import naming, references
 from vectors.library.blobs import BlobStore, Stored, digest_of
 from vectors.library.database import LOCK_WAIT_S, Database
 from vectors.library.evaluations import Evaluations
+from vectors.library.listing import has_tag, holds, relist
 from vectors.library.naming import Ref
 from vectors.library.paging import Page, fetch
 from vectors.library.presets import Presets
 from vectors.library.quota import Usage, check_room, usage
+from vectors.library.revision import Memory
 from vectors.library.switches import Switches
-from vectors.library.tables import ArtifactRow, Named, Setting, Tag, Version
+from vectors.library.tables import ArtifactRow, Listing, Named, Setting, Tag, Version
 from vectors.storage_errors import CorruptBlob, LibraryUnavailable
 
 SOURCE_BYTES = 4096
 # A card that was read takes a few times what it takes as text.
 CARD_FACTOR = 8
 MOST_MADE_FOR = 16_384
+MOST_MEANT = 2**17
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,10 @@ class Library:
         self.presets = Presets(database, limits)
         self.switches = Switches(database)
         self.evaluations = Evaluations(database)
-        # With the card it was made from: of what a source holds, only the card can change.
-        self._cache: LRUCache[str, tuple[Source, Any]] = LRUCache(cache_bytes, getsizeof=lambda e: cached_bytes(*e))
+        # What references mean: version and state of the card. Of what a source holds, only the card can change.
+        self._meant: Memory[tuple[str, str]] = Memory(database, MOST_MEANT)
+        # With the state of the card it was made from and the bytes it takes.
+        self._cache: LRUCache[str, tuple[Source, str, int]] = LRUCache(cache_bytes, getsizeof=lambda kept: kept[2])
         # By version, of which none ever changes and no number is given out again.
         self._made_for: LRUCache[int, MadeFor] = LRUCache(MOST_MADE_FOR)
         self._cache_lock = Lock()
@@ -135,16 +140,19 @@ class Library:
             return _artifacts(session, [version.id])[0]
 
     def source(self, ref: str) -> Source:
-        """The version that `ref` means, in the form the compiler takes; numbers come from a cache where possible."""
+        """The version that `ref` means, in the form the compiler takes, from memory where the library has not changed
+        and the numbers are still there."""
+        parsed = Ref.parse(ref, "artifact")
+        key, state = self._meant.get(ref, lambda session: _meant(session, parsed))
+        with self._cache_lock:
+            cached = self._cache.get(key)
+        if cached is not None and cached[1] == state:
+            return cached[0]
         with self._database.read() as session:
-            version = naming.resolve(session, "artifact", Ref.parse(ref, "artifact"))
-            key = f"{version.named.name}@{version.number}"
-            card = session.scalar(select(ArtifactRow.card).where(ArtifactRow.version_id == version.id))
-            with self._cache_lock:
-                cached = self._cache.get(key)
-            if cached is not None and cached[1] == card:
-                return cached[0]
-            artifact = _artifacts(session, [version.id])[0]
+            artifact = _artifacts(session, [naming.resolve(session, "artifact", parsed).id])[0]
+        key, card = artifact.ref, artifact.metadata.card
+        with self._cache_lock:
+            cached = self._cache.get(key)
         payload = self.payload(artifact) if cached is None else cached[0].payload
         try:
             source = artifact.to_source(payload)
@@ -153,7 +161,7 @@ class Library:
                                      fix="Calibrate it anew.") from error
         with self._cache_lock:
             if cached_bytes(source, card) <= self._cache.maxsize:
-                self._cache[key] = source, card
+                self._cache[key] = source, _state(card), cached_bytes(source, card)
         return source
 
     def made_for(self, refs: Iterable[str]) -> dict[str, MadeFor]:
@@ -191,22 +199,17 @@ class Library:
             order: "name", "created" (first use of the name), or either with "-" before it for descending.
             cursor: of the page before. Paging through sees every name that is there all along exactly once.
         """
-        statement = (select(Named, ArtifactRow.version_id).join(Version, Version.named_id == Named.id)
-                     .join(ArtifactRow, ArtifactRow.version_id == Version.id)
-                     .where(Named.collection == "artifact", Version.id == naming.current_version()))
+        statement = select(Listing.name, Listing.named_id, Listing.version_id).where(Listing.collection == "artifact")
         for column in ("kind", "op", "site", "model_id"):
             wanted = getattr(filter, column)
             if wanted is not None:
-                statement = statement.where(getattr(ArtifactRow, column) == naming.searchable(wanted, column))
+                statement = statement.where(getattr(Listing, column) == naming.searchable(wanted, column))
         if filter.tag is not None:
-            statement = statement.where(_has_tag(Tag.tag == naming.searchable(filter.tag, "tag")))
+            statement = statement.where(has_tag(naming.searchable(filter.tag, "tag")))
         if filter.q is not None:
-            q = naming.searchable(filter.q, "q").lower()
-            statement = statement.where(or_(Named.name.contains(q, autoescape=True),
-                                            func.lower(ArtifactRow.description).contains(q, autoescape=True),
-                                            _has_tag(Tag.tag.contains(q, autoescape=True))))
+            statement = statement.where(holds(naming.searchable(filter.q, "q")))
         with self._database.read() as session:
-            page = fetch(session, statement, order, limit, cursor)
+            page = fetch(session, statement, order, limit, cursor, filtered=filter != Filter())
             return Page(_artifacts(session, page.items), page.cursor)
 
     def versions(self, name: str) -> Sequence[Artifact]:
@@ -267,6 +270,7 @@ class Library:
                 session.delete(session.get_one(ArtifactRow, version.id))
                 session.flush()
                 session.delete(version)
+            relist(session, "artifact", wanted.name)
             return [f"{wanted.name}@{version.number}" for version in doomed]
 
         return self._database.write(work)
@@ -278,6 +282,7 @@ class Library:
 
         def work(session: Session) -> Artifact:
             moved = naming.set_alias(session, "artifact", name, alias, version)
+            relist(session, "artifact", name)
             return _artifacts(session, [moved.id])[0]
 
         return self._database.write(work)
@@ -286,7 +291,12 @@ class Library:
         """Raises NotFound."""
         naming.check_name(name, "artifact")
         naming.check_alias(alias)
-        self._database.write(lambda session: naming.remove_alias(session, "artifact", name, alias))
+
+        def work(session: Session) -> None:
+            naming.remove_alias(session, "artifact", name, alias)
+            relist(session, "artifact", name)
+
+        self._database.write(work)
 
     def gc(self, min_age_s: float = 3600.0) -> Collected:
         """Remove blobs that no version names and files that killed writers left, if older than `min_age_s`.
@@ -329,6 +339,7 @@ class Library:
 
     def _changed(self, session: Session, version: Version) -> Artifact:
         """The version after a change of what describes it. Raises PayloadTooLarge, LibraryFull."""
+        relist(session, "artifact", version.named.name)
         session.flush()
         artifact = _artifacts(session, [version.id])[0]
         check_storable(artifact.metadata, self.limits)
@@ -369,8 +380,20 @@ class Library:
                 version=version, blob=blob, nbytes=len(data), layers=list(payload.layers), kind=metadata.kind,
                 op=metadata.op, site=metadata.site, model_id=metadata.model_id, description=metadata.description,
                 card=metadata.card, document=document, tags=_tags(metadata.tags)))
-            session.flush()
+            relist(session, "artifact", metadata.name)
         return _artifacts(session, [version.id])[0]
+
+
+def _meant(session: Session, ref: Ref) -> tuple[str, str]:
+    """The version that a reference means, and the state of its card."""
+    version = naming.resolve(session, "artifact", ref)
+    card = session.scalar(select(ArtifactRow.card).where(ArtifactRow.version_id == version.id))
+    return f"{version.named.name}@{version.number}", _state(card)
+
+
+def _state(card: Any) -> str:
+    """Equal for equal cards."""
+    return "" if card is None else hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()
 
 
 def cached_bytes(source: Source, card: Any = None) -> int:
@@ -381,10 +404,6 @@ def cached_bytes(source: Source, card: Any = None) -> int:
 
 def _tags(tags: tuple[str, ...]) -> list[Tag]:
     return [Tag(tag=tag, position=position) for position, tag in enumerate(tags)]
-
-
-def _has_tag(condition: ColumnElement[bool]) -> Exists:
-    return exists().where(Tag.version_id == ArtifactRow.version_id, condition)
 
 
 def _lock_blobs(session: Session, *, shared: bool) -> None:

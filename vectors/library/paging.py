@@ -3,14 +3,14 @@
 import base64
 import binascii
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar, get_args
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import Select
+from sqlalchemy import ColumnElement, Select
 from sqlalchemy.orm import Session
 
 from steering.language.errors import InvalidRequest
-from vectors.library.tables import Named
+from vectors.library.tables import Listing
 
 Order = Literal["name", "-name", "created", "-created"]
 ORDERS: tuple[Order, ...] = get_args(Order)
@@ -28,26 +28,29 @@ class Page(Generic[Item]):
     cursor: str | None
 
 
-def fetch(session: Session, statement: "Select[Named, Item]", order: str, limit: int,
-          cursor: str | None) -> Page[Item]:
-    """One page of `statement`, which selects names beside what belongs to each.
+def fetch(session: Session, statement: "Select[str, int, int]", order: str, limit: int, cursor: str | None, *,
+          filtered: bool) -> Page[int]:
+    """One page of `statement`, which selects from the listing the name, its id and what belongs to it.
 
-    Orders are by name, or by when the name was first used; neither ever changes for an entry.
+    Orders are by name, or by when the name was first used; neither ever changes for an entry. `filtered`: the statement
+    leaves entries out, so that most of the listing may have to be read for a page.
     """
     if order not in ORDERS:
         raise InvalidRequest(f"unknown order {order[:40]!r}", param="order", fix=f"Use one of {', '.join(ORDERS)}.")
     if not 1 <= limit <= MAX_LIMIT:
         raise InvalidRequest(f"limit must be between 1 and {MAX_LIMIT}", param="limit")
-    key = Named.name if order.endswith("name") else Named.id
+    # Read in this order, a filtered listing would be looked up entry by entry; as a sum it is read through and sorted.
+    first_used = Listing.named_id + 0 if filtered else Listing.named_id
+    key: ColumnElement[Any] = Listing.name.expression if order.endswith("name") else first_used.expression
     if cursor is not None:
         after = _decode(cursor, order)
         statement = statement.where(key < after if order.startswith("-") else key > after)
     statement = statement.order_by(key.desc() if order.startswith("-") else key.asc()).limit(limit + 1)
     rows = session.execute(statement).all()
     if len(rows) <= limit:
-        return Page([item for _, item in rows], None)
-    last = rows[limit - 1][0]
-    return Page([item for _, item in rows[:limit]], _encode(order, last.name if order.endswith("name") else last.id))
+        return Page([item for _, _, item in rows], None)
+    name, named_id, _ = rows[limit - 1]
+    return Page([item for _, _, item in rows[:limit]], _encode(order, name if order.endswith("name") else named_id))
 
 
 def _encode(order: str, key: str | int) -> str:

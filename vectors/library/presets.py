@@ -7,7 +7,7 @@ from datetime import datetime
 from threading import Lock
 
 from cachetools import LRUCache
-from sqlalchemy import func, or_, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from steering.language.errors import Conflict, InvalidRequest, PayloadTooLarge
@@ -15,14 +15,17 @@ from steering.language.spec import Spec
 from vectors.artifact import Limits
 from vectors.library import naming
 from vectors.library.database import Database
+from vectors.library.listing import holds, relist
 from vectors.library.naming import Ref
 from vectors.library.paging import Page, fetch
 from vectors.library.quota import check_room
+from vectors.library.revision import Memory
 from vectors.library.specs import check_refs, from_json, refs_of, to_json
-from vectors.library.tables import Named, PresetRow, PresetUse, Version
+from vectors.library.tables import Listing, Named, PresetRow, PresetUse, Version
 
 MAX_SPEC_BYTES = 16 * 2**20
 MAX_DESCRIPTION = 8192
+MOST_MEANT = 16_384
 CACHE_BYTES = 128 * 2**20
 # A spec that was read takes a few times what it takes as text: a number is an object of its own.
 BYTES_A_CHARACTER, SPEC_BYTES = 4, 4096
@@ -45,13 +48,31 @@ class Preset:
         return f"{self.name}@{self.version}"
 
 
+@dataclass(frozen=True)
+class Meant:
+    """What a reference to a preset means, without the spec."""
+
+    name: str
+    version: int
+    digest: str
+    aliases: tuple[str, ...]
+    created_at: datetime
+
+    @classmethod
+    def of(cls, session: Session, ref: Ref) -> "Meant":
+        version = naming.resolve(session, "preset", ref)
+        aliases = naming.aliases_of(session, [version.id]).get(version.id, ())
+        return cls(version.named.name, version.number, version.digest, aliases, version.created_at)
+
+
 class Presets:
     """References are read as those of artifacts are: "name", "name@3", "name@alias", "name@latest"."""
 
     def __init__(self, database: Database, limits: Limits) -> None:
         self._database = database
         self._limits = limits
-        # By content, which never changes: what a reference means is asked anew every time. With the bytes it takes.
+        # What references mean, and specs by their content, which never changes, with the bytes that each takes.
+        self._meant: Memory[Meant] = Memory(database, MOST_MEANT)
         self._kept: LRUCache[str, tuple[Preset, int]] = LRUCache(CACHE_BYTES, getsizeof=lambda kept: kept[1])
         self._lock = Lock()
 
@@ -76,7 +97,7 @@ class Presets:
                 uses = sorted({(ref.name, ref.selector) for _, ref in refs_of(spec)})
                 session.add(PresetRow(version=version, description=description, spec=document,
                                       uses=[PresetUse(name=used, selector=selector) for used, selector in uses]))
-                session.flush()
+                relist(session, "preset", name)
             return _presets(session, [version.id])[0]
 
         return self._database.write(work)
@@ -94,34 +115,30 @@ class Presets:
         return document
 
     def resolve(self, ref: str) -> Preset:
-        """What `ref` means now; specs, which never change, come from a cache where possible. Raises NotFound."""
+        """What `ref` means now, from memory where the library has not changed. Raises NotFound."""
+        parsed = Ref.parse(ref, "preset")
+        meant = self._meant.get(ref, lambda session: Meant.of(session, parsed))
+        with self._lock:
+            kept = self._kept.get(meant.digest)
+        if kept is not None:
+            return replace(kept[0], name=meant.name, version=meant.version, aliases=meant.aliases,
+                           created_at=meant.created_at)
         with self._database.read() as session:
-            version = naming.resolve(session, "preset", Ref.parse(ref, "preset"))
-            with self._lock:
-                kept = self._kept.get(version.digest)
-            if kept is not None:
-                aliases = naming.aliases_of(session, [version.id]).get(version.id, ())
-                return replace(kept[0], name=version.named.name, version=version.number, aliases=aliases,
-                               created_at=version.created_at)
-            preset = _presets(session, [version.id])[0]
+            preset = _presets(session, [naming.resolve(session, "preset", parsed).id])[0]
         size = BYTES_A_CHARACTER * len(to_json(preset.spec)) + SPEC_BYTES
         with self._lock:
             if size <= self._kept.maxsize:
-                self._kept[version.digest] = preset, size
+                self._kept[preset.digest] = preset, size
         return preset
 
     def list(self, *, q: str | None = None, order: str = "name", limit: int = 50,
              cursor: str | None = None) -> Page[Preset]:
         """One preset per name: the version that the bare name means. `q` is searched in name and description."""
-        statement = (select(Named, PresetRow.version_id).join(Version, Version.named_id == Named.id)
-                     .join(PresetRow, PresetRow.version_id == Version.id)
-                     .where(Named.collection == "preset", Version.id == naming.current_version()))
+        statement = select(Listing.name, Listing.named_id, Listing.version_id).where(Listing.collection == "preset")
         if q is not None:
-            q = naming.searchable(q, "q").lower()
-            statement = statement.where(or_(Named.name.contains(q, autoescape=True),
-                                            func.lower(PresetRow.description).contains(q, autoescape=True)))
+            statement = statement.where(holds(naming.searchable(q, "q")))
         with self._database.read() as session:
-            page = fetch(session, statement, order, limit, cursor)
+            page = fetch(session, statement, order, limit, cursor, filtered=q is not None)
             return Page(_presets(session, page.items), page.cursor)
 
     def versions(self, name: str) -> Sequence[Preset]:
@@ -147,6 +164,7 @@ class Presets:
                 session.delete(session.get_one(PresetRow, version.id))
                 session.flush()
                 session.delete(version)
+            relist(session, "preset", wanted.name)
             return [f"{wanted.name}@{version.number}" for version in doomed]
 
         return self._database.write(work)
@@ -157,7 +175,9 @@ class Presets:
         naming.check_alias(alias)
 
         def work(session: Session) -> Preset:
-            return _presets(session, [naming.set_alias(session, "preset", name, alias, version).id])[0]
+            moved = naming.set_alias(session, "preset", name, alias, version)
+            relist(session, "preset", name)
+            return _presets(session, [moved.id])[0]
 
         return self._database.write(work)
 
@@ -165,7 +185,12 @@ class Presets:
         """Raises NotFound."""
         naming.check_name(name, "preset")
         naming.check_alias(alias)
-        self._database.write(lambda session: naming.remove_alias(session, "preset", name, alias))
+
+        def work(session: Session) -> None:
+            naming.remove_alias(session, "preset", name, alias)
+            relist(session, "preset", name)
+
+        self._database.write(work)
 
 
 def _presets(session: Session, version_ids: list[int]) -> list[Preset]:

@@ -5,6 +5,7 @@ from sqlalchemy.orm import Session
 from steering.language.spec import Spec
 from vectors.library.database import Database
 from vectors.library.naming import Ref
+from vectors.library.revision import Memory
 from vectors.library.specs import check_refs, from_json, refs_of, to_json
 from vectors.library.tables import Setting
 
@@ -13,16 +14,16 @@ KILL_SWITCH = "kill_switch"
 
 
 class Switches:
-    """Shared by all processes that have the library open; every read asks the database."""
+    """Shared by all processes that have the library open."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._kept: tuple[str, Spec] | None = None
+        self._stored: Memory[str | None] = Memory(database, 1)
 
     def default_spec(self) -> Spec | None:
         """The spec that acts where a request does not say otherwise; None where none is set."""
-        with self._database.read() as session:
-            document = _stored_default(session)
+        document = self._stored.get(DEFAULT_SPEC, _stored_default)
         if document is None:
             return None
         # Read once, and again where the library holds another one.

@@ -147,6 +147,34 @@ class EvaluationUse(Base):
     ref: Mapped[str] = mapped_column(String(100), primary_key=True, index=True)
 
 
+class Listing(Base):
+    """What a list or a search reads of a name: what its bare name means now. `tags`: each with a line break before and
+    behind it. `text`: what is searched, in lower case."""
+
+    __tablename__ = "listing"
+    __table_args__ = (Index(None, "collection", "named_id"), {"sqlite_with_rowid": False})
+
+    collection: Mapped[Collection] = mapped_column(String(16), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    named_id: Mapped[int]
+    version_id: Mapped[int]
+    kind: Mapped[str | None] = mapped_column(String(32))
+    op: Mapped[str | None] = mapped_column(String(32))
+    site: Mapped[str | None] = mapped_column(String(32))
+    model_id: Mapped[str | None] = mapped_column(String(256))
+    tags: Mapped[str] = mapped_column(Text)
+    text: Mapped[str] = mapped_column(Text)
+
+
+class RevisionRow(Base):
+    """One row, whose number every change of the library raises."""
+
+    __tablename__ = "revision"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(BigInteger)
+
+
 class Setting(Base):
     """Switches of the whole library: the default spec, the kill switch. The row `blobs` is only ever locked."""
 
