@@ -10,10 +10,12 @@ from fastapi import FastAPI
 from server.requests.planner import program_bytes
 from server.settings import Settings
 from steering.language.scope import Scope
+from steering.language.spec import Spec
 from tests.server.conftest import MODEL, chat
 from tests.server.scripted import WIDTH
 from tests.server.test_steering import _spec as spec
 from tests.server.test_steering import ask, refused, store
+from tests.vectors.making import queries
 from vectors.artifact import Patch
 from vectors.calibration import Outcome, Setting
 from vectors.library import Library, presets, switches
@@ -128,3 +130,25 @@ async def test_the_default_spec_is_read_once_and_a_change_is_seen_at_once(client
     assert (await ask(client))["steering"]["applied"][0]["artifact"] == "two@1"
     library.switches.clear_default_spec()
     assert (await ask(client))["steering"]["applied"] == []
+
+
+async def test_a_request_that_names_what_was_named_before_asks_the_database_nothing(client: httpx.AsyncClient,
+                                                                                   library: Library) -> None:
+    store(library, "one")
+    store(library, "two")
+    library.presets.create("calm", Spec.model_validate({"interventions": [{"artifact": "two"}]}))
+    library.switches.set_default_spec(Spec.model_validate({"interventions": [{"artifact": "one", "strength": 0.5}]}))
+    # The time in which the database is not asked again never ends on its own here.
+    library._database.revision._clock = lambda: 0.0
+    steering = {"preset": "calm", "interventions": [{"artifact": "one"}]}
+    with queries(library) as cold:
+        first = (await ask(client, steering))["steering"]["applied"]
+    with queries(library) as warm:
+        assert (await ask(client, steering))["steering"]["applied"] == first
+    assert len(first) == 3 and cold.count > 0
+    # The kill switch follows what other processes store, whether requests come or not.
+    assert [one for one in warm.statements if one != "BEGIN" and "FROM setting" not in one] == []
+    store(library, "one", 9.0)
+    with queries(library) as edited:
+        applied = (await ask(client, steering))["steering"]["applied"]
+    assert [item["artifact"] for item in applied] == ["one@2", "two@1", "one@2"] and edited.count > 0

@@ -1,9 +1,12 @@
 """Builders shared by the tests of the library."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from sqlalchemy import event
 
 from steering.artifacts.payload import Payload
 from vectors import Library, Metadata
@@ -61,3 +64,30 @@ def same_numbers(first: Payload, second: Payload) -> bool:
             first.layers[n][t].dtype == second.layers[n][t].dtype and torch.equal(first.layers[n][t],
                                                                                   second.layers[n][t])
             for t in first.layers[n]) for n in first.layers))
+
+
+class Queries:
+    """Statements that were sent to a database."""
+
+    def __init__(self) -> None:
+        self.statements: list[str] = []
+
+    @property
+    def count(self) -> int:
+        return len(self.statements)
+
+
+@contextmanager
+def queries(library: Library) -> Iterator[Queries]:
+    """Statements that are sent to the database meanwhile."""
+    found = Queries()
+
+    def sent(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        found.statements.append(statement)
+
+    engine = library._database.engine
+    event.listen(engine, "before_cursor_execute", sent)
+    try:
+        yield found
+    finally:
+        event.remove(engine, "before_cursor_execute", sent)
