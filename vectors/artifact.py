@@ -183,6 +183,12 @@ class Patch(Model):
     tags: Tags | None = Field(default=None, description="The whole new list; null or absent: unchanged.")
     card: Card = Field(default=None, description="The whole new card; null: removed; absent: unchanged.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        """Null is kept, because a card that is null is to be removed."""
+        return given
+
 
 def check(metadata: Metadata, payload: Payload, limits: Limits) -> Metadata:
     """Check metadata against the numbers; returns it with `d_model` filled in where the numbers tell it.

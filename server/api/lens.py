@@ -15,7 +15,7 @@ from server.requests.admission.queue import Cost
 from server.requests.gates import Decided, decide
 from server.requests.lens import SITE, Map, look
 from server.requests.model_names import parse_model
-from server.requests.planner import Plan
+from server.requests.plan import Plan
 from server.requests.receipt import Outcome, Receipt, receipt
 from server.requests.schema import Message, TokenIds, size_of
 from server.requests.state import ServerState, State

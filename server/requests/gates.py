@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from server.engines.base import Captured, CaptureRequest, Engine
-from server.requests.planner import Plan
+from server.requests.plan import Plan
 from server.text.prompts import Prompt
 from steering.language.errors import TrimtabError
 from steering.language.vocabulary import Site

@@ -12,7 +12,7 @@ from server.engines.base import Touched
 from server.requests.gates import Decided
 from server.requests.guard import Event
 from server.requests.monitor import MonitorReport
-from server.requests.planner import Plan
+from server.requests.plan import Plan
 from steering.language.vocabulary import Direction, Form, Op, Pooling, Site
 from steering.programs.gate import CompiledGate, Decision
 from steering.programs.touch import Bits

@@ -14,7 +14,7 @@ from server.errors import RehearsalFailed
 from server.observability.unexpected import report_unexpected
 from server.requests.admission.caller import OWN, Caller
 from server.requests.admission.deadline import Deadline
-from server.requests.planner import Plan
+from server.requests.plan import Plan
 from server.requests.schema import CompletionRequest
 from server.requests.service import start
 from server.requests.state import ServerState

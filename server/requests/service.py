@@ -21,7 +21,7 @@ from server.requests.generate import Run, choice_seed
 from server.requests.guard import GuardedCompletion
 from server.requests.model_names import ModelName, parse_model
 from server.requests.monitor import Watched, watch
-from server.requests.planner import Plan
+from server.requests.plan import Plan
 from server.requests.receipt import Receipt, receipt
 from server.requests.schema import ChatRequest
 from server.requests.state import ServerState

@@ -233,3 +233,24 @@ async def test_entropy_has_a_sum_though_it_is_signed() -> None:
     labels = {"model": "lab-dense", "preset": "calm@1", "artifact": "a@1", "op": "add"}
     assert value(registry, "trimtab_effect_entropy_raised_nats_total", **labels) == pytest.approx(0.5)
     assert value(registry, "trimtab_effect_entropy_lowered_nats_total", **labels) == pytest.approx(0.2)
+
+
+async def test_why_a_steered_pass_was_run_again_is_counted() -> None:
+    class Keeping(FakeEngine):
+        async def compare(self, request: CompareRequest) -> Comparison:
+            return replace(await super().compare(request), rerun=None if len(self.compared) == 1 else "memory")
+
+    shadow, registry = make(Keeping())
+    for _ in range(3):
+        await shadow.measure([finished("a@1")], per_token=False)
+    assert value(registry, "trimtab_effect_rerun_total", reason="memory") == 2
+
+
+async def test_what_was_drawn_before_it_ran_is_not_drawn_again() -> None:
+    shadow, _ = make(FakeEngine(), sample=0.5)
+    shadow.served(10**6)
+    shadow.offer([replace(finished("a@1"), drawn=False) for _ in range(50)])
+    assert shadow._queue.qsize() == 0
+    shadow.offer([replace(finished("a@1"), drawn=True) for _ in range(50)])
+    assert shadow._queue.qsize() == 50
+    assert 20 < sum(shadow.draws() for _ in range(100)) < 80

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from server.engines.base import CaptureRequest
 from server.requests.gates import decide
-from server.requests.planner import Plan
+from server.requests.plan import Plan
 from server.text.prompts import Prompt
 from steering.artifacts.payload import Payload
 from steering.artifacts.source import Resolved, Source

@@ -1,0 +1,104 @@
+"""What one request applies, and where in the request each part of it came from, so that errors name that place."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from server.errors import DefaultSpecUnusable
+from server.requests.monitor import Monitor
+from steering.artifacts.source import Resolved
+from steering.language.errors import Path, TrimtabError, path_text
+from steering.language.guard import Guard
+from steering.language.scope import PromptSelection, Scope
+from steering.programs.program import Program
+from steering.programs.touch import Touch
+
+Origin = Literal["default", "model", "preset", "request"]
+
+
+@dataclass(frozen=True)
+class Planned(Resolved):
+    """One intervention with its artifacts looked up, and where it came from.
+
+    path: its place in the request, or the field that named the preset it is of. preset: that preset with its version.
+    """
+
+    origin: Origin = "request"
+    path: Path = ()
+    preset: str | None = None
+
+    def place(self, error: TrimtabError, field: Path) -> TrimtabError:
+        """The error about a field of this intervention, with the place in the request that it came from."""
+        if self.origin == "default":
+            return unusable_default(f"cannot be applied: {error.message}", (*self.path, *field))
+        if self.preset is not None:
+            # The fault lies in the preset; the request only named it.
+            where = f"{path_text(field)}: " if field else ""
+            error.message = f"preset {self.preset}: {where}{error.message}"
+            return error.about(*self.path)
+        return error.about(*self.path, *field)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one request applies.
+
+    Attributes:
+        program: None where nothing is applied.
+        planned: what the program was compiled from, one entry per intervention.
+        disabled: why the kill switch held the steering back, else None.
+        presets: resolved presets by what named them ("model", "preset").
+        monitors: what to read of the finished completion.
+        guards: limits, all of which hold.
+    """
+
+    program: Program | None
+    planned: tuple[Planned, ...] = ()
+    disabled: str | None = None
+    presets: Mapping[str, str] | None = None
+    report: Literal["none", "summary", "tokens"] = "none"
+    monitors: tuple[Monitor, ...] = ()
+    guards: tuple[Guard, ...] = ()
+
+    @property
+    def names_roles(self) -> bool:
+        return any(_names_roles(item.intervention.scope) for item in self.planned)
+
+    def check_prompt(self, prompt_ids: Sequence[int], roles: Sequence[str] | None) -> None:
+        """Refuse scopes that do not fit the prompt. Raises InvalidSpec."""
+        if self.program is not None:
+            try:
+                Touch.of(self.program.scopes, prompt_ids, 0, roles)
+            except TrimtabError as error:
+                raise localised(error, self.planned) from None
+
+    def placed(self, error: TrimtabError) -> TrimtabError:
+        """What an engine says of an intervention of the program, in the words of the request; other errors as they
+        are."""
+        return error if _intervention(error) is None else localised(error, self.planned)
+
+
+def localised(error: TrimtabError, planned: Sequence[Planned]) -> TrimtabError:
+    """The error with the place in the request from which intervention i came, where the compiler says
+    `("interventions", i)`."""
+    index = _intervention(error)
+    return error.at("steering") if index is None else planned[index].place(error, error.path[2:])
+
+
+def _intervention(error: TrimtabError) -> int | None:
+    """Which intervention of the program an error is about; None where it is about something else."""
+    match error.path:
+        case ("interventions", int(index), *_):
+            return index
+    return None
+
+
+def unusable_default(what: str, param: Path) -> DefaultSpecUnusable:
+    return DefaultSpecUnusable(f"the server's default spec {what}", param=param,
+                               fix='Change it at /v1/admin/default-spec, or send "default": "none" or "override".')
+
+
+def _names_roles(scope: Scope) -> bool:
+    prompt = scope.prompt
+    return isinstance(prompt, PromptSelection) and bool(
+        prompt.roles or (prompt.exclude is not None and prompt.exclude.roles))
