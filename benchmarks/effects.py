@@ -103,7 +103,8 @@ class Bench:
         counted = registry.get_sample_value("trimtab_effect_kl_nats_count", {
             "model": MODEL, "preset": "", "artifact": "all", "op": "all"})
         rerun = registry.get_sample_value("trimtab_effect_rerun_total", {"reason": "absent"})
-        return Ran(produced / elapsed, produced / working, int(rerun or 0), [answer["choices"][0]["text"] for answer in answers], int(counted or 0), answers)
+        texts = [answer["choices"][0]["text"] for answer in answers]
+        return Ran(produced / elapsed, produced / working, int(rerun or 0), texts, int(counted or 0), answers)
 
     async def _ask(self, number: int, arm: Arm, gate: asyncio.Semaphore) -> dict[str, Any]:
         async with gate:
