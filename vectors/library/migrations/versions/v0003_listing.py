@@ -74,12 +74,12 @@ def _told(connection: sa.Connection, tables: sa.MetaData, version_ids: list[int]
     nothing = {"kind": None, "op": None, "site": None, "model_id": None, "tags": ""}
     found = {row.version_id: {**nothing, "text": row.description} for row in connection.execute(
         sa.select(preset.c.version_id, preset.c.description).where(preset.c.version_id.in_(version_ids)))}
-    for row in connection.execute(sa.select(
+    for made in connection.execute(sa.select(
             artifact.c.version_id, artifact.c.kind, artifact.c.op, artifact.c.site, artifact.c.model_id,
             artifact.c.description).where(artifact.c.version_id.in_(version_ids))):
-        own = tags.get(row.version_id, [])
-        found[row.version_id] = {
-            "kind": row.kind, "op": row.op, "site": row.site, "model_id": row.model_id,
+        own = tags.get(made.version_id, [])
+        found[made.version_id] = {
+            "kind": made.kind, "op": made.op, "site": made.site, "model_id": made.model_id,
             "tags": "\n" + "".join(f"{one}\n" for one in own) if own else "",
-            "text": "\n".join([row.description, *own])}
+            "text": "\n".join([made.description, *own])}
     return found
