@@ -4,7 +4,7 @@
 
 One server in this process, one engine, the same steered requests in every arm: nothing measured; a sample of 5 % within
 the default budget; 5 % and 20 % with a budget that never binds; report "summary" on every tenth request and on every
-one. The arms take turns
+one, and the latter with nothing used of what the engine kept, as it was before. The arms take turns
 in an order that turns round every time; a round's ratio is that of its own unmeasured arms, one at its start and one at
 its end, whose mutual ratio is the noise of the machine. Time runs until the last answer is there *and* the last sampled
 completion is measured, so that no cost hides behind the end. For the embedded engine, which runs in this process, the
@@ -35,7 +35,8 @@ from scipy.special import rel_entr
 from lab import model_path
 from server.boot import build
 from server.effects.metrics import EffectMetrics
-from server.effects.shadow import Shadow
+from server.effects.report import ChoiceEffect
+from server.effects.shadow import Finished, Shadow
 from server.observability.instruments import Registry
 from server.observability.logs import configure_logging
 from server.requests.state import ServerState
@@ -54,17 +55,27 @@ PLACES = ("museum", "castle", "park", "market", "gallery", "zoo", "beach", "aqua
 
 @dataclass(frozen=True)
 class Arm:
-    """reported: every which request asks for a report, 0 for none. budget: None for the server's default."""
+    """reported: every which request asks for a report, 0 for none. budget: None for the server's default. kept: whether
+    what the engine kept is used."""
 
     name: str
     sample: float = 0.0
     budget: float | None = UNBOUND
     reported: int = 0
+    kept: bool = True
 
 
 BASE, AGAIN = Arm("nothing measured"), Arm("nothing measured, again")
 ARMS = (Arm("5 % sampled, default budget", 0.05, None), Arm("5 % sampled", 0.05), Arm("20 % sampled", 0.2),
+        Arm('report "summary" on all, run again', reported=1, kept=False),
         Arm('report "summary" on 10 %', reported=10), Arm('report "summary" on all', reported=1))
+
+
+class Forgetful(Shadow):
+    """Uses nothing of what the engine kept."""
+
+    async def _measured(self, finished: Finished, per_token: bool) -> ChoiceEffect | str:
+        return await super()._measured(replace(finished, kept=None), per_token)
 
 
 @dataclass(frozen=True)
@@ -89,8 +100,9 @@ class Bench:
         state = self._state
         registry = Registry()
         budget = state.settings.shadow_budget if arm.budget is None else arm.budget
-        shadow = Shadow(state.engine, EffectMetrics(registry, MODEL), None, sample=arm.sample, budget=budget,
-                        decode=state.vocabulary.decode, end_ids=state.vocabulary.end_ids, seed=seed)
+        shadow = (Shadow if arm.kept else Forgetful)(
+            state.engine, EffectMetrics(registry, MODEL), None, sample=arm.sample, budget=budget,
+            decode=state.vocabulary.decode, end_ids=state.vocabulary.end_ids, seed=seed)
         self._app.state.server = replace(state, shadow=shadow)
         await shadow.start()
         gate = asyncio.Semaphore(CONCURRENT)
@@ -121,7 +133,8 @@ class Bench:
         for name, ran in runs.items():
             others = sum(a != b for a, b in zip(ran.texts, runs[BASE.name].texts, strict=True))
             assert others <= UNSTEADY * self._requests, f"{name}: measuring changed {others} answers"
-            assert ran.rerun == 0, f"{name}: the steered pass of {ran.rerun} completions was run again"
+            again = self._requests if "run again" in name else 0
+            assert ran.rerun == again, f"{name}: the steered pass of {ran.rerun} completions was run again"
         assert runs[BASE.name].measured == 0
         assert runs[ARMS[-1].name].measured == self._requests
         assert runs[ARMS[-2].name].measured == -(-self._requests // 10)
