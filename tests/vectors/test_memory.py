@@ -136,6 +136,6 @@ def test_lists_say_what_a_migration_finds(stocked: Library) -> None:
     assert kept[1]["tags"] == "\ncalm\nlow\n" and kept[1]["site"] == "resid_post"
     with stocked._database.engine.connect().execution_options(write=True) as connection, connection.begin():
         config = alembic_config(connection)
-        command.downgrade(config, "0002")
+        command.downgrade(config, "0003")
         command.upgrade(config, "head")
     assert rows() == kept
