@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from server.api.route import StrictRoute
 from server.background.jobs import Cancelled, Control, Job
-from server.requests.planner import Plan
+from server.requests.plan import Plan
 from server.requests.state import ServerState, State
 from server.threads import in_thread
 from server.workbench.subject import EngineSubject
@@ -111,9 +111,9 @@ async def _work(body: EvaluateBody, plan: Plan, preset: str | None, tools: Tools
             if isinstance(grader, ProbeGrader):
                 tools.probes[grader.probe] = reads(
                     compile_reader(state.library.source(grader.probe), state.engine.facts), bench)
-        found = evaluate(plan.resolved, [_asked(one) for one in body.prompts], body.graders, bench,
+        found = evaluate(plan.planned, [_asked(one) for one in body.prompts], body.graders, bench,
                          _options(body, plan), tools, step)
-        report = _reported(body, plan.resolved, preset, found, state)
+        report = _reported(body, plan.planned, preset, found, state)
         summary = report.summary().model_dump(mode="json")
         state.library.evaluations.add(report.id, report.created_at, [*report.artifacts, *([preset] if preset else [])],
                                       summary, report.model_dump_json())
@@ -131,9 +131,9 @@ def _plan(body: EvaluateBody, state: ServerState) -> tuple[Plan, str | None]:
         plan = state.planner.check_spec(spec)
     except TrimtabError as error:
         raise error.at("preset" if preset is not None else "spec") from None
-    if not plan.resolved:
+    if not plan.planned:
         raise InvalidRequest("the spec has no intervention", param=("spec", "interventions"))
-    if body.draws and any(one.source is None for one in plan.resolved):
+    if body.draws and any(one.source is None for one in plan.planned):
         raise InvalidRequest("numbers given inline have no random counterpart", param="draws",
                              fix="Store them as an artifact, or set draws to 0.")
     return plan, None if preset is None else preset.ref
