@@ -26,6 +26,7 @@ from steering.language.fields import NAME_PATTERN, Model
 from steering.language.gates import Reading
 from steering.language.layers import Layers
 from steering.language.options import OPTIONS
+from steering.language.scope import Scope
 from steering.language.strength import Strength
 from steering.language.vocabulary import Op, Site
 from steering.ops.base import RESIDUAL_SITES, get_operation, operations
@@ -93,6 +94,12 @@ def _readable_card(card: Free | None) -> Free | None:
 Card = Annotated[Free | None, AfterValidator(_readable_card)]
 
 
+def warnings_of(card: Free | None) -> tuple[str, ...]:
+    """What whoever applies the artifact should know: what the card's `warnings` say, in sentences."""
+    found = None if card is None else card.get("warnings")
+    return tuple(str(one) for one in found) if isinstance(found, list) else ()
+
+
 def card_digest(card: Free) -> str:
     """Tells one state of a card from another."""
     return hashlib.sha256(json.dumps(card, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
@@ -119,6 +126,7 @@ class Metadata(Model):
     sigma: PerLayer = Field(default={}, description="Standard deviation of the projection on the direction, per layer.")
     reading: Reading | None = Field(default=None, description="How it is read by gates and monitors, for artifacts "
                                     "made for that: form, pooling, threshold.")
+    scope: Scope | None = Field(default=None, description="Tokens it acts on where a spec does not say; none: all.")
     provenance: Free = Field(default={}, description="How it was made: method, data_hash, created_by, source_file, "
                              "report, and what else is worth knowing.")
     card: Card = Field(default=None, description="Measured scores; `calibration` holds the curves that doses are read "
@@ -298,6 +306,7 @@ class Artifact:
         calibration = calibration_of(m.card)
         return Source(ref=self.ref, digest=self.digest, payload=payload, op=m.op, site=m.site, model_id=m.model_id,
                       fingerprint=m.fingerprint, layers=m.layers, strength=m.strength, options=m.options,
-                      residual_norm=m.residual_norm, sigma=m.sigma, reading=m.reading,
+                      residual_norm=m.residual_norm, sigma=m.sigma, reading=m.reading, scope=m.scope,
+                      warnings=warnings_of(m.card),
                       calibrated=() if calibration is None else tuple(s.calibrated() for s in calibration.settings),
                       card=None if m.card is None else card_digest(m.card))

@@ -40,6 +40,8 @@ class Job(BaseModel):
     id: str
     kind: str = Field(description="What it does, extract say.")
     status: Status = "queued"
+    estimate_s: float | None = Field(default=None, description="Seconds it will take once it runs, from the speed of a "
+                                     "small pass when it was submitted; null where nobody knows.")
     progress: float = Field(default=0.0, description="0 to 1.")
     stage: str = Field(default="", description="What it is doing.")
     owner: str = Field(default="", description="The server process that runs it.")
@@ -144,13 +146,14 @@ class Jobs:
         if self._lease is not None:
             self._lease.release()
 
-    def submit(self, kind: str, work: Work) -> Job:
+    def submit(self, kind: str, work: Work, *, estimate_s: float | None = None) -> Job:
         """Raises TooManyJobs; StorageUnavailable, StorageFull: it could not be recorded and is not run."""
         if len(self._tasks) >= self._max_jobs:
             raise TooManyJobs(f"{len(self._tasks)} jobs wait or run already", fix="Try again when some are done.")
         if self._lease is None:
             raise RuntimeError("jobs are not loaded")
-        job = Job(id=f"job-{secrets.token_hex(12)}", kind=kind, owner=self._lease.id, created_at=time.time())
+        job = Job(id=f"job-{secrets.token_hex(12)}", kind=kind, owner=self._lease.id, created_at=time.time(),
+                  estimate_s=estimate_s)
         try:
             self._save(job)
         except OSError as error:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.markup import escape
 from rich.table import Column, Table
 
 from server.cli.connection import DEFAULT_URL, Key, Url, connect
@@ -38,8 +39,9 @@ def list_(
     table = Table(Column("ref", overflow="fold"), "kind", "op", "site", "layers", "aliases", "model", "description",
                   box=None)
     for one in found:
+        draft = "" if not (one.card or {}).get("draft") else "[bold yellow]draft[/bold yellow] "
         table.add_row(one.ref, one.kind, one.op, one.site, shown_layers(one.layers, one.stored_layers),
-                      " ".join(one.aliases), one.model_id or "", one.description)
+                      " ".join(one.aliases), one.model_id or "", draft + escape(one.description))
     out.print(table)
 
 

@@ -11,15 +11,17 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from trimtab_client import Client, Extracted, Job, Method
 
+from server.cli.calibrate import read_prompts
 from server.cli.connection import DEFAULT_URL, Key, Url, connect
-from server.cli.console import err, out
+from server.cli.console import err, json_or_text, out
 from server.cli.models import settings_with_model
 from server.cli.records import read_records
 from server.cli.reports import rendered
 from server.cli.shapes import entries
 from steering.language.errors import InvalidRequest
 
-STAGES = {"capture": "reading activations", "fit": "fitting", "control": "measuring controls"}
+STAGES = {"capture": "reading activations", "fit": "fitting", "control": "measuring controls",
+          "trial": "trying it out"}
 INTERRUPTED = 130
 
 
@@ -44,6 +46,11 @@ def extract(
     token: Annotated[str | None, typer.Option(help="Token to read: last, mean or a position.")] = None,
     op: Annotated[str | None, typer.Option(help="What it is meant for: add, ablate or clamp.")] = None,
     layer: Annotated[list[int] | None, typer.Option(help="Only this layer; may be repeated.")] = None,
+    effort: Annotated[str | None, typer.Option(help="How much is tried: none, quick, normal or thorough.")] = None,
+    grader: Annotated[str | None, typer.Option(metavar="JSON", help='What a success is, \'{"kind": "language", '
+                                               '"language": "fr"}\' say; by default what the pairs differ in.')] = None,
+    prompts: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Questions to try it on: plain "
+                                                 "lines, or JSON lines with text or messages.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of splits and controls.")] = 0,
     description: Annotated[str, typer.Option(help="What it does, for people.")] = "",
     tag: Annotated[list[str] | None, typer.Option(help="Label; may be repeated.")] = None,
@@ -64,7 +71,12 @@ def extract(
     fields |= {field: value for field, value in (("site", site), ("op", op)) if value is not None}
     if token is not None:
         fields["token"] = int(token) if token.lstrip("-").isdigit() else token
-    fields |= {field: _value(text) for field, text in _assigned(settings, "--set")}
+    fields |= {field: json_or_text(text) for field, text in _assigned(settings, "--set")}
+    trial = {"effort": effort, "grader": json_or_text(grader) if grader else None,
+             "prompts": read_prompts(prompts, "--prompts") if prompts else None}
+    trial = {field: value for field, value in trial.items() if value is not None}
+    if trial:
+        fields["trial"] = trial
     with _server(offline, url, key) as client:
         methods = client.extraction_methods()
         if show_list:
@@ -90,10 +102,16 @@ def extract(
 
 
 def run(client: Client, method: str, fields: Mapping[str, Any], output: Path | None) -> Extracted:
-    """Run the job with a progress bar, print its report, write the file if one is wanted. Ctrl-C cancels the job."""
-    job = client.start_extraction(method=method, **fields)
+    """Run the job to its end, see `finish`."""
+    return finish(client, client.start_extraction(method=method, **fields), output)
+
+
+def finish(client: Client, job: Job, output: Path | None) -> Extracted:
+    """Wait for a job with a progress bar, print its report, write the file if one is wanted. Ctrl-C cancels the job."""
     bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
                    TimeElapsedColumn(), console=out, transient=True)
+    if job.estimate_s is not None:
+        err.print(f"this will take about {spoken(job.estimate_s)}, once it runs")
     try:
         with bar:
             task = bar.add_task("waiting", total=1.0)
@@ -112,6 +130,10 @@ def run(client: Client, method: str, fields: Mapping[str, Any], output: Path | N
         output.write_bytes(client.download_artifact(found.artifact))
         out.print(f"wrote {output}")
     return found
+
+
+def spoken(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
 
 
 def find_method(methods: Sequence[Method], name: str | None) -> Method:
@@ -165,13 +187,6 @@ def _assigned(written: Sequence[str] | None, option: str) -> Iterator[tuple[str,
         if not (name and equals):
             raise InvalidRequest(f"{one!r} is not NAME=VALUE", param=option)
         yield name, value
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from server.cli.evaluate import evaluate
 from server.cli.extract import extract
 from server.cli.lens import lens
 from server.cli.serve import serve
+from server.cli.tune import tune
 from server.cli.verify import verify
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -24,6 +25,7 @@ app.add_typer(library.app, name="library")
 app.command()(extract)
 app.command()(calibrate)
 app.command()(evaluate)
+app.command()(tune)
 app.command()(lens)
 app.command()(capabilities)
 app.command()(verify)

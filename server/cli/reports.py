@@ -13,7 +13,11 @@ LONGEST = 60
 
 def rendered(report: Mapping[str, Any]) -> RenderableType:
     """Of any method: figures, each beside its controls, and what to be wary of."""
-    parts: list[RenderableType] = [contrastive(report) if "constant_layers" in report else general(report)]
+    parts: list[RenderableType] = []
+    if report.get("method") != "tune":
+        parts.append(contrastive(report) if "constant_layers" in report else general(report))
+    if isinstance(report.get("trial"), Mapping) and report["trial"].get("surface"):
+        parts.append(trial(report["trial"]))
     parts += [f"[bold yellow]warning[/bold yellow] {escape(warning)}" for warning in report.get("warnings", [])]
     return Group(*parts)
 
@@ -34,6 +38,29 @@ def contrastive(report: Mapping[str, Any]) -> Table:
     table.caption = (f"* best on dev. Labels shuffled: AUC {shuffled['mean_auc']:.3f} on average, at most "
                      f"{shuffled['max_auc']:.3f}; percentile {shuffled['percentile']:.0f}")
     return table
+
+
+def trial(found: Mapping[str, Any]) -> RenderableType:
+    """What the model wrote: untouched, at each strength of the place that was taken, and under random vectors; with one
+    text of each."""
+    table = Table("strength", "success", "broken", "surprise", title=f"trial: {found['place']}, "
+                  f"{found['completions']} completions", box=None)
+    default = found["default"]
+    for arm in (found["untouched"], *found["surface"]):
+        ours = arm["strength"] == default["strength"]
+        name = f"{arm['strength']:.3g}{' *' if ours else ''}" if arm["strength"] else "untouched"
+        table.add_row(name, f"{arm['success']:.0%}", f"{arm['broken']:.0%}", f"{arm['surprise']:.2f}",
+                      style="bold" if ours else "")
+    random = found["random"]
+    if random["success"]:
+        table.add_row(f"{random['draws']} random", f"at most {max(random['success']):.0%}",
+                      f"at most {max(random['broken']):.0%}", "")
+    band = found["band"]
+    table.caption = "* the default. " + ("No strength is both visible and whole." if band is None else
+                                         f"Visible and whole from {band['low']:.3g} to {band['high']:.3g}.")
+    texts = [f"[bold]{name}[/bold] {escape(arm['sample'][0]['text'].strip())}" for name, arm in
+             (("untouched:", found["untouched"]), ("steered:", default)) if arm["sample"]]
+    return Group(table, *texts)
 
 
 def general(report: Mapping[str, Any]) -> Table:

@@ -92,8 +92,9 @@ class ChoiceCounts(TokenCounts):
 class ReceiptWarning(BaseModel):
     """Something that was done as asked and is rarely meant."""
 
-    code: Literal["strong", "clipped"] = Field(description=f"strong: {STRONG_MULTIPLE} times the artifact's own "
-                                               "strength or more; clipped: steps were over the server's limit.")
+    code: Literal["strong", "clipped", "card"] = Field(
+        description=f"strong: {STRONG_MULTIPLE} times the artifact's own strength or more; clipped: steps were over "
+        "the server's limit; card: what the artifact's card warns of, that it is a draft, say.")
     intervention: int = Field(description="Index in `applied`.")
     message: str
 
@@ -189,6 +190,8 @@ def _warnings(plan: Plan, applied: Sequence[AppliedIntervention]) -> list[Receip
         if multiple is not None and multiple >= STRONG_MULTIPLE:
             found.append(ReceiptWarning(code="strong", intervention=j, message=f"{item.artifact} is steered with "
                                         f"{multiple:.3g} times its own strength"))
+        found += [ReceiptWarning(code="card", intervention=j, message=f"{item.artifact}: {warning}")
+                  for warning in compiled.applied.warnings]
         clipped = sum(choice.step.clipped for choice in item.choices if choice.step is not None)
         if clipped:
             found.append(ReceiptWarning(code="clipped", intervention=j, message=f"{clipped} steps of {item.artifact} "

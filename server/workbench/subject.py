@@ -16,9 +16,11 @@ from steering.language.vocabulary import Site
 from steering.models.facts import ModelFacts
 from steering.programs.program import Program
 from vectors.calibrate.bench import Trial
-from vectors.extract.subject import Programs, Prompt, Tokens, Turn, continuation_ids
+from vectors.extract.subject import Programs, Prompt, Tokens, Turn, Written, continuation_ids, one_each
 
 T = TypeVar("T")
+# Completions that run at once; each program of theirs takes one of the engine's slots.
+WRITTEN_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -62,17 +64,41 @@ class EngineSubject:
         return found
 
     def generate(self, texts: Sequence[Sequence[int]], max_tokens: int, program: Program | None = None) -> list[str]:
-        return self._wait(self._generate_all(texts, max_tokens, program))
+        return [written.text for written in self.write(texts, max_tokens, program)]
 
-    async def _generate_all(self, texts: Sequence[Sequence[int]], max_tokens: int, program: Program | None
-                            ) -> list[str]:
-        async def one(number: int, text: Sequence[int]) -> str:
-            sampling = Sampling(max_tokens=max_tokens, temperature=0.0, stop_token_ids=self.state.vocabulary.end_ids)
-            completion = self.state.engine.generate(Generation(f"extract-{secrets.token_hex(8)}-{number}", text,
-                                                               sampling, program))
-            return self.state.vocabulary.decode([token.token_id async for token in completion])
+    def write(self, texts: Sequence[Sequence[int]], max_tokens: int, program: Programs = None) -> list[Written]:
+        programs = one_each(program, len(texts))
+        ends = self.state.vocabulary.end_ids
 
-        return list(await asyncio.gather(*(one(n, text) for n, text in enumerate(texts))))
+        async def one(number: int, own: Program | None) -> Written:
+            sampling = Sampling(max_tokens=max_tokens, temperature=0.0, stop_token_ids=ends)
+            completion = self.state.engine.generate(Generation(f"extract-{secrets.token_hex(8)}-{number}",
+                                                               texts[number], sampling, own))
+            ids = tuple([token.token_id async for token in completion])
+            return Written(ids, self.state.vocabulary.decode(ids), bool(ids) and ids[-1] in ends)
+
+        async def all_of_them() -> list[Written]:
+            found: list[Written] = []
+            for start in range(0, len(texts), WRITTEN_AT_ONCE):
+                part = range(start, min(start + WRITTEN_AT_ONCE, len(texts)))
+                found += await asyncio.gather(*(one(n, programs[n]) for n in part))
+            return found
+
+        return self._wait(all_of_them())
+
+    def continuation_logprobs(self, texts: Sequence[Sequence[int]], starts: Sequence[int], program: Programs = None
+                              ) -> list[float]:
+        programs = one_each(program, len(texts))
+
+        async def one(number: int) -> float:
+            start = starts[number]
+            scores = await self.state.engine.score(texts[number], programs[number], prompt_length=start)
+            return float(scores.logprobs[start:].mean())
+
+        async def all_of_them() -> list[float]:
+            return [await one(n) for n in range(len(texts))]
+
+        return self._wait(all_of_them())
 
     def roles(self, prompt: Prompt) -> list[str] | None:
         turns = () if isinstance(prompt, str) else [part for part in prompt if isinstance(part, Turn)]

@@ -9,6 +9,7 @@ from steering.artifacts.payload import Payload
 from steering.language.gates import Reading
 from steering.language.intervention import Intervention
 from steering.language.layers import Layers
+from steering.language.scope import Scope
 from steering.language.strength import Strength
 from steering.language.vocabulary import Op, Site
 
@@ -26,6 +27,8 @@ class Source:
         sigma: standard deviation of the projection on the direction, per layer (unit `sigma`).
         calibrated: measured curves of KL against strength, by setting (unit `kl`).
         reading: how it is read, of artifacts made for that.
+        scope: tokens it acts on where an intervention does not say; None for all.
+        warnings: what its card warns of.
         card: digest of the card that `calibrated` was read from. The card is the only part of a version that can
             change.
     """
@@ -45,6 +48,8 @@ class Source:
     calibrated: tuple[Calibrated, ...] = ()
     reading: Reading | None = None
     card: str | None = None
+    scope: Scope | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def state(self) -> tuple[str, str, str | None]:
@@ -64,3 +69,10 @@ class Resolved:
     source: Source | None = None
     probes: tuple[Source, ...] = ()
     factor: float = 1.0
+
+
+def scope_of(intervention: Intervention, source: Source | None) -> Scope:
+    """The tokens that are asked for; where the intervention does not say, those that the artifact was made for."""
+    if "scope" in intervention.model_fields_set or source is None or source.scope is None:
+        return intervention.scope
+    return source.scope

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from steering.artifacts.source import Resolved
+from steering.artifacts.source import Resolved, scope_of
 from steering.language.errors import InvalidSpec, ProgramTooLarge, TrimtabError
 from steering.language.fields import MAX_INTERVENTIONS
 from steering.language.vocabulary import Site
@@ -63,7 +63,8 @@ def _compile_one(item: Resolved, facts: ModelFacts) -> Compiled:
     scales = scales_of(item, choice, numbers, facts)
     gate = compile_gate(item.intervention.gate, item.probes, facts)
     rows = _rows(choice, numbers, scales, gate, facts)
-    return Compiled(choice.operation.name, item.intervention.scope, rows, _applied(item, choice, numbers, scales), gate)
+    return Compiled(choice.operation.name, scope_of(item.intervention, item.source), rows,
+                    _applied(item, choice, numbers, scales), gate)
 
 
 def _rows(choice: Choice, numbers: Numbers, scales: Scales, gate: CompiledGate | None, facts: ModelFacts
@@ -96,6 +97,7 @@ def _applied(item: Resolved, choice: Choice, numbers: Numbers, scales: Scales) -
         options=choice.options.model_dump(),
         card_kl=scales.expected_kl,
         card_multiple=scales.multiple,
+        warnings=() if source is None else source.warnings,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from steering.artifacts.dose import Calibrated, canonical, canonical_scope
-from steering.artifacts.source import Resolved, Source
+from steering.artifacts.source import Resolved, Source, scope_of
 from steering.language.errors import InvalidSpec, NotCalibrated, TrimtabError
 from steering.language.intervention import Intervention
 from steering.language.scope import Scope
@@ -67,9 +67,9 @@ def _stated(intervention: Intervention, source: Source | None) -> Strength:
 def _calibrated(source: Source, choice: Choice, layers: Sequence[int], intervention: Intervention, facts: ModelFacts
                 ) -> Calibrated | None:
     """The artifact's curves for exactly this setting on this model."""
-    options = choice.options.model_dump()
+    options, scope = choice.options.model_dump(), scope_of(intervention, source)
     return next((item for item in source.calibrated if item.fingerprint == facts.fingerprint
-                 and item.fits(choice.operation.name, choice.sites, layers, options, intervention.scope)), None)
+                 and item.fits(choice.operation.name, choice.sites, layers, options, scope)), None)
 
 
 def _dosed(strength: Strength, calibrated: Calibrated | None, source: Source | None, layers: Sequence[int],
@@ -82,8 +82,8 @@ def _dosed(strength: Strength, calibrated: Calibrated | None, source: Source | N
         command = f"trimtab calibrate {source.ref} --prompts FILE"
         if intervention.layers is not None:
             command += f" --layers {','.join(map(str, layers))}"
-        if intervention.scope != Scope():
-            command += f" --scope '{canonical_scope(intervention.scope)}'"
+        if scope_of(intervention, source) != Scope():
+            command += f" --scope '{canonical_scope(scope_of(intervention, source))}'"
         if intervention.options:
             command += f" --options '{canonical(intervention.options)}'"
         known = "for other layers, tokens or options only" if source.calibrated else "yet"

@@ -11,7 +11,7 @@ from steering.language.fields import Model
 from vectors.artifact import Metadata
 
 Split = Literal["train", "dev", "test"]
-TokenPosition = Literal["last", "mean"] | Annotated[int, Field(ge=-(2**20), le=2**20)]
+TokenPosition = Literal["differing", "last_differing", "last", "mean"] | Annotated[int, Field(ge=-(2**20), le=2**20)]
 
 
 class Pair(Model):

@@ -62,7 +62,7 @@ def _check_pair(pair: Pair, number: int, token: TokenPosition, facts: ModelFacts
         if max(ids) >= facts.vocab_size or min(ids) < 0:
             raise InvalidRequest(f"a token id is outside the vocabulary of {facts.vocab_size}", param=where)
         if isinstance(token, int) and not -len(ids) <= token < len(ids):
-            raise InvalidRequest(f"token {token} does not exist in {where}, which has {len(ids)} tokens",
+            raise InvalidRequest(f"token {token} does not exist in pairs[{number}].{side}, which has {len(ids)} tokens",
                                  param="token", fix="Use last or mean, or drop the short texts.")
     if pair.positive == pair.negative:
         raise NoContrast("both texts are the same after tokenizing", param=("pairs", number),

@@ -14,7 +14,7 @@ from steering.models.facts import ModelFacts
 from steering.models.taps import attach
 from steering.programs.program import Program
 from steering.residency.bank import Bank
-from vectors.extract.subject import Programs, Prompt, Tokens, Turn, continuation_ids, one_each
+from vectors.extract.subject import Programs, Prompt, Tokens, Turn, Written, continuation_ids, one_each
 
 MOST_PADDING = 8
 
@@ -81,20 +81,40 @@ class LocalSubject:
         return found
 
     def generate(self, texts: Sequence[Sequence[int]], max_tokens: int, program: Program | None = None) -> list[str]:
+        return [written.text for written in self.write(texts, max_tokens, program)]
+
+    def continuation_logprobs(self, texts: Sequence[Sequence[int]], starts: Sequence[int], program: Programs = None
+                              ) -> list[float]:
+        found = [0.0] * len(texts)
+        programs = one_each(program, len(texts))
+        for group in near_lengths(texts):
+            with self._steered([texts[n] for n in group], [programs[n] for n in group],
+                               [starts[n] for n in group]) as ids:
+                logits = self._model(input_ids=ids, use_cache=False).logits
+            for i, n in enumerate(group):
+                own = ids[i, starts[n]:len(texts[n])].unsqueeze(1)
+                logprobs = logits[i, starts[n] - 1:len(texts[n]) - 1].float().log_softmax(dim=-1)
+                found[n] = float(logprobs.gather(1, own).mean())
+        return found
+
+    def write(self, texts: Sequence[Sequence[int]], max_tokens: int, program: Programs = None) -> list[Written]:
         """Without a cache, so that what is steered goes by position alone."""
         ends = {self._tokenizer.eos_token_id}
+        programs = one_each(program, len(texts))
         ids = [list(text) for text in texts]
         going = list(range(len(texts)))
         for _ in range(max_tokens):
             if not going:
                 break
-            found = self._next([ids[n] for n in going], [len(texts[n]) for n in going], program).argmax(dim=-1)
+            found = self._next([ids[n] for n in going], [len(texts[n]) for n in going],
+                               [programs[n] for n in going]).argmax(dim=-1)
             chosen = dict(zip(going, found.tolist(), strict=True))
             going = [n for n, token in chosen.items() if token not in ends]
-            for n in going:
-                ids[n].append(chosen[n])
-        return [str(self._tokenizer.decode(said[len(text):], skip_special_tokens=True))
-                for text, said in zip(texts, ids, strict=True)]
+            for n, token in chosen.items():
+                ids[n].append(token)
+        said = [tuple(own[len(text):]) for text, own in zip(texts, ids, strict=True)]
+        return [Written(own, str(self._tokenizer.decode(own, skip_special_tokens=True)), own[-1] in ends)
+                for own in said]
 
     def _next(self, texts: Sequence[Sequence[int]], prompt_lengths: Sequence[int], program: Programs
               ) -> torch.Tensor:

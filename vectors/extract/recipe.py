@@ -8,7 +8,7 @@ asking the model for anything but tokens), the numbers are made (`Recipe.make`),
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -48,7 +48,7 @@ class Made:
     """What a recipe found, before it is written down as an artifact.
 
     dev, test: the same measures on both splits, as far as both were measured. card: what else the card tells.
-    default_layers: None for all layers that have numbers. scope: the tokens it was made for, kept in the card.
+    default_layers: None for all layers that have numbers. draft: why it is no finished artifact, in a sentence.
     data: what the numbers were taken from (digest and counts), for the provenance.
     """
 
@@ -65,10 +65,10 @@ class Made:
     default_layers: Sequence[int] | None = None
     strength: Strength = Strength(value=1.0)
     options: Mapping[str, Any] | None = None
-    scope: Scope | None = None
     residual_norm: Mapping[int, float] | None = None
     sigma: Mapping[int, float] | None = None
     reading: Reading | None = None
+    draft: str | None = None
 
 
 class Recipe(ABC):
@@ -77,6 +77,9 @@ class Recipe(ABC):
     name: how requests call it; also the name of its module. summary: one line for people. request: the fields that it
     takes, data among them. ops: what its artifacts may be applied with. sites: where they act; empty where the request
     names the site. scope: the tokens that an artifact acts on unless a spec says otherwise; None for all of them.
+    finishes: trial, where layers and strength are chosen by what the model writes under them; own, where the method has
+    a choice and a test of its own, or makes what is read and not applied. chance: percentiles of its card that are no
+    better than luck where they are low, and among what.
     """
 
     name: ClassVar[str]
@@ -85,6 +88,9 @@ class Recipe(ABC):
     ops: ClassVar[tuple[Op, ...]]
     sites: ClassVar[tuple[Site, ...]] = ()
     scope: ClassVar[Scope | None] = None
+    finishes: ClassVar[Literal["trial", "own"]] = "own"
+    chance: ClassVar[Mapping[str, str]] = {"random_percentile": "random directions",
+                                           "shuffled_percentile": "fits on dealt labels"}
 
     @abstractmethod
     def prepare(self, request: Any, subject: Subject) -> Any:
@@ -102,6 +108,10 @@ class Recipe(ABC):
         Raises:
             TrimtabError: InvalidData and its kinds, ExtractionCancelled.
         """
+
+    def passes(self, request: Any, data: Any) -> int | None:
+        """Tokens that `make` puts through the model, about; None where nobody has counted them."""
+        return None
 
     @classmethod
     def data_field(cls) -> str:

@@ -1,6 +1,6 @@
 """From a request to an artifact, by any method: the data are checked first, then the numbers are made and written."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,11 @@ from vectors.extract.recipe import Made, Recipe, RecipeOptions
 from vectors.extract.registry import get_recipe
 from vectors.extract.spelling import SpellingSubject
 from vectors.extract.subject import Subject
+from vectors.extract.trial.effort import seconds
 from vectors.extract.work import Work
+
+# Below these a measure is what luck reaches.
+LOW_AUC, LOW_PERCENTILE = 0.65, 90.0
 
 
 @dataclass(frozen=True)
@@ -24,9 +28,15 @@ class Prepared:
     subject: SpellingSubject
     created_by: str
 
+    def estimate(self, sample: Sequence[int]) -> float | None:
+        """Seconds that the run will take, by how long the model needs for `sample` now; None where nobody knows."""
+        tokens = self.recipe.passes(self.request, self.data)
+        return None if tokens is None else seconds(tokens, self.subject, sample)
+
     def run(self, progress: Progress, cancelled: Cancelled) -> Extraction:
         """Raises TrimtabError: InvalidData and its kinds, ExtractionCancelled."""
-        work = Work(self.subject, progress, cancelled, self.created_by)
+        # What the model itself says and is asked in between is no data, whose spelling is of no interest.
+        work = Work(self.subject.uncounted, progress, cancelled, self.created_by)
         work.at(0.0, "capture")
         made = self.recipe.make(self.request, self.data, work)
         found = _written(self, made)
@@ -51,16 +61,19 @@ def _written(prepared: Prepared, made: Made) -> Extraction:
     card = {"layers": sorted(made.default_layers if made.default_layers is not None else made.numbers),
             "strength": made.strength.model_dump(mode="json"), "dev": dict(made.dev), "test": dict(made.test),
             **made.card, "controls": _controls(made.report)}
-    scope = made.scope if made.scope is not None else prepared.recipe.scope
-    if scope is not None:
-        card["scope"] = scope.model_dump(mode="json", exclude_defaults=True)
+    warnings = [*report.get("warnings", ()), *chance_warnings(card, prepared.recipe.chance)]
+    if made.draft is not None:
+        card["draft"] = made.draft
+        warnings.append(f"draft: {made.draft}")
+    if warnings:
+        report["warnings"] = card["warnings"] = warnings
     metadata = Metadata.parse({
         "name": request.name, "kind": made.kind, "op": made.op, "site": made.site,
         "layers": None if made.default_layers is None else list(made.default_layers), "strength": made.strength,
         "options": dict(made.options or {}), "sign_convention": made.sign_convention,
         "description": request.description, "tags": request.tags, "model_id": facts.model_id,
         "fingerprint": facts.fingerprint, "d_model": facts.d_model, "residual_norm": dict(made.residual_norm or {}),
-        "sigma": dict(made.sigma or {}), "reading": made.reading, "card": card,
+        "sigma": dict(made.sigma or {}), "reading": made.reading, "scope": prepared.recipe.scope, "card": card,
         "provenance": {"method": prepared.recipe.name, **made.data, "seed": request.seed,
                        "created_by": prepared.created_by, "report": report},
     })
@@ -68,6 +81,19 @@ def _written(prepared: Prepared, made: Made) -> Extraction:
                                                 for name, tensor in tensors.items()}
                                         for layer, tensors in made.numbers.items()})
     return Extraction(metadata, payload, report)
+
+
+def chance_warnings(card: Mapping[str, Any], percentiles: Mapping[str, str]) -> list[str]:
+    """What a card says that is no better than chance, in sentences."""
+    found = []
+    auc = card["test"].get("auc")
+    if isinstance(auc, float) and auc < LOW_AUC:
+        found.append(f"held-out texts are told apart with an AUC of {auc:.2f} only; 0.5 is chance")
+    for name, what in percentiles.items():
+        percentile = card.get(name)
+        if isinstance(percentile, float) and percentile < LOW_PERCENTILE:
+            found.append(f"it is better than {percentile:.0f} % of {what} only, which is within chance")
+    return found
 
 
 def _controls(report: Mapping[str, Any], path: str = "") -> dict[str, Any]:

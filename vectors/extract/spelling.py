@@ -8,7 +8,7 @@ import torch
 from steering.language.vocabulary import Site
 from steering.models.facts import ModelFacts
 from steering.programs.program import Program
-from vectors.extract.subject import Programs, Prompt, Subject, Tokens, Turn
+from vectors.extract.subject import Programs, Prompt, Subject, Tokens, Turn, Written
 
 # Words of any language take three or more bytes a token; texts that fall back to bytes take one.
 FEW_BYTES = 2.0
@@ -21,6 +21,10 @@ class SpellingSubject:
         self._subject = subject
         self._num_bytes = 0
         self._num_tokens = 0
+
+    @property
+    def uncounted(self) -> Subject:
+        return self._subject
 
     @property
     def facts(self) -> ModelFacts:
@@ -52,6 +56,13 @@ class SpellingSubject:
 
     def generate(self, texts: Sequence[Sequence[int]], max_tokens: int, program: Program | None = None) -> list[str]:
         return self._subject.generate(texts, max_tokens, program)
+
+    def write(self, texts: Sequence[Sequence[int]], max_tokens: int, program: Programs = None) -> list[Written]:
+        return self._subject.write(texts, max_tokens, program)
+
+    def continuation_logprobs(self, texts: Sequence[Sequence[int]], starts: Sequence[int], program: Programs = None
+                              ) -> list[float]:
+        return self._subject.continuation_logprobs(texts, starts, program)
 
     def _count(self, text: str, ids: Tokens) -> None:
         if text:

@@ -1,6 +1,7 @@
 """The model that a recipe works on: it encodes, reads activations, scores next tokens and generates, steered or not."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
 import torch
@@ -41,6 +42,15 @@ Prompt = str | Conversation | TokenIds
 Programs = Program | None | Sequence[Program | None]
 
 
+@dataclass(frozen=True)
+class Written:
+    """A completion. ids: its tokens, the end token among them. ended: by the model itself, not by the limit."""
+
+    ids: Tokens
+    text: str
+    ended: bool
+
+
 class Subject(Protocol):
     """What a recipe may ask of a model. Every call takes a batch of bounded size and may be slow."""
 
@@ -69,6 +79,15 @@ class Subject(Protocol):
 
     def generate(self, texts: Sequence[Sequence[int]], max_tokens: int, program: Program | None = None) -> list[str]:
         """Greedy completions."""
+        ...
+
+    def write(self, texts: Sequence[Sequence[int]], max_tokens: int, program: Programs = None) -> list[Written]:
+        """Greedy completions with their tokens, all in one batch as far as the model has room for it."""
+        ...
+
+    def continuation_logprobs(self, texts: Sequence[Sequence[int]], starts: Sequence[int], program: Programs = None
+                              ) -> list[float]:
+        """Mean log-probability of the tokens from `starts[i]` on, given all before; those count as generated."""
         ...
 
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Path
+from fastapi import APIRouter, Body, Path, Response
 from pydantic import Field
 
 from server.api.route import StrictRoute
@@ -12,11 +12,14 @@ from server.background.jobs import Cancelled, Control, Job
 from server.requests.state import ServerState, State
 from server.threads import in_thread
 from server.workbench.subject import EngineSubject
-from steering.language.errors import InvalidRequest
+from steering.language.errors import InvalidRequest, NotFound
 from vectors.extract import RECIPES, Prepared, RecipeOptions, get_recipe, parse_request, prepare
 from vectors.extract.contrastive import ContrastiveRequest
 from vectors.extract.refusals import ExtractionCancelled
+from vectors.extract.trial.picture import draw
+from vectors.extract.tune import TuneRequest, Tuning, prepare_tuning
 
+MEDIA = {"png": "image/png", "svg": "image/svg+xml"}
 router = APIRouter(tags=["extract"], route_class=StrictRoute)
 
 
@@ -50,6 +53,28 @@ async def create_by_method(method: Annotated[str, Path(max_length=64)],
                         f"POST /v1/extract/{method}")
 
 
+@router.post("/v1/artifacts/{ref}/tune", status_code=202, tags=["artifacts"])
+async def create_tuning(ref: str, body: TuneRequest, state: State) -> Job:
+    """Start the job. It tries a stored vector again, on other prompts or by another grader, and stores a new version
+    with the layers and the strength that it found."""
+    artifact = await in_thread(state.library.resolve, ref)
+    subject = EngineSubject(state, asyncio.get_running_loop())
+    payload = (await in_thread(state.library.source, artifact.ref)).payload
+    tuning = await in_thread(prepare_tuning, artifact.metadata, payload, body, subject)
+    return state.jobs.submit("tune", lambda control: _run(tuning, control, state))
+
+
+@router.get("/v1/artifacts/{ref}/trial.{format}", response_class=Response, tags=["artifacts"],
+            responses={200: {"content": {"image/png": {}, "image/svg+xml": {}}, "description": "The picture."}})
+def draw_trial(ref: str, format: Annotated[Literal["png", "svg"], Path()], state: State) -> Response:
+    """What was tried when the artifact was made, as a picture with its band."""
+    artifact = state.library.resolve(ref)
+    trial = (artifact.metadata.card or {}).get("trial")
+    if not isinstance(trial, dict) or not trial.get("surface"):
+        raise NotFound(f"{artifact.ref} has no trial", param="ref", fix=f"Run: trimtab tune {artifact.metadata.name}")
+    return Response(draw(trial, artifact.ref, format), media_type=MEDIA[format])
+
+
 def _without_method(method: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a body that may repeat the method of the path."""
     if body.get("method", method) != method:
@@ -62,10 +87,12 @@ async def _start(method: str, request: RecipeOptions, state: ServerState, create
     """Raises TrimtabError: the options or the data do not fit, or too many jobs wait."""
     subject = EngineSubject(state, asyncio.get_running_loop())
     prepared = await in_thread(prepare, method, request, subject, created_by)
-    return state.jobs.submit("extract", lambda control: _run(prepared, control, state))
+    sample = prepared.subject.encode("The house by the river has been empty for a year, and nobody knows why.")
+    estimate = await in_thread(prepared.estimate, sample)
+    return state.jobs.submit("extract", lambda control: _run(prepared, control, state), estimate_s=estimate)
 
 
-async def _run(prepared: Prepared, control: Control, state: ServerState) -> dict[str, Any]:
+async def _run(prepared: Prepared | Tuning, control: Control, state: ServerState) -> dict[str, Any]:
     """The job's result: the artifact's reference and the report. A cancelled job stores nothing."""
 
     def work() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from steering.language.vocabulary import Site
 from steering.models.facts import ModelFacts
 from steering.programs.program import Program
 from vectors.extract import Cancelled, Extraction, Pair, Progress, parse_request, prepare
-from vectors.extract.subject import Programs, Prompt, Tokens
+from vectors.extract.subject import Programs, Prompt, Tokens, Written
 
 WIDTH = 48
 NUM_LAYERS = 4
@@ -58,6 +58,13 @@ class Planted:
         raise NotImplementedError
 
     def generate(self, texts: Sequence[Sequence[int]], max_tokens: int, program: Program | None = None) -> list[str]:
+        raise NotImplementedError
+
+    def write(self, texts: Sequence[Sequence[int]], max_tokens: int, program: Programs = None) -> list[Written]:
+        raise NotImplementedError
+
+    def continuation_logprobs(self, texts: Sequence[Sequence[int]], starts: Sequence[int], program: Programs = None
+                              ) -> list[float]:
         raise NotImplementedError
 
     def capture(self, texts: Sequence[Sequence[int]], site: Site, layers: Sequence[int],

@@ -9,6 +9,7 @@ import torch
 from steering.language.errors import TrimtabError, UnsupportedModel
 from tests.vectors.extract.toy import HEAD_DIM, NUM_HEADS, VOCAB, Toy, cosine, never, noise, silent, unit
 from vectors.extract import Extraction, parse_request, prepare
+from vectors.extract.programs import LAST
 from vectors.extract.refusals import (
     EmptyText,
     ExtractionCancelled,
@@ -82,7 +83,7 @@ def test_the_planted_task_is_found_and_steers(extraction: str) -> None:
         assert control["percentile"] >= 90
     assert found.metadata.kind == "vector" and found.metadata.op == "add"
     assert found.metadata.card is not None
-    assert found.metadata.card["scope"] == {"prompt": {"positions": [-1]}}
+    assert found.metadata.scope == LAST
 
 
 def test_the_causal_head_is_the_planted_one() -> None:

@@ -11,6 +11,7 @@ import torch
 
 from steering.artifacts.spline import Manifold
 from steering.language.errors import InvalidRequest, TrimtabError
+from steering.language.scope import PromptSelection, Scope
 from tests.vectors.extract.toy import VOCAB, Toy, never, noise, silent
 from vectors.extract import Extraction, parse_request, prepare
 from vectors.extract.behaviour import Answers, Behaviour, bhattacharyya
@@ -105,7 +106,7 @@ def test_what_was_planted_is_recovered(kind: str) -> None:
     assert report["controls"]["random_subspaces"]["percentile"] == 100.0
     assert report["layers"]["1"]["order_p"] < 0.01
     assert found.metadata.card is not None
-    assert found.metadata.card["scope"] == {"prompt": {"positions": [-1]}, "generation": "none"}
+    assert found.metadata.scope == Scope(prompt=PromptSelection(positions=[-1]), generation="none")
 
 
 def test_between_two_values_of_a_ring_lies_the_ring() -> None:

@@ -15,7 +15,7 @@ from steering.language.vocabulary import Site
 from steering.models.facts import ModelFacts
 from steering.ops.kernel import get_kernel
 from steering.programs.program import Program
-from vectors.extract.subject import Programs, Prompt, Tokens, Turn, one_each
+from vectors.extract.subject import Programs, Prompt, Tokens, Turn, Written, one_each
 
 D_MODEL, NUM_HEADS, HEAD_DIM, D_FF, NUM_LAYERS, VOCAB = 32, 4, 8, 32, 3, 400
 
@@ -120,6 +120,21 @@ class Toy:
                 ids.append(int(self.forward(ids, program, len(text), {}).argmax()))
             said.append(" ".join(self.said(ids[len(text):])))
         return said
+
+    def write(self, texts: Sequence[Sequence[int]], max_tokens: int, program: Programs = None) -> list[Written]:
+        found = []
+        for text, own in zip(texts, one_each(program, len(texts)), strict=True):
+            said = self.generate([text], max_tokens, own)[0]
+            found.append(Written(self.encode_continuation(said), said, False))
+        return found
+
+    def continuation_logprobs(self, texts: Sequence[Sequence[int]], starts: Sequence[int], program: Programs = None
+                              ) -> list[float]:
+        found = []
+        for ids, start, own in zip(texts, starts, one_each(program, len(texts)), strict=True):
+            found.append(sum(float(self.forward(ids[:n], own, start, {}).log_softmax(dim=-1)[ids[n]])
+                             for n in range(start, len(ids))) / (len(ids) - start))
+        return found
 
     def forward(self, ids: Sequence[int], program: Program | None, prompt_length: int,
                 seen: dict[tuple[Site, int], torch.Tensor]) -> torch.Tensor:

@@ -64,6 +64,8 @@ class FunctionVector(Recipe):
     ops = ("add",)
     sites = (SITE,)
     scope = LAST
+    # Dealt demonstrations still show what kind of thing answers are, and their vector may do as well.
+    chance = {"random_percentile": "random vectors"}
 
     def prepare(self, request: FunctionVectorRequest, subject: Subject) -> tuple[Task, Task | None]:
         site_layers(request, SITE, subject.facts)

@@ -109,7 +109,7 @@ class HeadAblation(Recipe):
             "controls": {"random_heads": control}}
         numbers = {layer: {"heads": torch.tensor(sorted(head for other, head in chosen if other == layer))}
                    for layer in sorted({layer for layer, _ in chosen})}
-        return Made(kind="head_set", op="head_mask", site=SITE, numbers=numbers, scope=EVERYWHERE,
+        return Made(kind="head_set", op="head_mask", site=SITE, numbers=numbers,
                     options={"mode": "scale", "scale": request.scale},
                     sign_convention="switching these heads off takes the answers away", report=report,
                     dev=report["dev"], test=report["test"],

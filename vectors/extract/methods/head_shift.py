@@ -135,7 +135,7 @@ class HeadShift(Recipe):
                                 "away": rounded(away - before)}
             card["effect_percentile"] = report["effect"]["toward"]["percentile"]
         return Made(kind="head_set", op="head_mask", site=SITE, numbers=numbers, options={"mode": "shift"},
-                    strength=Strength(value=request.strength), scope=LAST,
+                    strength=Strength(value=request.strength),
                     sign_convention="positive strength moves towards the positive texts; 1 is one sigma",
                     dev={"probe_accuracy": rounded(sum(dev[key] for key in chosen) / count)},
                     test={"probe_accuracy": rounded(found_accuracy)},

@@ -137,7 +137,7 @@ class RefusalDirection(Recipe):
             options = {"value": float((own[1] @ unit).mean())}
         return Made(
             kind="vector", op=request.op, site=SITE, numbers={layer: {"vector": vector}}, options=options,
-            default_layers=None if request.op == "ablate" else [layer], scope=EVERYWHERE,
+            default_layers=None if request.op == "ablate" else [layer],
             residual_norm={layer: norms[layer]}, sigma={layer: float((torch.cat(own) @ unit).std(correction=0))},
             sign_convention="the direction points to the behaviour", report=report,
             dev={"positive_ablated": rounded(tried[best]["ablated"]),

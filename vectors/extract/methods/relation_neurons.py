@@ -111,7 +111,7 @@ class RelationNeurons(Recipe):
             report["effect"] = self._effect(request, facts, answers, is_target, chosen, drawn, numbers, work)
             card["effect_percentile"] = report["effect"]["target_logprob_drop"]["percentile"]
         return Made(kind="neuron_set", op="neuron_mask", site=SITE, numbers=numbers,
-                    options=MaskOptions(mode=request.mode).model_dump(include={"mode"}), scope=EVERYWHERE,
+                    options=MaskOptions(mode=request.mode).model_dump(include={"mode"}),
                     sign_convention="switching these units off is meant to remove the relation", report=report,
                     dev=report["dev"], test=report["test"], card=card,
                     data={"data_hash": facts.digest, "num_facts": len(facts.texts), "target": request.target})
