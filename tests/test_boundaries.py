@@ -116,9 +116,10 @@ VECTORS = {
     "vectors/scratch.py": {"storage_errors.py"},
     "vectors/library": {"artifact.py", "calibration.py", "storage_errors.py"},
     "vectors/formats": {"artifact.py", "scratch.py", "storage_errors.py"},
-    "vectors/extract": {"artifact.py", "extras.py", "scratch.py"},
+    "vectors/evaluate/graders": {"extras.py"},
+    "vectors/extract": {"artifact.py", "extras.py", "scratch.py", "evaluate/graders"},
     "vectors/calibrate": {"artifact.py", "calibration.py", "extras.py", "extract"},
-    "vectors/evaluate": {"extract", "calibrate"},
+    "vectors/evaluate": {"extract", "calibrate", "evaluate/graders"},
 }
 GROUND = {"errors.py", "threads.py"}
 ENGINES = {"engines", "engines/transformers", "engines/vllm"}

@@ -22,10 +22,11 @@ from steering.language.spec import Spec
 from steering.programs.reading import compile_reader
 from vectors.evaluate.graders.contract import Tools
 from vectors.evaluate.graders.llm_judge import LlmJudge
-from vectors.evaluate.graders.probe import ProbeGrader, reads
+from vectors.evaluate.graders.probe import ProbeGrader
 from vectors.evaluate.options import EvaluateOptions, Question
 from vectors.evaluate.page import POLICY, page
 from vectors.evaluate.picture import draw
+from vectors.evaluate.reads import reads
 from vectors.evaluate.report import ArmView, EvaluationReport, EvaluationSummary, doses_of
 from vectors.evaluate.run import Asked, Evaluation, Options, evaluate
 from vectors.extract.subject import Prompt, Turn

@@ -18,8 +18,8 @@ from vectors.evaluate.graders import (
     Tools,
     grade,
 )
-from vectors.evaluate.graders.probe import reads
 from vectors.evaluate.graders.refusals import GraderUnusable
+from vectors.evaluate.reads import reads
 
 SCHEMA = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
 

@@ -45,7 +45,7 @@ class Tools:
 
     surprise: mean -log p of an answer's tokens behind its prompt under the untouched model, nats. usual_surprise: what
     the untouched model's own answers have, drawn at the same temperature (their median). probes: name -> scores of a
-    stored probe, see `probe.reads`.
+    stored probe, see `vectors.evaluate.reads`.
     """
 
     surprise: Measure | None = None

@@ -10,8 +10,8 @@ from pydantic import Field
 from steering.language.fields import Model
 from steering.language.scope import Scope
 from steering.language.vocabulary import Site
+from vectors.evaluate.graders.any import AnyGrader
 from vectors.evaluate.graders.contract import Grader
-from vectors.evaluate.graders.named import AnyGrader
 from vectors.extract.subject import Prompt, Tokens
 from vectors.extract.trial.effort import Effort
 
