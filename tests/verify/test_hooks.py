@@ -10,7 +10,7 @@ from scipy.interpolate import CubicSpline
 from server.verify import hooks
 from server.verify.formulas import closed_curve
 from steering.language.errors import UnsupportedModel
-from steering.sites import offered_sites, tap
+from steering.models.taps import offered_sites, tap
 from tests.tiny import FAMILIES, tiny
 
 TEXT = [3, 14, 15, 9, 2, 6, 5]
