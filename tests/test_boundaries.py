@@ -119,7 +119,7 @@ VECTORS = {
     "vectors/evaluate/graders": {"extras.py"},
     "vectors/extract": {"artifact.py", "extras.py", "scratch.py", "evaluate/graders"},
     "vectors/calibrate": {"artifact.py", "calibration.py", "extras.py", "extract"},
-    "vectors/evaluate": {"extract", "calibrate", "evaluate/graders"},
+    "vectors/evaluate": {"extras.py", "extract", "calibrate", "evaluate/graders"},
 }
 GROUND = {"errors.py", "threads.py"}
 ENGINES = {"engines", "engines/transformers", "engines/vllm"}

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from vectors.evaluate.report import ArmView, EvaluationReport
+from vectors.extras import extra
 
 STEERED, RANDOM, BASE = "#1f6fb4", "#8a8a8a", "#222222"
 WIDTH, HEIGHT, DPI = 3.9, 3.3, 130
@@ -13,7 +14,8 @@ WIDTH, HEIGHT, DPI = 3.9, 3.3, 130
 def draw(report: EvaluationReport, format: Literal["png", "svg"]) -> bytes:
     """The picture as a file: a panel for each grader's successes, one for broken texts, one for KL."""
     # It takes seconds to load, which the start of a server need not wait for.
-    from matplotlib.figure import Figure
+    with extra("plots"):
+        from matplotlib.figure import Figure
 
     panels: list[tuple[str, Callable[[ArmView], float]]] = [
         (f"success: {grader['kind']}", _success(n)) for n, grader in enumerate(report.graders)]
