@@ -38,6 +38,7 @@ class Endpoints:
     start_extraction = Endpoint(work.start_extraction)
     extract = Endpoint(work.extract)
     start_tuning = Endpoint(work.start_tuning)
+    trial_picture = Endpoint(work.trial_picture)
     start_calibration = Endpoint(work.start_calibration)
     calibrate = Endpoint(work.calibrate)
     calibration = Endpoint(work.calibration)

@@ -71,6 +71,11 @@ def start_tuning(ref: str, **body: Any) -> Call[Job]:
     return Call("POST", f"/v1/artifacts/{quote(ref, safe='@')}/tune", reader(Job), json=body)
 
 
+def trial_picture(ref: str, *, format: Literal["png", "svg"] = "png") -> Call[bytes]:
+    """What the trial of a vector found: success and broken texts by layers and strength, as a picture."""
+    return Call("GET", f"/v1/artifacts/{quote(ref, safe='@')}/trial.{format}", content_of)
+
+
 def start_calibration(ref: str, prompts: Sequence[Any], *, target: Mapping[str, Any] | None = None,
                       **options: Any) -> Call[Job]:
     """Begin to measure what an artifact does at which strength.

@@ -36,6 +36,7 @@ import type {
   Tensors,
   TextCompletion,
   TokenLogprob,
+  TuneOptions,
 } from "./types.js";
 
 const FIRST_PAUSE_MS = 50;
@@ -231,6 +232,16 @@ export class Client {
   async extract(method: string, fields: { name: string } & Record<string, unknown>, options: WaitOptions = {}): Promise<Extracted> {
     const job = await this.startExtraction(method, fields, signalOf(options));
     return (await this.wait(job.id, options)).result as unknown as Extracted;
+  }
+
+  /** Begin to choose layers and strength of a stored vector anew, by what the model writes. */
+  startTuning(ref: string, settings: TuneOptions, options: CallOptions = {}): Promise<Job> {
+    return this.#http.json("POST", "/v1/artifacts/{ref}/tune", { ...options, path: { ref }, json: settings });
+  }
+
+  /** What the trial of a vector found, as a picture. */
+  trialPicture(ref: string, format: "png" | "svg" = "svg", options: CallOptions = {}): Promise<Uint8Array> {
+    return this.#http.bytes("GET", "/v1/artifacts/{ref}/trial.{format}", { ...options, path: { ref, format } });
   }
 
   /** Begin to measure what an artifact does at which strength. */

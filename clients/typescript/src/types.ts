@@ -29,6 +29,7 @@ export type Preset = Given["PresetView"];
 export type PresetPage = Given["PresetList"];
 export type Job = Given["Job"];
 export type CalibrateOptions = Taken["CalibrateOptions"];
+export type TuneOptions = Taken["TuneRequest"];
 export type Calibration = Given["Calibration"];
 export type EvaluateOptions = Taken["EvaluateBody"];
 export type Evaluation = Given["EvaluationReport"];

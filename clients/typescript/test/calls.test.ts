@@ -48,6 +48,8 @@ const CALLS: Record<string, (client: Client) => Promise<unknown>> = {
   extractionMethods: (c) => c.extractionMethods(),
   startExtraction: (c) => c.startExtraction("mean-difference", { name: "a" }),
   extract: (c) => c.extract("mean_difference", { name: "a" }),
+  startTuning: (c) => c.startTuning("a", { trial: { effort: "quick" } }),
+  trialPicture: (c) => c.trialPicture("a", "png"),
   startCalibration: (c) => c.startCalibration("a", { prompts: ["x"] }),
   calibrate: (c) => c.calibrate("a", { prompts: ["x"] }),
   calibration: (c) => c.calibration("a"),
