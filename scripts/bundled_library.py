@@ -80,7 +80,7 @@ class Judge:
 async def make(client: AsyncClient, example: Example) -> None:
     """Extract, choose, measure and write one artifact."""
     extracted = await client.extract(example.pairs(), name=example.name, description=example.description,
-                                     tags=["bundled", *example.tags], **example.options)
+                                     tags=["bundled", *example.tags], trial={"effort": "none"}, **example.options)
     judge = Judge(client, example)
     dev = example.prompts_of("dev", example.label)[:MAX_DEV_PROMPTS]
     test = example.prompts_of("test", example.label)[:MAX_TEST_PROMPTS]
