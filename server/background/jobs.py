@@ -64,7 +64,8 @@ class Control:
         self._cancelled = False
 
     def progress(self, fraction: float, stage: str) -> None:
-        self._job.progress = min(max(fraction, 0.0), 1.0)
+        """Progress never goes back, whatever a stage makes of its share."""
+        self._job.progress = max(self._job.progress, min(max(fraction, 0.0), 1.0))
         self._job.stage = stage
 
     def cancelled(self) -> bool:

@@ -25,6 +25,10 @@ PROMPT = "How do I bake a cake?"
 WIDTH = 128
 
 
+# A plain prompt has no roles, which is noticed once the job runs.
+OF_ROLES = {"interventions": [{"artifact": "french", "scope": {"prompt": {"roles": ["user"]}}}]}
+
+
 @pytest.fixture(scope="module")
 def client(lab_url: str) -> Iterator[Client]:
     with Client(lab_url) as made:
@@ -157,10 +161,9 @@ def test_extraction_reports_progress_and_its_result(client: Client) -> None:
 
 
 def test_a_job_that_fails_raises_with_its_code(client: Client) -> None:
-    pairs = [{"positive": f"Good {n}.", "negative": f"Bad {n}."} for n in range(3)]
     with pytest.raises(JobFailed) as failed:
-        client.extract(pairs, name="client-few")
-    assert (failed.value.code, failed.value.param) == ("too_few_pairs", "pairs")
+        client.evaluate([PROMPT], [{"kind": "whole"}], spec=OF_ROLES, draws=0, max_tokens=2)
+    assert failed.value.code == "invalid_spec"
     with pytest.raises(Conflict):
         client.cancel_job(failed.value.job_id)
 
@@ -198,7 +201,10 @@ async def test_the_async_client_does_the_same(lab_url: str, client: Client) -> N
             async for _ in awaited.stream_chat(PROMPT, max_tokens=0):
                 pass
         with pytest.raises(JobFailed):
+            await awaited.evaluate([PROMPT], [{"kind": "whole"}], spec=OF_ROLES, draws=0, max_tokens=2)
+        with pytest.raises(BadRequest) as few:
             await awaited.extract([{"positive": f"Good {n}.", "negative": f"Bad {n}."} for n in range(3)], name="few")
+        assert (few.value.code, few.value.param) == ("too_few_pairs", "pairs")
 
 
 def answering(status: int, content: bytes) -> httpx.MockTransport:

@@ -242,3 +242,13 @@ async def test_conversations_and_tokens_as_pairs(client: httpx.AsyncClient) -> N
              for i in range(12)]
     answer = await client.post("/v1/extract", json={"name": "made", "layers": [1], "pairs": pairs})
     assert answer.status_code == 202, answer.text
+
+
+def test_progress_never_goes_back() -> None:
+    job = Job(id="job-x", kind="k", created_at=0.0)
+    control = Control(job)
+    seen = []
+    for share in (0.1, 0.5, 0.4, -1.0, 2.0, 0.9):
+        control.progress(share, f"at {share}")
+        seen.append(job.progress)
+    assert seen == [0.1, 0.5, 0.5, 0.5, 1.0, 1.0] and job.stage == "at 0.9"
