@@ -20,10 +20,10 @@ WORKDIR /src
 RUN python -m venv /opt/trimtab
 COPY constraints.txt requirements.lock ./
 COPY scripts/install_torch.sh scripts/
-# vLLM brings the CUDA build of the same torch with it.
-RUN if [ -z "$VLLM" ]; then scripts/install_torch.sh /opt/trimtab/bin/python "$TORCH_INDEX"; fi
-# Before the sources, so that a change of them installs nothing of this again. Every file is held to its hash.
-RUN if [ -z "$VLLM" ]; then /opt/trimtab/bin/pip install --no-deps --require-hashes -r requirements.lock; fi
+# Before the sources, so that a change of them installs nothing of this again. Every file is held to its hash. vLLM brings
+# the CUDA build of the same torch with it.
+RUN if [ -z "$VLLM" ]; then scripts/install_torch.sh /opt/trimtab/bin/python "$TORCH_INDEX" \
+    && /opt/trimtab/bin/pip install --no-deps --require-hashes -r requirements.lock; fi
 COPY . .
 COPY --from=console /src/clients/web/dist clients/web/dist
 RUN /opt/trimtab/bin/pip install -c constraints.txt ./clients/python ".[plots,probes${VLLM:+,vllm}]" \
