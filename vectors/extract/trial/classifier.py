@@ -11,14 +11,17 @@ to the positive texts than to what is usual, and on the positive side at all.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import cross_val_predict
 
 from steering.language.vocabulary import Site
 from vectors.extract.subject import Subject, Tokens, stream
+from vectors.extras import extra
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
 
 SITE: Site = "resid_post"
 FOLDS = 5
@@ -77,7 +80,7 @@ def fit(subject: Subject, positive: Sequence[str], negative: Sequence[str], step
     for layer, x in rows.items():
         # Pairs lie side by side in both halves, so that a fold without shuffling holds whole stretches of them.
         order = np.argsort(np.concatenate([np.arange(len(positive)), np.arange(len(negative))]), kind="stable")
-        said = cross_val_predict(_regression(), _scaled(x)[0].numpy()[order], labels[order], cv=folds)
+        said = _held_out(_regression(), _scaled(x)[0].numpy()[order], labels[order], cv=folds)
         accuracy = float((said == labels[order]).mean())
         if best is None or accuracy > best[0]:
             best = accuracy, layer
@@ -96,5 +99,15 @@ def _scaled(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return (x - mean) / size, mean, size
 
 
-def _regression() -> LogisticRegression:
+def _held_out(*given: Any, **options: Any) -> Any:
+    """scikit-learn's `cross_val_predict`. Raises ExtraMissing: it is not installed."""
+    with extra("probes"):
+        from sklearn.model_selection import cross_val_predict
+    return cross_val_predict(*given, **options)
+
+
+def _regression() -> "LogisticRegression":
+    """Raises ExtraMissing: scikit-learn is not installed."""
+    with extra("probes"):
+        from sklearn.linear_model import LogisticRegression
     return LogisticRegression(C=INVERSE_PENALTY, max_iter=1000)

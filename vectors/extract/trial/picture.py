@@ -4,13 +4,16 @@ from collections.abc import Mapping
 from io import BytesIO
 from typing import Any, Literal
 
+from vectors.extras import extra
+
 OURS, BROKEN, GREY = "#1b6ca8", "#c0392b", "#888888"
 
 
 def draw(trial: Mapping[str, Any], title: str, format: Literal["png", "svg"]) -> bytes:
     """trial: as the card has it, with a surface."""
     # It takes seconds to load, which the start of a server need not wait for.
-    from matplotlib.figure import Figure
+    with extra("plots"):
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     scouted, chosen = figure.subplots(1, 2, sharey=True)
