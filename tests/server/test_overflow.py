@@ -25,7 +25,7 @@ def inline(**fields: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("n", [1, 3])
 async def test_an_overflow_names_its_place_in_the_request(client: httpx.AsyncClient, engine: ScriptedEngine,
                                                           failure: Any, n: int) -> None:
-    engine.fails_at, engine.failure = 1, failure("intervention 1 went too far", param="interventions[1]")
+    engine.fails_at, engine.failure = 1, failure("intervention 1 went too far", param=("interventions", 1))
     answer = await client.post("/v1/chat/completions",
                                json=chat(n=n, steering={"interventions": [inline(), inline()]}))
     error = answer.json()["error"]
@@ -38,7 +38,7 @@ async def test_a_preset_that_overflows_is_named(client: httpx.AsyncClient, engin
     store(library, "one")
     created = await client.post("/v1/presets", json={"name": "much", "spec": {"interventions": [{"artifact": "one"}]}})
     assert created.status_code == 201
-    engine.fails_at, engine.failure = 0, SteeringOverflow("it went too far", param="interventions[0]")
+    engine.fails_at, engine.failure = 0, SteeringOverflow("it went too far", param=("interventions", 0))
     answer = await client.post("/v1/chat/completions", json=chat(steering={"preset": "much"}))
     error = answer.json()["error"]
     assert (error["code"], error["param"]) == ("steering_overflow", "steering.preset")
@@ -46,7 +46,7 @@ async def test_a_preset_that_overflows_is_named(client: httpx.AsyncClient, engin
 
 
 async def test_a_stream_ends_with_the_error(client: httpx.AsyncClient, engine: ScriptedEngine) -> None:
-    engine.fails_at, engine.failure = 2, SteeringOverflow("it went too far", param="interventions[0]")
+    engine.fails_at, engine.failure = 2, SteeringOverflow("it went too far", param=("interventions", 0))
     answer = await client.post("/v1/chat/completions", json=chat(stream=True, steering={"interventions": [inline()]}))
     events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
     assert answer.status_code == 200

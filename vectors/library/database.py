@@ -222,8 +222,13 @@ def renew_read_only(engine: Engine) -> None:
 
     @event.listens_for(engine, "handle_error")
     def handle(context: ExceptionContext) -> None:
-        if _is_read_only(context.original_exception):
-            context.is_disconnect = True
+        if not _is_read_only(context.original_exception):
+            return
+        context.is_disconnect = True
+        # Closing it gives up a lock only when its statements are gone, which the error keeps for a while.
+        raw = None if context.connection is None else context.connection.connection.dbapi_connection
+        if raw is not None:
+            raw.rollback()
 
 
 def _is_read_only(error: BaseException) -> bool:
