@@ -73,7 +73,7 @@ class Steerer:
         if site == "router":
             rule = router_rule(self.model, layer)
             return attach_router(self.model, layer, self._router_edit(key, rule))
-        return attach(self.model, site, layer, self._edit(key))
+        return attach(self.model, site, layer, self._edit(key), first=True)
 
     def _edit(self, key: Key) -> Callable[[Tensor], Tensor]:
         def edit(h: Tensor) -> Tensor:

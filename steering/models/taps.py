@@ -54,12 +54,15 @@ def offered_sites(model: "PreTrainedModel") -> dict[Site, tuple[int, ...]]:
     return {site: found for site, found in offer.items() if found}
 
 
-def attach(model: "PreTrainedModel", site: Site, layer: int, edit: Edit) -> RemovableHandle:
+def attach(model: "PreTrainedModel", site: Site, layer: int, edit: Edit, *, first: bool = False) -> RemovableHandle:
     """Call `edit` with the activation at `site` of block `layer` in every forward pass, and put back what it returns.
 
     `edit` gets all tokens of the pass as one `[num_tokens, width]` tensor, whatever the batch looks like, and must not
     write into it. Returning that very tensor leaves the pass untouched, bit for bit. At the router it gets the raw
     logits, and experts are chosen anew from those it returns; use `attach_router` to edit the choice itself.
+
+    Args:
+        first: before the hooks that are there already, so that those which read see what this one leaves.
 
     Raises:
         UnsupportedModel, LayerOutOfRange, UnsupportedSite: as `tap`.
@@ -74,8 +77,8 @@ def attach(model: "PreTrainedModel", site: Site, layer: int, edit: Edit) -> Remo
 
         return attach_router(model, layer, on_router)
     if where.side == "input":
-        return where.module.register_forward_pre_hook(_input_hook(edit), with_kwargs=True)
-    return where.module.register_forward_hook(_output_hook(edit))
+        return where.module.register_forward_pre_hook(_input_hook(edit), with_kwargs=True, prepend=first)
+    return where.module.register_forward_hook(_output_hook(edit), prepend=first)
 
 
 def _find_tap(model: "PreTrainedModel", site: Site, layer: int) -> Tap | None:

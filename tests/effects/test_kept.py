@@ -22,6 +22,7 @@ ADD = {"op": "add", "layers": [1], "inline": {"vector": VECTOR}}
 ABLATE = {"op": "ablate", "layers": [1], "inline": {"vector": VECTOR[::-1]}}
 GENERATED = {**ADD, "scope": {"prompt": "none"}}
 LATE = {**ADD, "scope": {"prompt": "none", "generation": {"windows": [[5, 9]]}}}
+EVERYWHERE = {**ADD, "layers": "all"}
 NEVER = {**ADD, "scope": {"prompt": "none", "generation": {"windows": [[300, 301]]}}}
 
 
@@ -66,7 +67,7 @@ async def test_what_was_kept_tells_what_two_passes_tell(start_engine: Any, famil
     assert found.total.kl.max() > 0.01
 
 
-@pytest.mark.parametrize("specs", [[ADD, ABLATE], [GENERATED], [LATE], [NEVER], [LATE, GENERATED]])
+@pytest.mark.parametrize("specs", [[ADD, ABLATE], [GENERATED], [LATE], [NEVER], [LATE, GENERATED], [EVERYWHERE]])
 async def test_stacks_and_scopes(start_engine: Any, specs: list[dict[str, Any]]) -> None:  # noqa: F811
     engine = await start_engine("qwen3", max_batch_tokens=16)
     request = await finished(engine, compiled(engine, *specs))
