@@ -17,6 +17,12 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.t
 # vLLM ships its CPU build for Linux only; elsewhere the tests that run it are not collected.
 ON_LINUX := $(filter Linux,$(shell uname -s))
 
+# The console is built from clients/web, whose calls and types come from clients/typescript and the OpenAPI file.
+CONSOLE := clients/web/dist/index.html
+WEB     := $(shell find clients/web/src clients/web/public clients/typescript/src -type f ! -name '*.d.ts') clients/web/index.html \
+           clients/web/package-lock.json clients/web/vite.config.ts docs/openapi.json
+NPM     := PATH="$(abspath $(VENV))/node:$$PATH" npm --no-fund --no-audit
+
 .PHONY: help serve serve-vllm install console test test-all test-typescript size screenshots lint fmt types bench docs \
         replications library lock sbom clean
 
@@ -77,12 +83,6 @@ test-all: $(VENV)/.test $(CONSOLE)
 $(VENV)/.node: scripts/install_node.sh | $(VENV)/.venv
 	scripts/install_node.sh $(VENV)
 	@touch $@
-
-# The console is built from clients/web, whose calls and types come from clients/typescript and the OpenAPI file.
-CONSOLE := clients/web/dist/index.html
-WEB     := $(shell find clients/web/src clients/web/public clients/typescript/src -type f ! -name '*.d.ts') clients/web/index.html \
-           clients/web/package-lock.json clients/web/vite.config.ts docs/openapi.json
-NPM     := PATH="$(abspath $(VENV))/node:$$PATH" npm --no-fund --no-audit
 
 console: $(CONSOLE)
 
