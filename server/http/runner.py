@@ -58,6 +58,8 @@ async def _serve(app: FastAPI, settings: Settings, sockets: list[socket.socket],
                 with said("the server cannot start", param="model", fix="The log above may say more."):
                     await started.enter_async_context(app.router.lifespan_context(app))
                 settle()
+                # Libraries that count their objects at the exit would find all of these left.
+                started.callback(gc.unfreeze)
                 server = Server(app, settings, connection_limit(settings.max_connections), ready)
                 stop.serving(server)
                 await server.serve(sockets)
