@@ -32,9 +32,8 @@ def test_a_dead_hook_is_missed(site: str, monkeypatch: pytest.MonkeyPatch) -> No
     model = tiny("llama")
     facts = model_facts(model, model_id="tiny", fingerprint="")
 
-    def broken(model: Any, where: str, layer: int, edit: Any) -> Any:
-        return attach(model, where, layer, (lambda h: h) if (where, layer) == (site,
-                                                                               1) else edit)  # type: ignore[arg-type]
+    def broken(model: Any, where: Any, layer: int, edit: Any, *, first: bool = False) -> Any:
+        return attach(model, where, layer, (lambda h: h) if (where, layer) == (site, 1) else edit, first=first)
 
     monkeypatch.setattr(steerer, "attach", broken)
     result = run_selftest(model, facts)
@@ -59,23 +58,23 @@ def test_a_hook_whose_result_is_lost_is_missed(monkeypatch: pytest.MonkeyPatch) 
     model = tiny("gpt2")
     facts = model_facts(model, model_id="tiny", fingerprint="")
 
-    def copying(model: Any, where: Any, layer: int, edit: Any) -> Any:
+    def copying(model: Any, where: Any, layer: int, edit: Any, *, first: bool = False) -> Any:
         def lost(h: torch.Tensor) -> torch.Tensor:
             edit(h)
             return h
 
-        return attach(model, where, layer, lost if where == "resid_pre" else edit)
+        return attach(model, where, layer, lost if where == "resid_pre" else edit, first=first)
 
     monkeypatch.setattr(steerer, "attach", copying)
     assert run_selftest(model, facts).missed == (("resid_pre", 0), ("resid_pre", 1), ("resid_pre", 2))
 
 
-def _leaking(model: Any, where: Any, layer: int, edit: Any) -> Any:
+def _leaking(model: Any, where: Any, layer: int, edit: Any, *, first: bool = False) -> Any:
     def spread(h: torch.Tensor) -> torch.Tensor:
         edited = edit(h)
         return edited if edited is h else h + (edited - h).sum(dim=0, keepdim=True)
 
-    return attach(model, where, layer, spread if where == "attn_out" else edit)
+    return attach(model, where, layer, spread if where == "attn_out" else edit, first=first)
 
 
 def test_a_hook_that_leaks_into_other_rows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,8 +90,11 @@ def test_a_hook_that_leaks_into_other_rows_is_refused(monkeypatch: pytest.Monkey
 def test_a_hook_that_changes_something_though_it_adds_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama")
     facts = model_facts(model, model_id="tiny", fingerprint="")
-    monkeypatch.setattr(steerer, "attach",
-                        lambda model, where, layer, edit: attach(model, where, layer, lambda h: edit(h) * (1 + 1e-6)))
+
+    def louder(model: Any, where: Any, layer: int, edit: Any, *, first: bool = False) -> Any:
+        return attach(model, where, layer, lambda h: edit(h) * (1 + 1e-6), first=first)
+
+    monkeypatch.setattr(steerer, "attach", louder)
     with pytest.raises(UnsupportedModel, match="adds nothing"):
         run_selftest(model, facts)
 
