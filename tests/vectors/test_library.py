@@ -9,7 +9,7 @@ from steering.language.errors import Conflict, InvalidRequest, NotFound, Payload
 from steering.language.spec import Spec
 from tests.vectors.making import every_kind, metadata, open_library, same_numbers, vector_payload
 from vectors import Library, Limits, Metadata, Patch
-from vectors.library.library import SOURCE_BYTES
+from vectors.library.sources import SOURCE_BYTES
 
 
 def spec(*artifacts: str) -> Spec:

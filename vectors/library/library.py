@@ -1,45 +1,37 @@
 """The library: what the server, the CLI and extraction call. Synchronous, and safe to call from many threads."""
 
 import hashlib
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from threading import Lock
-from typing import Any, Self
+from typing import Self
 
-from cachetools import LRUCache
-from pydantic import ValidationError
 from safetensors.torch import load, save
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from steering.artifacts.payload import Kind, Payload
 from steering.artifacts.source import Source
-from steering.language.errors import NotFound
 from steering.language.vocabulary import Op, Site
 from vectors.artifact import Artifact, Limits, Metadata, Patch, check, check_storable
 from vectors.calibration import Setting as CalibratedSetting
 from vectors.calibration import with_settings
-from vectors.library import naming, references
+from vectors.library import naming
+from vectors.library.artifacts import read_artifacts, tag_rows
 from vectors.library.blobs import BlobStore, Stored, digest_of
 from vectors.library.database import LOCK_WAIT_S, Database
 from vectors.library.evaluations import Evaluations
 from vectors.library.listing import has_tag, holds, relist
 from vectors.library.naming import Ref
-from vectors.library.paging import Page, fetch
+from vectors.library.paging import Page
 from vectors.library.presets import Presets
 from vectors.library.quota import Usage, check_room, usage
-from vectors.library.revision import Memory
+from vectors.library.references import users_of
+from vectors.library.sources import Sources
 from vectors.library.switches import Switches
-from vectors.library.tables import ArtifactRow, Listing, Named, Setting, Tag, Version
-from vectors.storage_errors import CorruptBlob, LibraryUnavailable
-
-SOURCE_BYTES = 4096
-# A card that was read takes a few times what it takes as text.
-CARD_FACTOR = 8
-MOST_MADE_FOR = 16_384
-MOST_MEANT = 2**17
+from vectors.library.tables import ArtifactRow, Listing, Named, Setting, Version
+from vectors.library.versioned import Versioned
+from vectors.storage_errors import CorruptBlob
 
 
 @dataclass(frozen=True)
@@ -55,14 +47,6 @@ class Filter:
 
 
 @dataclass(frozen=True)
-class MadeFor:
-    """The model that an artifact was made on, as far as it records that. d_model: of artifacts at residual sites."""
-
-    fingerprint: str | None
-    d_model: int | None
-
-
-@dataclass(frozen=True)
 class Collected:
     """What `gc` removed: digests of unreferenced blobs, the number of files that killed writers left, and the bytes of
     both."""
@@ -72,27 +56,19 @@ class Collected:
     nbytes: int = 0
 
 
-class Library:
-    """Versioned artifacts. `presets` and `switches` hold the rest of what a library stores.
+class Library(Versioned[Artifact]):
+    """Versioned artifacts. `presets`, `switches` and `evaluations` hold the rest of what a library stores."""
 
-    A reference (`ref`) is "name" (the alias `production` where set, else the newest version), "name@3", "name@alias"
-    or "name@latest". All methods raise LibraryUnavailable where the database is out of reach.
-    """
+    collection = "artifact"
+    row = ArtifactRow
 
     def __init__(self, database: Database, blobs: BlobStore, limits: Limits, cache_bytes: int) -> None:
-        self._database = database
+        super().__init__(database, limits)
         self._blobs = blobs
-        self.limits = limits
         self.presets = Presets(database, limits)
         self.switches = Switches(database)
         self.evaluations = Evaluations(database)
-        # What references mean: version and state of the card. Of what a source holds, only the card can change.
-        self._meant: Memory[tuple[str, str]] = Memory(database, MOST_MEANT)
-        # With the state of the card it was made from and the bytes it takes.
-        self._cache: LRUCache[str, tuple[Source, str, int]] = LRUCache(cache_bytes, getsizeof=lambda kept: kept[2])
-        # By version, of which none ever changes and no number is given out again.
-        self._made_for: LRUCache[int, MadeFor] = LRUCache(MOST_MADE_FOR)
-        self._cache_lock = Lock()
+        self.sources = Sources(database, self.payload, cache_bytes)
 
     @classmethod
     def open(cls, url: str, blob_url: str, limits: Limits = Limits(), cache_bytes: int = 2**30,  # noqa: B008
@@ -137,51 +113,11 @@ class Library:
         """
         with self._database.read() as session:
             version = naming.resolve(session, "artifact", Ref.parse(ref, "artifact"))
-            return _artifacts(session, [version.id])[0]
+            return read_artifacts(session, [version.id])[0]
 
     def source(self, ref: str) -> Source:
-        """The version that `ref` means, in the form the compiler takes, from memory where the library has not changed
-        and the numbers are still there."""
-        parsed = Ref.parse(ref, "artifact")
-        key, state = self._meant.get(ref, lambda session: _meant(session, parsed))
-        with self._cache_lock:
-            cached = self._cache.get(key)
-        if cached is not None and cached[1] == state:
-            return cached[0]
-        with self._database.read() as session:
-            artifact = _artifacts(session, [naming.resolve(session, "artifact", parsed).id])[0]
-        key, card = artifact.ref, artifact.metadata.card
-        with self._cache_lock:
-            cached = self._cache.get(key)
-        payload = self.payload(artifact) if cached is None else cached[0].payload
-        try:
-            source = artifact.to_source(payload)
-        except ValidationError as error:
-            raise LibraryUnavailable(f"the calibration of {key} cannot be read: {error}",
-                                     fix="Calibrate it anew.") from error
-        with self._cache_lock:
-            if cached_bytes(source, card) <= self._cache.maxsize:
-                self._cache[key] = source, _state(card), cached_bytes(source, card)
-        return source
-
-    def made_for(self, refs: Iterable[str]) -> dict[str, MadeFor]:
-        """By reference, without reading numbers. What is not there is left out."""
-        found: dict[str, MadeFor] = {}
-        with self._database.read() as session:
-            for ref in set(refs):
-                try:
-                    version = naming.resolve(session, "artifact", Ref.parse(ref, "artifact"))
-                except NotFound:
-                    continue
-                with self._cache_lock:
-                    known = self._made_for.get(version.id)
-                if known is None:
-                    metadata = _artifacts(session, [version.id])[0].metadata
-                    known = MadeFor(metadata.fingerprint, metadata.d_model)
-                    with self._cache_lock:
-                        self._made_for[version.id] = known
-                found[ref] = known
-        return found
+        """The version that `ref` means, in the form the compiler takes; see `Sources.get`."""
+        return self.sources.get(ref)
 
     def payload(self, artifact: Artifact) -> Payload:
         """The numbers of a version, read from storage and verified.
@@ -199,24 +135,14 @@ class Library:
             order: "name", "created" (first use of the name), or either with "-" before it for descending.
             cursor: of the page before. Paging through sees every name that is there all along exactly once.
         """
-        statement = select(Listing.name, Listing.named_id, Listing.version_id).where(Listing.collection == "artifact")
-        for column in ("kind", "op", "site", "model_id"):
-            wanted = getattr(filter, column)
-            if wanted is not None:
-                statement = statement.where(getattr(Listing, column) == naming.searchable(wanted, column))
+        conditions = [getattr(Listing, column) == naming.searchable(wanted, column)
+                      for column in ("kind", "op", "site", "model_id")
+                      if (wanted := getattr(filter, column)) is not None]
         if filter.tag is not None:
-            statement = statement.where(has_tag(naming.searchable(filter.tag, "tag")))
+            conditions.append(has_tag(naming.searchable(filter.tag, "tag")))
         if filter.q is not None:
-            statement = statement.where(holds(naming.searchable(filter.q, "q")))
-        with self._database.read() as session:
-            page = fetch(session, statement, order, limit, cursor, filtered=filter != Filter())
-            return Page(_artifacts(session, page.items), page.cursor)
-
-    def versions(self, name: str) -> Sequence[Artifact]:
-        """All versions of a name, newest first. Raises NotFound."""
-        naming.check_name(name, "artifact")
-        with self._database.read() as session:
-            return _artifacts(session, [version.id for version in naming.versions(session, "artifact", name)])
+            conditions.append(holds(naming.searchable(filter.q, "q")))
+        return self._page(conditions, order, limit, cursor)
 
     def patch(self, ref: str, patch: Patch) -> Artifact:
         """Change the description, tags or card of one version. Numbers and the rest of the metadata never change."""
@@ -230,7 +156,7 @@ class Library:
             if patch.tags is not None:
                 row.tags = []
                 session.flush()
-                row.tags = _tags(patch.tags)
+                row.tags = tag_rows(patch.tags)
             if "card" in patch.model_fields_set:
                 row.card = patch.card
             return self._changed(session, version)
@@ -248,55 +174,6 @@ class Library:
             return self._changed(session, version)
 
         return self._database.write(work)
-
-    def delete(self, ref: str, *, force: bool = False) -> Sequence[str]:
-        """Delete the version that "name@3" or "name@alias" means, or with a bare "name" all versions.
-
-        Returns the deleted references. Version numbers are never given out again. Blobs go at the next `gc`.
-
-        Raises:
-            NotFound. Conflict: an alias, a preset or the default spec needs it, and `force` is not set; with `force`
-            aliases go too, and whatever else named it is refused when it is next used.
-        """
-        wanted = Ref.parse(ref, "artifact")
-
-        def work(session: Session) -> list[str]:
-            every = naming.versions(session, "artifact", wanted.name, lock=True)
-            doomed = [naming.resolve(session, "artifact", wanted)] if wanted.selector else every
-            if not force:
-                references.check_unused(session, wanted.name, doomed, every)
-            naming.drop_aliases(session, [version.id for version in doomed])
-            for version in doomed:
-                session.delete(session.get_one(ArtifactRow, version.id))
-                session.flush()
-                session.delete(version)
-            relist(session, "artifact", wanted.name)
-            return [f"{wanted.name}@{version.number}" for version in doomed]
-
-        return self._database.write(work)
-
-    def set_alias(self, name: str, alias: str, version: int) -> Artifact:
-        """Point an alias at a version, in one step if it pointed elsewhere. Raises NotFound."""
-        naming.check_name(name, "artifact")
-        naming.check_alias(alias)
-
-        def work(session: Session) -> Artifact:
-            moved = naming.set_alias(session, "artifact", name, alias, version)
-            relist(session, "artifact", name)
-            return _artifacts(session, [moved.id])[0]
-
-        return self._database.write(work)
-
-    def remove_alias(self, name: str, alias: str) -> None:
-        """Raises NotFound."""
-        naming.check_name(name, "artifact")
-        naming.check_alias(alias)
-
-        def work(session: Session) -> None:
-            naming.remove_alias(session, "artifact", name, alias)
-            relist(session, "artifact", name)
-
-        self._database.write(work)
 
     def gc(self, min_age_s: float = 3600.0) -> Collected:
         """Remove blobs that no version names and files that killed writers left, if older than `min_age_s`.
@@ -323,7 +200,7 @@ class Library:
     def damaged(self) -> Sequence[str]:
         """References of all versions whose numbers are missing or damaged. Reads everything."""
         with self._database.read() as session:
-            artifacts = _artifacts(session, list(session.scalars(select(ArtifactRow.version_id))))
+            artifacts = read_artifacts(session, list(session.scalars(select(ArtifactRow.version_id))))
         found = []
         for artifact in artifacts:
             try:
@@ -337,11 +214,17 @@ class Library:
         with self._database.read() as session:
             return usage(session)
 
+    def _read(self, session: Session, version_ids: Sequence[int]) -> Sequence[Artifact]:
+        return read_artifacts(session, version_ids)
+
+    def _users(self, session: Session, name: str) -> Sequence[tuple[Ref, str]]:
+        return users_of(session, name)
+
     def _changed(self, session: Session, version: Version) -> Artifact:
         """The version after a change of what describes it. Raises PayloadTooLarge, LibraryFull."""
         relist(session, "artifact", version.named.name)
         session.flush()
-        artifact = _artifacts(session, [version.id])[0]
+        artifact = read_artifacts(session, [version.id])[0]
         check_storable(artifact.metadata, self.limits)
         nbytes = len(artifact.metadata.document())
         check_room(session, self.limits, nbytes=nbytes - version.nbytes)
@@ -379,52 +262,10 @@ class Library:
             session.add(ArtifactRow(
                 version=version, blob=blob, nbytes=len(data), layers=list(payload.layers), kind=metadata.kind,
                 op=metadata.op, site=metadata.site, model_id=metadata.model_id, description=metadata.description,
-                card=metadata.card, document=document, tags=_tags(metadata.tags)))
+                card=metadata.card, document=document, tags=tag_rows(metadata.tags)))
             relist(session, "artifact", metadata.name)
-        return _artifacts(session, [version.id])[0]
-
-
-def _meant(session: Session, ref: Ref) -> tuple[str, str]:
-    """The version that a reference means, and the state of its card."""
-    version = naming.resolve(session, "artifact", ref)
-    card = session.scalar(select(ArtifactRow.card).where(ArtifactRow.version_id == version.id))
-    return f"{version.named.name}@{version.number}", _state(card)
-
-
-def _state(card: Any) -> str:
-    """Equal for equal cards."""
-    return "" if card is None else hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()
-
-
-def cached_bytes(source: Source, card: Any = None) -> int:
-    """What a source takes in the cache: its numbers, its card (read, and as curves) and, as much as thousands of small
-    ones need, the rest."""
-    return source.payload.nbytes + SOURCE_BYTES + (0 if card is None else CARD_FACTOR * len(json.dumps(card)))
-
-
-def _tags(tags: tuple[str, ...]) -> list[Tag]:
-    return [Tag(tag=tag, position=position) for position, tag in enumerate(tags)]
+        return read_artifacts(session, [version.id])[0]
 
 
 def _lock_blobs(session: Session, *, shared: bool) -> None:
     session.execute(select(Setting).where(Setting.key == "blobs").with_for_update(read=shared))
-
-
-def _artifacts(session: Session, version_ids: list[int]) -> list[Artifact]:
-    """Artifacts in the order of `version_ids`."""
-    rows = {row.version_id: row for row in session.scalars(
-        select(ArtifactRow).where(ArtifactRow.version_id.in_(version_ids)))}
-    aliases = naming.aliases_of(session, version_ids)
-    return [_artifact(rows[n], aliases.get(n, ())) for n in version_ids]
-
-
-def _artifact(row: ArtifactRow, aliases: tuple[str, ...]) -> Artifact:
-    try:
-        created = Metadata.model_validate_json(row.document)
-    except ValidationError as error:
-        raise LibraryUnavailable(f"the metadata of version {row.version.number} of an artifact cannot be read: "
-                                 f"{error}") from error
-    metadata = created.model_copy(update={"description": row.description, "card": row.card,
-                                          "tags": tuple(tag.tag for tag in row.tags)})
-    return Artifact(metadata, row.version.number, row.blob, row.nbytes, tuple(row.layers), aliases,
-                    row.version.created_at)

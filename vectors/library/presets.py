@@ -10,18 +10,19 @@ from cachetools import LRUCache
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from steering.language.errors import Conflict, InvalidRequest, PayloadTooLarge
+from steering.language.errors import InvalidRequest, PayloadTooLarge
 from steering.language.spec import Spec
 from vectors.artifact import Limits
 from vectors.library import naming
 from vectors.library.database import Database
 from vectors.library.listing import holds, relist
 from vectors.library.naming import Ref
-from vectors.library.paging import Page, fetch
+from vectors.library.paging import Page
 from vectors.library.quota import check_room
 from vectors.library.revision import Memory
 from vectors.library.specs import check_refs, from_json, refs_of, to_json
-from vectors.library.tables import Listing, Named, PresetRow, PresetUse, Version
+from vectors.library.tables import Named, PresetRow, PresetUse, Version
+from vectors.library.versioned import Versioned
 
 MAX_SPEC_BYTES = 16 * 2**20
 MAX_DESCRIPTION = 8192
@@ -65,12 +66,14 @@ class Meant:
         return cls(version.named.name, version.number, version.digest, aliases, version.created_at)
 
 
-class Presets:
-    """References are read as those of artifacts are: "name", "name@3", "name@alias", "name@latest"."""
+class Presets(Versioned[Preset]):
+    """Presets are immutable. A new spec under a known name is a new version."""
+
+    collection = "preset"
+    row = PresetRow
 
     def __init__(self, database: Database, limits: Limits) -> None:
-        self._database = database
-        self._limits = limits
+        super().__init__(database, limits)
         # What references mean, and specs by their content, which never changes, with the bytes that each takes.
         self._meant: Memory[Meant] = Memory(database, MOST_MEANT)
         self._kept: LRUCache[str, tuple[Preset, int]] = LRUCache(CACHE_BYTES, getsizeof=lambda kept: kept[1])
@@ -91,14 +94,14 @@ class Presets:
             named = naming.take_name(session, "preset", name)
             version = naming.same_content(session, named, digest)
             if version is None:
-                check_room(session, self._limits, names=not naming.has_versions(session, named), versions=1,
+                check_room(session, self.limits, names=not naming.has_versions(session, named), versions=1,
                            nbytes=len(document))
                 version = naming.add_version(session, named, digest, len(document))
                 uses = sorted({(ref.name, ref.selector) for _, ref in refs_of(spec)})
                 session.add(PresetRow(version=version, description=description, spec=document,
                                       uses=[PresetUse(name=used, selector=selector) for used, selector in uses]))
                 relist(session, "preset", name)
-            return _presets(session, [version.id])[0]
+            return self._read(session, [version.id])[0]
 
         return self._database.write(work)
 
@@ -124,7 +127,7 @@ class Presets:
             return replace(kept[0], name=meant.name, version=meant.version, aliases=meant.aliases,
                            created_at=meant.created_at)
         with self._database.read() as session:
-            preset = _presets(session, [naming.resolve(session, "preset", parsed).id])[0]
+            preset = self._read(session, [naming.resolve(session, "preset", parsed).id])[0]
         size = BYTES_A_CHARACTER * len(to_json(preset.spec)) + SPEC_BYTES
         with self._lock:
             if size <= self._kept.maxsize:
@@ -134,72 +137,14 @@ class Presets:
     def list(self, *, q: str | None = None, order: str = "name", limit: int = 50,
              cursor: str | None = None) -> Page[Preset]:
         """One preset per name: the version that the bare name means. `q` is searched in name and description."""
-        statement = select(Listing.name, Listing.named_id, Listing.version_id).where(Listing.collection == "preset")
-        if q is not None:
-            statement = statement.where(holds(naming.searchable(q, "q")))
-        with self._database.read() as session:
-            page = fetch(session, statement, order, limit, cursor, filtered=q is not None)
-            return Page(_presets(session, page.items), page.cursor)
+        return self._page([] if q is None else [holds(naming.searchable(q, "q"))], order, limit, cursor)
 
-    def versions(self, name: str) -> Sequence[Preset]:
-        """All versions, newest first. Raises NotFound."""
-        naming.check_name(name, "preset")
-        with self._database.read() as session:
-            return _presets(session, [version.id for version in naming.versions(session, "preset", name)])
-
-    def delete(self, ref: str, *, force: bool = False) -> Sequence[str]:
-        """Delete one version, or with a bare name all. Raises NotFound, and Conflict where an alias points at it."""
-        wanted = Ref.parse(ref, "preset")
-
-        def work(session: Session) -> list[str]:
-            every = naming.versions(session, "preset", wanted.name, lock=True)
-            doomed = [naming.resolve(session, "preset", wanted)] if wanted.selector else every
-            aliases = naming.aliases_of(session, [version.id for version in doomed])
-            if aliases and not force:
-                alias = next(iter(aliases.values()))[0]
-                raise Conflict(f"the alias {wanted.name}@{alias} points at it", param="preset",
-                               fix="Move or remove the alias first, or force.")
-            naming.drop_aliases(session, [version.id for version in doomed])
-            for version in doomed:
-                session.delete(session.get_one(PresetRow, version.id))
-                session.flush()
-                session.delete(version)
-            relist(session, "preset", wanted.name)
-            return [f"{wanted.name}@{version.number}" for version in doomed]
-
-        return self._database.write(work)
-
-    def set_alias(self, name: str, alias: str, version: int) -> Preset:
-        """Point an alias at a version, in one step if it pointed elsewhere. Raises NotFound."""
-        naming.check_name(name, "preset")
-        naming.check_alias(alias)
-
-        def work(session: Session) -> Preset:
-            moved = naming.set_alias(session, "preset", name, alias, version)
-            relist(session, "preset", name)
-            return _presets(session, [moved.id])[0]
-
-        return self._database.write(work)
-
-    def remove_alias(self, name: str, alias: str) -> None:
-        """Raises NotFound."""
-        naming.check_name(name, "preset")
-        naming.check_alias(alias)
-
-        def work(session: Session) -> None:
-            naming.remove_alias(session, "preset", name, alias)
-            relist(session, "preset", name)
-
-        self._database.write(work)
-
-
-def _presets(session: Session, version_ids: list[int]) -> list[Preset]:
-    """Presets in the order of `version_ids`."""
-    found = session.execute(select(PresetRow, Named.name).join(Version, Version.id == PresetRow.version_id)
-                            .join(Named, Named.id == Version.named_id).where(PresetRow.version_id.in_(version_ids)))
-    rows = {row.version_id: (row, name) for row, name in found}
-    aliases = naming.aliases_of(session, version_ids)
-    return [_preset(*rows[n], aliases.get(n, ())) for n in version_ids]
+    def _read(self, session: Session, version_ids: Sequence[int]) -> Sequence[Preset]:
+        found = session.execute(select(PresetRow, Named.name).join(Version, Version.id == PresetRow.version_id)
+                                .join(Named, Named.id == Version.named_id).where(PresetRow.version_id.in_(version_ids)))
+        rows = {row.version_id: (row, name) for row, name in found}
+        aliases = naming.aliases_of(session, version_ids)
+        return [_preset(*rows[n], aliases.get(n, ())) for n in version_ids]
 
 
 def _preset(row: PresetRow, name: str, aliases: tuple[str, ...]) -> Preset:

@@ -22,7 +22,7 @@ class Offer:
 
     def fitting(self, presets: Sequence[Preset]) -> list[Preset]:
         """Those whose artifacts are there, were made on this model or do not say on which, and have its width."""
-        made_for = self.library.made_for(ref for preset in presets for ref, _ in _uses(preset.spec))
+        made_for = self.library.sources.made_for(ref for preset in presets for ref, _ in _uses(preset.spec))
         return [preset for preset in presets if self._fits(preset, made_for)]
 
     def _fits(self, preset: Preset, made_for: Mapping[str, MadeFor]) -> bool:
