@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from fastapi import FastAPI
 from starlette.types import Lifespan
 
-from server.api import console, lens
+from server.api import console, lens, receipts
 from server.api.admin import capabilities, docs, effects, health, jobs
 from server.api.admin import switches as admin
 from server.api.library import artifacts, calibration, evaluations, extract, presets
@@ -25,6 +25,7 @@ from server.http.open_requests import OpenRequests
 from server.observability.metrics import Metrics
 from server.requests.admission.queue import AdmissionQueue
 from server.requests.guard import GuardMetrics
+from server.requests.kept_receipts import KeptReceipts
 from server.requests.killswitch import KillSwitch
 from server.requests.monitor import MonitorMetrics
 from server.requests.planner import Planner
@@ -45,8 +46,8 @@ class Service(Protocol):
     async def stop(self) -> None: ...
 
 
-ROUTERS = (chat.router, completions.router, models.router, artifacts.router, calibration.router, presets.router,
-           capabilities.router, extract.router, evaluations.router, jobs.router,
+ROUTERS = (chat.router, completions.router, receipts.router, models.router, artifacts.router, calibration.router,
+           presets.router, capabilities.router, extract.router, evaluations.router, jobs.router,
            effects.router, lens.router, admin.router)
 DESCRIPTION = "Inference-time steering behind OpenAI's API: each request may carry a `steering` field."
 
@@ -89,7 +90,8 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
                 chat_prompts=ChatPrompts(vocabulary, control_in_messages=settings.control_in_messages),
                 metrics=metrics, planner=Planner(settings, library, engine.facts, kill_switch),
                 kill_switch=kill_switch, jobs=jobs, shadow=shadow, monitor_metrics=MonitorMetrics(metrics.registry),
-                guard_metrics=GuardMetrics(metrics.registry), effect_store=store, queue=queue)
+                guard_metrics=GuardMetrics(metrics.registry), effect_store=store, queue=queue,
+                receipts=KeptReceipts(most_bytes=settings.receipts_kept_bytes, seconds=settings.receipts_kept_s))
             await try_default_spec(state)
             yield
 

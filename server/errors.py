@@ -93,6 +93,18 @@ class TooManyConnections(TrimtabError):
     code = "too_many_connections"
 
 
+class NotSteered(InvalidRequest):
+    """A request, or the server's settings, ask for steering, and nothing would be applied."""
+
+    code = "not_steered"
+
+
+class SteeringDisabled(TrimtabError):
+    """A request asks for steering without exception, and the kill switch holds all of it back."""
+
+    code = "steering_disabled"
+
+
 class DefaultSpecUnusable(TrimtabError):
     """The server's default spec cannot be applied: requests are refused rather than served unsteered."""
 
@@ -135,8 +147,8 @@ class TooManyJobs(TrimtabError):
 _CODES: Mapping[int, str] = {
     400: "calibration_failed constant_activations context_length_exceeded empty_text fit_failed "
          "grader_unusable invalid_extraction_data invalid_http invalid_json invalid_metadata invalid_payload "
-         "invalid_request invalid_spec layer_out_of_range leaking_split no_contrast one_class steering_limit "
-         "steering_overflow text_too_long too_few_examples too_few_pairs unsupported_model "
+         "invalid_request invalid_spec layer_out_of_range leaking_split no_contrast not_steered one_class "
+         "steering_limit steering_overflow text_too_long too_few_examples too_few_pairs unsupported_model "
          "unsupported_parameter unsupported_site",
     401: "invalid_api_key",
     403: "forbidden_host forbidden_origin",
@@ -152,8 +164,8 @@ _CODES: Mapping[int, str] = {
     501: "extra_missing",
     502: "judge_failed",
     503: "default_spec_unusable effects_unavailable engine_unavailable library_unavailable model_unavailable "
-         "overloaded program_lost shutting_down slots_exhausted storage_unavailable too_many_connections "
-         "too_many_jobs",
+         "overloaded program_lost shutting_down slots_exhausted steering_disabled storage_unavailable "
+         "too_many_connections too_many_jobs",
     504: "request_timeout",
     507: "storage_full",
 }

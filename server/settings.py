@@ -147,6 +147,13 @@ class Settings(BaseSettings):
     effects_database_url: str | None = Field(default=None, description="SQLAlchemy URL of measured effects; by "
                                              "default SQLite in `data_dir`.")
 
+    receipts_kept_s: float = Field(default=900.0, ge=0, le=86400, description="Seconds for which receipts can be "
+        "had from /v1/receipts after the end of their requests; 0: not at all.")
+    receipts_kept_bytes: int = Field(default=16 * 2**20, ge=0, le=2**36, description="Bytes that such receipts may "
+        "take in memory; the oldest make room first, and one that takes more than a quarter of it is not kept.")
+    require_steering: bool = Field(default=False, description="Refuse completion requests to which nothing would be "
+        "applied, because a gateway in between may have dropped their `steering` field. While the kill switch is on "
+        "requests are served unsteered all the same.")
     default_spec: Spec | None = Field(default=None,
         description="Spec (JSON) that acts on every request as long as the admin API has set no other.")
     kill_switch: bool = Field(default=False,

@@ -1,11 +1,12 @@
 """Around every request: an id, the gate, the bounds of its body, its end, one log line, the request metrics."""
 
+import re
 import secrets
 import time
 
 import anyio
 import structlog
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,6 +22,8 @@ from steering.language.errors import TrimtabError
 log = structlog.get_logger("trimtab.access")
 
 UNMATCHED = "unmatched"
+# Nothing that could end a line of a log or of a head.
+_CLIENT_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 # What the server's own connections offer beyond ASGI: to drop the client at once.
 ABORT = "trimtab.abort"
 
@@ -45,7 +48,8 @@ class RequestFrame:
         limit = body_limit(scope["path"], json_bytes=self._settings.max_body_bytes,
                            upload_bytes=self._settings.max_upload_bytes)
         body = BoundedBody(scope, receive, limit=limit, timeout_s=self._settings.body_timeout_s)
-        response = _Response(send, body, request_id, self._open)
+        asked_as = _asked_as(scope)
+        response = _Response(send, body, request_id, asked_as, self._open)
         mine = OpenRequest()
         scope.setdefault("state", {}).update(request_id=request_id, open_request=mine)
         try:
@@ -53,7 +57,7 @@ class RequestFrame:
         except ClientDisconnect:
             response.status = CLIENT_GONE
         finally:
-            self._record(scope, response.status, request_id, time.perf_counter() - started)
+            self._record(scope, response.status, request_id, asked_as, time.perf_counter() - started)
 
     async def _answer(self, scope: Scope, body: BoundedBody, response: "_Response", mine: OpenRequest) -> None:
         error: TrimtabError | None = None
@@ -85,7 +89,7 @@ class RequestFrame:
         else:
             await answer(Request(scope), error, self._metrics)(scope, body.receive, response.send)
 
-    def _record(self, scope: Scope, status: int, request_id: str, elapsed_s: float) -> None:
+    def _record(self, scope: Scope, status: int, request_id: str, asked_as: str | None, elapsed_s: float) -> None:
         route = getattr(scope.get("route"), "path", UNMATCHED)
         self._metrics.answered(route, scope["method"], status, elapsed_s)
         if route in HEALTH:
@@ -95,6 +99,8 @@ class RequestFrame:
                 return
         error = refusal(scope)
         why = {} if error is None else {"code": error.code}
+        if asked_as is not None:
+            why["client_request_id"] = asked_as
         if error is not None and status >= 500:
             why["message"] = str(error)
         write = log.warning if status >= 500 else log.info
@@ -102,15 +108,23 @@ class RequestFrame:
               elapsed_ms=round(elapsed_s * 1e3, 1), **why)
 
 
+def _asked_as(scope: Scope) -> str | None:
+    """The id that the client gave its request. It is told again and logged, and nothing is found by it, because
+    anybody may choose it."""
+    given = Headers(scope=scope).get("x-request-id", "")
+    return given if _CLIENT_ID.fullmatch(given) else None
+
+
 class _Response:
     """`send` of one request. status: 0 until the response has begun; complete: whether all of it was sent."""
 
-    def __init__(self, send: Send, body: BoundedBody, request_id: str, open_requests: OpenRequests) -> None:
+    def __init__(self, send: Send, body: BoundedBody, request_id: str, asked_as: str | None,
+                 open_requests: OpenRequests) -> None:
         self._send = send
         self._body = body
         self._open = open_requests
         self._whole = False
-        self.request_id = request_id
+        self.request_id, self._asked_as = request_id, asked_as
         self.status = 0
         self.complete = False
 
@@ -118,7 +132,8 @@ class _Response:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
-            headers["X-Request-ID"] = self.request_id
+            headers["X-Request-ID"] = self._asked_as or self.request_id
+            headers["X-Trimtab-Request"] = self.request_id
             self._whole = "content-length" in headers
             if self._body.unread or self._open.closing:
                 headers["Connection"] = "close"

@@ -50,6 +50,7 @@ class Plan:
         presets: resolved presets by what named them ("model", "preset").
         monitors: what to read of the finished completion.
         guards: limits, all of which hold.
+        required: the request is not to be served unsteered.
     """
 
     program: Program | None
@@ -59,6 +60,12 @@ class Plan:
     report: Literal["none", "summary", "tokens"] = "none"
     monitors: tuple[Monitor, ...] = ()
     guards: tuple[Guard, ...] = ()
+    required: bool = False
+
+    @property
+    def steers(self) -> bool:
+        """Whether something would be applied, its gates permitting."""
+        return self.program is not None and any(item.rows for item in self.program.compiled)
 
     @property
     def names_roles(self) -> bool:

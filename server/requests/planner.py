@@ -8,6 +8,7 @@ from typing import Any
 
 from cachetools import LRUCache
 
+from server.errors import NotSteered, SteeringDisabled
 from server.requests.killswitch import KillSwitch
 from server.requests.monitor import Monitor
 from server.requests.plan import Origin, Plan, Planned, localised, unusable_default
@@ -50,16 +51,24 @@ class Planner:
         monitors = tuple(self._monitor(ref, i) for i, ref in enumerate(steering.monitor))
         disabled = self._kill_switch.reason
         if disabled is not None:
+            if steering.required:
+                raise SteeringDisabled(f"the kill switch is on ({disabled}), and the request is not to be served "
+                                       "unsteered", param=("steering", "required"), fix="Leave required out, or wait.")
             # Reading changes nothing, so it goes on.
             return Plan(None, disabled=disabled, report=steering.report, monitors=monitors)
         if steering.default == "none" and model_preset is not None:
             raise InvalidSpec('default "none" means no steering at all, and the model name asks for a preset',
                               param=("steering", "default"), fix="Use the base model's name.")
         planned, presets, guards = self._collect(steering, model_preset)
-        if not planned:
-            return Plan(None, presets=presets, report=steering.report, monitors=monitors)
-        program, compiled = self._compiled(planned)
-        return Plan(program, compiled, presets=presets, report=steering.report, monitors=monitors, guards=guards)
+        if planned:
+            program, compiled = self._compiled(planned)
+            plan = Plan(program, compiled, presets=presets, report=steering.report, monitors=monitors, guards=guards,
+                        required=steering.required)
+        else:
+            plan = Plan(None, presets=presets, report=steering.report, monitors=monitors)
+        if steering.required and not plan.steers:
+            raise not_steered(("steering", "required"))
+        return plan
 
     def weakened(self, plan: Plan, closed: Collection[int], factors: Sequence[float]) -> Program:
         """The plan's program for a prompt whose gates closed the interventions `closed`, each at a factor of its
@@ -168,6 +177,12 @@ class Planner:
         if item.intervention.inline is not None and _inline_bytes(item.intervention.inline) > limit:
             raise item.place(PayloadTooLarge(f"the inline numbers take more than {limit} bytes", fix="Upload them once "
                                              "to /v1/artifacts and name them."), ("inline",))
+
+
+def not_steered(param: Path) -> NotSteered:
+    return NotSteered("nothing would be applied to this request, and it is not to be served unsteered", param=param,
+                      fix="Give interventions or a preset whose strength is not zero in `steering`; a gateway in "
+                      "between may have dropped the field.")
 
 
 def program_bytes(program: Program) -> int:

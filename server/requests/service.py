@@ -22,6 +22,7 @@ from server.requests.guard import GuardedCompletion
 from server.requests.model_names import ModelName, parse_model
 from server.requests.monitor import Watched, watch
 from server.requests.plan import Plan
+from server.requests.planner import not_steered
 from server.requests.receipt import Receipt, receipt
 from server.requests.schema import ChatRequest
 from server.requests.state import ServerState
@@ -29,6 +30,9 @@ from server.requests.switched import SwitchedCompletion
 from server.text.prompts import Prompt
 from steering.language.errors import InvalidRequest, InvalidSpec, TrimtabError
 from steering.programs.program import Program
+
+# Entries of a receipt that are written as JSON at once, in less time than a thread takes to begin.
+SMALL_RECEIPT = 64
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Started:
     plan: Plan
     state: ServerState
     deadline: Deadline
+    request_id: str
 
     async def receipt(self) -> Receipt:
         """Once all pieces were read. With the measured effects and the monitors' scores, if the request asked for
@@ -55,8 +60,13 @@ class Started:
             watched = [Watched(choice.index, choice.decided.program, choice.prompt.token_ids, choice.token_ids,
                                choice.prompt.roles, choice.parts) for choice in self.run.choices]
             monitor = await watch(self.plan.monitors, watched, self.state.engine, self.state.monitor_metrics)
-        return receipt(self.plan, [choice.outcome() for choice in self.run.choices], self.state.engine_name, effects,
+        made = receipt(self.plan, [choice.outcome() for choice in self.run.choices], self.state.engine_name, effects,
                        monitor)
+        if self.plan.report == "none" and len(made.applied) * len(self.run.choices) <= SMALL_RECEIPT:
+            self.state.receipts.keep(self.request_id, made)
+        else:
+            await self.state.pools.complete(lambda: self.state.receipts.keep(self.request_id, made))
+        return made
 
     def _finished(self) -> list[Finished]:
         """The choices that something was applied to."""
@@ -71,8 +81,10 @@ async def plan_for(body: CompletionFields, state: ServerState) -> tuple[ModelNam
     model = parse_model(body.model, state)
     if body.n > state.settings.max_choices:
         raise InvalidRequest(f"n is {body.n}, this server allows {state.settings.max_choices}", param="n")
-    return model, await state.pools.complete(
-        lambda: state.planner.plan(body.steering, model.preset))
+    plan = await state.pools.complete(lambda: state.planner.plan(body.steering, model.preset))
+    if state.settings.require_steering and not plan.steers and plan.disabled is None:
+        raise not_steered(("steering",))
+    return model, plan
 
 
 async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts: Sequence[Prompt], *, request_id: str,
@@ -104,7 +116,7 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
     for choice in run.choices:
         if choice.decided.program is not None and choice.decided.program.acting:
             choice.measured = plan.report != "none" or state.shadow.draws()
-    return Started(body.model, run, plan, state, caller.deadline)
+    return Started(body.model, run, plan, state, caller.deadline, request_id)
 
 
 async def _decided(plan: Plan, prompts: Sequence[Prompt], state: ServerState, caller: Caller) -> list[Decided]:
@@ -150,7 +162,7 @@ def _begin(state: ServerState, plan: Plan, obeys: bool, generation: Generation, 
     if not obeys:
         return begin()
     return SwitchedCompletion(state.engine, generation, program, begin, state.kill_switch,
-                              ends=state.settings.kill_switch_running == "end")
+                              ends=plan.required or state.settings.kill_switch_running == "end")
 
 
 def _room(state: ServerState, prompt_tokens: int, wanted: int | None, max_tokens_field: str, prompt_field: str) -> int:

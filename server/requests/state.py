@@ -12,6 +12,7 @@ from server.engines.base import Engine
 from server.observability.metrics import Metrics
 from server.requests.admission.queue import AdmissionQueue
 from server.requests.guard import GuardMetrics
+from server.requests.kept_receipts import KeptReceipts
 from server.requests.killswitch import KillSwitch
 from server.requests.monitor import MonitorMetrics
 from server.requests.planner import Planner
@@ -41,6 +42,7 @@ class ServerState:
     effect_store: EffectStore
     queue: AdmissionQueue
     kill_switch: KillSwitch
+    receipts: KeptReceipts
     runs: Runs = field(default_factory=Runs)
     texts: TextPool = field(default_factory=TextPool)
     pools: Pools = field(default_factory=Pools)

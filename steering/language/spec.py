@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from steering.language.fields import MAX_INTERVENTIONS, MAX_MONITORS, ArtifactRef, Model
+from steering.language.fields import MAX_INTERVENTIONS, MAX_MONITORS, ArtifactRef, Model, Switch
 from steering.language.guard import Guard
 from steering.language.intervention import Intervention
 
@@ -32,6 +32,9 @@ class Steering(Model):
         default="none", description="summary: the receipt holds measured totals of the effect. tokens: it holds them "
         "for each generated token as well.")
 
+    required: Switch = Field(
+        default=False, description="Refuse the request where nothing would be applied, because every strength is zero "
+        "or the kill switch is on. A completion that runs when the switch is turned on ends there.")
     guard: Guard | None = Field(default=None, description="Limits that hold while a completion is generated, beside "
                                 "those of the preset and the default spec.")
     monitor: list[ArtifactRef] = Field(

@@ -62,6 +62,13 @@ def test_chat_carries_a_typed_receipt(client: Client) -> None:
     assert applied.tokens.generation == steered.usage.completion_tokens - 1
 
 
+def test_a_receipt_can_be_had_later(client: Client) -> None:
+    answer = client.complete("The sky", max_tokens=2, temperature=0)
+    assert client.receipt(answer.id) == answer.steering
+    with pytest.raises(NotFound):
+        client.receipt("req-0")
+
+
 def test_three_ways_to_write_steering_mean_the_same(client: Client) -> None:
     client.create_artifact(vector("client-ways"), numbers(-4))
     ways = ["client-ways", ["client-ways"], {"interventions": [{"artifact": "client-ways"}]}]

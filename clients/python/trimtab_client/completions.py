@@ -3,10 +3,12 @@
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from trimtab_client.errors import refusal
 from trimtab_client.flow import Answer, Call, Flow, Stream
 from trimtab_client.models import Completion, Delta, Receipt, Usage
+from trimtab_client.reading import reader
 
 Steering = str | Sequence[str] | Mapping[str, Any] | None
 """A reference ("cheerful", "cheerful@3"), several, the full `steering` object, or None for none."""
@@ -50,6 +52,11 @@ def stream_complete(prompt: str | Sequence[int], *, steering: Steering = None, m
     """The same as `complete`, piece by piece; the last piece carries the receipt."""
     body = yield from _body(steering, model, fields)
     return Stream("POST", "/v1/completions", _read_event, json={"prompt": prompt, **body, "stream": True})
+
+
+def receipt(request_id: str) -> Call[Receipt]:
+    """The receipt of a finished request, by the id of its answer; it is kept for some minutes only."""
+    return Call("GET", f"/v1/receipts/{quote(request_id, safe='')}", reader(Receipt))
 
 
 def _body(steering: Steering, model: str | None, fields: Mapping[str, Any]) -> Flow[dict[str, Any]]:

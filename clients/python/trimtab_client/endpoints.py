@@ -10,6 +10,7 @@ class Endpoints:
     complete = Endpoint(completions.complete)
     stream_chat = StreamEndpoint(completions.stream_chat)
     stream_complete = StreamEndpoint(completions.stream_complete)
+    receipt = Endpoint(completions.receipt)
     lens = Endpoint(lenses.lens)
 
     list_artifacts = Endpoint(library.list_artifacts)

@@ -30,6 +30,7 @@ import type {
   Preset,
   PresetPage,
   Query,
+  Receipt,
   Spec,
   Steer,
   Steering,
@@ -95,6 +96,11 @@ export class Client {
     for await (const event of this.#http.events("POST", "/v1/completions", call)) {
       yield delta(event as Chunk);
     }
+  }
+
+  /** The receipt of a finished request, by the id of its answer; kept for some minutes only. */
+  receipt(request_id: string, options: CallOptions = {}): Promise<Receipt> {
+    return this.#http.json("GET", "/v1/receipts/{request_id}", { ...options, path: { request_id } });
   }
 
   /** What each layer would say next, for text, token ids or messages. */

@@ -23,6 +23,7 @@ const CALLS: Record<string, (client: Client) => Promise<unknown>> = {
   streamChat: async (c) => drained(c.streamChat("Hi", { model: "m" })),
   complete: (c) => c.complete("Hi", { model: "m" }),
   streamComplete: async (c) => drained(c.streamComplete("Hi", { model: "m" })),
+  receipt: (c) => c.receipt("req-1"),
   lens: (c) => c.lens("Hi", { model: "m" }),
   listArtifacts: (c) => c.listArtifacts({ q: "x", limit: 3 }),
   getArtifact: (c) => c.getArtifact("a@1"),

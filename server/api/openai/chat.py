@@ -20,6 +20,7 @@ from server.requests.receipt import Receipt
 from server.requests.schema import ChatRequest, size_of
 from server.requests.service import Started, plan_for, start
 from server.requests.state import ServerState, State
+from server.requests.told import told_ahead, told_of
 from server.text.vocabulary import Vocabulary
 
 router = APIRouter(tags=["completions"], route_class=StrictRoute)
@@ -46,10 +47,11 @@ async def create_chat_completion(body: ChatRequest, request: Request, state: Sta
             started = await _start(body, request.state.request_id, state, caller)
     answer = _Answer(started, state.vocabulary, body, f"chatcmpl-{request.state.request_id.removeprefix('req-')}")
     if body.stream:
-        return await stream(answer.chunks(), request)
+        return await stream(answer.chunks(), request, told_ahead(started.plan))
     pieces = started.run.pieces()
     completion = await while_connected(request, answer.whole(pieces), pieces)
-    return await state.pools.complete(lambda: JsonAnswer(completion.model_dump(mode="json", exclude_unset=True)))
+    return await state.pools.complete(lambda: JsonAnswer(completion.model_dump(mode="json", exclude_unset=True),
+                                                         headers=told_of(completion.steering)))
 
 
 async def _start(body: ChatRequest, request_id: str, state: ServerState, caller: Caller) -> Started:

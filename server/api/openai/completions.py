@@ -19,6 +19,7 @@ from server.requests.receipt import Receipt
 from server.requests.schema import CompletionRequest
 from server.requests.service import Started, plan_for, start
 from server.requests.state import ServerState, State
+from server.requests.told import told_ahead, told_of
 from server.text.prompts import Prompt, check_length
 from server.text.vocabulary import Vocabulary
 from steering.language.errors import InvalidRequest, InvalidSpec, Path
@@ -42,10 +43,11 @@ async def create_completion(body: CompletionRequest, request: Request, state: St
             started = await _start(body, request.state.request_id, state, caller)
     answer = _Answer(started, state.vocabulary, body, f"cmpl-{request.state.request_id.removeprefix('req-')}")
     if body.stream:
-        return await stream(answer.chunks(), request)
+        return await stream(answer.chunks(), request, told_ahead(started.plan))
     pieces = started.run.pieces()
-    completion = await while_connected(request, answer.whole(pieces), pieces)
-    return await state.pools.complete(lambda: JsonAnswer(completion.model_dump(mode="json", exclude_unset=True)))
+    completion, receipt = await while_connected(request, answer.whole(pieces), pieces)
+    return await state.pools.complete(lambda: JsonAnswer(completion.model_dump(mode="json", exclude_unset=True),
+                                                         headers=told_of(receipt)))
 
 
 async def _start(body: CompletionRequest, request_id: str, state: ServerState, caller: Caller) -> Started:
@@ -95,7 +97,7 @@ class _Answer:
         self._created = int(time.time())
         self._offsets = [0 for _ in started.run.choices]
 
-    async def whole(self, pieces: AsyncIterator[Piece]) -> SteeredCompletion:
+    async def whole(self, pieces: AsyncIterator[Piece]) -> tuple[SteeredCompletion, Receipt]:
         texts = ["" for _ in self._started.run.choices]
         tokens: list[list[Token]] = [[] for _ in texts]
         reasons: dict[int, FinishReason] = {}
@@ -110,7 +112,8 @@ class _Answer:
             CompletionChoice(index=i, text=text, finish_reason=reasons[i],
                              logprobs=self._entries(i, tokens[i]) if self._logprobs else None)
             for i, text in enumerate(texts)])
-        return self._response(choices, usage(self._started), receipt=await self._started.receipt())
+        receipt = await self._started.receipt()
+        return self._response(choices, usage(self._started), receipt=receipt), receipt
 
     async def chunks(self) -> AsyncIterator[SteeredCompletion]:
         pieces = self._started.run.pieces()

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
 from typing import Any, TypeVar
 
 import anyio
@@ -29,8 +29,8 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
-        super().__init__(events, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    def __init__(self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
+        super().__init__(events, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -67,10 +67,11 @@ def event(chunk: BaseModel, *, keep_null: bool = False) -> bytes:
     return b"data: " + chunk.model_dump_json(exclude_unset=not keep_null).encode() + b"\n\n"
 
 
-async def stream(chunks: AsyncIterator[BaseModel], request: Request) -> EventStream:
-    """The response of a stream. What fails before the first chunk is raised here and becomes the status."""
+async def stream(chunks: AsyncIterator[BaseModel], request: Request, headers: Mapping[str, str]) -> EventStream:
+    """The response of a stream, with further `headers`. What fails before the first chunk is raised here, and becomes
+    the status."""
     first = await while_connected(request, anext(chunks), chunks)
-    return EventStream(_events(first, chunks, request))
+    return EventStream(_events(first, chunks, request), headers)
 
 
 async def _events(first: BaseModel, chunks: AsyncIterator[BaseModel], request: Request) -> AsyncGenerator[bytes, None]:
