@@ -5,11 +5,11 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import anyio
 
-from server.engines.base import Completion, Generation, Kept, Sampling, Token, Touched
+from server.engines.base import Completion, FinishReason, Generation, Kept, Sampling, Token, Touched
 from server.engines.parts import Part
 from server.errors import ClientTooSlow
 from server.observability.metrics import Metrics
@@ -21,7 +21,9 @@ from server.requests.guard import Event
 from server.requests.receipt import Outcome
 from server.requests.runs import Runs
 from server.requests.switched import SwitchedCompletion
+from server.text import message
 from server.text.detokenize import Detokenizer
+from server.text.message import Delta, finish_of
 from server.text.prompts import Prompt
 from server.text.stops import StopMatcher
 from server.text.vocabulary import Vocabulary
@@ -35,12 +37,12 @@ SEED_STRIDE = 0x9E3779B97F4A7C15
 
 @dataclass(frozen=True)
 class Piece:
-    """What one token, or the end of a choice, brought: text that can be sent, and on the last piece why it ended."""
+    """What one token, or the end of a choice, brought: what can be sent of it, and on the last piece why it ended."""
 
     choice: int
-    text: str
+    delta: Delta
     token: Token | None = None
-    finish_reason: Literal["stop", "length"] | None = None
+    finish_reason: message.FinishReason | None = None
 
 
 @dataclass
@@ -154,7 +156,7 @@ class Run:
         detokenizer = Detokenizer(self._vocabulary, choice.prompt.token_ids)
         matcher = StopMatcher(self._stops)
         started = first_at = time.perf_counter()
-        reason: Literal["stop", "length"] = "length"
+        reason: FinishReason = "length"
         async for token in completion:
             if not choice.token_ids:
                 first_at = time.perf_counter()
@@ -167,7 +169,7 @@ class Run:
                 reason = token.finish_reason
                 # A stop string may be completed by what was held back.
                 text += matcher.push(detokenizer.flush()) + matcher.flush()
-            yield Piece(choice.index, text, token)
+            yield Piece(choice.index, Delta(text), token)
             if ended:
                 break
         rest = ""
@@ -182,7 +184,7 @@ class Run:
             choice.parts, choice.events, choice.checks = completion.parts, completion.events, completion.checks
             choice.switched_off = completion.switched_off
         self._metrics.completed(len(choice.token_ids), time.perf_counter() - first_at)
-        yield Piece(choice.index, rest, None, reason)
+        yield Piece(choice.index, Delta(rest), None, finish_of(reason, ()))
 
 
 @asynccontextmanager

@@ -1,18 +1,26 @@
 """`POST /v1/chat/completions`."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from fastapi import APIRouter, Request, Response
 from openai.types import CompletionUsage
-from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage, ChatCompletionTokenLogprob
+from openai.types.chat import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionMessage,
+    ChatCompletionMessageFunctionToolCall,
+    ChatCompletionTokenLogprob,
+)
 from openai.types.chat import chat_completion as whole_types
 from openai.types.chat import chat_completion_chunk as chunk_types
+from openai.types.chat.chat_completion_message_function_tool_call import Function
 from openai.types.chat.chat_completion_token_logprob import TopLogprob
+from pydantic import Field
 
 from server.api.openai.streaming import stream, while_connected
 from server.api.route import StrictRoute
-from server.engines.base import FinishReason, Token
+from server.engines.base import Token
 from server.http.answers import JsonAnswer
 from server.requests.admission.caller import Caller, caller_of
 from server.requests.generate import Piece
@@ -21,20 +29,43 @@ from server.requests.schema import ChatRequest, size_of
 from server.requests.service import Started, plan_for, start
 from server.requests.state import ServerState, State
 from server.requests.told import told_ahead, told_of
+from server.text.message import CallDelta, Delta, FinishReason, Message
 from server.text.vocabulary import Vocabulary
 
 router = APIRouter(tags=["completions"], route_class=StrictRoute)
 
 
+class AssistantMessage(ChatCompletionMessage):
+    """OpenAI's message with what the model thought before it answered."""
+
+    reasoning: str | None = Field(default=None, description="What the model thought, where it marks that as such.")
+
+
+class AssistantDelta(chunk_types.ChoiceDelta):
+    """OpenAI's delta with the next piece of what the model thinks."""
+
+    reasoning: str | None = None
+
+
+class ChatChoice(whole_types.Choice):
+    message: AssistantMessage
+
+
+class ChatChunkChoice(chunk_types.Choice):
+    delta: AssistantDelta
+
+
 class SteeredChatCompletion(ChatCompletion):
     """OpenAI's response with the receipt."""
 
+    choices: list[ChatChoice]  # type: ignore[assignment]
     steering: Receipt
 
 
 class SteeredChatChunk(ChatCompletionChunk):
     """OpenAI's chunk; the last one of a stream carries the receipt."""
 
+    choices: list[ChatChunkChoice]  # type: ignore[assignment]
     steering: Receipt | None = None
 
 
@@ -80,23 +111,18 @@ class _Answer:
         self._created = int(time.time())
 
     async def whole(self, pieces: AsyncIterator[Piece]) -> SteeredChatCompletion:
-        texts = ["" for _ in self._started.run.choices]
-        tokens: list[list[Token]] = [[] for _ in texts]
-        reasons: dict[int, FinishReason] = {}
+        messages = [Message() for _ in self._started.run.choices]
+        tokens: list[list[Token]] = [[] for _ in messages]
         async for piece in pieces:
-            texts[piece.choice] += piece.text
+            messages[piece.choice].add(piece.delta, piece.finish_reason)
             if piece.token is not None:
                 tokens[piece.choice].append(piece.token)
-            if piece.finish_reason is not None:
-                reasons[piece.choice] = piece.finish_reason
         # In a thread, as with log-probabilities there may be hundreds of thousands of entries.
         choices = await self._started.state.pools.complete(lambda: [
-            whole_types.Choice(
-                index=i, finish_reason=reasons[i],
-                message=ChatCompletionMessage(role="assistant", content=text, refusal=None),
-                logprobs=whole_types.ChoiceLogprobs(content=self._entries(tokens[i]), refusal=None)
-                if self._logprobs else None)
-            for i, text in enumerate(texts)])
+            ChatChoice(index=i, finish_reason=_finished(message), message=_told(message),
+                       logprobs=whole_types.ChoiceLogprobs(content=self._entries(tokens[i]), refusal=None)
+                       if self._logprobs else None)
+            for i, message in enumerate(messages)])
         return SteeredChatCompletion(id=self._id, choices=choices, created=self._created, model=self._started.model,
                                      object="chat.completion", usage=self._counts(),
                                      steering=await self._started.receipt())
@@ -107,15 +133,11 @@ class _Answer:
             open_choices = len(self._started.run.choices)
             opened: set[int] = set()
             async for piece in pieces:
-                delta = chunk_types.ChoiceDelta()
-                if piece.choice not in opened:
-                    opened.add(piece.choice)
-                    delta = chunk_types.ChoiceDelta(role="assistant", content=piece.text)
-                elif piece.text:
-                    delta = chunk_types.ChoiceDelta(content=piece.text)
-                elif piece.finish_reason is None and not self._logprobs:
+                first = piece.choice not in opened
+                if not first and not piece.delta and piece.finish_reason is None and not self._logprobs:
                     continue
-                chunk = self._chunk([self._choice(piece, delta)])
+                opened.add(piece.choice)
+                chunk = self._chunk([self._choice(piece, _delta(piece.delta, first=first))])
                 open_choices -= piece.finish_reason is not None
                 if not open_choices and not self._usage:
                     chunk.steering = await self._started.receipt()
@@ -128,13 +150,13 @@ class _Answer:
         finally:
             await pieces.aclose()
 
-    def _choice(self, piece: Piece, delta: chunk_types.ChoiceDelta) -> chunk_types.Choice:
+    def _choice(self, piece: Piece, delta: AssistantDelta) -> ChatChunkChoice:
         entries = None if piece.token is None or not self._logprobs else self._entries([piece.token])
-        return chunk_types.Choice(
+        return ChatChunkChoice(
             index=piece.choice, delta=delta, finish_reason=piece.finish_reason,
             logprobs=None if entries is None else chunk_types.ChoiceLogprobs(content=entries, refusal=None))
 
-    def _chunk(self, choices: list[chunk_types.Choice]) -> SteeredChatChunk:
+    def _chunk(self, choices: list[ChatChunkChoice]) -> SteeredChatChunk:
         chunk = SteeredChatChunk(id=self._id, choices=choices, created=self._created, model=self._started.model,
                                  object="chat.completion.chunk")
         if self._usage:
@@ -150,6 +172,45 @@ class _Answer:
 
     def _counts(self) -> CompletionUsage:
         return usage(self._started)
+
+
+def _told(message: Message) -> AssistantMessage:
+    """As OpenAI writes it: a field that has nothing to say is left out, and a message that only calls tools has no
+    content."""
+    told = AssistantMessage(role="assistant", refusal=None,
+                            content=None if message.calls and not message.text else message.text)
+    if message.reasoning:
+        told.reasoning = message.reasoning
+    if message.calls:
+        told.tool_calls = [ChatCompletionMessageFunctionToolCall(
+            id=call.id, type="function", function=Function(name=call.name, arguments=call.arguments))
+            for call in message.calls]
+    return told
+
+
+def _finished(message: Message) -> FinishReason:
+    if message.finish_reason is None:
+        raise RuntimeError("the run ended before this choice did")
+    return message.finish_reason
+
+
+def _delta(given: Delta, *, first: bool) -> AssistantDelta:
+    found = AssistantDelta(role="assistant", content=given.text) if first else AssistantDelta()
+    if given.text:
+        found.content = given.text
+    if given.reasoning:
+        found.reasoning = given.reasoning
+    if given.calls:
+        found.tool_calls = [_call(part) for part in given.calls]
+    return found
+
+
+def _call(part: CallDelta) -> chunk_types.ChoiceDeltaToolCall:
+    function = chunk_types.ChoiceDeltaToolCallFunction(arguments=part.arguments)
+    if part.name is None:
+        return chunk_types.ChoiceDeltaToolCall(index=part.index, function=function)
+    function.name = part.name
+    return chunk_types.ChoiceDeltaToolCall(index=part.index, id=part.id, type="function", function=function)
 
 
 def usage(started: Started) -> CompletionUsage:

@@ -102,11 +102,11 @@ class _Answer:
         tokens: list[list[Token]] = [[] for _ in texts]
         reasons: dict[int, FinishReason] = {}
         async for piece in pieces:
-            texts[piece.choice] += piece.text
+            texts[piece.choice] += piece.delta.text
             if piece.token is not None:
                 tokens[piece.choice].append(piece.token)
             if piece.finish_reason is not None:
-                reasons[piece.choice] = piece.finish_reason
+                reasons[piece.choice] = cast(FinishReason, piece.finish_reason)
         # In a thread, as with log-probabilities there may be hundreds of thousands of entries.
         choices = await self._started.state.pools.complete(lambda: [
             CompletionChoice(index=i, text=text, finish_reason=reasons[i],
@@ -120,11 +120,11 @@ class _Answer:
         try:
             open_choices = len(self._started.run.choices)
             async for piece in pieces:
-                if not piece.text and piece.finish_reason is None and not self._logprobs:
+                if not piece.delta and piece.finish_reason is None and not self._logprobs:
                     continue
                 # OpenAI's type has no null here, its streams do: null until the choice ends.
                 choice = CompletionChoice.model_construct(
-                    index=piece.choice, text=piece.text, finish_reason=cast(FinishReason, piece.finish_reason),
+                    index=piece.choice, text=piece.delta.text, finish_reason=cast(FinishReason, piece.finish_reason),
                     logprobs=None if piece.token is None or not self._logprobs
                     else self._entries(piece.choice, [piece.token]))
                 open_choices -= piece.finish_reason is not None
