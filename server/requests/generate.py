@@ -23,7 +23,7 @@ from server.requests.runs import Runs
 from server.requests.switched import SwitchedCompletion
 from server.text import message
 from server.text.detokenize import Detokenizer
-from server.text.message import Delta, finish_of
+from server.text.message import Delta
 from server.text.prompts import Prompt
 from server.text.stops import StopMatcher
 from server.text.vocabulary import Vocabulary
@@ -184,7 +184,7 @@ class Run:
             choice.parts, choice.events, choice.checks = completion.parts, completion.events, completion.checks
             choice.switched_off = completion.switched_off
         self._metrics.completed(len(choice.token_ids), time.perf_counter() - first_at)
-        yield Piece(choice.index, Delta(rest), None, finish_of(reason, ()))
+        yield Piece(choice.index, Delta(rest), None, reason)
 
 
 @asynccontextmanager

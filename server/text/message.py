@@ -4,11 +4,8 @@ A message comes in deltas while it is written. All deltas of a stream added up a
 whatever API it is told in.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
-
-from server.engines.base import FinishReason as EngineReason
 
 # Why a message ended: "stop" for its natural end or a stop string, "length" where it was cut, "tool_calls" where it
 # ended naturally and calls tools.
@@ -67,8 +64,3 @@ class Message:
                 self.calls.append(Call(part.id, part.name))
             self.calls[part.index].arguments += part.arguments
         self.finish_reason = finish_reason or self.finish_reason
-
-
-def finish_of(reason: EngineReason, calls: Sequence[object]) -> FinishReason:
-    """Why a message ended whose completion ended for `reason`."""
-    return "tool_calls" if reason == "stop" and calls else reason
