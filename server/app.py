@@ -18,6 +18,7 @@ from server.effects.metrics import EffectMetrics
 from server.effects.shadow import Shadow
 from server.effects.store import EffectStore
 from server.engines.base import Engine
+from server.engines.guests import Share
 from server.http.answers import JsonAnswer
 from server.http.frame import RequestFrame
 from server.http.handlers import add_handlers
@@ -91,7 +92,8 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
                 metrics=metrics, planner=Planner(settings, library, engine.facts, kill_switch),
                 kill_switch=kill_switch, jobs=jobs, shadow=shadow, monitor_metrics=MonitorMetrics(metrics.registry),
                 guard_metrics=GuardMetrics(metrics.registry), effect_store=store, queue=queue,
-                receipts=KeptReceipts(most_bytes=settings.receipts_kept_bytes, seconds=settings.receipts_kept_s))
+                receipts=KeptReceipts(most_bytes=settings.receipts_kept_bytes, seconds=settings.receipts_kept_s),
+                share=Share(lambda: queue.running > 0))
             await try_default_spec(state)
             yield
 

@@ -8,16 +8,19 @@ import asyncio
 import os
 import re
 import secrets
+import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import structlog
 from pydantic import BaseModel, Field, ValidationError
 
 from server.background.lease import Lease
+from server.background.line import Line
 from server.errors import TooManyJobs, error_body
 from server.observability.unexpected import report_unexpected
 from steering.language.errors import Conflict, NotFound, TrimtabError, path_text
@@ -29,9 +32,20 @@ log = structlog.get_logger("trimtab.jobs")
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 FINISHED: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
 KEPT = 500
+# How long work that is cancelled may take to notice.
+GRACE_S = 1.0
+T = TypeVar("T")
 # Half-written files so old belong to a process that was killed.
 LEFT_BEHIND_S = 600.0
 _ID = re.compile(r"job-[0-9a-f]{24}")
+
+
+class Behind(BaseModel):
+    """The job before one that waits."""
+
+    id: str
+    kind: str
+    about: str
 
 
 class Job(BaseModel):
@@ -39,11 +53,15 @@ class Job(BaseModel):
 
     id: str
     kind: str = Field(description="What it does, extract say.")
+    about: str = Field(default="", description="What it works on, the name of an artifact say.")
     status: Status = "queued"
     estimate_s: float | None = Field(default=None, description="Seconds it will take once it runs, from the speed of a "
                                      "small pass when it was submitted; null where nobody knows.")
     progress: float = Field(default=0.0, description="0 to 1.")
     stage: str = Field(default="", description="What it is doing.")
+    place: int | None = Field(default=None, description="In the queue: 0 has its turn, 1 is next. Null for a job that "
+                              "is over, or that another server runs.")
+    behind: Behind | None = Field(default=None, description="The job before it in the queue.")
     owner: str = Field(default="", description="The server process that runs it.")
     created_at: float = Field(description="Unix time.")
     started_at: float | None = None
@@ -57,29 +75,69 @@ class Cancelled(Exception):
 
 
 class Control:
-    """A job's own end of its state. Safe to use from a worker thread."""
+    """A job's own end of its state. Safe to use from a worker thread, but for what is said to belong to the event
+    loop."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._cancelled = False
+        self._go = asyncio.Event()
+        self._lock = threading.Lock()
+        self._waits_for: Future[Any] | None = None
 
     def progress(self, fraction: float, stage: str) -> None:
-        """Progress never goes back, whatever a stage makes of its share."""
+        """Progress never goes back, whatever a stage makes of its share. Raises Cancelled."""
+        self.check()
         self._job.progress = max(self._job.progress, min(max(fraction, 0.0), 1.0))
         self._job.stage = stage
 
     def cancelled(self) -> bool:
         return self._cancelled
 
+    def check(self) -> None:
+        """Raises Cancelled: the work is no longer wanted."""
+        if self._cancelled:
+            raise Cancelled
+
+    def result(self, work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
+        """The result of a coroutine on the event loop, waited for in the job's thread. Raises Cancelled in the moment
+        in which the job is, and begins nothing for one that is cancelled already."""
+        with self._lock:
+            if self._cancelled:
+                work.close()
+                raise Cancelled
+            future = self._waits_for = asyncio.run_coroutine_threadsafe(work, loop)
+        try:
+            return future.result()
+        except CancelledError:
+            self.check()
+            raise
+        finally:
+            self._waits_for = None
+
+    async def turn(self) -> None:
+        """Wait while a shorter job has the turn; on the event loop, before every step."""
+        await self._go.wait()
+
     def cancel(self) -> None:
-        self._cancelled = True
+        with self._lock:
+            self._cancelled = True
+            if self._waits_for is not None:
+                self._waits_for.cancel()
+
+    def go(self, turn: bool) -> None:
+        """On the event loop."""
+        if turn:
+            self._go.set()
+        else:
+            self._go.clear()
 
 
 Work = Callable[[Control], Awaitable[dict[str, Any]]]
 
 
 class Jobs:
-    """Runs one job at a time, in the order they came; at most `max_jobs` wait or run. `load` comes first; it and
+    """Runs one job at a time, in the order of `Line`; at most `max_jobs` wait or run. `load` comes first; it and
     `refresh` block, the rest belongs to the event loop."""
 
     def __init__(self, folder: Path, max_jobs: int) -> None:
@@ -88,7 +146,7 @@ class Jobs:
         self._jobs: dict[str, Job] = {}
         self._controls: dict[str, Control] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._turn = asyncio.Lock()
+        self._line: Line[Job] = Line()
         self._lease: Lease | None = None
 
     def load(self) -> None:
@@ -147,14 +205,14 @@ class Jobs:
         if self._lease is not None:
             self._lease.release()
 
-    def submit(self, kind: str, work: Work, *, estimate_s: float | None = None) -> Job:
+    def submit(self, kind: str, work: Work, *, about: str = "", estimate_s: float | None = None) -> Job:
         """Raises TooManyJobs; StorageUnavailable, StorageFull: it could not be recorded and is not run."""
         if len(self._tasks) >= self._max_jobs:
             raise TooManyJobs(f"{len(self._tasks)} jobs wait or run already", fix="Try again when some are done.")
         if self._lease is None:
             raise RuntimeError("jobs are not loaded")
-        job = Job(id=f"job-{secrets.token_hex(12)}", kind=kind, owner=self._lease.id, created_at=time.time(),
-                  estimate_s=estimate_s)
+        job = Job(id=f"job-{secrets.token_hex(12)}", kind=kind, about=about, owner=self._lease.id,
+                  created_at=time.time(), estimate_s=estimate_s)
         try:
             self._save(job)
         except OSError as error:
@@ -164,6 +222,8 @@ class Jobs:
         task = asyncio.create_task(self._run(job, work))
         self._tasks[job.id] = task
         task.add_done_callback(lambda _: self._release(job.id))
+        self._line.join(job)
+        self._turns()
         return job
 
     def get(self, job_id: str) -> Job:
@@ -176,8 +236,9 @@ class Jobs:
         return sorted(self._jobs.values(), key=lambda job: job.created_at, reverse=True)
 
     def cancel(self, job_id: str) -> Job:
-        """Ask a job to stop; one that waits stops at once. Raises NotFound, and Conflict if it is over or runs on
-        another server."""
+        """Ask a job to stop. One that waits stops at once; one that runs stops when it next looks, and is left to
+        itself where that takes longer than `GRACE_S`. Raises NotFound, and Conflict if it is over or runs on another
+        server."""
         job = self.get(job_id)
         if job.status in FINISHED:
             raise Conflict(f"the job is over: {job.status}", param="id")
@@ -186,19 +247,17 @@ class Jobs:
             raise Conflict("the job runs on another server of this data folder", param="id",
                            fix="Cancel it there.")
         control.cancel()
-        if job.status == "queued":
-            self._tasks[job_id].cancel()
+        asyncio.get_running_loop().call_later(0 if job.status == "queued" else GRACE_S, self._tasks[job_id].cancel)
         return job
 
     async def _run(self, job: Job, work: Work) -> None:
         control = self._controls[job.id]
         try:
-            async with self._turn:
-                if control.cancelled():
-                    raise Cancelled
-                job.status, job.started_at = "running", time.time()
-                self._try_to_save(job)
-                job.result = _storable(await work(control), job)
+            await control.turn()
+            control.check()
+            job.status, job.started_at = "running", time.time()
+            self._try_to_save(job)
+            job.result = _storable(await work(control), job)
             job.status, job.progress = "succeeded", 1.0
         except Cancelled:
             job.status = "cancelled"
@@ -211,13 +270,29 @@ class Jobs:
             job.status, job.error = "failed", error_body(report_unexpected(error, job.id))["error"]
         finally:
             job.finished_at = time.time()
+            self._leave(job)
             self._try_to_save(job)
+
+    def _turns(self) -> None:
+        """Give the turn to whose it is, and tell all the others their places."""
+        before: Job | None = None
+        for place, job in enumerate(self._line.order()):
+            self._controls[job.id].go(place == 0)
+            job.place = place
+            job.behind = None if before is None else Behind(id=before.id, kind=before.kind, about=before.about)
+            before = job
+
+    def _leave(self, job: Job) -> None:
+        self._line.leave(job)
+        job.place, job.behind = None, None
+        self._turns()
 
     def _release(self, job_id: str) -> None:
         job = self._jobs[job_id]
         if job.status not in FINISHED:
             # Cancelled before it ever ran: its own bookkeeping did not.
             job.status, job.finished_at = "cancelled", time.time()
+            self._leave(job)
             self._try_to_save(job)
         del self._tasks[job_id]
         del self._controls[job_id]
@@ -233,7 +308,8 @@ class Jobs:
         path = self._path(job.id)
         partial = path.with_suffix(".partial")
         try:
-            partial.write_text(job.model_dump_json())
+            # Places are those of this moment.
+            partial.write_text(job.model_dump_json(exclude={"place", "behind"}))
             os.replace(partial, path)
         except OSError:
             with suppress(OSError):

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from trimtab_client import Calibrated, Client, Job
+from trimtab_client import Calibrated, Client
 
 from server.cli.connection import DEFAULT_URL, Key, Url, connect
 from server.cli.console import out
+from server.cli.waiting import finished
 from steering.language.errors import InvalidRequest
 
 STAGES = {"range": "finding the range", "sweep": "measuring strengths", "placebo": "measuring random artifacts"}
@@ -65,22 +65,8 @@ def calibrate(
 
 
 def run(client: Client, ref: str, prompts: list[Any], options: dict[str, Any]) -> Calibrated:
-    """Run the job with a progress bar. Ctrl-C cancels the job."""
-    job = client.start_calibration(ref, prompts, **options)
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-                   TimeElapsedColumn(), console=out, transient=True)
-    with bar:
-        task = bar.add_task("waiting", total=1.0)
-
-        def show(state: Job) -> None:
-            bar.update(task, completed=state.progress, description=STAGES.get(state.stage, "waiting"))
-
-        try:
-            done = client.wait(job.id, on_progress=show)
-        except KeyboardInterrupt:
-            client.cancel_job(job.id)
-            raise
-    return Calibrated.model_validate(done.result)
+    """Run the job to its end."""
+    return Calibrated.model_validate(finished(client, client.start_calibration(ref, prompts, **options), STAGES).result)
 
 
 def table(ref: str, setting: dict[str, Any]) -> Table:

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-from trimtab_client import Client, Job
+from trimtab_client import Client
 
 from server.cli.calibrate import _json, _numbers
 from server.cli.connection import DEFAULT_URL, Key, Url, connect
 from server.cli.console import out
+from server.cli.waiting import finished
 from steering.language.errors import InvalidRequest
 
 STAGES = {"untouched": "the untouched model", "steered": "the spec", "random": "random artifacts"}
@@ -132,21 +132,8 @@ def _grader(text: str) -> dict[str, Any]:
 
 
 def _run(client: Client, prompts: list[Any], graders: list[dict[str, Any]], options: dict[str, Any]) -> dict[str, Any]:
-    """Run the job with a progress bar. Ctrl-C cancels the job."""
-    job = client.start_evaluation(prompts, graders, **options)
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-                   TimeElapsedColumn(), TimeRemainingColumn(), console=out, transient=True)
-    with bar:
-        task = bar.add_task("waiting", total=1.0)
-
-        def progress(state: Job) -> None:
-            bar.update(task, completed=state.progress, description=STAGES.get(state.stage, "waiting"))
-
-        try:
-            done = client.wait(job.id, on_progress=progress)
-        except KeyboardInterrupt:
-            client.cancel_job(job.id)
-            raise
+    """Run the job to its end."""
+    done = finished(client, client.start_evaluation(prompts, graders, **options), STAGES)
     return client.evaluation((done.result or {})["id"])
 
 

@@ -7,22 +7,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from trimtab_client import Client, Extracted, Job, Method
 
 from server.cli.calibrate import read_prompts
 from server.cli.connection import DEFAULT_URL, Key, Url, connect
-from server.cli.console import err, json_or_text, out
+from server.cli.console import json_or_text, out
 from server.cli.models import settings_with_model
 from server.cli.records import read_records
 from server.cli.reports import rendered
 from server.cli.shapes import entries
+from server.cli.waiting import finished
 from steering.language.errors import InvalidRequest
 
 STAGES = {"capture": "reading activations", "fit": "fitting", "control": "measuring controls",
           "trial": "trying it out"}
-INTERRUPTED = 130
 
 
 def extract(
@@ -107,33 +106,13 @@ def run(client: Client, method: str, fields: Mapping[str, Any], output: Path | N
 
 
 def finish(client: Client, job: Job, output: Path | None) -> Extracted:
-    """Wait for a job with a progress bar, print its report, write the file if one is wanted. Ctrl-C cancels the job."""
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-                   TimeElapsedColumn(), console=out, transient=True)
-    if job.estimate_s is not None:
-        err.print(f"this will take about {spoken(job.estimate_s)}, once it runs")
-    try:
-        with bar:
-            task = bar.add_task("waiting", total=1.0)
-
-            def show(state: Job) -> None:
-                bar.update(task, completed=state.progress, description=STAGES.get(state.stage, "waiting"))
-
-            done = client.wait(job.id, on_progress=show)
-    except KeyboardInterrupt:
-        client.cancel_job(job.id)
-        err.print(f"cancelled {job.id}; nothing is stored")
-        raise typer.Exit(INTERRUPTED) from None
-    found = Extracted.model_validate(done.result)
+    """Wait for a job, print its report, write the file if one is wanted."""
+    found = Extracted.model_validate(finished(client, job, STAGES).result)
     out.print(rendered(found.report))
     if output is not None:
         output.write_bytes(client.download_artifact(found.artifact))
         out.print(f"wrote {output}")
     return found
-
-
-def spoken(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
 
 
 def find_method(methods: Sequence[Method], name: str | None) -> Method:

@@ -2,7 +2,7 @@
 
 import typer
 
-from server.cli import artifacts, library, presets
+from server.cli import artifacts, jobs, library, presets
 from server.cli.calibrate import calibrate
 from server.cli.capabilities import capabilities
 from server.cli.chat import chat
@@ -22,6 +22,7 @@ app.command()(chat)
 app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(presets.app, name="presets")
 app.add_typer(library.app, name="library")
+app.add_typer(jobs.app, name="jobs")
 app.command()(extract)
 app.command()(calibrate)
 app.command()(evaluate)

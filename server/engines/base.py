@@ -79,6 +79,7 @@ class Generation:
     feature "resume".
     keep_from: the position from which on the engine keeps what a comparison of the completion needs; None where it is
     not to be compared.
+    guest: it is part of a job, and gives way to those that are not (`server.engines.guests`).
     """
 
     request_id: str
@@ -88,6 +89,7 @@ class Generation:
     roles: Sequence[str] | None = None
     generated_ids: Sequence[int] = ()
     keep_from: int | None = None
+    guest: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from server.background.jobs import Jobs
 from server.effects.shadow import Shadow
 from server.effects.store import EffectStore
 from server.engines.base import Engine
+from server.engines.guests import Share
 from server.observability.metrics import Metrics
 from server.requests.admission.queue import AdmissionQueue
 from server.requests.guard import GuardMetrics
@@ -43,6 +44,7 @@ class ServerState:
     queue: AdmissionQueue
     kill_switch: KillSwitch
     receipts: KeptReceipts
+    share: Share
     runs: Runs = field(default_factory=Runs)
     texts: TextPool = field(default_factory=TextPool)
     pools: Pools = field(default_factory=Pools)

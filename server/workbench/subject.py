@@ -2,12 +2,13 @@
 
 import asyncio
 import secrets
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
+from server.background.jobs import Control
 from server.effects.degeneration import degeneration
 from server.engines.base import CaptureRequest, CompareRequest, Generation, Sampling
 from server.requests.gates import decide_program
@@ -19,17 +20,24 @@ from vectors.calibrate.bench import Trial
 from vectors.extract.subject import Programs, Prompt, Tokens, Turn, Written, continuation_ids, one_each
 
 T = TypeVar("T")
-# Completions that run at once; each program of theirs takes one of the engine's slots.
-WRITTEN_AT_ONCE = 64
+# Completions that run at once.
+AT_ONCE = 64
 
 
-@dataclass(frozen=True)
+@dataclass
 class EngineSubject:
     """`vectors.extract.Subject` and `vectors.calibrate.bench.Bench`. Its methods block; call them off the event loop
-    `loop`."""
+    `loop`.
+
+    What it asks of the engine is a guest's work: passes of bounded size, each in its turn (`server.engines.guests`),
+    and completions that give way.
+
+    control: of the job that asks; None before there is one. A job that is cancelled gets no more answers.
+    """
 
     state: ServerState
     loop: asyncio.AbstractEventLoop
+    control: Control | None = None
 
     @property
     def facts(self) -> ModelFacts:
@@ -49,19 +57,30 @@ class EngineSubject:
 
     def capture(self, texts: Sequence[Sequence[int]], site: Site, layers: Sequence[int],
                 positions: Sequence[int] | None, program: Program | None = None) -> list[Mapping[int, torch.Tensor]]:
-        requests = [CaptureRequest(text, {site: layers}, positions) for text in texts]
-        return [found[site] for found in self._wait(self.state.engine.capture(requests, program))]
+        async def some(part: range) -> list[Mapping[int, torch.Tensor]]:
+            requests = [CaptureRequest(texts[n], {site: layers}, positions) for n in part]
+            return [one[site] for one in await self.state.engine.capture(requests, program)]
+
+        return self._wait(self._in_steps(list(map(len, texts)), some))
 
     def next_logprobs(self, texts: Sequence[Sequence[int]], program: Programs = None) -> torch.Tensor:
-        if not isinstance(program, Sequence):
-            return self._wait(self.state.engine.next_logprobs(texts, program))
-        found = torch.empty(len(texts), self.facts.vocab_size)
+        programs = one_each(program, len(texts))
         members: dict[str | None, list[int]] = {}
-        for n, own in enumerate(program):
+        for n, own in enumerate(programs):
             members.setdefault(None if own is None else own.digest, []).append(n)
-        for chosen in members.values():
-            found[chosen] = self._wait(self.state.engine.next_logprobs([texts[n] for n in chosen], program[chosen[0]]))
+
+        found = torch.empty(len(texts), self.facts.vocab_size)
+        for same in members.values():
+            # Near lengths share a pass: little padding, and few positions whose logits are made.
+            chosen = sorted(same, key=lambda n: len(texts[n]))
+            found[chosen] = self._wait(self._next([texts[n] for n in chosen], programs[chosen[0]]))
         return found
+
+    async def _next(self, texts: Sequence[Sequence[int]], program: Program | None) -> torch.Tensor:
+        async def some(part: range) -> list[torch.Tensor]:
+            return list(await self.state.engine.next_logprobs([texts[n] for n in part], program))
+
+        return torch.stack(await self._in_steps(list(map(len, texts)), some))
 
     def generate(self, texts: Sequence[Sequence[int]], max_tokens: int, program: Program | None = None) -> list[str]:
         return [written.text for written in self.write(texts, max_tokens, program)]
@@ -69,34 +88,19 @@ class EngineSubject:
     def write(self, texts: Sequence[Sequence[int]], max_tokens: int, program: Programs = None) -> list[Written]:
         programs = one_each(program, len(texts))
         ends = self.state.vocabulary.end_ids
-
-        async def one(number: int, own: Program | None) -> Written:
-            sampling = Sampling(max_tokens=max_tokens, temperature=0.0, stop_token_ids=ends)
-            completion = self.state.engine.generate(Generation(f"extract-{secrets.token_hex(8)}-{number}",
-                                                               texts[number], sampling, own))
-            ids = tuple([token.token_id async for token in completion])
-            return Written(ids, self.state.vocabulary.decode(ids), bool(ids) and ids[-1] in ends)
-
-        async def all_of_them() -> list[Written]:
-            found: list[Written] = []
-            for start in range(0, len(texts), WRITTEN_AT_ONCE):
-                part = range(start, min(start + WRITTEN_AT_ONCE, len(texts)))
-                found += await asyncio.gather(*(one(n, programs[n]) for n in part))
-            return found
-
-        return self._wait(all_of_them())
+        sampling = Sampling(max_tokens=max_tokens, temperature=0.0, stop_token_ids=ends)
+        said = self._wait(self._complete([Generation(f"extract-{secrets.token_hex(8)}-{n}", text, sampling, own,
+                                                     guest=True)
+                                          for n, (text, own) in enumerate(zip(texts, programs, strict=True))]))
+        return [Written(ids, self.state.vocabulary.decode(ids), bool(ids) and ids[-1] in ends) for ids in said]
 
     def continuation_logprobs(self, texts: Sequence[Sequence[int]], starts: Sequence[int], program: Programs = None
                               ) -> list[float]:
         programs = one_each(program, len(texts))
 
-        async def one(number: int) -> float:
-            start = starts[number]
-            scores = await self.state.engine.score(texts[number], programs[number], prompt_length=start)
-            return float(scores.logprobs[start:].mean())
-
         async def all_of_them() -> list[float]:
-            return [await one(n) for n in range(len(texts))]
+            return [float((await self._scores(text, own, start))[start:].mean())
+                    for text, own, start in zip(texts, programs, starts, strict=True)]
 
         return self._wait(all_of_them())
 
@@ -114,17 +118,20 @@ class EngineSubject:
 
     async def _trials(self, prompts: Sequence[Sequence[int]], program: Program | None, max_tokens: int,
                       temperature: float, seed: int, roles: Sequence[Sequence[str] | None]) -> list[Trial]:
-        async def one(number: int, prompt: Sequence[int], own: Program | None) -> list[int]:
-            sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=(seed + number) % 2**32,
-                                stop_token_ids=self.state.vocabulary.end_ids)
-            completion = self.state.engine.generate(Generation(f"calibrate-{secrets.token_hex(8)}-{number}", prompt,
-                                                               sampling, own, roles[number]))
-            return [token.token_id async for token in completion]
-
-        decided = [one.program for one in await decide_program(program, prompts, self.state.engine)]
-        written = await asyncio.gather(*(one(n, prompt, decided[n]) for n, prompt in enumerate(prompts)))
-        measured = await self._measured(prompts, written, decided, roles)
         ends = self.state.vocabulary.end_ids
+
+        async def some(part: range) -> list[Program | None]:
+            found = await decide_program(program, [prompts[n] for n in part], self.state.engine)
+            return [one.program for one in found]
+
+        gated = program is not None and bool(program.gates)
+        decided = await self._in_steps(list(map(len, prompts)), some) if gated else [program] * len(prompts)
+        written = await self._complete([
+            Generation(f"calibrate-{secrets.token_hex(8)}-{n}", prompt,
+                       Sampling(max_tokens=max_tokens, temperature=temperature, seed=(seed + n) % 2**32,
+                                stop_token_ids=ends), own, given, guest=True)
+            for n, (prompt, own, given) in enumerate(zip(prompts, decided, roles, strict=True))])
+        measured = await self._measured(prompts, written, decided, roles)
         trials = []
         for ids, (kl, surprise) in zip(written, measured, strict=True):
             text = self.state.vocabulary.decode(ids)
@@ -137,19 +144,91 @@ class EngineSubject:
                         programs: Sequence[Program | None], roles: Sequence[Sequence[str] | None]
                         ) -> list[tuple[float, float]]:
         """(KL, surprise) of each completion, nats per token; KL is 0 where nothing acted."""
-        acting = {n: program for n, program in enumerate(programs) if program is not None and program.acting}
-        compared = await self.state.engine.compare_all([
-            CompareRequest([*prompts[n], *written[n]], len(prompts[n]), program, roles[n])
-            for n, program in acting.items()])
-        found = {n: (float(one.total.kl.mean()), float(one.total.surprise.mean()))
-                 for n, one in zip(acting, compared, strict=True)}
+        wanted = [(n, CompareRequest([*prompts[n], *written[n]], len(prompts[n]), program, roles[n]))
+                  for n, program in enumerate(programs) if program is not None and program.acting]
+
+        async def some(part: range) -> list[tuple[float, float]]:
+            compared = await self.state.engine.compare_all([wanted[n][1] for n in part])
+            return [(float(one.total.kl.mean()), float(one.total.surprise.mean())) for one in compared]
+
+        # Each is run twice, and once more for each intervention of several.
+        sizes = [len(request.token_ids) * (len(request.program.compiled) + 2) for _, request in wanted]
+        found = dict(zip([n for n, _ in wanted], await self._in_steps(sizes, some), strict=True))
         return [found[n] if n in found else (0.0, await self._surprise(prompts[n], written[n]))
                 for n in range(len(prompts))]
 
     async def _surprise(self, prompt: Sequence[int], generated: Sequence[int]) -> float:
         """Mean -log p of generated tokens under the untouched model."""
-        scores = await self.state.engine.score([*prompt, *generated])
-        return -float(scores.logprobs[len(prompt):].mean())
+        return -float((await self._scores([*prompt, *generated]))[len(prompt):].mean())
+
+    async def _scores(self, text: Sequence[int], program: Program | None = None, start: int | None = None
+                      ) -> torch.Tensor:
+        """Log-probability of each token, `[len(text)]`."""
+        async def one(_: range) -> list[torch.Tensor]:
+            return [(await self.state.engine.score(text, program, prompt_length=start)).logprobs]
+
+        return (await self._in_steps([len(text)], one))[0]
+
+    async def _complete(self, wanted: Sequence[Generation]) -> list[Tokens]:
+        """The tokens of completions, in order; as many at once as leave room for requests."""
+        async def one(generation: Generation) -> Tokens:
+            return tuple([token.token_id async for token in self.state.engine.generate(generation)])
+
+        found: list[Tokens] = []
+        for group in self._groups(wanted):
+            await self._turn()
+            running = [asyncio.ensure_future(one(generation)) for generation in group]
+            try:
+                found += await asyncio.gather(*running)
+            finally:
+                # If one fails, or nobody waits any more, the others are not left to run on.
+                for task in running:
+                    task.cancel()
+                await asyncio.gather(*running, return_exceptions=True)
+        return found
+
+    def _groups(self, wanted: Sequence[Generation]) -> Iterator[list[Generation]]:
+        """Neighbours that run at once: at most half of the cache and half of the slots are theirs."""
+        settings = self.state.settings
+        group: list[Generation] = []
+        tokens, programs = 0, set[str]()
+        for one in wanted:
+            size = len(one.prompt_ids) + one.sampling.max_tokens
+            own = set() if one.program is None else {one.program.digest}
+            if group and (len(group) == AT_ONCE or tokens + size > settings.kv_cache_tokens // 2
+                          or len(programs | own) > max(settings.num_slots // 2, 1)):
+                yield group
+                group, tokens, programs = [], 0, set()
+            group.append(one)
+            tokens += size
+            programs |= own
+        if group:
+            yield group
+
+    async def _in_steps(self, sizes: Sequence[int], some: Callable[[range], Awaitable[list[T]]]) -> list[T]:
+        """What `some` finds of consecutive indices, whose passes are one step together and wait for its turn. A size
+        that is too large for a step is one by itself."""
+        share, found = self.state.share, list[T]()
+        while (start := len(found)) < len(sizes):
+            stop, longest = start + 1, sizes[start]
+            while stop < len(sizes) and max(longest, sizes[stop]) * (stop + 1 - start) <= share.tokens:
+                longest = max(longest, sizes[stop])
+                stop += 1
+            await self._turn()
+            async with share.step(longest * (stop - start)):
+                found += await some(range(start, stop))
+        return found
+
+    async def _turn(self) -> None:
+        if self.control is not None:
+            await self.control.turn()
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        if self.control is not None:
+            return self.control.result(work, self.loop)
         return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+
+
+def sample(subject: EngineSubject) -> Tokens:
+    """A text from whose pass it is told how long a job will take."""
+    return subject.encode("The house by the river has been empty for a year, and nobody knows why.")

@@ -124,6 +124,8 @@ def test_extract_prints_its_report_and_writes_the_file(run: Run, client: Client,
                "--token", "-2", "--tag", "cli", "-o", str(file))
     assert done.exit_code == 0, done.output
     assert "pca_pairwise at resid_post" in done.output
+    # Without a terminal, too, it is seen what happens.
+    assert "% reading activations" in done.output and "this will take about" in done.output
     assert "stored cli-mood@1" in done.output
     stored = client.get_artifact("cli-mood")
     assert (stored.stored_layers, stored.tags) == ([2, 3], ["cli"])
@@ -179,7 +181,8 @@ def test_ctrl_c_cancels_the_job(run: Run, client: Client, tmp_path: Path, monkey
         done = run("extract", "pca_repe", "--data", str(pairs), "--name", "cli-stopped")
     assert done.exit_code == 130
     job = client.jobs().data[0]
-    assert job.id in done.output
+    assert job.id in done.output and "cancelled" in run("jobs", "ls", "--all").output
+    assert json.loads(run("jobs", "show", job.id).output)["about"] == "cli-stopped"
     with pytest.raises(JobFailed, match="cancelled"):
         client.wait(job.id)
     with pytest.raises(NotFound):

@@ -21,6 +21,7 @@ from vectors.calibrate.scorer import Score, make_score
 from vectors.calibration import Floor, Outcome, Setting, Spread
 from vectors.extract.contract import Cancelled, Progress
 from vectors.extract.subject import Tokens, encoded
+from vectors.extract.trial.effort import seconds
 
 # Prompts of the search for the range of strengths, which needs no exact figures.
 PILOT_PROMPTS = 8
@@ -49,6 +50,17 @@ def calibrate(source: Source, options: CalibrateOptions, bench: Bench, progress:
     sweep = _Sweep(source, options, bench, progress, cancelled)
     chosen: list[list[int] | None] = [list(layers) for layers in options.layers] or [None]
     return [sweep.setting(layers, number, len(chosen)) for number, layers in enumerate(chosen)]
+
+
+def estimated(options: CalibrateOptions, bench: Bench, sample: Tokens) -> float:
+    """Seconds that a calibration will take, by how long the model needs for `sample` now."""
+    prompts = [len(bench.encode(prompt)) for prompt in options.prompts]
+    settings = max(len(options.layers), 1)
+    # Each completion is written, and run again under the program and without it.
+    of_all = (2 * options.points + 1) * settings
+    of_some = options.draws * min(FLOOR_POINTS, options.points) * min(FLOOR_PROMPTS, len(prompts)) / len(prompts)
+    tokens = (of_all + of_some) * sum(2 * length + 3 * options.max_tokens for length in prompts)
+    return seconds(round(tokens), bench, sample)
 
 
 @dataclass(frozen=True)

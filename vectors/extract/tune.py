@@ -20,6 +20,7 @@ from vectors.extract.run import chance_warnings
 from vectors.extract.subject import Subject
 from vectors.extract.text_pairs import TextPair, paired
 from vectors.extract.trial import search
+from vectors.extract.trial.effort import BUDGETS, SCORED_TOKENS, seconds
 from vectors.extract.trial.plan import Candidate, Question, TrialOptions, TrialPlan
 from vectors.extract.work import Work
 
@@ -44,6 +45,12 @@ class Tuning:
     texts: tuple[list[str], list[str]]
     questions: Sequence[Question]
     subject: Subject
+
+    def estimate(self, sample: Sequence[int]) -> float:
+        """Seconds that it will take, by how long the model needs for `sample` now."""
+        budget = BUDGETS[self.request.trial.effort]
+        longest = max((len(question.tokens) for question in self.questions), default=len(sample))
+        return seconds(budget.work(longest, SCORED_TOKENS), self.subject, sample)
 
     def run(self, progress: Progress, cancelled: Cancelled) -> Extraction:
         """A new version, which differs in its default layers and strength and in what its card says of the trial.

@@ -151,17 +151,30 @@ class Page(Model, Generic[T]):
     cursor: str | None = None
 
 
+class Behind(Model):
+    """The job before one that waits. about: what it works on."""
+
+    id: str
+    kind: str
+    about: str = ""
+
+
 class Job(Model):
-    """estimate_s: seconds it will take once it runs. progress: 0 to 1. result: of a job that succeeded; error: of one
-    that failed.
+    """about: what it works on. estimate_s: seconds it will take once it runs. progress: 0 to 1. place: in the queue, 0
+    having the turn; behind: the job before it. result: of a job that succeeded; error: of one that failed.
     """
 
     id: str
     kind: str
+    about: str = ""
     status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
     estimate_s: float | None = None
     progress: float = 0.0
     stage: str = ""
+    place: int | None = None
+    behind: Behind | None = None
+    created_at: float | None = None
+    finished_at: float | None = None
     result: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
 

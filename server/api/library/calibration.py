@@ -6,16 +6,17 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Query, Response
 
 from server.api.route import StrictRoute
+from server.background.apart import apart
 from server.background.jobs import Cancelled, Control, Job
 from server.requests.state import ServerState, State
 from server.threads import in_thread
-from server.workbench.subject import EngineSubject
+from server.workbench.subject import EngineSubject, sample
 from steering.language.errors import NotFound
 from vectors.artifact import Artifact
 from vectors.calibrate.options import CalibrateOptions
 from vectors.calibrate.plot import draw
 from vectors.calibrate.refusals import CalibrationCancelled
-from vectors.calibrate.run import calibrate
+from vectors.calibrate.run import calibrate, estimated
 from vectors.calibration import Calibration, calibration_of
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"], route_class=StrictRoute)
@@ -26,7 +27,10 @@ MEDIA = {"png": "image/png", "svg": "image/svg+xml"}
 async def create_calibration(ref: str, body: CalibrateOptions, state: State) -> Job:
     """Start the job. What it measures goes into the card of this version, where doses are read from."""
     artifact = await in_thread(state.library.resolve, ref)
-    return state.jobs.submit("calibrate", lambda control: _work(artifact.ref, body, control, state))
+    subject = EngineSubject(state, asyncio.get_running_loop())
+    estimate = await in_thread(estimated, body, subject, sample(subject))
+    return state.jobs.submit("calibrate", lambda control: _work(artifact.ref, body, control, state),
+                             about=artifact.ref, estimate_s=estimate)
 
 
 @router.get("/{ref}/calibration")
@@ -50,17 +54,16 @@ def draw_calibration(ref: str, format: Annotated[Literal["png", "svg"], Path()],
 
 
 async def _work(ref: str, options: CalibrateOptions, control: Control, state: ServerState) -> dict[str, Any]:
-    bench = EngineSubject(state, asyncio.get_running_loop())
+    bench = EngineSubject(state, asyncio.get_running_loop(), control)
 
     def work() -> dict[str, Any]:
         settings = calibrate(state.library.source(ref), options, bench, control.progress, control.cancelled)
-        if control.cancelled():
-            raise Cancelled
+        control.check()
         stored = state.library.add_calibration(ref, settings)
         return {"artifact": stored.ref, "settings": [setting.model_dump(mode="json") for setting in settings]}
 
     try:
-        return await in_thread(work)
+        return await apart(work)
     except CalibrationCancelled:
         raise Cancelled from None
 

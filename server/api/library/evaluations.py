@@ -10,11 +10,12 @@ from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, Field, model_validator
 
 from server.api.route import StrictRoute
-from server.background.jobs import Cancelled, Control, Job
+from server.background.apart import apart
+from server.background.jobs import Control, Job
 from server.requests.plan import Plan
 from server.requests.state import ServerState, State
 from server.threads import in_thread
-from server.workbench.subject import EngineSubject
+from server.workbench.subject import EngineSubject, sample
 from steering.artifacts.source import Resolved
 from steering.language.errors import InvalidRequest, TrimtabError
 from steering.language.fields import ArtifactRef
@@ -30,6 +31,7 @@ from vectors.evaluate.reads import reads
 from vectors.evaluate.report import ArmView, EvaluationReport, EvaluationSummary, doses_of
 from vectors.evaluate.run import Asked, Evaluation, Options, evaluate
 from vectors.extract.subject import Prompt, Turn
+from vectors.extract.trial.effort import seconds
 
 router = APIRouter(prefix="/v1/evaluations", tags=["evaluations"], route_class=StrictRoute)
 MEDIA = {"png": "image/png", "svg": "image/svg+xml"}
@@ -60,7 +62,10 @@ async def create_evaluation(body: EvaluateBody, state: State) -> Job:
     _check_judges(body, state)
     plan, preset = await in_thread(_plan, body, state)
     tools = await in_thread(_tools, body, state)
-    return state.jobs.submit("evaluate", lambda control: _work(body, plan, preset, tools, control, state))
+    subject = EngineSubject(state, asyncio.get_running_loop())
+    estimate = await in_thread(lambda: seconds(_tokens(body, subject), subject, sample(subject)))
+    return state.jobs.submit("evaluate", lambda control: _work(body, plan, preset, tools, control, state),
+                             about=_about(plan, preset), estimate_s=estimate)
 
 
 @router.get("")
@@ -100,12 +105,7 @@ async def delete_evaluation(id: str, state: State) -> None:
 
 async def _work(body: EvaluateBody, plan: Plan, preset: str | None, tools: Tools, control: Control,
                 state: ServerState) -> dict[str, Any]:
-    bench = EngineSubject(state, asyncio.get_running_loop())
-
-    def step(done: float, stage: str) -> None:
-        if control.cancelled():
-            raise Cancelled
-        control.progress(done, stage)
+    bench = EngineSubject(state, asyncio.get_running_loop(), control)
 
     def work() -> dict[str, Any]:
         for grader in body.graders:
@@ -113,14 +113,27 @@ async def _work(body: EvaluateBody, plan: Plan, preset: str | None, tools: Tools
                 tools.probes[grader.probe] = reads(
                     compile_reader(state.library.source(grader.probe), state.engine.facts), bench)
         found = evaluate(plan.planned, [_asked(one) for one in body.prompts], body.graders, bench,
-                         _options(body, plan), tools, step)
+                         _options(body, plan), tools, control.progress)
+        control.check()
         report = _reported(body, plan.planned, preset, found, state)
         summary = report.summary().model_dump(mode="json")
         state.library.evaluations.add(report.id, report.created_at, [*report.artifacts, *([preset] if preset else [])],
                                       summary, report.model_dump_json())
         return summary
 
-    return await in_thread(work)
+    return await apart(work)
+
+
+def _tokens(body: EvaluateBody, subject: EngineSubject) -> int:
+    """That go through the model, about: an answer is written, and then run again under the program and without."""
+    prompts = [_asked(one).prompt for one in (*body.prompts, *body.controls, *body.tasks)]
+    arm = sum(2 * len(subject.encode(prompt)) + 3 * body.max_tokens for prompt in prompts)
+    return arm * (1 + len(body.doses) * (1 + body.draws))
+
+
+def _about(plan: Plan, preset: str | None) -> str:
+    named = [one.source.ref for one in plan.planned if one.source is not None]
+    return preset or ", ".join(dict.fromkeys(named)) or "inline numbers"
 
 
 def _plan(body: EvaluateBody, state: ServerState) -> tuple[Plan, str | None]:

@@ -8,10 +8,11 @@ from fastapi import APIRouter, Body, Path, Response
 from pydantic import Field
 
 from server.api.route import StrictRoute
+from server.background.apart import apart
 from server.background.jobs import Cancelled, Control, Job
 from server.requests.state import ServerState, State
 from server.threads import in_thread
-from server.workbench.subject import EngineSubject
+from server.workbench.subject import EngineSubject, sample
 from steering.language.errors import InvalidRequest, NotFound
 from vectors.extract import RECIPES, Prepared, RecipeOptions, get_recipe, parse_request, prepare
 from vectors.extract.contrastive import ContrastiveRequest
@@ -61,7 +62,8 @@ async def create_tuning(ref: str, body: TuneRequest, state: State) -> Job:
     subject = EngineSubject(state, asyncio.get_running_loop())
     payload = (await in_thread(state.library.source, artifact.ref)).payload
     tuning = await in_thread(prepare_tuning, artifact.metadata, payload, body, subject)
-    return state.jobs.submit("tune", lambda control: _run(tuning, control, state))
+    return state.jobs.submit("tune", lambda control: _run(tuning, subject, control, state),
+                             about=artifact.ref, estimate_s=await in_thread(tuning.estimate, sample(subject)))
 
 
 @router.get("/v1/artifacts/{ref}/trial.{format}", response_class=Response, tags=["artifacts"],
@@ -87,22 +89,23 @@ async def _start(method: str, request: RecipeOptions, state: ServerState, create
     """Raises TrimtabError: the options or the data do not fit, or too many jobs wait."""
     subject = EngineSubject(state, asyncio.get_running_loop())
     prepared = await in_thread(prepare, method, request, subject, created_by)
-    sample = prepared.subject.encode("The house by the river has been empty for a year, and nobody knows why.")
-    estimate = await in_thread(prepared.estimate, sample)
-    return state.jobs.submit("extract", lambda control: _run(prepared, control, state), estimate_s=estimate)
+    estimate = await in_thread(prepared.estimate, sample(subject))
+    return state.jobs.submit("extract", lambda control: _run(prepared, subject, control, state), about=request.name,
+                             estimate_s=estimate)
 
 
-async def _run(prepared: Prepared | Tuning, control: Control, state: ServerState) -> dict[str, Any]:
+async def _run(prepared: Prepared | Tuning, subject: EngineSubject, control: Control, state: ServerState
+               ) -> dict[str, Any]:
     """The job's result: the artifact's reference and the report. A cancelled job stores nothing."""
+    subject.control = control
 
     def work() -> dict[str, Any]:
         found = prepared.run(control.progress, control.cancelled)
-        if control.cancelled():
-            raise Cancelled
+        control.check()
         artifact = state.library.create(found.metadata, found.payload)
         return {"artifact": artifact.ref, "report": dict(found.report)}
 
     try:
-        return await in_thread(work)
+        return await apart(work)
     except ExtractionCancelled:
         raise Cancelled from None

@@ -3,8 +3,8 @@
 The stock engine is not forked: bound methods of one batch processor are wrapped when it is made (`bind`), and
 `stock.py` holds what is expected of them.
   clear_cancelled_requests  begins each round -> who left is gone from every table, whatever state it was in
-  schedule_batch  chooses who takes part -> what was held back for one that left is let go; after a step that raised,
-      one at a time (`suspects.py`)
+  schedule_batch  chooses who takes part -> what was held back for one that left is let go; requests and guests take
+      turns (`courtesy.py`); after a step that raised, one at a time (`suspects.py`)
   prepare_batch_tensors  knows which tokens of which requests come next -> the steering plan of the batch
   _generation_step  runs the forward pass -> the plan is carried out around it, and what was not finite is told
   _sample  has the logits -> tokens per request's own settings and seed
@@ -15,7 +15,7 @@ The stock engine is not forked: bound methods of one batch processor are wrapped
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,10 @@ from transformers.generation.continuous_batching.requests import FutureRequestSt
 
 from server.engines.arena import Arena
 from server.engines.base import Touched
+from server.engines.guests import Share
 from server.engines.keeping import KeptRows
 from server.engines.measured import Indices, MeasuredTable
+from server.engines.transformers.courtesy import Courtesy
 from server.engines.transformers.finite import Examined, Watch, examining
 from server.engines.transformers.handover import on_loop
 from server.engines.transformers.head import Head
@@ -79,7 +81,7 @@ class Steps:
     may be asked to leave (`leave`, from the event loop; `fail`, from the engine's thread): the engine's thread drops
     it before its next step, and until then its rows stay its own.
 
-    done: steps that were carried out, counted on.
+    done: steps that were carried out, counted on. share: of the guests among the completions.
     """
 
     def __init__(self, steerer: Steerer, bank: Bank, watch: Watch, head: Head, limit: StepLimit,
@@ -91,6 +93,8 @@ class Steps:
         self.limit = limit
         self.completions: dict[str, EngineCompletion] = {}
         self._on_retired = on_retired
+        self._hosts = 0
+        self.share = Share(lambda: self._hosts > 0)
         self.done = 0
         self._lock = threading.Lock()
         # Completions that nobody reads any more; of those, the ones that were told of a failure.
@@ -137,6 +141,7 @@ class Steps:
             if (kept := completion.kept()) is not None:
                 self._keeping[running.request_id] = kept
             self.completions[running.request_id] = completion
+            self._hosts += not running.generation.guest
 
     def open(self, request_id: str) -> EngineCompletion | None:
         """The completion, if somebody still reads it."""
@@ -172,6 +177,7 @@ class Steps:
                 return
             self._keeping.pop(request_id, None)
             running = completion.running
+            self._hosts -= not running.generation.guest
             row = self._row_of.pop(request_id)
             running.processed = int(self._table[row, 2])
             running.measured = self._measured.of(row)
@@ -194,6 +200,10 @@ class Steps:
         """Who takes part in the step that is under way; in that of a loop that ended, if it ended in one."""
         return frozenset(self._batch.request_ids) if self._under_way else frozenset()
 
+    def _is_guest(self, request_id: str) -> bool:
+        completion = self.completions.get(request_id)
+        return completion is not None and completion.running.generation.guest
+
     # The steps, called from the engine's thread.
 
     def bind(self, processor: Any) -> None:
@@ -202,6 +212,7 @@ class Steps:
         prepare, step, search = ios.prepare_batch_tensors, processor._generation_step, cache.search_prefix_match
         clear, schedule = scheduler.clear_cancelled_requests, scheduler.schedule_batch
         suspects = Suspects(processor, self._raised, self._rewind)
+        courtesy = Courtesy(scheduler, self._is_guest, self.share)
 
         def prepare_batch_tensors(requests_in_batch: list[FutureRequestState], *args: Any, **kwargs: Any) -> None:
             self._under_way, self._unplanned = True, None
@@ -224,6 +235,7 @@ class Steps:
             else:
                 suspects.passed()
             self.done += 1
+            courtesy.stepped()
 
         def carry_out(model: Any) -> None:
             self._examined, self._broken, self._voiceless = None, False, []
@@ -265,7 +277,7 @@ class Steps:
             # ever let them in.
             if not scheduler.active_requests:
                 scheduler.block_new_requests = False
-            return suspects.schedule(schedule, token_budget, cache_budget)
+            return suspects.schedule(partial(courtesy.schedule, schedule), token_budget, cache_budget)
 
         ios.prepare_batch_tensors = prepare_batch_tensors
         processor._generation_step = generation_step

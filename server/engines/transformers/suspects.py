@@ -15,14 +15,14 @@ from typing import Any
 import structlog
 from transformers.generation.continuous_batching.requests import RequestState, RequestStatus
 
+from server.engines.transformers.courtesy import Schedule, Scheduled, only
+
 log = structlog.get_logger(__name__)
 # Steps that may raise without one between them that does not. More is no matter of single requests.
 MOST_IN_A_ROW = 8
 # How often a request that passes alone may be in a step that raises.
 MOST_TRIALS = 3
 TRACE_CHARACTERS = 4000
-# What `Scheduler.schedule_batch` returns: the batch (None: the cache is full), and how to run it.
-Scheduled = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Suspects:
             self._trials = {name: n for name, n in self._trials.items() if name in self._scheduler.active_requests
                             or name in self._scheduler.waiting_requests}
 
-    def schedule(self, schedule: Callable[[int, int], Scheduled], token_budget: int, cache_budget: int) -> Scheduled:
+    def schedule(self, schedule: Schedule, token_budget: int, cache_budget: int) -> Scheduled:
         """The next batch: the next suspect alone, as long as there are some."""
         while self._queue:
             found = self._alone(self._queue[0].request_id, schedule, token_budget, cache_budget)
@@ -101,23 +101,15 @@ class Suspects:
             self._queue.popleft()
         return schedule(token_budget, cache_budget)
 
-    def _alone(self, name: str, schedule: Callable[[int, int], Scheduled], token_budget: int, cache_budget: int
+    def _alone(self, name: str, schedule: Schedule, token_budget: int, cache_budget: int
                ) -> Scheduled | None:
         tables = self._scheduler
-        active, waiting = tables.active_requests, tables.waiting_requests
-        order, blocked = tables.waiting_requests_order, tables.block_new_requests
-        if name not in active and name not in waiting:
+        if name not in tables.active_requests and name not in tables.waiting_requests:
             return None
-        tables.active_requests = {name: active[name]} if name in active else {}
-        tables.waiting_requests = {name: waiting[name]} if name in waiting else {}
-        tables.waiting_requests_order = deque(tables.waiting_requests)
-        tables.block_new_requests = False
+        blocked, tables.block_new_requests = tables.block_new_requests, False
         try:
-            found = schedule(token_budget, cache_budget)
+            with only(tables, {name}):
+                found = schedule(token_budget, cache_budget)
         finally:
-            tables.active_requests = active | tables.active_requests
-            waits = name in tables.waiting_requests
-            tables.waiting_requests = {key: state for key, state in waiting.items() if key != name or waits}
-            tables.waiting_requests_order = deque(key for key in order if key != name or waits)
             tables.block_new_requests = blocked
         return found if found[0] else None

@@ -21,6 +21,8 @@ from steering.programs.touch import Touch
 EXTRA = "trimtab"
 # The attribute of a model runner's output that names requests to be ended.
 FAULTS = "trimtab_faults"
+# The priority of what a job asks for. Requests have 0 and measurements 1; what is lower goes first.
+GUEST = 2
 Key = tuple[Site, int]
 
 

@@ -95,6 +95,11 @@ class AdmissionQueue:
             instruments.Gauge(f"trimtab_queue_{name}", f"{name.capitalize()} that wait in front of the engine.",
                               registry=registry).set_function(value)
 
+    @property
+    def running(self) -> int:
+        """Completions, and passes of requests, that have a place."""
+        return self._fair.running
+
     @contextmanager
     def entering(self, client: Client) -> Iterator[None]:
         """A request whose completions are not known yet. Raises Overloaded."""

@@ -17,7 +17,7 @@ from server.engines.vllm.host.pulse import Processes, Pulses, end_starting
 from server.engines.vllm.host.reading import ModelReading
 from server.engines.vllm.host.refusals import RESTARTING, refusal
 from server.engines.vllm.host.sampling import sampling_params
-from server.engines.vllm.wire import encode_program, identity
+from server.engines.vllm.wire import GUEST, encode_program, identity
 from server.threads import contained
 from steering.language.errors import EngineUnavailable, ProgramLost, UnsupportedSite
 from steering.programs.program import Program
@@ -137,8 +137,9 @@ class Connection:
         return all(in_graph for in_graph, _ in placed)
 
     async def outputs(self, request_id: str, token_ids: Sequence[int], sampling: Sampling, extra: Mapping[str, Any], *,
-                      measuring: bool = False) -> AsyncGenerator[Any]:
-        """Outputs of vLLM for one request. measuring: it gives way to others and computes every position itself."""
+                      measuring: bool = False, guest: bool = False) -> AsyncGenerator[Any]:
+        """Outputs of vLLM for one request. measuring: it gives way to others and computes every position itself.
+        guest: it gives way to all of these (`worker/scheduling.py`)."""
         try:
             params = sampling_params(sampling, extra)
         except Exception as error:
@@ -150,7 +151,7 @@ class Connection:
         with self._pulses.request(self._pulses.first if measuring else None) as replica:
             self.running.add(request_id)
             outputs = self._llm.generate(
-                {"prompt_token_ids": list(token_ids)}, params, request_id, priority=int(measuring),
+                {"prompt_token_ids": list(token_ids)}, params, request_id, priority=GUEST if guest else int(measuring),
                 data_parallel_rank=None if len(self._pulses) == 1 else replica - self._pulses.first)
             begun = False
             try:

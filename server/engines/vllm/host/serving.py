@@ -71,7 +71,8 @@ class Serving:
         if before:
             extra["generated"] = len(before)
         sampling = replace(generation.sampling, max_tokens=generation.sampling.max_tokens - len(before))
-        outputs = self.connection.outputs(generation.request_id, [*generation.prompt_ids, *before], sampling, extra)
+        outputs = self.connection.outputs(generation.request_id, [*generation.prompt_ids, *before], sampling, extra,
+                                          guest=generation.guest)
         # Closed here and now: the abort must be on its way before the slot is another's.
         async with aclosing(outputs):
             async for output in outputs:

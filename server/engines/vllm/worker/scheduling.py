@@ -1,4 +1,5 @@
-"""What Trimtab adds to vLLM's scheduler: faulty requests are ended, and what they left in the cache is never used.
+"""What Trimtab adds to vLLM's scheduler: faulty requests are ended, and what they left in the cache is never used. Jobs
+give way to requests (`guests.py`).
 
 A worker names the requests that a step could not serve as they asked (`tally`). They are finished with an error before
 a token of that step is delivered. From the faulty token on, their blocks hold other keys and values than their hash
@@ -10,6 +11,7 @@ it finds by zero.
 from typing import Any
 
 from server.engines.vllm.wire import FAULTS
+from server.engines.vllm.worker import guests
 
 _TAINTED = "_trimtab_tainted"
 
@@ -24,10 +26,13 @@ def wrap(scheduler_class: Any) -> None:
         faults = getattr(model_runner_output, FAULTS, None)
         if faults:
             end_faulty(self, faults, model_runner_output)
+        guests.stepped(self, scheduler_output)
         return update(self, scheduler_output, model_runner_output)
 
     def schedule_zeroing(self: Any, *args: Any, **kwargs: Any) -> Any:
-        scheduled = schedule(self, *args, **kwargs)
+        with guests.courtesy(self) as plan:
+            scheduled = schedule(self, *args, **kwargs)
+            plan(scheduled)
         tainted = getattr(self, _TAINTED, None)
         if tainted:
             found = tainted & new_blocks(scheduled)

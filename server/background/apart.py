@@ -1,0 +1,57 @@
+"""The thread in which a job computes: one of its own, of low priority, that is left behind if the job must end."""
+
+import asyncio
+import os
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+import torch
+
+from server.threads import contained
+
+T = TypeVar("T")
+# Of one thread, where the system knows such a thing.
+NICE = 10
+
+
+async def apart(work: Callable[[], T]) -> T:
+    """The result of `work()`.
+
+    Cancelled, it does not wait for the thread, unlike `server.threads.in_thread`. That is right here only because a job
+    holds nothing that others need: it asks for every pass by `Control.result`, which refuses a job that is cancelled.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: Exception | None) -> None:
+        if done.done():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        _give_way()
+        result, failure = None, None
+        try:
+            result = contained(work)()
+        except Exception as error:  # raised where the result is awaited
+            failure = error
+        # The loop may be gone, and with it whoever waited.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    threading.Thread(target=run, name="trimtab-job", daemon=True).start()
+    return await done
+
+
+def _give_way() -> None:
+    """Leave the processor to the threads of requests. The number of torch's threads is one of the calling thread."""
+    torch.set_num_threads(1)
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
