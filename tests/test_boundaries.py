@@ -138,7 +138,7 @@ SERVER = {
     "server/http": {*GROUND, "settings.py", "starting.py", "observability"},
     "server/background": {*GROUND, "observability"},
     "server/requests": {*GROUND, "settings.py", "engines", "observability", "text", "effects", "background"},
-    "server/workbench": {*GROUND, "engines", "effects", "requests"},
+    "server/workbench": {*GROUND, "engines", "effects", "background", "requests"},
     "server/api": {*GROUND, "engines", "observability", "text", "http", "background", "requests", "workbench"},
     "server/app.py": {*GROUND, "settings.py", "engines", "observability", "text", "effects", "http", "background",
                       "requests", "api"},
