@@ -1,6 +1,5 @@
 """`trimtab artifacts`: the library of a running server."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,7 +9,7 @@ from rich.table import Column, Table
 
 from server.cli.connection import DEFAULT_URL, Key, Url, connect
 from server.cli.console import Commands, out, print_json
-from steering.language.errors import InvalidRequest
+from server.cli.given import json_object
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, help="The artifacts of the library.")
 
@@ -64,7 +63,7 @@ def import_(
     url: Url = DEFAULT_URL, key: Key = None,
 ) -> None:
     """Take a file into the library. A .pt file is read here, weights only, and never sent."""
-    fields = _fields(metadata)
+    fields = json_object(metadata or "{}", "--metadata")
     if name is not None:
         fields["name"] = name
     data = path.read_bytes()
@@ -127,16 +126,6 @@ def shown_layers(layers: Any, stored: list[int]) -> str:
     """Where it acts by default, out of the layers that have numbers."""
     where = "all" if layers is None else ",".join(map(str, layers)) if isinstance(layers, list) else str(layers)
     return f"{where} of {len(stored)}"
-
-
-def _fields(metadata: str | None) -> dict[str, Any]:
-    try:
-        fields = json.loads(metadata or "{}")
-    except ValueError as error:
-        raise InvalidRequest(f"this is no JSON: {error}", param="--metadata") from error
-    if not isinstance(fields, dict):
-        raise InvalidRequest("this is no JSON object", param="--metadata")
-    return fields
 
 
 def _converted(path: Path, fields: dict[str, Any], first_layer: int | None) -> bytes:

@@ -10,6 +10,8 @@ from trimtab_client import Calibrated, Client
 
 from server.cli.connection import DEFAULT_URL, Key, Url, connect
 from server.cli.console import out
+from server.cli.given import json_object, numbers
+from server.cli.given import prompts as prompts_of
 from server.cli.waiting import finished
 from steering.language.errors import InvalidRequest
 
@@ -41,32 +43,28 @@ def calibrate(
     key: Key = None,
 ) -> None:
     """Measure an artifact at many strengths, beside random ones, and keep the curves in its card."""
-    neutral = read_prompts(prompts, "--prompts")
+    neutral = prompts_of(prompts, "--prompts")
     asked: dict[str, Any] = {"points": points, "draws": draws, "max_tokens": max_tokens, "seed": seed}
     if words is not None:
-        asked["target"] = {"prompts": read_prompts(target, "--target") if target else neutral,
+        asked["target"] = {"prompts": prompts_of(target, "--target") if target else neutral,
                              "scorer": {"kind": "words", "any": split(words), "none": split(without or "")}}
     elif target is not None or without is not None:
         raise InvalidRequest("a target needs words to score it by", param="--words", fix="Give --words.")
     if layers:
-        asked["layers"] = [_numbers(text, int, "--layers") for text in layers]
+        asked["layers"] = [numbers(text, int, "--layers") for text in layers]
     if strengths is not None:
-        asked["strengths"] = _numbers(strengths, float, "--strengths")
+        asked["strengths"] = numbers(strengths, float, "--strengths")
     if scope is not None:
-        asked["scope"] = _json(scope, "--scope")
+        asked["scope"] = json_object(scope, "--scope")
     if options is not None:
-        asked["options"] = _json(options, "--options")
+        asked["options"] = json_object(options, "--options")
     with connect(url, key) as client:
-        found = run(client, ref, neutral, asked)
+        done = finished(client, client.start_calibration(ref, neutral, **asked), STAGES)
+        found = Calibrated.model_validate(done.result)
         for setting in found.settings:
             out.print(table(found.artifact, setting))
         if output is not None:
             _write(client, found, output)
-
-
-def run(client: Client, ref: str, prompts: list[Any], options: dict[str, Any]) -> Calibrated:
-    """Run the job to its end."""
-    return Calibrated.model_validate(finished(client, client.start_calibration(ref, prompts, **options), STAGES).result)
 
 
 def table(ref: str, setting: dict[str, Any]) -> Table:
@@ -85,24 +83,6 @@ def table(ref: str, setting: dict[str, Any]) -> Table:
     return shown
 
 
-def read_prompts(path: Path, option: str) -> list[Any]:
-    """Prompts of a file: JSON lines with `messages` or `text`, or plain lines.
-
-    Raises:
-        InvalidRequest: naming the line.
-    """
-    found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        record = _json(line, option) if line.startswith("{") else {"text": line}
-        prompt = record.get("messages", record.get("text"))
-        if prompt is None:
-            raise InvalidRequest(f"{path.name} line {number} has neither text nor messages", param=option)
-        found.append(prompt)
-    return found
-
-
 def split(words: str) -> list[str]:
     return [word.strip() for word in words.split(",") if word.strip()]
 
@@ -114,20 +94,3 @@ def _write(client: Client, found: Calibrated, folder: Path) -> None:
     (folder / f"{name}.png").write_bytes(client.calibration_plot(found.artifact, format="png"))
     (folder / f"{name}.svg").write_bytes(client.calibration_plot(found.artifact, format="svg"))
     out.print(f"wrote {name}.json, .png and .svg to {folder}")
-
-
-def _json(text: str, option: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise InvalidRequest(f"this is no JSON: {error}", param=option) from error
-    if not isinstance(value, dict):
-        raise InvalidRequest("this is no JSON object", param=option)
-    return value
-
-
-def _numbers(text: str, kind: type[int] | type[float], option: str) -> list[int] | list[float]:
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError as error:
-        raise InvalidRequest(f"{text!r} is no list of numbers", param=option, fix="Write 3 or 3,4.") from error

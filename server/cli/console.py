@@ -46,14 +46,6 @@ def fail(message: str, *, code: str | None = None, param: str | None = None, fix
     raise typer.Exit(1)
 
 
-def json_or_text(text: str) -> Any:
-    """What a flag holds: JSON where it is some, else the text itself."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
 def print_json(value: Any) -> None:
     """Plain JSON, for other programs: no colours, no wrapping."""
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))

@@ -8,9 +8,9 @@ import typer
 from rich.table import Table
 from trimtab_client import Client
 
-from server.cli.calibrate import _json, _numbers
 from server.cli.connection import DEFAULT_URL, Key, Url, connect
 from server.cli.console import out
+from server.cli.given import json_object, numbers, questions
 from server.cli.waiting import finished
 from steering.language.errors import InvalidRequest
 
@@ -41,17 +41,17 @@ def evaluate(
 ) -> None:
     """Grade what the model writes beside the untouched model and random artifacts of equal size; keep the report."""
     named: dict[str, Any] = {"preset": subject} if preset else {"spec": _spec(subject)}
-    doses = _numbers(dose, float, "--dose")
-    neutral = [] if controls is None else [_prompt(one) for one in read_questions(controls, "--controls")]
-    unrelated = [] if tasks is None else read_questions(tasks, "--tasks")
-    asked = {"doses": doses, "draws": draws, "max_tokens": max_tokens, "seed": seed,
-             "temperature": temperature, "samples": samples,
-             "controls": neutral, "tasks": unrelated}
-    questions = read_questions(prompts, "--prompts")
-    out.print(f"{1 + len(doses) * (1 + draws)} arms of {len(questions) + len(neutral) + len(unrelated)} completions, "
+    doses = numbers(dose, float, "--dose")
+    neutral = [] if controls is None else [prompt for prompt, _ in questions(controls, "--controls")]
+    unrelated = [] if tasks is None else _with_answers(tasks, "--tasks")
+    options = {**named, "doses": doses, "draws": draws, "max_tokens": max_tokens, "seed": seed,
+               "temperature": temperature, "samples": samples, "controls": neutral, "tasks": unrelated}
+    asked = _with_answers(prompts, "--prompts")
+    out.print(f"{1 + len(doses) * (1 + draws)} arms of {len(asked) + len(neutral) + len(unrelated)} completions, "
               f"{max_tokens} tokens each at the most")
     with connect(url, key) as client:
-        report = _run(client, questions, [_grader(text) for text in grader], {**named, **asked})
+        job = client.start_evaluation(asked, [_grader(text) for text in grader], **options)
+        report = client.evaluation((finished(client, job, STAGES).result or {})["id"])
         show(report)
         out.print(f"stored as {report['id']}; read it at {url.rstrip('/')}/v1/evaluations/{report['id']}/report")
         if output is not None:
@@ -86,35 +86,14 @@ def show(report: dict[str, Any]) -> None:
             out.print(f"  {name} ({', '.join(sample['outcomes'])}): {sample['text'].strip()}", markup=False)
 
 
-def read_questions(path: Path, option: str) -> list[Any]:
-    """Prompts of a file, with right answers where a line has `expected`.
-
-    Raises:
-        InvalidRequest: naming the line.
-    """
-    found: list[Any] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        record = _json(line, option) if line.startswith("{") else {"text": line}
-        prompt = record.get("messages", record.get("text", record.get("prompt")))
-        if prompt is None:
-            raise InvalidRequest(f"{path.name} line {number} has none of text, prompt and messages", param=option)
-        expected = record.get("expected")
-        if expected is None:
-            found.append(prompt)
-        else:
-            found.append({"prompt": prompt, "expected": [expected] if isinstance(expected, str) else expected})
-    return found
-
-
-def _prompt(one: Any) -> Any:
-    return one["prompt"] if isinstance(one, dict) else one
+def _with_answers(path: Path, option: str) -> list[Any]:
+    return [prompt if expected is None else {"prompt": prompt, "expected": expected}
+            for prompt, expected in questions(path, option)]
 
 
 def _spec(text: str) -> dict[str, Any]:
     if text.lstrip().startswith("{"):
-        given = _json(text, "SUBJECT")
+        given = json_object(text, "SUBJECT")
         return given if "interventions" in given else {"interventions": [given]}
     return {"interventions": [{"artifact": text}]}
 
@@ -122,19 +101,13 @@ def _spec(text: str) -> dict[str, Any]:
 def _grader(text: str) -> dict[str, Any]:
     """A grader of one word, of a word and its main option, or as JSON."""
     if text.lstrip().startswith("{"):
-        return _json(text, "--grader")
+        return json_object(text, "--grader")
     kind, _, value = text.partition("=")
     main = {"language": "language", "regex": "pattern", "sentiment": "wanted", "refusal": "wanted"}
     if value and kind not in main:
         raise InvalidRequest(f"the grader {kind!r} has no main option", param="--grader",
                              fix=f"Give it as JSON, or use one of {', '.join(main)}.")
     return {"kind": kind, main[kind]: value} if value else {"kind": kind}
-
-
-def _run(client: Client, prompts: list[Any], graders: list[dict[str, Any]], options: dict[str, Any]) -> dict[str, Any]:
-    """Run the job to its end."""
-    done = finished(client, client.start_evaluation(prompts, graders, **options), STAGES)
-    return client.evaluation((done.result or {})["id"])
 
 
 def _share(share: dict[str, Any]) -> str:

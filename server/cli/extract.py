@@ -10,9 +10,10 @@ import typer
 from rich.table import Table
 from trimtab_client import Client, Extracted, Job, Method
 
-from server.cli.calibrate import read_prompts
 from server.cli.connection import DEFAULT_URL, Key, Url, connect
-from server.cli.console import json_or_text, out
+from server.cli.console import out
+from server.cli.given import assigned, json_or_text
+from server.cli.given import prompts as prompts_of
 from server.cli.models import settings_with_model
 from server.cli.records import read_records
 from server.cli.reports import rendered
@@ -70,9 +71,9 @@ def extract(
     fields |= {field: value for field, value in (("site", site), ("op", op)) if value is not None}
     if token is not None:
         fields["token"] = int(token) if token.lstrip("-").isdigit() else token
-    fields |= {field: json_or_text(text) for field, text in _assigned(settings, "--set")}
+    fields |= {field: json_or_text(text) for field, text in assigned(settings or (), "--set")}
     trial = {"effort": effort, "grader": json_or_text(grader) if grader else None,
-             "prompts": read_prompts(prompts, "--prompts") if prompts else None}
+             "prompts": prompts_of(prompts, "--prompts") if prompts else None}
     trial = {field: value for field, value in trial.items() if value is not None}
     if trial:
         fields["trial"] = trial
@@ -91,23 +92,19 @@ def extract(
         if target is not None and "target" in chosen.request["properties"]:
             fields["target"] = target
         read = {chosen.data: read_records(data, where=where or (), columns=column or ()),
-                **{field: read_records(Path(path)) for field, path in _assigned(also, "--also")}}
+                **{field: read_records(Path(path)) for field, path in assigned(also or (), "--also")}}
         fields |= {field: entries(records, chosen.request, field, target=target, prefix=prefix, suffix=suffix)
                    for field, records in read.items()}
         file = output if offline is None or output is not None else Path(f"{name}.safetensors")
-        found = run(client, chosen.name, fields, file)
+        found = finish(client, client.start_extraction(method=chosen.name, **fields), file)
         if offline is None:
             out.print(f"stored {found.artifact}")
 
 
-def run(client: Client, method: str, fields: Mapping[str, Any], output: Path | None) -> Extracted:
-    """Run the job to its end, see `finish`."""
-    return finish(client, client.start_extraction(method=method, **fields), output)
-
-
 def finish(client: Client, job: Job, output: Path | None) -> Extracted:
-    """Wait for a job, print its report, write the file if one is wanted."""
-    found = Extracted.model_validate(finished(client, job, STAGES).result)
+    """Wait for a job, print its report, and write the file if one is wanted."""
+    done = finished(client, job, STAGES)
+    found = Extracted.model_validate(done.result)
     out.print(rendered(found.report))
     if output is not None:
         output.write_bytes(client.download_artifact(found.artifact))
@@ -158,14 +155,6 @@ def _type(field: Mapping[str, Any]) -> str:
     if "anyOf" in field:
         return " | ".join(dict.fromkeys(_type(option) for option in field["anyOf"] if option.get("type") != "null"))
     return str(field.get("type", field.get("const", field.get("$ref", "any").rpartition("/")[2])))
-
-
-def _assigned(written: Sequence[str] | None, option: str) -> Iterator[tuple[str, str]]:
-    for one in written or ():
-        name, equals, value = one.partition("=")
-        if not (name and equals):
-            raise InvalidRequest(f"{one!r} is not NAME=VALUE", param=option)
-        yield name, value
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from server.cli.given import assigned
 from steering.language.errors import InvalidRequest
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -34,7 +35,7 @@ def read_records(path: Path, *, where: Sequence[str] = (), columns: Sequence[str
     kept = [record for record in records if _holds(record, _conditions(where), path.name)]
     if not kept:
         raise InvalidRequest(f"no entry of {path.name} has {' and '.join(where)}", param="--where")
-    return [_renamed(record, _named(columns, "--column"), path.name) for record in kept]
+    return [_renamed(record, dict(assigned(columns, "--column")), path.name) for record in kept]
 
 
 def _records(text: str, path: Path) -> list[Any]:
@@ -84,21 +85,10 @@ def _parsed(text: str, where: str) -> Any:
         raise InvalidRequest(f"{where} is no JSON: {error}", param="--data", fix=FORMS) from error
 
 
-def _named(written: Sequence[str], option: str) -> dict[str, str]:
-    found = {}
-    for one in written:
-        name, equals, value = one.partition("=")
-        if not (name and equals and value):
-            raise InvalidRequest(f"{one!r} is not NAME=VALUE", param=option)
-        found[name] = value
-    return found
-
-
 def _conditions(where: Sequence[str]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
-    for one in where:
-        for name, value in _named([one], "--where").items():
-            found.setdefault(name, set()).add(value)
+    for name, value in assigned(where, "--where"):
+        found.setdefault(name, set()).add(value)
     return found
 
 

@@ -5,10 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from server.cli.calibrate import read_prompts
 from server.cli.connection import DEFAULT_URL, Key, Url, connect
-from server.cli.console import json_or_text, out
+from server.cli.console import out
 from server.cli.extract import finish
+from server.cli.given import json_or_text
+from server.cli.given import prompts as prompts_of
 from server.cli.records import read_records
 from steering.language.errors import InvalidRequest
 
@@ -34,7 +35,7 @@ def tune(
     if grader is not None:
         trial["grader"] = json_or_text(grader)
     if prompts is not None:
-        trial["prompts"] = read_prompts(prompts, "--prompts")
+        trial["prompts"] = prompts_of(prompts, "--prompts")
     body: dict[str, Any] = {"trial": trial, "seed": seed}
     if pairs is not None:
         body["pairs"] = read_records(pairs)
