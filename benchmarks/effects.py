@@ -16,7 +16,6 @@ and that a reported KL is that of the engine's own log-probabilities.
 
 import argparse
 import asyncio
-import json
 import random
 import statistics
 import tempfile
@@ -32,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.special import rel_entr
 
+from benchmarks.command import options_of, run
 from lab import model_path
 from server.boot import build
 from server.effects.metrics import EffectMetrics
@@ -227,17 +227,9 @@ def _summary(rounds: list[dict[str, tuple[float, int, float]]], arguments: argpa
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("--engine", choices=("transformers", "vllm"), default="transformers")
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--requests", type=int, default=96)
-    parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 leaves torch's choice")
-    parser.add_argument("--json", default=None)
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    outcome = asyncio.run(main(options))
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(outcome, file, indent=1)
+    run(parser, main)

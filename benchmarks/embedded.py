@@ -10,7 +10,6 @@ and that each gets in a batch what it gets alone.
 
 import argparse
 import asyncio
-import json
 import statistics
 import tempfile
 import time
@@ -21,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from benchmarks.command import options_of, run
 from server.engines.base import Generation, Sampling
 from server.engines.transformers.engine import TransformersEngine
 from server.engines.transformers.options import EngineOptions
@@ -128,18 +128,10 @@ async def main(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 leaves torch's choice")
-    parser.add_argument("--json", default=None)
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    outcome = asyncio.run(main(options))
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(outcome, file, indent=1)
+    run(parser, main)

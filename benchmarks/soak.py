@@ -9,7 +9,6 @@ log-probabilities within a thousandth. Memory of the server and its processes is
 
 import argparse
 import asyncio
-import json
 import random
 import time
 from collections import Counter
@@ -22,6 +21,7 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.command import options_of, run
 from lab import model_path
 from scripts.running import running_server
 
@@ -278,14 +278,9 @@ async def _tell(soak: Soak, start: float) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("--minutes", type=float, default=2)
     parser.add_argument("--engine", choices=("transformers", "vllm"), default="vllm")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", default=None)
-    options = parser.parse_args()
-    outcome = asyncio.run(main(options))
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(outcome, file, indent=1)
+    run(parser, main)

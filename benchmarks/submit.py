@@ -12,7 +12,6 @@ wall clock, with the median of the thread's own time beside them, as other work 
 
 import argparse
 import itertools
-import json
 import random
 import statistics
 import tempfile
@@ -26,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import insert, select
 
+from benchmarks.command import options_of, run
 from server.observability.instruments import Registry
 from server.requests.killswitch import KillSwitch
 from server.requests.planner import Planner
@@ -165,12 +165,7 @@ def report(found: dict[str, dict[str, float]], arguments: argparse.Namespace) ->
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("--artifacts", type=int, default=100_000)
     parser.add_argument("--times", type=int, default=2000)
-    parser.add_argument("--json", default=None)
-    options = parser.parse_args()
-    outcome = main(options)
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(outcome, file, indent=1)
+    run(parser, main)

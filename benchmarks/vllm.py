@@ -13,7 +13,6 @@ a request gets in a batch what it gets alone.
 
 import argparse
 import asyncio
-import json
 import os
 import random
 import statistics
@@ -28,6 +27,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command import options_of, run
 from benchmarks.random_model import make_model
 from server.engines.base import Generation, Sampling
 from server.engines.vllm.host.engine import VllmEngine
@@ -223,7 +223,7 @@ async def measure(arms: dict[str, tuple[Arm, Arm]], rounds: int) -> dict[str, di
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--layers", type=int, default=12)
@@ -232,10 +232,5 @@ if __name__ == "__main__":
     parser.add_argument("--sites", default="", help="hooked sites, all by default")
     parser.add_argument("--graph-ops", default="auto", choices=["auto", "vectors", "all"])
     parser.add_argument("--stacks", action="store_true", help="one more arm: three vectors at every layer")
-    parser.add_argument("--json", default=None)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    options = parser.parse_args()
-    outcome = asyncio.run(main(options))
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(outcome, file, indent=1)
+    run(parser, main)

@@ -26,6 +26,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command import options_of, run
 from benchmarks.random_model import make_model
 
 PORTS = {"stock": 8160, "trimtab": 8161}
@@ -137,15 +138,11 @@ def table(found: dict[str, list[dict[str, float]]], arguments: argparse.Namespac
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=48)
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--shadow", type=float, default=0.0, help="share of steered requests whose effect is measured")
-    parser.add_argument("--json", default=None)
-    options = parser.parse_args()
-    outcome = main(options)
-    if options.json:
-        Path(options.json).write_text(json.dumps(outcome, indent=1))
+    run(parser, main)

@@ -6,11 +6,9 @@ work done plainly, request by request. Checks that both mark the same tokens.
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command import options_of, run
 from server.engines.vllm.wire import EXTRA, Key, Rows
 from server.engines.vllm.worker.steps import Steps
 from server.engines.vllm.worker.tables import VARIANTS, GraphTables
@@ -124,10 +123,6 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--json", type=Path, default=None)
-    options = parser.parse_args()
-    outcome = main(options)
-    if options.json:
-        options.json.write_text(json.dumps(outcome, indent=1))
+    run(parser, main)

@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from vectors.locks import held
 from vectors.storage_errors import storage_error
 
 Number = TypeVar("Number", bound=np.generic)
@@ -68,21 +69,7 @@ def sweep(min_age_s: float = YOUNG_S) -> int:
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         # Another user's, or gone meanwhile: neither is ours to remove.
         with suppress(OSError):
-            if time.time() - folder.stat().st_mtime >= min_age_s and not _held(folder):
+            if time.time() - folder.stat().st_mtime >= min_age_s and not held(folder / LOCK):
                 shutil.rmtree(folder)
                 removed += 1
     return removed
-
-
-def _held(folder: Path) -> bool:
-    try:
-        handle = os.open(folder / LOCK, os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False

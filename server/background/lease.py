@@ -7,6 +7,8 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
+from vectors.locks import held
+
 _ID = re.compile(r"server-[0-9a-f]{16}")
 
 
@@ -40,16 +42,8 @@ class Lease:
             return True
         if not _ID.fullmatch(owner):
             return False
-        try:
-            handle = os.open(self._path(owner), os.O_RDWR)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if held(self._path(owner)):
             return True
-        finally:
-            os.close(handle)
         with suppress(OSError):
             self._path(owner).unlink(missing_ok=True)
         return False

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from vectors.calibration import Floor, Outcome, Setting, Spread
@@ -23,8 +24,9 @@ def draw(setting: Setting, title: str, format: Literal["png", "svg"]) -> bytes:
 
     panels: list[Callable[[Any, Setting], None]] = [_dose]
     if setting.base.target is not None:
-        panels.append(_target)
-    panels += [_perplexity, _repetition]
+        panels.append(partial(_against_dose, field="target", label="target score", title="Behaviour"))
+    panels += [partial(_against_dose, field="perplexity", label="perplexity under base", title="Surprise"),
+               partial(_against_dose, field="repetition", label="repeated 3-grams", title="Degeneration")]
     # A figure of its own, not pyplot's: that keeps every figure and belongs to one thread.
     figure = Figure(figsize=(WIDTH * len(panels), HEIGHT), layout="constrained", dpi=DPI)
     for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
@@ -61,33 +63,19 @@ def _dose(axes: Any, setting: Setting) -> None:
     axes.set(yscale="log", xlabel="strength (raw)", ylabel="KL per token (nats)", title="Dose")
 
 
-def _target(axes: Any, setting: Setting) -> None:
+def _against_dose(axes: Any, setting: Setting, field: Literal["target", "perplexity", "repetition"], label: str,
+                  title: str) -> None:
+    """One measure over the dose that each strength came to, beside the random artifacts and the untouched model."""
     for _, color, marker, side in _sides(setting):
-        axes.plot([p.kl for p in side], [p.target for p in side], color=color, marker=marker, markersize=4,
+        axes.plot([p.kl for p in side], [getattr(p, field) for p in side], color=color, marker=marker, markersize=4,
                   linewidth=1.4)
-    _band(axes, setting.floor, [f.kl.median for f in setting.floor], lambda f: f.target)
-    axes.axhline(setting.base.target, color=BASE, linestyle=":", linewidth=1)
-    axes.set(xscale="log", xlabel="KL per token (nats)", ylabel="target score", title="Behaviour (dotted: untouched)")
-
-
-def _perplexity(axes: Any, setting: Setting) -> None:
-    for _, color, marker, side in _sides(setting):
-        axes.plot([p.kl for p in side], [p.perplexity for p in side], color=color, marker=marker, markersize=4,
-                  linewidth=1.4)
-    _band(axes, setting.floor, [f.kl.median for f in setting.floor], lambda f: f.perplexity)
-    axes.axhline(setting.base.perplexity, color=BASE, linestyle=":", linewidth=1)
-    axes.set(xscale="log", yscale="log", xlabel="KL per token (nats)", ylabel="perplexity under base",
-             title="Surprise (dotted: untouched)")
-
-
-def _repetition(axes: Any, setting: Setting) -> None:
-    for _, color, marker, side in _sides(setting):
-        axes.plot([p.kl for p in side], [p.repetition for p in side], color=color, marker=marker, markersize=4,
-                  linewidth=1.4)
-    _band(axes, setting.floor, [f.kl.median for f in setting.floor], lambda f: f.repetition)
-    axes.axhline(setting.base.repetition, color=BASE, linestyle=":", linewidth=1)
-    axes.set(xscale="log", xlabel="KL per token (nats)", ylabel="repeated 3-grams", title="Degeneration")
-    axes.set_ylim(bottom=0)
+    _band(axes, setting.floor, [f.kl.median for f in setting.floor], lambda f: getattr(f, field))
+    axes.axhline(getattr(setting.base, field), color=BASE, linestyle=":", linewidth=1)
+    axes.set(xscale="log", xlabel="KL per token (nats)", ylabel=label, title=f"{title} (dotted: untouched)")
+    if field == "perplexity":
+        axes.set_yscale("log")
+    elif field == "repetition":
+        axes.set_ylim(bottom=0)
 
 
 def _band(axes: Any, floor: Sequence[Floor], x: Sequence[float], of: Callable[[Floor], Spread | None]) -> None:
