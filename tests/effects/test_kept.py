@@ -123,7 +123,7 @@ async def test_however_a_completion_ends_its_bytes_come_back(start_engine: Any, 
     kept: Kept | None = completion.kept()
     await completion.cancel()
     async with asyncio.timeout(30):
-        while engine.steps.completions:
+        while engine.roster.completions:
             await asyncio.sleep(0.01)
     assert leaves_after == 0 or engine._room.left < engine.options.kept_bytes
     del completion, kept

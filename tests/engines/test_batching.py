@@ -124,7 +124,7 @@ async def test_cancellation_frees_slot_and_cache(start_engine: Any) -> None:
     # Another program can have the only slot, without waiting for 400 tokens.
     tokens, _ = await generate(engine, PROMPT, compiled(engine, add(2)), max_tokens=3)
     assert len(tokens) == 3
-    assert not engine.steps.completions
+    assert not engine.roster.completions
     assert engine.stats()["slots_used"] == 0
 
 
@@ -143,7 +143,7 @@ async def test_a_client_that_leaves_while_waiting_gets_no_slot(start_engine: Any
     await holder.cancel()
     # The slot comes free and goes to the next that asks, not to the one that left.
     tokens, _ = await generate(engine, PROMPT, compiled(engine, add(3)), max_tokens=3)
-    assert len(tokens) == 3 and not engine.steps.completions and not len(engine._turns)
+    assert len(tokens) == 3 and not engine.roster.completions and not len(engine._turns)
 
 
 async def test_all_slots_pinned_waits_then_refuses(start_engine: Any) -> None:

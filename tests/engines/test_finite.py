@@ -318,7 +318,7 @@ async def test_a_stream_of_faults_leaves_nothing_behind(start_engine: Any) -> No
     assert len((await generate(engine, OTHER))[0]) == 12
     stats = engine.stats()
     assert (stats["running"], stats["waiting"], stats["slots_used"]) == (0, 0, 0)
-    assert not engine.steps._given_up and not engine.steps.completions
+    assert not engine.roster.given_up and not engine.roster.completions
 
 
 async def test_a_fault_in_a_chunk_that_predicts_nothing(start_engine: Any) -> None:

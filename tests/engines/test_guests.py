@@ -71,7 +71,7 @@ async def watched(start_engine: Callable[..., Any]) -> tuple[TransformersEngine,
         prepare(batch)
 
     steps._prepare = noted  # type: ignore[method-assign]
-    steps.share.clock = lambda: float(steps.done)
+    engine.roster.share.clock = lambda: float(steps.done)
     return engine, seen
 
 
@@ -111,13 +111,13 @@ async def test_steps_of_a_chat_and_of_guests_alternate_and_change_no_token(
 
 async def test_a_guest_goes_on_where_a_request_finds_no_room(start_engine: Callable[..., Any]) -> None:
     engine: TransformersEngine = await start_engine("llama", kv_cache_tokens=96, max_batch_tokens=16)
-    engine.steps.share.clock = lambda: 0.0
+    engine.roster.share.clock = lambda: 0.0
     running = [asyncio.ensure_future(told(engine, guest(engine, n))) for n in range(2)]
     async with asyncio.timeout(60):
         while not engine.steps.done:
             await asyncio.sleep(0.001)
         # It never gets a turn by the clock while the request is there, which needs more than what is free.
-        engine.steps.share.took(1.0, 1)
+        engine.roster.share.took(1.0, 1)
         tokens, _ = await generate(engine, PROMPT[:9], max_tokens=60, ignore_eos=True)
         assert len(tokens) == 60
         assert [len(found) for found in await asyncio.gather(*running)] == [TOKENS, TOKENS]

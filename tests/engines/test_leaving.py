@@ -42,12 +42,12 @@ async def until(condition: Callable[[], Any]) -> None:
 
 
 async def all_free(engine: TransformersEngine) -> None:
-    steps, processor = engine.steps, engine.supervisor.manager.batch_processor
-    await until(lambda: not steps.completions)
+    roster, processor = engine.roster, engine.supervisor.manager.batch_processor
+    await until(lambda: not roster.completions)
     await until(lambda: engine.bank.num_pinned == 0 and not len(engine._turns) and not engine._pass_lock.locked())
-    assert not steps._leaving and not steps._given_up and not steps._row_of and steps._num_steered == 0
-    assert sorted(steps._free_rows) == list(range(len(steps._table)))
-    assert steps._arena.num_used == 0
+    assert not roster.leaving and not roster.given_up and not roster._row_of and roster._num_steered == 0
+    assert sorted(roster._free_rows) == list(range(len(roster._table)))
+    assert roster._arena.num_used == 0
     # Only the engine's own thread may look into its tables: in a pause.
     found = await asyncio.to_thread(_look, engine, processor)
     assert found == {"active": 0, "waiting": 0, "order": 0, "cancelled": 0, "tables": 0, "free": 1.0}
@@ -138,7 +138,7 @@ async def test_before_the_engine_has_read_it(engine: TransformersEngine, held: H
     first = Reading(engine, "first", PROMPT[:5])
     await held.at(lambda: True)
     late = Reading(engine, "late", PROMPT[:5], add(1))
-    await until(lambda: "late" in engine.steps.completions)
+    await until(lambda: "late" in engine.roster.completions)
     await late.leaves()
     held.release()
     await first.leaves()
@@ -181,7 +181,7 @@ async def test_while_it_decodes(engine: TransformersEngine) -> None:
 async def test_in_its_last_step(engine: TransformersEngine, held: Held) -> None:
     """It is over and it has left: one of the two must not hide the other."""
     reading = Reading(engine, "last", PROMPT[:9], add(1), max_tokens=4)
-    await held.at(lambda: len(engine.steps.completions["last"].running.choices) == 3)
+    await held.at(lambda: len(engine.roster.completions["last"].running.choices) == 3)
     await reading.leaves()
     held.release()
 
@@ -325,7 +325,7 @@ async def test_names_in_use_are_refused_and_leave_nothing(engine: TransformersEn
     with pytest.raises(InvalidRequest, match="in use"):
         await second.admit()
     await second.cancel()
-    assert "twin" in engine.steps.completions, "the one that was refused ended the other"
+    assert "twin" in engine.roster.completions, "the one that was refused ended the other"
     await first.cancel()
 
 
@@ -349,6 +349,6 @@ async def test_at_every_await(engine: TransformersEngine, what: str) -> None:
         assert not engine._pass_lock.locked() and engine.forward.bank.num_pinned == 0
         if not task.cancelled():
             break
-        await until(lambda: not engine.steps.completions)
+        await until(lambda: not engine.roster.completions)
     assert number >= 2
     assert task.result() is not None

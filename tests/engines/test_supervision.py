@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from server.engines.base import CaptureRequest, CompareRequest, Generation, Sampling, Token
+from server.engines.transformers import comparing, stock, supervisor
 from server.engines.transformers import engine as engine_module
-from server.engines.transformers import stock, supervisor
 from server.engines.transformers.engine import TransformersEngine
 from server.engines.watching import BackOff, Progress
 from steering.language.errors import EngineFailed, EngineUnavailable, UnsupportedModel
@@ -122,7 +122,7 @@ async def test_a_step_that_fails_in_the_middle_of_texts_is_undone(start: Any, mo
     """It raises after half of its tokens were drawn and noted; nobody is at fault, and nobody loses a token."""
     engine = await start()
     expected = await alone(engine)
-    note, calls = engine.steps._note, 0
+    note, calls = engine.roster.note, 0
 
     def once(running: Any, token: int) -> None:
         nonlocal calls
@@ -131,7 +131,7 @@ async def test_a_step_that_fails_in_the_middle_of_texts_is_undone(start: Any, mo
         if calls == 19:
             raise RuntimeError("once")
 
-    monkeypatch.setattr(engine.steps, "_note", once)
+    monkeypatch.setattr(engine.roster, "note", once)
     got = await asyncio.gather(*(start_of(engine, n) for n in range(4)))
     assert calls > 19
     same(got, expected)
@@ -307,7 +307,7 @@ async def test_a_measurement_that_is_told_to_end_fails_alone(
     measured: list[tuple[Any, str, Callable[[], Awaitable[Any]]]] = [
         (engine.forward, "score", lambda: engine.score(PROMPT)),
         (engine.forward, "capture", lambda: engine.capture([CaptureRequest(PROMPT, {"resid_post": [0]})])),
-        (engine_module, "_all_compared", lambda: engine.compare(CompareRequest(PROMPT, 4, compiled(engine, add(1)))))]
+        (comparing, "_all_compared", lambda: engine.compare(CompareRequest(PROMPT, 4, compiled(engine, add(1)))))]
     for owner, name, measure in measured:
         with monkeypatch.context() as patched:
             patched.setattr(owner, name, told)

@@ -201,7 +201,7 @@ async def test_a_slot_that_the_engine_frees_during_the_attempt_is_not_missed(sta
                                         compiled(engine, add(1))))
     await anext(aiter(holder))
     acquire, retired, attempts = engine.bank.acquire, threading.Event(), 0
-    engine.steps._on_retired = lambda running: (engine._retired(running), retired.set())
+    engine.roster._on_retired = lambda running: (engine._retired(running), retired.set())
 
     def late(wanted: Program) -> int | None:
         nonlocal attempts

@@ -5,9 +5,7 @@ import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
-from itertools import groupby
 from typing import Any, TypeVar
 
 import anyio
@@ -24,21 +22,20 @@ from server.engines.base import (
     Condition,
     Engine,
     Generation,
-    Lost,
-    Sampling,
     Scores,
     Unready,
 )
 from server.engines.checks import check_capture, check_compare, check_room, check_tokens
 from server.engines.keeping import KeptRows, Room
-from server.engines.touching import first_touched
 from server.engines.transformers.canary import check_batching
+from server.engines.transformers.comparing import Comparing
 from server.engines.transformers.finite import Watch
-from server.engines.transformers.forward import ForwardPass, GeneratedPass, TokenRun, compared, padded_passes
+from server.engines.transformers.forward import ForwardPass, TokenRun, padded_passes
 from server.engines.transformers.handover import on_loop
-from server.engines.transformers.head import Head, Rows
+from server.engines.transformers.head import Head
 from server.engines.transformers.loading import load_model
 from server.engines.transformers.options import EngineOptions
+from server.engines.transformers.roster import Roster
 from server.engines.transformers.router import TokenRouter
 from server.engines.transformers.running import EngineCompletion, Failure, Running
 from server.engines.transformers.steps import Steps
@@ -46,10 +43,9 @@ from server.engines.transformers.stock import Manager, check_stock
 from server.engines.transformers.supervisor import Supervisor
 from server.engines.turns import Turns
 from server.threads import in_thread
-from steering.acting.containment import Fault, fault_error, for_comparison, model_error
+from steering.acting.containment import Fault, fault_error, model_error
 from steering.acting.selftest import SelfTest, narrowed, run_selftest
 from steering.acting.steerer import Steerer
-from steering.divergence import Divergence, ResidualShift, residual_shift
 from steering.language.errors import EngineFailed, EngineUnavailable, InvalidRequest, TrimtabError
 from steering.models.describe import model_facts
 from steering.models.facts import ModelFacts
@@ -84,8 +80,10 @@ class TransformersEngine(Engine):
         if not self.head.usable:
             log.warning("nothing_kept", why="the model's head cannot be run by itself", family=self.facts.family)
         self._room = Room(options.kept_bytes)
-        self.steps = Steps(self.steerer, self.bank, self.watch, self.head, options.step_limit, self._retired)
+        self.roster = Roster(self._retired)
+        self.steps = Steps(self.roster, self.steerer, self.watch, self.head, options.step_limit)
         self.forward = ForwardPass(self.model, self.facts.num_layers - 1, self.watch, options.step_limit)
+        self._comparing = Comparing(self.forward, self.head, options.step_limit, self._aside, self._completion)
         self.supervisor = Supervisor(options, self.steps, make=self._make_manager, prove=self._prove,
                                      advanced=self._advanced)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -122,7 +120,7 @@ class TransformersEngine(Engine):
         kept = None if generation.keep_from is None else KeptRows(generation.keep_from, self._room)
         if kept is not None and not self.head.usable:
             kept.lose("head")
-        return EngineCompletion(running, self._admit, self.supervisor.leave, self.steps.touched, self._explain, kept)
+        return EngineCompletion(running, self._admit, self.supervisor.leave, self.roster.touched, self._explain, kept)
 
     async def score(self, token_ids: Sequence[int], program: Program | None = None, *, prompt_length: int | None = None,
                     roles: Sequence[str] | None = None, full: bool = False) -> Scores:
@@ -154,81 +152,13 @@ class TransformersEngine(Engine):
 
     async def compare(self, request: CompareRequest) -> Comparison:
         check_compare(request, self.facts)
-        found = await self._compared_with_kept(request)
-        if isinstance(found, Comparison):
-            return found
-        return replace((await self._compared([request]))[0], rerun=found)
+        return await self._comparing.one(request)
 
     async def compare_all(self, requests: Sequence[CompareRequest]) -> list[Comparison]:
         """Neighbours under the same program share their passes."""
-        found: list[Comparison] = []
-        for _, same in groupby(requests, lambda request: request.program.digest):
-            group = list(same)
-            for chosen in padded_passes([len(request.token_ids) for request in group]):
-                found += await self._compared([group[i] for i in chosen])
-        return found
-
-    async def _compared_with_kept(self, request: CompareRequest) -> Comparison | Lost:
-        """A comparison for which the steered pass is not run again, or why there is none.
-
-        The untouched pass is a request of the batching loop, so that it shares steps with its neighbours and begins
-        where the cache of untouched prefixes ends.
-        """
-        count = len(request.token_ids) - request.prompt_length
-        if not isinstance(request.kept, KeptRows):
-            return "absent"
-        kept = request.kept.rows(count)
-        if kept is None:
-            return request.kept.lost or "incomplete"
-        steered = Rows(*kept)
-        first = first_touched(request)
-        same = min(max(first - request.prompt_length + 1, 0), count)
-        base = steered.upto(same)
-        if same < count:
-            ids = list(request.token_ids[:-1])
-            completion = self._completion(Generation(
-                f"measured-{secrets.token_hex(12)}", ids, Sampling(max_tokens=1, temperature=0.0, ignore_eos=True),
-                keep_from=request.prompt_length - 1 + same))
-            async for _ in completion:
-                pass
-            rest = completion.kept()
-            found = None if rest is None else rest.rows(count - same)
-            if found is None:
-                return "incomplete" if rest is None or rest.lost is None else rest.lost
-            base = base.then(Rows(*found))
-        # Over the whole vocabulary, so in a thread: the event loop serves everybody.
-        total = await in_thread(compared, steered.logits(self.head), base.logits(self.head), request)
-        shift = await in_thread(residual_shift, steered.residual.float(), base.residual.float())
-        program, without = request.program, []
-        for i in range(len(program.compiled) if len(program.compiled) > 1 else 0):
-            less = for_comparison(program.without(i), self.options.step_limit)
-            other = await self._aside(partial(self.forward.generated, request, less))
-            without.append(await in_thread(compared, steered.logits(self.head), other.rows, request))
-        return Comparison(total, tuple(without) or (total,) * len(program.compiled),
-                          ResidualShift(shift.relative.cpu(), shift.cosine.cpu()), exact=True, rerun=None)
-
-    async def _compared(self, requests: Sequence[CompareRequest]) -> list[Comparison]:
-        """Comparisons of completions under one program, in passes that hold all of them."""
         for request in requests:
             check_compare(request, self.facts)
-        program = requests[0].program
-        steered = await self._aside(partial(self.forward.generated_all, requests, program))
-        base = await self._aside(partial(self.forward.generated_all, requests, None))
-        # Over the whole vocabulary, so in threads: the event loop serves everybody.
-        totals = await in_thread(partial(_all_compared, steered, base, requests), failure=EngineFailed)
-        shifts = await in_thread(lambda: [residual_shift(s.hidden, b.hidden)
-                                          for s, b in zip(steered, base, strict=True)], failure=EngineFailed)
-        count = len(program.compiled)
-        without: list[list[Divergence]] = [[] for _ in requests]
-        for i in range(count if count > 1 else 0):
-            less = for_comparison(program.without(i), self.options.step_limit)
-            others = await self._aside(partial(self.forward.generated_all, requests, less))
-            shares_now = await in_thread(partial(_all_compared, steered, others, requests), failure=EngineFailed)
-            for shares, found in zip(without, shares_now, strict=True):
-                shares.append(found)
-        return [Comparison(total, tuple(shares) or (total,) * count,
-                           ResidualShift(shift.relative.cpu(), shift.cosine.cpu()), exact=True)
-                for total, shares, shift in zip(totals, without, shifts, strict=True)]
+        return await self._comparing.all(requests)
 
     def capabilities(self) -> dict[str, Any]:
         sites = {
@@ -249,7 +179,7 @@ class TransformersEngine(Engine):
         active = 0 if scheduler is None else len(scheduler.active_requests)
         total = 0 if processor is None else processor.cache.num_blocks
         free = 0.0 if processor is None else processor.cache.compute_free_capacity()
-        return {"running": active, "waiting": max(len(self.steps.completions) - active, 0) + len(self._turns),
+        return {"running": active, "waiting": max(len(self.roster.completions) - active, 0) + len(self._turns),
                 "slots_total": self.bank.num_slots, "slots_used": self.bank.num_pinned,
                 "slots_resident": self.bank.num_resident, "bank_bytes": self.bank.nbytes,
                 "kv_blocks_total": total, "kv_blocks_used": round(total * (1 - float(free)))}
@@ -271,14 +201,14 @@ class TransformersEngine(Engine):
         if running.program is not None:
             running.slot = await self._turns.take(running.program)
         try:
-            self.steps.add(completion)
+            self.roster.add(completion)
         except BaseException:
             self._retired(running)
             raise
         try:
             self.supervisor.enqueue(running)
         except BaseException:
-            self.steps.retire(running.request_id)
+            self.roster.retire(running.request_id)
             raise
 
     async def _explain(self, running: Running, failure: Failure) -> TrimtabError:
@@ -331,11 +261,11 @@ class TransformersEngine(Engine):
     def _check(self, generation: Generation) -> None:
         check_tokens(generation.prompt_ids, self.facts)
         check_room(generation, self.max_sequence_tokens)
-        if generation.request_id in self.steps.completions:
+        if generation.request_id in self.roster.completions:
             raise InvalidRequest(f"request id {generation.request_id} is in use", param="request_id")
 
     def _advanced(self) -> tuple[int, bool]:
-        return self.steps.done + self._passes, bool(self.steps.completions) or self._pass_lock.locked()
+        return self.steps.done + self._passes, bool(self.roster.completions) or self._pass_lock.locked()
 
     def _make_manager(self) -> Manager:
         """Proves that the model is reached, and makes what runs it."""
@@ -363,12 +293,7 @@ class TransformersEngine(Engine):
             # time, and no graphs of fixed shape.
             use_async_batching=False, use_cuda_graph=False)
         generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0, max_new_tokens=1)
-        manager = Manager(self.steps.bind, TokenRouter(self.steps), model=self.model, generation_config=generation,
+        manager = Manager(self.steps.bind, TokenRouter(self.roster), model=self.model, generation_config=generation,
                           continuous_batching_config=config)
         manager.warmup()
         return manager
-
-
-def _all_compared(steered: Sequence[GeneratedPass], others: Sequence[GeneratedPass], requests: Sequence[CompareRequest]
-                  ) -> list[Divergence]:
-    return [compared(s.rows, o.rows, r) for s, o, r in zip(steered, others, requests, strict=True)]

@@ -7,8 +7,8 @@ from transformers.generation.continuous_batching.requests import GenerationOutpu
 
 from server.engines.base import FinishReason, Token
 from server.engines.transformers.handover import on_loop
+from server.engines.transformers.roster import Roster
 from server.engines.transformers.running import EngineCompletion, Running
-from server.engines.transformers.steps import Steps
 from steering.language.errors import EngineUnavailable, TrimtabError
 
 Events = list[tuple[EngineCompletion, list[Token], TrimtabError | None]]
@@ -17,9 +17,9 @@ Events = list[tuple[EngineCompletion, list[Token], TrimtabError | None]]
 class TokenRouter(OutputRouter):
     """Takes the stock router's place. One call into the event loop serves all completions of a step."""
 
-    def __init__(self, steps: Steps) -> None:
+    def __init__(self, roster: Roster) -> None:
         super().__init__()
-        self._steps = steps
+        self._roster = roster
 
     def deliver(self, output: GenerationOutput) -> None:
         self.deliver_batch([output])
@@ -27,18 +27,18 @@ class TokenRouter(OutputRouter):
     def deliver_batch(self, outputs: list[GenerationOutput]) -> None:
         events: dict[asyncio.AbstractEventLoop, Events] = {}
         for output in outputs:
-            completion = self._steps.completions.get(output.request_id)
+            completion = self._roster.completions.get(output.request_id)
             if completion is None:
                 continue
             # What a completion goes on with that was given up, or that nobody reads, is no text of it.
-            read = self._steps.open(output.request_id) is not None
+            read = self._roster.open(output.request_id) is not None
             tokens, error = [], None
             if output.status == RequestStatus.FAILED:
                 error = EngineUnavailable(f"the engine gave this request up: {output.error or 'it failed'}")
             elif read:
                 tokens = _new_tokens(output, completion.running)
             if output.is_finished():
-                self._steps.retire(output.request_id)
+                self._roster.retire(output.request_id)
             if read:
                 events.setdefault(completion.loop, []).append((completion, tokens, error))
         for loop, batch in events.items():

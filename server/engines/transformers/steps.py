@@ -12,102 +12,40 @@ The stock engine is not forked: bound methods of one batch processor are wrapped
       nothing of a request that has been given up
 """
 
-import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from transformers.generation.continuous_batching.requests import FutureRequestState
 
-from server.engines.arena import Arena
-from server.engines.base import Touched
-from server.engines.guests import Share
 from server.engines.keeping import KeptRows
-from server.engines.measured import Indices, MeasuredTable
+from server.engines.measured import Indices
 from server.engines.transformers.courtesy import Courtesy
 from server.engines.transformers.finite import Examined, Watch, examining
-from server.engines.transformers.handover import on_loop
 from server.engines.transformers.head import Head
-from server.engines.transformers.running import EngineCompletion, Failure, Overflow, Running, SaltedIds
+from server.engines.transformers.roster import NOBODY, Roster
+from server.engines.transformers.running import Overflow, Running, SaltedIds
 from server.engines.transformers.sampler import NO_TOKEN, choices, sample
 from server.engines.transformers.suspects import Suspects
 from steering.acting.containment import Fault, StepLimit
 from steering.acting.record import Record
 from steering.acting.steerer import Steerer
-from steering.language.errors import EngineFailed, InvalidRequest, TrimtabError
-from steering.residency.bank import Bank
+from steering.language.errors import EngineFailed, TrimtabError
 from steering.residency.plan import StepPlan
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Requests of a step in the order of its flat batch: their rows in the table, tokens before and tokens in it.
-
-    known: tokens that had been run already, more than come before it where a request is computed again.
-    """
-
-    request_ids: list[str]
-    rows: Indices
-    offsets: Indices
-    lengths: Indices
-    known: Indices
-
-    @cached_property
-    def owners(self) -> Indices:
-        """Index of the request that each token of the flat batch belongs to."""
-        return np.repeat(np.arange(len(self.lengths)), self.lengths)
-
-    @cached_property
-    def positions(self) -> Indices:
-        """Position of each token of the flat batch in its request."""
-        shift = self.offsets - (np.cumsum(self.lengths) - self.lengths)
-        return np.arange(len(self.owners)) + shift[self.owners]
-
-    def place(self, token: int) -> tuple[int, int]:
-        """Request and position in it of a token of the flat batch."""
-        return int(self.owners[token]), int(self.positions[token])
-
-
-NOBODY = Batch([], *(np.zeros(0, dtype=np.int64),) * 4)
-
-
 class Steps:
-    """Running completions and the steps they take part in. `on_retired` is called from the engine's thread.
+    """The steps that the completions of the roster take part in. done: steps that were carried out, counted on."""
 
-    A completion is known here from its admission (`add`) until the engine has let go of it (`retire`). In between it
-    may be asked to leave (`leave`, from the event loop; `fail`, from the engine's thread): the engine's thread drops
-    it before its next step, and until then its rows stay its own.
-
-    done: steps that were carried out, counted on. share: of the guests among the completions.
-    """
-
-    def __init__(self, steerer: Steerer, bank: Bank, watch: Watch, head: Head, limit: StepLimit,
-                 on_retired: Callable[[Running], None]) -> None:
+    def __init__(self, roster: Roster, steerer: Steerer, watch: Watch, head: Head, limit: StepLimit) -> None:
+        self.roster = roster
         self.steerer = steerer
-        self.bank = bank
         self.watch = watch
         self.head = head
         self.limit = limit
-        self.completions: dict[str, EngineCompletion] = {}
-        self._on_retired = on_retired
-        self._hosts = 0
-        self.share = Share(lambda: self._hosts > 0)
         self.done = 0
-        self._lock = threading.Lock()
-        # Completions that nobody reads any more; of those, the ones that were told of a failure.
-        self._leaving: set[str] = set()
-        self._given_up: set[str] = set()
-        self._arena = Arena()
-        # One row per running completion: slot, where its bits begin, tokens processed.
-        self._row_of: dict[str, int] = {}
-        self._table = np.zeros((64, 3), dtype=np.int64)
-        self._measured = MeasuredTable(64)
-        self._free_rows = list(range(63, -1, -1))
-        self._num_steered = 0
-        self._keeping: dict[str, KeptRows] = {}
         # Of the step at hand: its plan, its batch, who gets a token, and whether the pass was finite.
         self._plan: StepPlan = {}
         self._batch = NOBODY
@@ -118,91 +56,9 @@ class Steps:
         self._unplanned: Exception | None = None
         self._under_way = False
 
-    # Admission and end, called with the request's slot already pinned.
-
-    def add(self, completion: EngineCompletion) -> None:
-        """Raises InvalidRequest if there is one of that name."""
-        running = completion.running
-        with self._lock:
-            if running.request_id in self.completions:
-                raise InvalidRequest(f"request id {running.request_id} is in use", param="request_id")
-            if running.touch is not None:
-                running.base = self._arena.put(running.touch.on, running.touch.off)
-                self._num_steered += 1
-            if not self._free_rows:
-                size = len(self._table)
-                self._table = np.concatenate([self._table, np.zeros_like(self._table)])
-                self._measured.grow()
-                self._free_rows = list(range(2 * size - 1, size - 1, -1))
-            row = self._free_rows.pop()
-            self._table[row] = (running.slot, running.base, 0)
-            self._measured.reset(row)
-            self._row_of[running.request_id] = row
-            if (kept := completion.kept()) is not None:
-                self._keeping[running.request_id] = kept
-            self.completions[running.request_id] = completion
-            self._hosts += not running.generation.guest
-
-    def open(self, request_id: str) -> EngineCompletion | None:
-        """The completion, if somebody still reads it."""
-        with self._lock:
-            return None if request_id in self._leaving else self.completions.get(request_id)
-
-    def leave(self, running: Running) -> bool:
-        """Have a completion dropped before the next step. False if it is not known here."""
-        with self._lock:
-            found = self.completions.get(running.request_id)
-            if found is None or found.running is not running:
-                return False
-            self._leaving.add(running.request_id)
-            return True
-
-    def fail(self, request_id: str, failure: Failure) -> None:
-        """End one completion of the step that is under way; called from the engine's thread. Its reader gets `failure`,
-        the step's token is dropped, none of its pages are shared."""
-        completion = self.open(request_id)
-        if completion is not None and self.leave(completion.running):
-            self._given_up.add(request_id)
-            with self._lock:
-                completion.running.measured = self._measured.of(self._row_of[request_id])
-            on_loop(completion.loop, completion.fail, failure)
-
-    def retire(self, request_id: str) -> None:
-        """Forget a completion and free what it holds. Does nothing for one that is gone already."""
-        with self._lock:
-            completion = self.completions.pop(request_id, None)
-            self._leaving.discard(request_id)
-            self._given_up.discard(request_id)
-            if completion is None:
-                return
-            self._keeping.pop(request_id, None)
-            running = completion.running
-            self._hosts -= not running.generation.guest
-            row = self._row_of.pop(request_id)
-            running.processed = int(self._table[row, 2])
-            running.measured = self._measured.of(row)
-            self._free_rows.append(row)
-            if running.touch is not None:
-                self._arena.drop(running.base, len(running.touch.on))
-                self._num_steered -= 1
-        self._on_retired(running)
-
-    def touched(self, running: Running) -> list[Touched]:
-        """What its interventions acted on among the tokens that went through the model, and how far they moved them."""
-        with self._lock:
-            row = self._row_of.get(running.request_id)
-            if row is None:
-                return running.touched(running.processed, running.measured)
-            processed, measured = int(self._table[row, 2]), self._measured.of(row)
-        return running.touched(processed, measured)
-
     def in_step(self) -> frozenset[str]:
         """Who takes part in the step that is under way; in that of a loop that ended, if it ended in one."""
         return frozenset(self._batch.request_ids) if self._under_way else frozenset()
-
-    def _is_guest(self, request_id: str) -> bool:
-        completion = self.completions.get(request_id)
-        return completion is not None and completion.running.generation.guest
 
     # The steps, called from the engine's thread.
 
@@ -212,7 +68,7 @@ class Steps:
         prepare, step, search = ios.prepare_batch_tensors, processor._generation_step, cache.search_prefix_match
         clear, schedule = scheduler.clear_cancelled_requests, scheduler.schedule_batch
         suspects = Suspects(processor, self._raised, self._rewind)
-        courtesy = Courtesy(scheduler, self._is_guest, self.share)
+        courtesy = Courtesy(scheduler, self.roster.is_guest, self.roster.share)
 
         def prepare_batch_tensors(requests_in_batch: list[FutureRequestState], *args: Any, **kwargs: Any) -> None:
             self._under_way, self._unplanned = True, None
@@ -239,7 +95,7 @@ class Steps:
 
         def carry_out(model: Any) -> None:
             self._examined, self._broken, self._voiceless = None, False, []
-            self.head.listening = bool(self._keeping)
+            self.head.listening = bool(self.roster.keeping)
             with self.steerer.acting(self._plan, self.limit) as record:
                 step(model)
             if self._broken:
@@ -252,7 +108,7 @@ class Steps:
             self.head.forget()
 
         def search_prefix_match(request_id: str, prompt_ids: list[int]) -> int:
-            kept = self._keeping.get(request_id)
+            kept = self.roster.keeping.get(request_id)
             # What is to be kept has to be computed, so no more of an untouched text is read from the cache. The rows of
             # a steered one begin at the last token of its prompt, which is never read.
             given = prompt_ids if kept is None else prompt_ids[:kept.stop + 1]
@@ -263,11 +119,11 @@ class Steps:
             self._under_way = False
             # The stock queue of cancellations may be read before the request it is for has come; this set is kept until
             # the request is found.
-            with self._lock, scheduler._cancellation_lock:
-                scheduler._requests_to_cancel |= self._leaving
+            with self.roster.lock, scheduler._cancellation_lock:
+                scheduler._requests_to_cancel |= self.roster.leaving
             cancelled = clear()
             for state in cancelled:
-                self.retire(state.request_id)
+                self.roster.retire(state.request_id)
             if cancelled:
                 scheduler.block_new_requests = False
             return cancelled
@@ -291,56 +147,34 @@ class Steps:
     def _salting(self, mark: Callable[[str, list[int], int], None]) -> Callable[[str, list[int], int], None]:
         def mark_complete_blocks(request_id: str, token_ids: list[int], num_blocks: int) -> None:
             # Without a salt the pages of one that is gone would be everybody's.
-            if num_blocks and request_id in self.completions and request_id not in self._given_up:
+            if num_blocks and request_id in self.roster.completions and request_id not in self.roster.given_up:
                 mark(request_id, self._salted(request_id, token_ids), num_blocks)
 
         return mark_complete_blocks
 
     def _salted(self, request_id: str, token_ids: list[int]) -> list[int]:
-        completion = self.completions.get(request_id)
+        completion = self.roster.completions.get(request_id)
         if completion is None or completion.running.touch is None:
             return token_ids
         return SaltedIds(token_ids, completion.running)
 
     def _raised(self, request_id: str, error: Exception) -> None:
         """Alone in a step that raised."""
-        self.fail(request_id, error if isinstance(error, TrimtabError) else EngineFailed(
+        self.roster.fail(request_id, error if isinstance(error, TrimtabError) else EngineFailed(
             f"the engine failed on this request ({type(error).__name__})"))
-        self.retire(request_id)
+        self.roster.retire(request_id)
 
     def _rewind(self, request_id: str, token_ids: list[int]) -> None:
-        """Undo for one completion what the step at hand noted."""
-        running = self.completions[request_id].running
-        known = len(token_ids)
-        running.rewind(token_ids)
-        with self._lock:
-            if request_id in self._batch.request_ids:
-                place = self._batch.request_ids.index(request_id)
-                self._table[self._batch.rows[place], 2] = self._batch.known[place]
-            if running.touch is not None:
-                rest = slice(running.base + known, running.base + len(running.touch.on))
-                self._arena.on[rest], self._arena.off[rest] = running.touch.on[known:], running.touch.off[known:]
+        self.roster.rewind(self._batch, request_id, token_ids)
 
-    def _prepare(self, batch: Sequence[FutureRequestState]) -> None:
-        self._batch = NOBODY
-        row_of = self._row_of
-        columns = np.array([(row_of[item.state.request_id], item.state.position_offset, item.query_length)
-                            for item in batch], dtype=np.int64)
-        rows, offsets, lengths = columns.T
-        self._sampling = [self.completions[item.state.request_id].running for item in batch if item.has_new_token]
-        with self._lock:
-            table = self._table
-            self._batch = Batch([item.state.request_id for item in batch], rows, offsets, lengths, table[rows, 2])
-            table[rows, 2] = np.maximum(table[rows, 2], offsets + lengths)
-            if not self._num_steered or not table[rows, 0].any():
-                self._plan = {}
-                return
-            slots = np.repeat(table[rows, 0], lengths)
-            first = np.cumsum(lengths) - lengths
-            index = np.repeat(table[rows, 1] + offsets - first, lengths) + np.arange(len(slots))
-            index[slots == 0] = 0
-            bits = self._arena.on[index] & ~self._arena.off[index]
-        self._plan = self.steerer.plan(slots.astype(np.int32), bits)
+    def _prepare(self, states: Sequence[FutureRequestState]) -> None:
+        self._batch, self._plan = NOBODY, {}
+        self._sampling = [self.roster.completions[item.state.request_id].running
+                          for item in states if item.has_new_token]
+        self._batch = self.roster.batch_of(states)
+        touched = self.roster.touch_of(self._batch)
+        if touched is not None:
+            self._plan = self.steerer.plan(*touched)
 
     def _sample(self, scores: torch.Tensor, output_ids: torch.Tensor) -> None:
         count = len(self._sampling)
@@ -360,25 +194,14 @@ class Steps:
             if token == NO_TOKEN:
                 self._voiceless.append(running.request_id)
             running.choices.append(choice)
-            self._note(running, max(token, 0))
-
-    def _note(self, running: Running, token: int) -> None:
-        position = len(running.token_ids)
-        running.token_ids.append(token)
-        touch = running.touch
-        if touch is None or not touch.rules or position >= len(touch.on):
-            return
-        gets, loses = touch.rules.of(token)
-        with self._lock:
-            self._arena.on[running.base + position] |= np.uint32(gets)
-            self._arena.off[running.base + position] |= np.uint32(loses)
+            self.roster.note(running, max(token, 0))
 
     def _keep(self) -> None:
         """Copy the rows of the requests that are to be compared."""
         chosen: list[tuple[KeptRows, int]] = []
         index: list[Indices] = []
-        for i, request_id in enumerate(self._batch.request_ids) if self._keeping and self.head.listening else ():
-            kept = self._keeping.get(request_id)
+        for i, request_id in enumerate(self._batch.request_ids) if self.roster.keeping and self.head.listening else ():
+            kept = self.roster.keeping.get(request_id)
             if kept is None or kept.lost is not None:
                 continue
             offset, length = int(self._batch.offsets[i]), int(self._batch.lengths[i])
@@ -389,7 +212,7 @@ class Steps:
                 index.append(np.arange(end - length + known, end))
         if not chosen:
             return
-        rows = torch.from_numpy(np.concatenate(index)).to(self.bank.device)
+        rows = torch.from_numpy(np.concatenate(index)).to(self.steerer.bank.device)
         hidden, residual = self.head.rows(rows), self.watch.rows(rows)
         sizes = [len(part) for part in index]
         for (kept, position), ours, streams in zip(chosen, hidden.split(sizes), residual.split(sizes), strict=True):
@@ -401,10 +224,7 @@ class Steps:
         faults: dict[int, Fault | Overflow] = {}
         batch, taken = self._batch, record.read()
         if taken is not None:
-            owners = batch.owners[taken.positions]
-            new = batch.positions[taken.positions] >= batch.known[owners]
-            with self._lock:
-                self._measured.add(batch.rows[owners[new]], taken.interventions[new], taken.values[new], self.limit)
+            self.roster.measure(batch, taken, self.limit)
             for entry in taken.faults(self.limit).tolist():
                 site, layer = record.stages[taken.stages[entry]].key or (None, None)
                 owner, position = batch.place(int(taken.positions[entry]))
@@ -413,7 +233,7 @@ class Steps:
         if self._examined is not None:
             self._blame(self._examined, faults)
         for owner, fault in faults.items():
-            self.fail(batch.request_ids[owner], fault)
+            self.roster.fail(batch.request_ids[owner], fault)
 
     def _blame(self, examined: Examined, faults: dict[int, Fault | Overflow]) -> None:
         """Add the requests whose values stopped being finite in the layers."""

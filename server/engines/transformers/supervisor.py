@@ -45,7 +45,7 @@ class Supervisor:
 
     def __init__(self, options: EngineOptions, steps: Steps, *, make: Callable[[], Manager],
                  prove: Callable[[], Awaitable[None]], advanced: Callable[[], tuple[int, bool]]) -> None:
-        self._options, self._steps = options, steps
+        self._options, self._steps, self._roster = options, steps, steps.roster
         self._make, self._prove, self._advanced = make, prove, advanced
         self.manager: Manager | None = None
         self._watcher: asyncio.Task[None] | None = None
@@ -74,7 +74,7 @@ class Supervisor:
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
-        self._fail(list(self._steps.completions), self.condition().error)
+        self._fail(list(self._roster.completions), self.condition().error)
         if not await self._end(END_S):
             log.error("engine_left_behind")
 
@@ -111,11 +111,11 @@ class Supervisor:
 
     def leave(self, running: Running) -> None:
         """Drop a completion, wherever it is."""
-        if not self._steps.leave(running):
+        if not self._roster.leave(running):
             return
         if self.manager is None or running.epoch != self._epoch:
             # No loop knows of it.
-            self._steps.retire(running.request_id)
+            self._roster.retire(running.request_id)
         else:
             # Also wakes the loop.
             self.manager.cancel_request(running.request_id)
@@ -165,7 +165,7 @@ class Supervisor:
             except Exception:
                 # Whatever it was, the next attempt is all that can be done; readiness says 503 meanwhile.
                 log.exception("engine_restart_failed")
-                self._fail(list(self._steps.completions), self.condition().error)
+                self._fail(list(self._roster.completions), self.condition().error)
                 await self._until_ended()
         self._restarts[fault] += 1
         self._reason, self._live = None, True
@@ -186,7 +186,7 @@ class Supervisor:
             while not (await asyncio.wait({proving}, timeout=WATCH_S))[0]:
                 if self._fault() is not None:
                     why = f"the batching loop ended: {self._cause()}"
-                    self._fail([c.running.request_id for c in list(self._steps.completions.values())
+                    self._fail([c.running.request_id for c in list(self._roster.completions.values())
                                 if c.running.epoch == self._epoch], partial(EngineUnavailable, why))
                     await asyncio.wait({proving}, timeout=END_S)
                     if not proving.done():
@@ -203,7 +203,7 @@ class Supervisor:
             if self._live:
                 log.critical("engine_hangs")
             self._reason, self._live = "hung", False
-            self._fail(list(self._steps.completions), self.condition().error)
+            self._fail(list(self._roster.completions), self.condition().error)
 
     def _cause(self) -> str | None:
         """What ended the loop."""
@@ -232,27 +232,27 @@ class Supervisor:
         """Completions that cannot go on: those of the step that failed, and who has been moved before. Of a loop that
         stalls, all: nobody knows when it ends."""
         if fault == "stalled":
-            return list(self._steps.completions)
+            return list(self._roster.completions)
         blamed = self._steps.in_step()
-        return [name for name, completion in list(self._steps.completions.items())
+        return [name for name, completion in list(self._roster.completions.items())
                 if name in blamed or completion.running.moves >= MOST_MOVES or not completion.running.whole]
 
     def _fail(self, names: list[str], error: Callable[[], TrimtabError]) -> None:
         """End completions that no loop will end."""
         for name in names:
-            completion = self._steps.open(name)
+            completion = self._roster.open(name)
             if completion is not None:
                 completion.fail(error())
-            self._steps.retire(name)
+            self._roster.retire(name)
 
     def _take_over(self) -> None:
         """What is left of the last loop goes on in this one."""
-        for name, completion in list(self._steps.completions.items()):
+        for name, completion in list(self._roster.completions.items()):
             running = completion.running
             if running.epoch == self._epoch:
                 continue
-            if self._steps.open(name) is None:
-                self._steps.retire(name)
+            if self._roster.open(name) is None:
+                self._roster.retire(name)
                 continue
             running.moves += running.epoch is not None
             running.before, running.delivered = len(running.choices), 0
