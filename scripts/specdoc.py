@@ -17,7 +17,8 @@ ORDER = ("Steering", "Intervention", "Strength", "Dose", "Scope", "PromptSelecti
 HEAD = """# Spec reference
 
 Written by `python -m scripts.specdoc` from the models in `steering/language`; do not edit. The same as JSON schema:
-`GET /v1/spec/schema`. Every object refuses fields that are not listed here.
+`GET /v1/spec/schema`. Every object refuses fields that are not listed here. JSON `null` in a field that is not
+required means that the field is absent.
 
 The smallest spec names an artifact; op, site, layers, strength and options then come from it:
 
@@ -79,7 +80,8 @@ def _type(schema: Mapping[str, Any]) -> str:
         return f"[{name}](#{name.lower()})"
     either = schema.get("anyOf", schema.get("oneOf"))
     if either is not None:
-        return " or ".join(dict.fromkeys(_type(part) for part in either))
+        # That null is taken everywhere is said once, at the top.
+        return " or ".join(dict.fromkeys(_type(part) for part in either if part.get("type") != "null"))
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if "const" in schema:

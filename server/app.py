@@ -11,7 +11,7 @@ from server.api import console, lens, receipts
 from server.api.admin import capabilities, docs, effects, health, jobs
 from server.api.admin import switches as admin
 from server.api.library import artifacts, calibration, evaluations, extract, presets
-from server.api.openai import chat, completions, models
+from server.api.openai import chat, completions, models, tokens
 from server.background.housekeeping import Housekeeping
 from server.background.jobs import Jobs
 from server.effects.metrics import EffectMetrics
@@ -20,6 +20,7 @@ from server.effects.store import EffectStore
 from server.engines.base import Engine
 from server.engines.guests import Share
 from server.http.answers import JsonAnswer
+from server.http.cors import add_cors
 from server.http.frame import RequestFrame
 from server.http.handlers import add_handlers
 from server.http.open_requests import OpenRequests
@@ -47,8 +48,8 @@ class Service(Protocol):
     async def stop(self) -> None: ...
 
 
-ROUTERS = (chat.router, completions.router, receipts.router, models.router, artifacts.router, calibration.router,
-           presets.router, capabilities.router, extract.router, evaluations.router, jobs.router,
+ROUTERS = (chat.router, completions.router, receipts.router, tokens.router, models.router, artifacts.router,
+           calibration.router, presets.router, capabilities.router, extract.router, evaluations.router, jobs.router,
            effects.router, lens.router, admin.router)
 DESCRIPTION = "Inference-time steering behind OpenAI's API: each request may carry a `steering` field."
 
@@ -102,6 +103,7 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
     app.state.metrics = metrics
     app.add_middleware(RequestFrame, settings=settings, metrics=metrics, open_requests=open_requests)
     add_handlers(app, metrics)
+    add_cors(app, settings)
     return app
 
 

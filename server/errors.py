@@ -24,8 +24,21 @@ class UnsupportedParameter(InvalidRequest):
     code: ClassVar[str] = "unsupported_parameter"
 
 
+class EmbeddingsUnsupported(InvalidRequest):
+    """A model that writes text was asked for embeddings."""
+
+    code: ClassVar[str] = "embeddings_unsupported"
+
+
 class ContextLengthExceeded(InvalidRequest):
+    """Begins with the words by which programs of OpenAI's API know this error, whatever its code."""
+
     code: ClassVar[str] = "context_length_exceeded"
+
+    def __init__(self, context: int, message: str, *, param: str | Path | None = None, fix: str | None = None) -> None:
+        """context: tokens that prompt and completion may have together."""
+        super().__init__(f"This model's maximum context length is {context} tokens, and {message}", param=param,
+                         fix=fix)
 
 
 class ModelNotFound(NotFound):
@@ -145,7 +158,8 @@ class TooManyJobs(TrimtabError):
 
 # The status with which each code leaves. Steering and the library know causes, and nothing of HTTP.
 _CODES: Mapping[int, str] = {
-    400: "calibration_failed constant_activations context_length_exceeded empty_text fit_failed "
+    400: "calibration_failed constant_activations context_length_exceeded "
+         "embeddings_unsupported empty_text fit_failed "
          "grader_unusable invalid_extraction_data invalid_http invalid_json invalid_metadata invalid_payload "
          "invalid_request invalid_spec layer_out_of_range leaking_split no_contrast not_steered one_class "
          "steering_limit steering_overflow text_too_long too_few_examples too_few_pairs unsupported_model "

@@ -15,6 +15,9 @@ from steering.language.vocabulary import SITES, Site
 
 MODEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}$"
 
+# As browsers write it: no path, no slash at the end, the name in lower case.
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\sA-Z]+")
+
 
 class Settings(BaseSettings):
     """What the server is started with."""
@@ -37,6 +40,9 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(default=None, description="Key that requests must carry as a bearer token.")
     allowed_hosts: tuple[str, ...] = Field(default=(), description="Further names (JSON list) under which a server "
         "without a key may be asked, and whose web pages may ask it. Loopback names and `host` always may.")
+
+    cors_origins: tuple[str, ...] = Field(default=(), description="Origins (JSON list) of other sites whose pages may "
+        'ask this server from a browser, such as "https://app.example"; "*": any, which needs `api_key`.')
 
     data_dir: Path = Field(default=Path("data"), description="Folder for the library, jobs and the server's own state.")
     cache_dir: Path | None = Field(default=None, description="Folder for models that were fetched or converted; by "
@@ -108,6 +114,9 @@ class Settings(BaseSettings):
                                   "a large one a second more per 16 KiB.")
     header_timeout_s: float = Field(default=10.0, gt=0, le=3600,
         description="Seconds in which a connection must send the head of its request.")
+    keep_alive_s: float = Field(default=15.0, ge=0, le=3600, description="Seconds after which a stream that has "
+        "nothing to say yet sends a comment line, so that proxies keep it open. A stream whose first token takes "
+        "longer begins with status 200, and what fails then is its last event. 0: never.")
     stalled_client_s: float = Field(default=30.0, gt=0, le=3600, description="Seconds a client may leave what was "
         "sent to it unread; then its connection is ended and its request cancelled.")
     max_connections: int = Field(default=1024, ge=1, le=2**16, description="Connections open at once; more get a 503. "
@@ -169,6 +178,15 @@ class Settings(BaseSettings):
             raise ValueError("api_key is empty; leave it unset or set a key")
         if self.api_key is None and not is_loopback(self.host):
             raise ValueError(f"host {self.host} can be reached from other machines; set api_key, or use 127.0.0.1")
+        return self
+
+    @model_validator(mode="after")
+    def _origins(self) -> Self:
+        for origin in self.cors_origins:
+            if origin == "*" and self.api_key is None:
+                raise ValueError("with cors_origins * any web page could use this server; set api_key")
+            if origin != "*" and not ORIGIN.fullmatch(origin):
+                raise ValueError(f"cors_origins: {origin[:100]!r} is no origin such as https://app.example")
         return self
 
     @property

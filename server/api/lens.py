@@ -172,8 +172,7 @@ def _prompt(body: LensRequest, plan: Plan, state: ServerState) -> Prompt:
                                  fix=f"Use 0 to {state.vocabulary.vocab_size - 1}.")
     context = state.engine.max_sequence_tokens
     if len(prompt.token_ids) > context:
-        raise ContextLengthExceeded(f"the input has {len(prompt.token_ids)} tokens, the context holds {context}",
-                                    param="input", fix="Shorten it.")
+        raise ContextLengthExceeded(context, f"the input has {len(prompt.token_ids)}", param="input", fix="Shorten it.")
     return prompt
 
 

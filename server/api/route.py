@@ -12,6 +12,7 @@ from fastapi.routing import APIRoute
 from server.api.strict_json import parse_json
 from server.api.validation import invalid
 from server.errors import UnsupportedMediaType
+from server.http.inflate import compressed, inflated
 from server.threads import contained
 from steering.language.errors import InvalidRequest, printable
 
@@ -42,7 +43,11 @@ class StrictRoute(APIRoute):
             if self.body_field is not None:
                 # Here, not in FastAPI's own reading, which would turn every error into one sentence.
                 _check_content_type(request)
+                packed = compressed(request.headers)
                 body = await strict_request.body()
+                if packed:
+                    most, pools = _most_bytes(request), request.app.state.server.pools
+                    body = await pools.read(lambda: inflated(body, most))
                 if len(body) <= AT_ONCE_BYTES:
                     strict_request.value = value = parse_json(body)
                 else:
@@ -79,6 +84,11 @@ class StrictRoute(APIRoute):
             return InvalidRequest(f"unknown query parameter {printable(str(path[-1]))!r}", param=path[-1:],
                                   fix="Leave it out.")
         return InvalidRequest(str(first["msg"]).removeprefix("Value error, "), param=path)
+
+
+def _most_bytes(request: Request) -> int:
+    most: int = request.app.state.server.settings.max_body_bytes
+    return most
 
 
 def _check_content_type(request: Request) -> None:

@@ -171,6 +171,11 @@ class Completion(ABC):
     def touched(self) -> list[Touched]:
         """One entry per intervention of the program, counting tokens processed so far, padding and repeats excluded."""
 
+    def cached(self) -> int | None:
+        """Tokens of the prompt that came from the cache of prefixes, once the completion is over; None where the engine
+        does not tell."""
+        return None
+
     def kept(self) -> Kept | None:
         """What was kept for a comparison, once the completion is over; None where nothing was to be kept."""
         return None

@@ -43,6 +43,7 @@ class RequestFrame:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        _without_last_slash(scope)
         request_id = f"req-{secrets.token_hex(12)}"
         started = time.perf_counter()
         limit = body_limit(scope["path"], json_bytes=self._settings.max_body_bytes,
@@ -63,7 +64,7 @@ class RequestFrame:
         error: TrimtabError | None = None
         try:
             self._gate.check(scope)
-            if scope["path"] == READY:
+            if scope["path"] in READY:
                 self._open.check()
             if scope["path"] in HEALTH:
                 # Never waited for when the server shuts down.
@@ -106,6 +107,14 @@ class RequestFrame:
         write = log.warning if status >= 500 else log.info
         write("request", request_id=request_id, method=scope["method"], route=route, status=status,
               elapsed_ms=round(elapsed_s * 1e3, 1), **why)
+
+
+def _without_last_slash(scope: Scope) -> None:
+    """`/v1/models/` is `/v1/models`, for the gate and for the routes alike. A slash that was written as `%2F` is a part
+    of a name."""
+    path, raw = scope["path"], scope.get("raw_path") or scope["path"].encode()
+    if len(path) > 1 and path.endswith("/") and raw.endswith(b"/"):
+        scope["path"], scope["raw_path"] = path[:-1], raw[:-1]
 
 
 def _asked_as(scope: Scope) -> str | None:

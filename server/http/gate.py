@@ -13,8 +13,8 @@ from server.errors import ForbiddenHost, ForbiddenOrigin, HeadersTooLarge, Unaut
 from server.settings import Settings, is_loopback
 
 # Whoever watches the server needs no key: these tell nothing but whether it runs.
-READY = "/health/ready"
-HEALTH = frozenset({"/health", "/health/live", READY})
+READY = frozenset({"/health/ready", "/ping"})
+HEALTH = READY | {"/health", "/health/live"}
 # The console's own files hold nothing of the server; what the page then asks for needs the key.
 CONSOLE, CONSOLE_FILES = frozenset({"/", "/mark.svg"}), "/assets/"
 # Read by people in browsers, which can ask for a password but not for a bearer token.
@@ -29,6 +29,7 @@ class Gate:
     def __init__(self, settings: Settings) -> None:
         self._key = None if settings.api_key is None else settings.api_key.get_secret_value().encode()
         self._max_header_bytes = settings.max_header_bytes
+        self._origins = frozenset(settings.cors_origins)
         self._hosts = frozenset(name.lower() for name in (settings.host, *settings.allowed_hosts))
 
     def check(self, scope: Scope) -> None:
@@ -66,11 +67,14 @@ class Gate:
 
     def _check_origin(self, headers: Headers, method: str) -> None:
         origin = headers.get("origin")
+        if origin in self._origins:
+            return
         foreign = origin is not None and not self._own(urlsplit(origin).netloc)
         # A browser that leaves Origin out still says that another site asks.
         if foreign or (method not in SAFE_METHODS and headers.get("sec-fetch-site") == "cross-site"):
             raise ForbiddenOrigin("a page of another site asks, and this server has no key", param="Origin",
-                                  fix="Name the page's host in TRIMTAB_ALLOWED_HOSTS, or set an API key.")
+                                  fix="Name the page's host in TRIMTAB_ALLOWED_HOSTS or its origin in "
+                                  "TRIMTAB_CORS_ORIGINS, or set an API key.")
 
     def _own(self, authority: str) -> bool:
         name = _host_of(authority)

@@ -3,10 +3,10 @@
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema, PydanticCustomError
 
-from steering.language.fields import without_nulls
+from steering.language.fields import telling_of_nulls, without_nulls
 from steering.language.spec import Steering
 
 
@@ -19,6 +19,10 @@ class Lenient(BaseModel):
     @classmethod
     def _without_nulls(cls, given: Any) -> Any:
         return without_nulls(given)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return telling_of_nulls(core, handler)
 
 
 def _refuse(value: Any) -> Any:

@@ -48,13 +48,15 @@ class Piece:
 @dataclass
 class Choice:
     """State of one choice; `token_ids` are those generated, the one that ended it included. measured: its effect will
-    be measured, so the engine keeps what that needs, and gives it as `kept`."""
+    be measured, so the engine keeps what that needs, and gives it as `kept`. cached: tokens of its prompt that the
+    engine had in its cache; None where that is not known (yet)."""
 
     index: int
     prompt: Prompt
     decided: Decided
     measured: bool = False
     kept: Kept | None = None
+    cached: int | None = None
     token_ids: list[int] = field(default_factory=list)
     touched: list[Touched] = field(default_factory=list)
     parts: Sequence[Part] = ()
@@ -97,6 +99,12 @@ class Run:
     @property
     def completion_tokens(self) -> int:
         return sum(len(choice.token_ids) for choice in self.choices)
+
+    @property
+    def cached_tokens(self) -> int | None:
+        """Of the prompts, each counted once; None until it is known of all of them."""
+        found = [choice.cached for choice in self.choices[::self._n]]
+        return None if None in found else sum(count for count in found if count is not None)
 
     def fail(self, error: TrimtabError) -> None:
         """End the run with `error`, after what has been generated."""
@@ -179,7 +187,7 @@ class Run:
         elif isinstance(completion, SwitchedCompletion) and completion.ended:
             # No last token came along to let out what was held back.
             reason, rest = "stop", matcher.push(detokenizer.flush()) + matcher.flush()
-        choice.touched, choice.kept = completion.touched(), completion.kept()
+        choice.touched, choice.kept, choice.cached = completion.touched(), completion.kept(), completion.cached()
         if isinstance(completion, SwitchedCompletion):
             choice.parts, choice.events, choice.checks = completion.parts, completion.events, completion.checks
             choice.switched_off = completion.switched_off

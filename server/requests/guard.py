@@ -84,7 +84,7 @@ class GuardedCompletion(Completion):
         self._measured: list[list[Touched]] = []
         self._over = asyncio.Event()
         self.parts.append(Part(0, program))
-        self._running = self._begin()
+        self._first = self._running = self._begin()
 
     async def admit(self) -> None:
         await self._running.admit()
@@ -112,6 +112,9 @@ class GuardedCompletion(Completion):
     async def cancel(self) -> None:
         self._over.set()
         await self._running.cancel()
+
+    def cached(self) -> int | None:
+        return self._first.cached()
 
     def touched(self) -> list[Touched]:
         """Tokens as they were first fed to the model, each under the program of its time."""

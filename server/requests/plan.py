@@ -51,6 +51,7 @@ class Plan:
         monitors: what to read of the finished completion.
         guards: limits, all of which hold.
         required: the request is not to be served unsteered.
+        system: fingerprint of what the server does of itself, model and default spec.
     """
 
     program: Program | None
@@ -61,6 +62,7 @@ class Plan:
     monitors: tuple[Monitor, ...] = ()
     guards: tuple[Guard, ...] = ()
     required: bool = False
+    system: str = ""
 
     @property
     def steers(self) -> bool:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from threading import Lock
 from typing import Any
@@ -50,12 +51,13 @@ class Planner:
         """
         monitors = tuple(self._monitor(ref, i) for i, ref in enumerate(steering.monitor))
         disabled = self._kill_switch.reason
+        system = self._system(None if disabled is not None else self.default_spec())
         if disabled is not None:
             if steering.required:
                 raise SteeringDisabled(f"the kill switch is on ({disabled}), and the request is not to be served "
                                        "unsteered", param=("steering", "required"), fix="Leave required out, or wait.")
             # Reading changes nothing, so it goes on.
-            return Plan(None, disabled=disabled, report=steering.report, monitors=monitors)
+            return Plan(None, disabled=disabled, report=steering.report, monitors=monitors, system=system)
         if steering.default == "none" and model_preset is not None:
             raise InvalidSpec('default "none" means no steering at all, and the model name asks for a preset',
                               param=("steering", "default"), fix="Use the base model's name.")
@@ -63,9 +65,9 @@ class Planner:
         if planned:
             program, compiled = self._compiled(planned)
             plan = Plan(program, compiled, presets=presets, report=steering.report, monitors=monitors, guards=guards,
-                        required=steering.required)
+                        required=steering.required, system=system)
         else:
-            plan = Plan(None, presets=presets, report=steering.report, monitors=monitors)
+            plan = Plan(None, presets=presets, report=steering.report, monitors=monitors, system=system)
         if steering.required and not plan.steers:
             raise not_steered(("steering", "required"))
         return plan
@@ -143,6 +145,17 @@ class Planner:
                 if program_bytes(program) <= self._programs.maxsize:
                     self._programs[key] = program
         return program, planned
+
+    def _system(self, default: Spec | None) -> str:
+        """OpenAI's `system_fingerprint`: equal as long as the same request means the same to this server. It changes
+        with the model's weights, with the default spec and with the artifacts that it names, whose aliases may move."""
+        state = hashlib.sha256(self._facts.fingerprint.encode())
+        if default is not None:
+            planned = _planned(default.interventions, "default", "default_spec", "interventions")
+            with suppress(TrimtabError):
+                planned = [replace(item, source=self._source(item), probes=self._probes(item)) for item in planned]
+            state.update(f"{_key(planned)}|{default.guard}".encode())
+        return f"fp_{state.hexdigest()[:16]}"
 
     def _monitor(self, ref: str, index: int) -> Monitor:
         try:

@@ -169,8 +169,8 @@ def _room(state: ServerState, prompt_tokens: int, wanted: int | None, max_tokens
     """Tokens a completion may have."""
     room = state.engine.max_sequence_tokens
     if prompt_tokens >= room:
-        raise ContextLengthExceeded(f"the prompt has {prompt_tokens} tokens, the context here holds {room} with "
-                                    "the completion", param=prompt_field, fix="Shorten the prompt.")
+        raise ContextLengthExceeded(room, f"the prompt alone has {prompt_tokens}", param=prompt_field,
+                                    fix="Shorten the prompt.")
     left = room - prompt_tokens
     cap = state.settings.max_output_tokens
     if wanted is None:
@@ -178,8 +178,8 @@ def _room(state: ServerState, prompt_tokens: int, wanted: int | None, max_tokens
     if cap is not None and wanted > cap:
         raise InvalidRequest(f"{max_tokens_field} is {wanted}, this server allows {cap}", param=max_tokens_field)
     if wanted > left:
-        raise ContextLengthExceeded(f"{prompt_tokens} prompt tokens and {wanted} more are over the context of {room} "
-                                    "that this server has", param=max_tokens_field, fix=f"Ask for {left} at most.")
+        raise ContextLengthExceeded(room, f"{prompt_tokens} prompt tokens and {wanted} of the completion are more",
+                                    param=max_tokens_field, fix=f"Ask for {left} at most.")
     return wanted
 
 

@@ -111,6 +111,9 @@ class SwitchedCompletion(Completion):
     def touched(self) -> list[Touched]:
         return self._steered.touched() if self._touched is None else self._touched
 
+    def cached(self) -> int | None:
+        return self._steered.cached()
+
     def kept(self) -> Kept | None:
         """Nothing of one that the switch was turned on for: it was made in two parts."""
         return self._steered.kept() if self.switched_off is None else None

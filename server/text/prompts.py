@@ -41,11 +41,13 @@ class ChatPrompts:
         self._vocabulary = vocabulary
         self._control = None if control_in_messages else self._find_control()
 
-    def prompt(self, messages: Sequence[Message], *, roles: bool, at_most: int | None = None) -> Prompt:
+    def prompt(self, messages: Sequence[Message], *, roles: bool, at_most: int | None = None, generation: bool = True
+               ) -> Prompt:
         """Tokens of a conversation up to where the assistant begins to speak.
 
         Args:
             at_most: tokens it may have; None for any number.
+            generation: False where the assistant is not to speak. Not together with `roles`.
 
         Raises:
             InvalidRequest: the model's template refuses the conversation.
@@ -53,7 +55,7 @@ class ChatPrompts:
             InvalidSpec: roles are wanted and the template does not keep turns apart.
         """
         said = self._said(messages, MESSAGES)
-        text = self._rendered(said)
+        text = self._rendered(said, generation=generation)
         self._check_nothing_lost(said, text)
         if at_most is not None:
             check_length(self._vocabulary.least_tokens(text), at_most, "messages")
@@ -185,10 +187,9 @@ def _each_text(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def check_length(least: int, at_most: int, where: str | Path) -> None:
-    """Raises ContextLengthExceeded for a prompt of at least `least` tokens where `at_most` fit."""
+    """Raises ContextLengthExceeded for a text of at least `least` tokens where `at_most` fit."""
     if least > at_most:
-        raise ContextLengthExceeded(f"the prompt has {least} tokens at the least, the context here holds {at_most} "
-                                    "before the completion", param=where, fix="Shorten the prompt.")
+        raise ContextLengthExceeded(at_most, f"the text has {least} at the least", param=where, fix="Shorten it.")
 
 
 def _roles_of(offsets: Sequence[tuple[int, int]], ends: Sequence[int], roles: Sequence[str]) -> list[str]:

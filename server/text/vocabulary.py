@@ -43,9 +43,10 @@ class Vocabulary:
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return list(encoded["input_ids"]), [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text without special tokens. Ids beyond the tokenizer (padding rows of the model's output) have none."""
-        return str(self.tokenizer.decode([i for i in ids if i < self.known], skip_special_tokens=True,
+    def decode(self, ids: Sequence[int], *, special_tokens: bool = False) -> str:
+        """Text, without special tokens unless they are wanted. Ids beyond the tokenizer (padding rows of the model's
+        output) have none."""
+        return str(self.tokenizer.decode([i for i in ids if i < self.known], skip_special_tokens=not special_tokens,
                                          clean_up_tokenization_spaces=False))
 
     def token_text(self, token_id: int) -> str:

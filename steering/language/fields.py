@@ -5,7 +5,8 @@ Every model forbids unknown fields, so a misspelt field is an error and never a 
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, StringConstraints, model_validator
+from pydantic_core import CoreSchema
 
 MAX_INTERVENTIONS = 32
 MAX_GATES = 8
@@ -31,6 +32,23 @@ def without_nulls(given: Any) -> Any:
     return given
 
 
+def telling_of_nulls(core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    """The JSON schema of a model that takes null for an absent field, which says so of each field that may be left
+    out."""
+    found = handler(core)
+    if handler.mode == "validation":
+        described = handler.resolve_ref_schema(found)
+        for name, field in described.get("properties", {}).items():
+            if name not in described.get("required", ()) and not _takes_null(field):
+                about = {key: field.pop(key) for key in ("title", "description", "default") if key in field}
+                described["properties"][name] = {"anyOf": [dict(field), {"type": "null"}], **about}
+    return found
+
+
+def _takes_null(schema: dict[str, Any]) -> bool:
+    return not schema or schema.get("type") == "null" or any(map(_takes_null, schema.get("anyOf", ())))
+
+
 class Model(BaseModel):
     """What requests and stored specs are made of. JSON `null` means that a field is absent."""
 
@@ -40,6 +58,10 @@ class Model(BaseModel):
     @classmethod
     def _without_nulls(cls, given: Any) -> Any:
         return without_nulls(given)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return telling_of_nulls(core, handler)
 
     # Groups of fields that exclude each other. A request that gives a field of one group drops the stored defaults of
     # the other groups.

@@ -69,6 +69,14 @@ def test_a_receipt_can_be_had_later(client: Client) -> None:
         client.receipt("req-0")
 
 
+def test_tokens_there_and_back(client: Client) -> None:
+    tokens = client.tokenize(prompt="The sky")
+    assert client.complete(tokens, max_tokens=2, temperature=0).usage.prompt_tokens == len(tokens)
+    assert client.detokenize(tokens).endswith("The sky")
+    chat = client.tokenize("The sky")
+    assert client.chat("The sky", max_tokens=1).usage.prompt_tokens == len(chat) > len(tokens)
+
+
 def test_three_ways_to_write_steering_mean_the_same(client: Client) -> None:
     client.create_artifact(vector("client-ways"), numbers(-4))
     ways = ["client-ways", ["client-ways"], {"interventions": [{"artifact": "client-ways"}]}]

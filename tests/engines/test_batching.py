@@ -45,6 +45,17 @@ async def test_prompt_programs_share_prefixes_only_with_equals(start_engine: Any
     assert [n for _, n in matched] == [0, 32, 0, 32, 0, 16, 32]
 
 
+async def test_a_completion_tells_how_much_of_its_prompt_was_cached(start_engine: Any) -> None:
+    engine = await start_engine("qwen3")
+    steered = compiled(engine, add(1))
+    told = []
+    for n, program in enumerate((None, None, steered, steered)):
+        completion = engine.generate(Generation(f"r{n}", PROMPT, Sampling(max_tokens=2, temperature=0.0), program))
+        assert [token async for token in completion]
+        told.append(completion.cached())
+    assert told == [0, 32, 0, 32]
+
+
 async def test_without_the_salt_steered_prefixes_leak(start_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: the cache test above can fail."""
     honest = await start_engine("qwen3")

@@ -12,7 +12,8 @@ from server.requests.schema import CompletionRequest
 from vectors.extract import RECIPES
 
 # Their lists end at the first fault, however long they are.
-FAIL_FAST = {"CompletionRequest.prompt", "TextPair.positive", "TextPair.negative", "LensRequest.input"}
+FAIL_FAST = {"CompletionRequest.prompt", "TextPair.positive", "TextPair.negative", "LensRequest.input",
+             "DetokenizeRequest.tokens"}
 
 
 def body_types() -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 from fastapi import FastAPI
 from openai.types.chat import ChatCompletionMessage
 
+from server.app import routed
 from server.requests.schema import ChatRequest, CompletionRequest
 from server.text.prompts import ChatPrompts
 from server.text.vocabulary import Vocabulary
@@ -122,3 +123,14 @@ class TestCalls:
         answer = await client.post(CHAT, json=chat(messages=[self.USER, self.CALLED, self.RESULT]))
         assert answer.status_code == 400
         assert answer.json()["error"]["param"] == "messages[1].tool_calls"
+
+
+@pytest.mark.parametrize("name", ["ChatRequest", "CompletionRequest", "Steering", "Message", "TextPart", "ToolCall",
+                                  "StreamOptions", "ResponseFormat", "TokenizeRequest", "Intervention-Input",
+                                  "Scope-Input", "Guard-Input", "Gate-Input", "Strength-Input"])
+def test_the_published_schema_says_so(name: str) -> None:
+    described = routed().openapi()["components"]["schemas"][name]
+    for field, schema in described["properties"].items():
+        takes_null = {"type": "null"} in schema.get("anyOf", []) or schema.get("type") == "null"
+        assert takes_null is (field not in described.get("required", [])), field
+        assert not takes_null or set(schema) <= {"anyOf", "type", "title", "description", "default"}, field

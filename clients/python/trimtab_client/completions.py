@@ -59,6 +59,18 @@ def receipt(request_id: str) -> Call[Receipt]:
     return Call("GET", f"/v1/receipts/{quote(request_id, safe='')}", reader(Receipt))
 
 
+def tokenize(text: Messages | None = None, *, prompt: str | None = None) -> Call[list[int]]:
+    """Tokens that a chat has with these messages, or that a completion has with this prompt."""
+    body = {"prompt": prompt} if text is None else {"messages": _messages(text)}
+    return Call("POST", "/v1/tokenize", lambda answer: list(json.loads(answer.content)["tokens"]), json=body)
+
+
+def detokenize(tokens: Sequence[int]) -> Call[str]:
+    """The text of some tokens, special ones by their name."""
+    return Call("POST", "/v1/detokenize", lambda answer: str(json.loads(answer.content)["prompt"]),
+                json={"tokens": list(tokens)})
+
+
 def _body(steering: Steering, model: str | None, fields: Mapping[str, Any]) -> Flow[dict[str, Any]]:
     if model is None:
         model = (yield models())[0]

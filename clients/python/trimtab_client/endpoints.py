@@ -11,6 +11,8 @@ class Endpoints:
     stream_chat = StreamEndpoint(completions.stream_chat)
     stream_complete = StreamEndpoint(completions.stream_complete)
     receipt = Endpoint(completions.receipt)
+    tokenize = Endpoint(completions.tokenize)
+    detokenize = Endpoint(completions.detokenize)
     lens = Endpoint(lenses.lens)
 
     list_artifacts = Endpoint(library.list_artifacts)
@@ -33,6 +35,7 @@ class Endpoints:
     remove_preset_alias = Endpoint(library.remove_preset_alias)
 
     health = Endpoint(work.health)
+    version = Endpoint(work.version)
     metrics = Endpoint(work.metrics)
     capabilities = Endpoint(work.capabilities)
     extraction_methods = Endpoint(work.extraction_methods)

@@ -1,5 +1,6 @@
 """Requests for jobs, for what the server offers, and for its switches."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 from urllib.parse import quote
@@ -21,6 +22,11 @@ from trimtab_client.reading import content_of, nothing, plain, reader
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0
+
+
+def version() -> Call[str]:
+    """Which Trimtab the server is."""
+    return Call("GET", "/version", lambda answer: str(json.loads(answer.content)["version"]))
 
 
 def health() -> Call[None]:

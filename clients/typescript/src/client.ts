@@ -103,6 +103,24 @@ export class Client {
     return this.#http.json("GET", "/v1/receipts/{request_id}", { ...options, path: { request_id } });
   }
 
+  /** Tokens that a chat has with these messages, or that a completion has with `{ prompt }`. */
+  async tokenize(text: string | readonly Message[] | { prompt: string }, options: CallOptions = {}): Promise<number[]> {
+    const messages = typeof text === "string" ? [{ role: "user", content: text }] : text;
+    const json = typeof text === "object" && "prompt" in text ? text : { messages };
+    return (await this.#http.json<{ tokens: number[] }>("POST", "/v1/tokenize", { ...options, json })).tokens;
+  }
+
+  /** The text of some tokens, special ones by their name. */
+  async detokenize(tokens: readonly number[], options: CallOptions = {}): Promise<string> {
+    const call = { ...options, json: { tokens } };
+    return (await this.#http.json<{ prompt: string }>("POST", "/v1/detokenize", call)).prompt;
+  }
+
+  /** Which Trimtab the server is. */
+  async version(options: CallOptions = {}): Promise<string> {
+    return (await this.#http.json<{ version: string }>("GET", "/version", options)).version;
+  }
+
   /** What each layer would say next, for text, token ids or messages. */
   async lens(input: LensRequest["input"], fields: LensFields = {}): Promise<LensReading> {
     return this.#http.json("POST", "/v1/lens", await this.#call({ input }, fields));

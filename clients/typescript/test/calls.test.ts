@@ -16,6 +16,8 @@ const api = JSON.parse(readFileSync(new URL("../../../../docs/openapi.json", imp
 const NOT_CALLED = new Set(["GET /health", "GET /health/live", "GET /v1/spec/schema", "GET /v1/models/{name}"]);
 // An earlier spelling of POST /v1/extract/{method}.
 NOT_CALLED.add("POST /v1/extract");
+// Always refused.
+NOT_CALLED.add("POST /v1/embeddings");
 
 const CALLS: Record<string, (client: Client) => Promise<unknown>> = {
   models: (c) => c.models(),
@@ -24,6 +26,9 @@ const CALLS: Record<string, (client: Client) => Promise<unknown>> = {
   complete: (c) => c.complete("Hi", { model: "m" }),
   streamComplete: async (c) => drained(c.streamComplete("Hi", { model: "m" })),
   receipt: (c) => c.receipt("req-1"),
+  tokenize: (c) => c.tokenize("Hi"),
+  detokenize: (c) => c.detokenize([1]),
+  version: (c) => c.version(),
   lens: (c) => c.lens("Hi", { model: "m" }),
   listArtifacts: (c) => c.listArtifacts({ q: "x", limit: 3 }),
   getArtifact: (c) => c.getArtifact("a@1"),

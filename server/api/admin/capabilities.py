@@ -1,5 +1,6 @@
 """What the loaded model offers, the language of specs, and the metrics."""
 
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -38,6 +39,12 @@ def show_capabilities(state: State) -> dict[str, Any]:
 def show_spec_schema() -> dict[str, Any]:
     """JSON schema of the `steering` field."""
     return spec_schema()
+
+
+@router.get("/version")
+async def show_version() -> dict[str, str]:
+    """Which Trimtab this is."""
+    return {"version": version("trimtab")}
 
 
 @router.get("/metrics", response_class=Response,

@@ -1,5 +1,5 @@
-"""`/health`: whether the process answers; `/health/ready`: whether it serves requests now; `/health/live`: whether it
-does or will again by itself. None needs the key, a thread or a database."""
+"""`/health`: whether the process answers; `/health/ready` and `/ping`: whether it serves requests now; `/health/live`:
+whether it does or will again by itself. None needs the key, a thread or a database."""
 
 from typing import Literal
 
@@ -28,12 +28,17 @@ class Health(BaseModel):
     status: Literal["ok"] = "ok"
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health() -> Health:
     """The process runs."""
     return Health()
 
 
+@router.head("/health/ready", include_in_schema=False)
+@router.get("/ping", include_in_schema=False)
+@router.head("/ping", include_in_schema=False)
+@router.post("/ping", include_in_schema=False)
 @router.get("/health/ready", responses={503: {"model": ErrorBody, "description": "Requests are not served now."}})
 async def ready(state: State) -> Health:
     """The engine takes requests. While it does not, leave this server out of balancing."""
@@ -43,6 +48,7 @@ async def ready(state: State) -> Health:
     return Health()
 
 
+@router.head("/health/live", include_in_schema=False)
 @router.get("/health/live", responses={503: {"model": ErrorBody, "description": "Only a new process helps."}})
 async def live(state: State) -> Health:
     """The engine serves, starts, or is being restarted. Where this fails, start the server again."""

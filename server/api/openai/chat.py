@@ -4,7 +4,6 @@ import time
 from collections.abc import AsyncIterator
 
 from fastapi import APIRouter, Request, Response
-from openai.types import CompletionUsage
 from openai.types.chat import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -19,6 +18,7 @@ from openai.types.chat.chat_completion_token_logprob import TopLogprob
 from pydantic import Field
 
 from server.api.openai.streaming import stream, while_connected
+from server.api.openai.usage import usage
 from server.api.route import StrictRoute
 from server.engines.base import Token
 from server.http.answers import JsonAnswer
@@ -80,7 +80,7 @@ async def create_chat_completion(body: ChatRequest, request: Request, state: Sta
     if body.stream:
         return await stream(answer.chunks(), request, told_ahead(started.plan))
     pieces = started.run.pieces()
-    completion = await while_connected(request, answer.whole(pieces), pieces)
+    completion = await while_connected(request, answer.whole(pieces), pieces.aclose)
     return await state.pools.complete(lambda: JsonAnswer(completion.model_dump(mode="json", exclude_unset=True),
                                                          headers=told_of(completion.steering)))
 
@@ -90,7 +90,7 @@ async def _start(body: ChatRequest, request_id: str, state: ServerState, caller:
     messages = [message.as_template() for message in body.messages]
     prompt = await state.texts.run(
         lambda: state.chat_prompts.prompt(messages, roles=plan.names_roles,
-                                          at_most=state.engine.max_sequence_tokens - 1),
+                                          at_most=state.engine.max_sequence_tokens),
         sum(map(size_of, messages)))
     field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     return await start(body, state, plan, [prompt], request_id=request_id, max_tokens=body.max_completion_tokens
@@ -109,6 +109,7 @@ class _Answer:
         self._running = self._usage and body.stream_options is not None and body.stream_options.continuous_usage_stats
         self._id = completion_id
         self._created = int(time.time())
+        self._fingerprint = started.plan.system
 
     async def whole(self, pieces: AsyncIterator[Piece]) -> SteeredChatCompletion:
         messages = [Message() for _ in self._started.run.choices]
@@ -124,7 +125,8 @@ class _Answer:
                        if self._logprobs else None)
             for i, message in enumerate(messages)])
         return SteeredChatCompletion(id=self._id, choices=choices, created=self._created, model=self._started.model,
-                                     object="chat.completion", usage=self._counts(),
+                                     object="chat.completion", usage=usage(self._started),
+                                     system_fingerprint=self._fingerprint,
                                      steering=await self._started.receipt())
 
     async def chunks(self) -> AsyncIterator[SteeredChatChunk]:
@@ -144,7 +146,7 @@ class _Answer:
                 yield chunk
             if self._usage:
                 last = self._chunk([])
-                last.usage = self._counts()
+                last.usage = usage(self._started)
                 last.steering = await self._started.receipt()
                 yield last
         finally:
@@ -158,9 +160,9 @@ class _Answer:
 
     def _chunk(self, choices: list[ChatChunkChoice]) -> SteeredChatChunk:
         chunk = SteeredChatChunk(id=self._id, choices=choices, created=self._created, model=self._started.model,
-                                 object="chat.completion.chunk")
+                                 object="chat.completion.chunk", system_fingerprint=self._fingerprint)
         if self._usage:
-            chunk.usage = self._counts() if self._running else None
+            chunk.usage = usage(self._started) if self._running else None
         return chunk
 
     def _entries(self, tokens: list[Token]) -> list[ChatCompletionTokenLogprob]:
@@ -169,9 +171,6 @@ class _Answer:
             logprob=t.logprob or 0.0,
             top_logprobs=[TopLogprob(token=self._vocabulary.token_text(i), bytes=self._vocabulary.token_bytes(i),
                                      logprob=p) for i, p in t.top_logprobs]) for t in tokens]
-
-    def _counts(self) -> CompletionUsage:
-        return usage(self._started)
 
 
 def _told(message: Message) -> AssistantMessage:
@@ -211,8 +210,3 @@ def _call(part: CallDelta) -> chunk_types.ChoiceDeltaToolCall:
         return chunk_types.ChoiceDeltaToolCall(index=part.index, function=function)
     function.name = part.name
     return chunk_types.ChoiceDeltaToolCall(index=part.index, id=part.id, type="function", function=function)
-
-
-def usage(started: Started) -> CompletionUsage:
-    prompt, generated = started.run.prompt_tokens, started.run.completion_tokens
-    return CompletionUsage(prompt_tokens=prompt, completion_tokens=generated, total_tokens=prompt + generated)

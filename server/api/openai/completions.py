@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request, Response
 from openai.types import Completion, CompletionUsage
 from openai.types.completion_choice import CompletionChoice, Logprobs
 
-from server.api.openai.chat import usage
 from server.api.openai.streaming import stream, while_connected
+from server.api.openai.usage import usage
 from server.api.route import StrictRoute
 from server.engines.base import FinishReason, Token
 from server.http.answers import JsonAnswer
@@ -45,7 +45,7 @@ async def create_completion(body: CompletionRequest, request: Request, state: St
     if body.stream:
         return await stream(answer.chunks(), request, told_ahead(started.plan))
     pieces = started.run.pieces()
-    completion, receipt = await while_connected(request, answer.whole(pieces), pieces)
+    completion, receipt = await while_connected(request, answer.whole(pieces), pieces.aclose)
     return await state.pools.complete(lambda: JsonAnswer(completion.model_dump(mode="json", exclude_unset=True),
                                                          headers=told_of(receipt)))
 
@@ -71,7 +71,7 @@ async def _start(body: CompletionRequest, request_id: str, state: ServerState, c
 
 def _prompt(given: str | list[int], where: Path, state: ServerState) -> Prompt:
     if isinstance(given, str):
-        check_length(state.vocabulary.least_tokens(given), state.engine.max_sequence_tokens - 1, where)
+        check_length(state.vocabulary.least_tokens(given), state.engine.max_sequence_tokens, where)
         ids = state.vocabulary.encode(given, special_tokens=True)
     else:
         ids = given
@@ -139,7 +139,7 @@ class _Answer:
                   receipt: Receipt | None = None) -> SteeredCompletion:
         response = SteeredCompletion.model_construct(
             id=self._id, choices=list(choices), created=self._created, model=self._started.model,
-            object="text_completion")
+            object="text_completion", system_fingerprint=self._started.plan.system)
         if counts is None and self._running:
             counts = usage(self._started)
         if counts is not None or self._usage:

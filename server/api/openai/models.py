@@ -1,8 +1,14 @@
 """`/v1/models`: the base model first, then each preset that was made for it as `model:preset`."""
 
+import time
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+
 from fastapi import APIRouter
 from openai.types import Model
 from pydantic import BaseModel, Field
+from transformers.utils import cached_file
 
 from server.api.openai.offered import Offer
 from server.api.route import StrictRoute
@@ -15,6 +21,7 @@ from steering.language.errors import InvalidRequest
 router = APIRouter(tags=["models"], route_class=StrictRoute)
 OWNER = "trimtab"
 PAGE = 500
+STARTED = int(time.time())
 
 
 class ServedModel(Model):
@@ -36,8 +43,9 @@ async def list_models(state: State) -> ModelList:
 @router.get("/v1/models/{name:path}")
 async def show_model(name: str, state: State) -> ServedModel:
     model = parse_model(name, state)
-    created = 0
-    if model.preset is not None:
+    if model.preset is None:
+        created = await in_thread(_made_at, state.settings.model)
+    else:
         try:
             preset = await in_thread(state.library.presets.resolve, model.preset)
         except InvalidRequest as error:
@@ -51,7 +59,7 @@ async def show_model(name: str, state: State) -> ServedModel:
 
 def _models(state: ServerState) -> list[ServedModel]:
     base, offer = state.settings.model_name, Offer(state.library, state.engine.facts)
-    found = [_model(base, 0, state)]
+    found = [_model(base, _made_at(state.settings.model), state)]
     cursor = None
     while True:
         page = state.library.presets.list(limit=PAGE, cursor=cursor)
@@ -60,6 +68,16 @@ def _models(state: ServerState) -> list[ServedModel]:
         cursor = page.cursor
         if cursor is None:
             return found
+
+
+@lru_cache(maxsize=1)
+def _made_at(model: str) -> int:
+    """When the files of the model that is served were written; the start of this server where they are not found."""
+    described = Path(model) / "config.json"
+    if not described.exists():
+        with suppress(OSError, ValueError):
+            described = Path(cached_file(model, "config.json", local_files_only=True) or model)
+    return int(described.stat().st_mtime) if described.exists() else STARTED
 
 
 def _model(name: str, created: int, state: ServerState) -> ServedModel:

@@ -38,6 +38,7 @@ class Running:
     before: generated tokens that the loop was given as part of the prompt. delivered: of those that it generates
     itself, how many were handed over.
     epoch: the loop that it was given to. moves: how often it was taken over by another one.
+    cached: tokens of its prompt that it found in the cache when it was first looked for there.
     """
 
     generation: Generation
@@ -55,6 +56,7 @@ class Running:
     delivered: int = 0
     epoch: int | None = None
     moves: int = 0
+    cached: int | None = None
 
     @classmethod
     def build(cls, generation: Generation, seed: int) -> "Running":
@@ -191,6 +193,9 @@ class EngineCompletion(Completion):
 
     def touched(self) -> list[Touched]:
         return self._touched(self.running)
+
+    def cached(self) -> int | None:
+        return self.running.cached
 
     def kept(self) -> KeptRows | None:
         return self._kept

@@ -41,8 +41,9 @@ class Engine:
 
     async def run(self, *args: Any) -> AsyncIterator[Any]:
         try:
-            for ids, reason in self.outputs:
-                yield SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids, finish_reason=reason)])
+            for n, (ids, reason) in enumerate(self.outputs):
+                yield SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids, finish_reason=reason)],
+                                      num_cached_tokens=2 + n)
         finally:
             self.order.append("closed")
 
@@ -57,6 +58,13 @@ def completion(engine: Engine, program: Program | None = PROGRAM, **sampling: An
 
 async def tokens(given: VllmCompletion) -> list[int]:
     return [token.token_id async for token in given]
+
+
+async def test_what_was_cached_is_what_vllm_said_first() -> None:
+    found = completion(Engine([([7], None), ([8], "length")], Taken({})), None)
+    assert found.cached() is None
+    await tokens(found)
+    assert found.cached() == 2
 
 
 async def test_a_finished_one_tells_its_steps() -> None:

@@ -39,6 +39,7 @@ class VllmCompletion(Completion):
         self._name = uuid.uuid4().hex
         self._taken: Taken | None = None
         self._token_ids: list[int] = list(generation.generated_ids)
+        self._cached: int | None = None
         self._over = False
 
     async def admit(self) -> None:
@@ -59,6 +60,7 @@ class VllmCompletion(Completion):
             slot = 0 if self._lease is None else self._lease.slot
             self._outputs = self._serving.run(self.generation, self._program, self._touch, slot, self._name)
             async for output in self._outputs:
+                self._cached = output.num_cached_tokens if self._cached is None else self._cached
                 await self._check_finish(output.outputs[0].finish_reason)
                 for token in tokens_of(output, self.generation.sampling):
                     self._token_ids.append(token.token_id)
@@ -126,6 +128,9 @@ class VllmCompletion(Completion):
         with suppress(TrimtabError, TimeoutError):
             async with asyncio.timeout(ASK_S):
                 self._taken = await self._serving.asking.taken(self._name)
+
+    def cached(self) -> int | None:
+        return None if self._cached is None else min(self._cached, len(self.generation.prompt_ids))
 
     def touched(self) -> list[Touched]:
         # The newest token has been sampled, but the model has not read it yet.
