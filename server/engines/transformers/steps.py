@@ -113,7 +113,8 @@ class Steps:
             # a steered one begin at the last token of its prompt, which is never read.
             given = prompt_ids if kept is None else prompt_ids[:kept.stop + 1]
             matched: int = search(request_id, self._salted(request_id, given))
-            if (completion := self.completions.get(request_id)) is not None and completion.running.cached is None:
+            completion = self.roster.completions.get(request_id)
+            if completion is not None and completion.running.cached is None:
                 completion.running.cached = min(matched, len(completion.running.generation.prompt_ids))
             return matched
 
