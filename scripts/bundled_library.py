@@ -39,7 +39,7 @@ BAR = 0.95
 
 
 @dataclass(frozen=True)
-class Choice:
+class Candidate:
     """An intervention and its effect on dev prompts."""
 
     layer: int
@@ -99,7 +99,7 @@ def acting(example: Example, layer: int, strength: float) -> dict[str, Any]:
     return {"artifact": example.name, "layers": [layer], "strength": {"value": strength, "unit": "raw"}}
 
 
-async def addition(judge: Judge, example: Example, prompts: list[Any], layers: list[int]) -> Choice:
+async def addition(judge: Judge, example: Example, prompts: list[Any], layers: list[int]) -> Candidate:
     """The most natural text that is as it should be; where both signs are promised, the weaker effect counts.
 
     Effect alone would take the largest strength there is, and with it broken sentences.
@@ -111,7 +111,7 @@ async def addition(judge: Judge, example: Example, prompts: list[Any], layers: l
             effect = await judge.share(prompts, example.target, acting(example, layer, strength))
             if example.opposite is not None:
                 effect = min(effect, await judge.share(prompts, example.opposite, acting(example, layer, -strength)))
-            found.append(Choice(layer, strength, effect))
+            found.append(Candidate(layer, strength, effect))
     enough = [choice for choice in found if choice.effect >= BAR]
     if not enough:
         return max(found, key=lambda choice: (choice.effect, -choice.strength))
@@ -121,7 +121,7 @@ async def addition(judge: Judge, example: Example, prompts: list[Any], layers: l
     return enough[costs.index(min(costs))]
 
 
-async def ablation(judge: Judge, example: Example, prompts: list[Any], layers: list[int]) -> Choice:
+async def ablation(judge: Judge, example: Example, prompts: list[Any], layers: list[int]) -> Candidate:
     """The source layer with the largest effect among those that leave the spared prompts' answers alone."""
     spared = example.prompts_of("dev", example.spared)[:MAX_DEV_PROMPTS]
     before = await judge.share(spared, example.target, None)
@@ -129,13 +129,13 @@ async def ablation(judge: Judge, example: Example, prompts: list[Any], layers: l
     for layer in layers:
         wanted = acting(example, layer, 1.0)
         if before - await judge.share(spared, example.target, wanted) <= MAX_COST:
-            found.append(Choice(layer, 1.0, await judge.share(prompts, example.target, wanted)))
+            found.append(Candidate(layer, 1.0, await judge.share(prompts, example.target, wanted)))
     if not found:
         raise RuntimeError(f"{example.name}: every layer spoils the answers that must stay as they are")
     return max(found, key=lambda choice: choice.effect)
 
 
-async def measured(judge: Judge, example: Example, report: dict[str, Any], best: Choice, prompts: list[Any],
+async def measured(judge: Judge, example: Example, report: dict[str, Any], best: Candidate, prompts: list[Any],
                    width: int) -> dict[str, Any]:
     """The card: effect on test prompts beside its controls. All effects are shares of answers that are as meant."""
     chosen = acting(example, best.layer, best.strength)
@@ -171,7 +171,7 @@ def random_like(chosen: dict[str, Any], seed: int, norm: float, width: int) -> d
     return {"op": "add", "site": "resid_post", "layers": chosen["layers"], "inline": {"vector": vector}}
 
 
-async def write(client: AsyncClient, example: Example, best: Choice, card: dict[str, Any]) -> None:
+async def write(client: AsyncClient, example: Example, best: Candidate, card: dict[str, Any]) -> None:
     """The file, with the choice as its defaults."""
     own = get_format("safetensors")
     metadata, payload = own.read(await client.download_artifact(example.name), {}, Limits())

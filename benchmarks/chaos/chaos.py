@@ -17,6 +17,7 @@ from benchmarks.chaos.storing import Storing
 
 # The server's own limit on a request, and when it has not kept it.
 TIMEOUT_S = 60.0
+COMPLETE = "/v1/completions"
 HANG_S = 90.0
 CALM_S = 60.0
 log = Console(stderr=True, width=200)

@@ -24,7 +24,7 @@ MULTI_SITES: tuple[Site, ...] = ("resid_pre", "attn_out", "mlp_out")
 
 
 @dataclass(frozen=True)
-class Choice:
+class Chosen:
     """What an intervention does and where: the op with its options, and the sites.
 
     inline: tensors that the request brings along; empty where it names an artifact.
@@ -38,7 +38,7 @@ class Choice:
     multi_site: bool
 
 
-def choose(item: Resolved, facts: ModelFacts) -> Choice:
+def choose(item: Resolved, facts: ModelFacts) -> Chosen:
     """
     Raises:
         InvalidSpec, ArtifactMismatch, UnsupportedSite: naming the field.
@@ -64,7 +64,7 @@ def choose(item: Resolved, facts: ModelFacts) -> Choice:
         check_width(source, sites, facts, "artifact")
         _check_model(intervention, source, facts)
         _check_kind(source, operation)
-    return Choice(operation, options, sites, tensors, multi_site)
+    return Chosen(operation, options, sites, tensors, multi_site)
 
 
 def _op(intervention: Intervention, source: Source | None) -> Op:

@@ -15,7 +15,7 @@ from steering.language.fields import MAX_INTERVENTIONS
 from steering.language.vocabulary import Site
 from steering.models.facts import ModelFacts
 from steering.ops.base import Place, Row
-from steering.programs.choices import Choice, choose
+from steering.programs.choices import Chosen, choose
 from steering.programs.gate import CompiledGate, check_token_gate, compile_gate, gated_row
 from steering.programs.numbers import Numbers, numbers_of
 from steering.programs.program import Applied, Compiled, Program
@@ -58,24 +58,24 @@ def compile_program(resolved: Sequence[Resolved], facts: ModelFacts, *, most_num
 
 
 def _compile_one(item: Resolved, facts: ModelFacts) -> Compiled:
-    choice = choose(item, facts)
-    numbers = numbers_of(item, choice, facts)
-    scales = scales_of(item, choice, numbers, facts)
+    chosen = choose(item, facts)
+    numbers = numbers_of(item, chosen, facts)
+    scales = scales_of(item, chosen, numbers, facts)
     gate = compile_gate(item.intervention.gate, item.probes, facts)
-    rows = _rows(choice, numbers, scales, gate, facts)
-    return Compiled(choice.operation.name, scope_of(item.intervention, item.source), rows,
-                    _applied(item, choice, numbers, scales), gate)
+    rows = _rows(chosen, numbers, scales, gate, facts)
+    return Compiled(chosen.operation.name, scope_of(item.intervention, item.source), rows,
+                    _applied(item, chosen, numbers, scales), gate)
 
 
-def _rows(choice: Choice, numbers: Numbers, scales: Scales, gate: CompiledGate | None, facts: ModelFacts
+def _rows(chosen: Chosen, numbers: Numbers, scales: Scales, gate: CompiledGate | None, facts: ModelFacts
           ) -> dict[tuple[Site, int], Row]:
-    per_token = check_token_gate(gate, choice.sites) if gate is not None and gate.when == "token" else None
+    per_token = check_token_gate(gate, chosen.sites) if gate is not None and gate.when == "token" else None
     rows: dict[tuple[Site, int], Row] = {}
     for layer, tensors in numbers.by_layer.items():
         scale = scales.by_layer[layer]
-        for site in choice.sites:
+        for site in chosen.sites:
             # Strength 0 does nothing, also with ops that know all or nothing only; the rest is checked all the same.
-            row = choice.operation.row(tensors, choice.options, Place(facts, site, layer, scale or 1.0))
+            row = chosen.operation.row(tensors, chosen.options, Place(facts, site, layer, scale or 1.0))
             _check_finite(row)
             if per_token is not None:
                 row = gated_row(row, per_token, layer)
@@ -84,17 +84,17 @@ def _rows(choice: Choice, numbers: Numbers, scales: Scales, gate: CompiledGate |
     return rows
 
 
-def _applied(item: Resolved, choice: Choice, numbers: Numbers, scales: Scales) -> Applied:
+def _applied(item: Resolved, chosen: Chosen, numbers: Numbers, scales: Scales) -> Applied:
     source, stated = item.source, scales.stated
     return Applied(
         artifact=None if source is None else source.ref,
         card=None if source is None else source.card,
-        op=choice.operation.name,
-        sites=choice.sites,
+        op=chosen.operation.name,
+        sites=chosen.sites,
         layers=numbers.layers,
         strength={"value": stated.value, "unit": stated.unit,
                   "scale": {str(layer): scale for layer, scale in scales.by_layer.items()}},
-        options=choice.options.model_dump(),
+        options=chosen.options.model_dump(),
         card_kl=scales.expected_kl,
         card_multiple=scales.multiple,
         warnings=() if source is None else source.warnings,

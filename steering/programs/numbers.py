@@ -11,7 +11,7 @@ from steering.artifacts.source import Resolved
 from steering.language.errors import ArtifactMismatch, InvalidSpec
 from steering.language.vocabulary import Site
 from steering.models.facts import ModelFacts
-from steering.programs.choices import Choice
+from steering.programs.choices import Chosen
 from steering.programs.inline import inline_payload
 from steering.programs.layers import explicit_layers, layers_with_numbers
 
@@ -27,7 +27,7 @@ class Numbers:
         return tuple(self.by_layer)
 
 
-def numbers_of(item: Resolved, choice: Choice, facts: ModelFacts) -> Numbers:
+def numbers_of(item: Resolved, chosen: Chosen, facts: ModelFacts) -> Numbers:
     """
     Raises:
         InvalidSpec, InvalidPayload, LayerOutOfRange, UnsupportedSite, ArtifactMismatch: naming the field.
@@ -37,21 +37,21 @@ def numbers_of(item: Resolved, choice: Choice, facts: ModelFacts) -> Numbers:
         wanted = item.source.layers
     if item.source is not None:
         payload = item.source.payload
-    elif choice.multi_site:
+    elif chosen.multi_site:
         # Such a direction belongs to no layer in particular; it may be written without one.
-        payload = inline_payload(choice.inline, choice.operation, [0], facts)
+        payload = inline_payload(chosen.inline, chosen.operation, [0], facts)
     else:
         given = None if wanted is None else explicit_layers(wanted, facts)
-        payload = inline_payload(choice.inline, choice.operation, given, facts)
-    if choice.multi_site:
-        _check_everywhere(facts, choice.sites)
-        own = payload.layers[_source_layer(choice.options, payload, facts)]
+        payload = inline_payload(chosen.inline, chosen.operation, given, facts)
+    if chosen.multi_site:
+        _check_everywhere(facts, chosen.sites)
+        own = payload.layers[_source_layer(chosen.options, payload, facts)]
         found = Numbers(dict.fromkeys(range(facts.num_layers), own))
     else:
         found = Numbers({n: payload.layers[n] for n in layers_with_numbers(wanted, payload, facts)})
     for layer, tensors in found.by_layer.items():
-        for site in choice.sites:
-            facts.check_site(site, layer, ("options", "multi_site") if choice.multi_site else "layers")
+        for site in chosen.sites:
+            facts.check_site(site, layer, ("options", "multi_site") if chosen.multi_site else "layers")
             _check_width(payload, tensors, facts.width(site), site)
     return found
 

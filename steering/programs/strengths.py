@@ -14,7 +14,7 @@ from steering.language.scope import Scope
 from steering.language.strength import BareStrength, Strength
 from steering.models.facts import ModelFacts
 from steering.ops.base import Operation, length
-from steering.programs.choices import Choice
+from steering.programs.choices import Chosen
 from steering.programs.numbers import Numbers
 
 
@@ -33,15 +33,15 @@ class Scales:
     multiple: float | None
 
 
-def scales_of(item: Resolved, choice: Choice, numbers: Numbers, facts: ModelFacts) -> Scales:
+def scales_of(item: Resolved, chosen: Chosen, numbers: Numbers, facts: ModelFacts) -> Scales:
     """
     Raises:
         InvalidSpec: a unit that has no meaning here, or a dose beyond what was measured.
         NotCalibrated: a dose for a setting that was not calibrated.
     """
-    source, operation, options = item.source, choice.operation, choice.options
+    source, operation, options = item.source, chosen.operation, chosen.options
     stated = _stated(item.intervention, source)
-    calibrated = None if source is None else _calibrated(source, choice, numbers.layers, item.intervention, facts)
+    calibrated = None if source is None else _calibrated(source, chosen, numbers.layers, item.intervention, facts)
     acting = _dosed(stated, calibrated, source, numbers.layers, item.intervention) if stated.unit == "kl" else stated
     scales: dict[int, float] = {}
     multiples: list[float] = []
@@ -64,12 +64,12 @@ def _stated(intervention: Intervention, source: Source | None) -> Strength:
     return intervention.strength
 
 
-def _calibrated(source: Source, choice: Choice, layers: Sequence[int], intervention: Intervention, facts: ModelFacts
+def _calibrated(source: Source, chosen: Chosen, layers: Sequence[int], intervention: Intervention, facts: ModelFacts
                 ) -> Calibrated | None:
     """The artifact's curves for exactly this setting on this model."""
-    options, scope = choice.options.model_dump(), scope_of(intervention, source)
+    options, scope = chosen.options.model_dump(), scope_of(intervention, source)
     return next((item for item in source.calibrated if item.fingerprint == facts.fingerprint
-                 and item.fits(choice.operation.name, choice.sites, layers, options, scope)), None)
+                 and item.fits(chosen.operation.name, chosen.sites, layers, options, scope)), None)
 
 
 def _dosed(strength: Strength, calibrated: Calibrated | None, source: Source | None, layers: Sequence[int],

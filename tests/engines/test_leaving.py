@@ -181,7 +181,7 @@ async def test_while_it_decodes(engine: TransformersEngine) -> None:
 async def test_in_its_last_step(engine: TransformersEngine, held: Held) -> None:
     """It is over and it has left: one of the two must not hide the other."""
     reading = Reading(engine, "last", PROMPT[:9], add(1), max_tokens=4)
-    await held.at(lambda: len(engine.roster.completions["last"].running.choices) == 3)
+    await held.at(lambda: len(engine.roster.completions["last"].running.drawn) == 3)
     await reading.leaves()
     held.release()
 

@@ -10,7 +10,7 @@ from scipy import stats
 from server.engines.base import Generation, Sampling
 from server.engines.transformers.noise import exponential, keys
 from server.engines.transformers.running import Running
-from server.engines.transformers.sampler import FIRST_LOOK, _cut, _penalised, choices, sample
+from server.engines.transformers.sampler import FIRST_LOOK, _cut, _penalised, reports, sample
 from server.engines.transformers.tally import Tally
 
 SIZE = 1500
@@ -121,11 +121,11 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
                                       {"top_k": 900, "top_p": 0.99}]
     runs = [running(n, logprobs=n % 4, **settings[n % 6]) for n in range(12)]
     together = sample(rows, runs)
-    told = choices(rows, together.tolist(), runs)
+    told = reports(rows, together.tolist(), runs)
     for n in range(12):
         alone = sample(rows[n:n + 1], runs[n:n + 1])
         assert alone.tolist() == [int(together[n])]
-        assert choices(rows[n:n + 1], alone.tolist(), runs[n:n + 1]) == [told[n]]
+        assert reports(rows[n:n + 1], alone.tolist(), runs[n:n + 1]) == [told[n]]
 
 
 @pytest.mark.parametrize("equals", [False, True])
@@ -158,7 +158,7 @@ def test_equals_are_told_in_the_order_of_their_ids() -> None:
     rows = row.expand(len(runs), -1).contiguous()
     tokens = sample(rows, runs).tolist()
     assert tokens == [40] * 5
-    told = [[token for token, _ in choice.top] for choice in choices(rows, tokens, runs)]
+    told = [[token for token, _ in choice.top] for choice in reports(rows, tokens, runs)]
     assert told[4] == [40, 90, 170, 250, 10, *[i for i in range(16) if i != 10]]
     assert all(some == told[4][:len(some)] for some in told)
     assert [len(some) for some in told] == [0, 2, 3, 7, 20]

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM
 from server.engines.transformers.engine import TransformersEngine
 from server.engines.transformers.options import EngineOptions
 from server.verify import cases as verify_cases
-from server.verify.cases import FORMS, Case, make_cases
+from server.verify.cases import Case, make_cases
 from server.verify.exactness import TOLERANCE, Answer, Exact, compare, mixed_batches
+from server.verify.forms import FORMS
 from server.verify.run import seen_by
 from steering.language.errors import UnsupportedModel
 from steering.ops import get_operation, operations

@@ -29,6 +29,7 @@ from server.engines.checks import check_capture, check_compare, check_room, chec
 from server.engines.keeping import KeptRows, Room
 from server.engines.transformers.canary import check_batching
 from server.engines.transformers.comparing import Comparing
+from server.engines.transformers.delivery import Delivery
 from server.engines.transformers.finite import Watch
 from server.engines.transformers.forward import ForwardPass, TokenRun, padded_passes
 from server.engines.transformers.handover import on_loop
@@ -36,7 +37,6 @@ from server.engines.transformers.head import Head
 from server.engines.transformers.loading import load_model
 from server.engines.transformers.options import EngineOptions
 from server.engines.transformers.roster import Roster
-from server.engines.transformers.router import TokenRouter
 from server.engines.transformers.running import EngineCompletion, Failure, Running
 from server.engines.transformers.steps import Steps
 from server.engines.transformers.stock import Manager, check_stock
@@ -293,7 +293,7 @@ class TransformersEngine(Engine):
             # time, and no graphs of fixed shape.
             use_async_batching=False, use_cuda_graph=False)
         generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0, max_new_tokens=1)
-        manager = Manager(self.steps.bind, TokenRouter(self.roster), model=self.model, generation_config=generation,
+        manager = Manager(self.steps.bind, Delivery(self.roster), model=self.model, generation_config=generation,
                           continuous_batching_config=config)
         manager.warmup()
         return manager

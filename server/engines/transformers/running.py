@@ -20,7 +20,7 @@ from steering.programs.touch import Touch
 
 
 @dataclass(frozen=True)
-class Choice:
+class Drawn:
     """What the sampler reports of one token, before the engine knows whether it ends the completion."""
 
     logprob: float | None
@@ -34,7 +34,7 @@ class Running:
     slot, base: where the program and the touch bits are while it runs; slot 0 for an unsteered one.
     processed: tokens that went through the model at least once. measured: its steps, once it is over.
     tally: of its tokens, where its sampling has penalties.
-    choices: what the sampler reported, one per generated token.
+    drawn: what the sampler reported, one per generated token.
     before: generated tokens that the loop was given as part of the prompt. delivered: of those that it generates
     itself, how many were handed over.
     epoch: the loop that it was given to. moves: how often it was taken over by another one.
@@ -51,7 +51,7 @@ class Running:
     measured: Measured | None = None
     tally: Tally | None = None
     token_ids: list[int] = field(default_factory=list)
-    choices: list[Choice] = field(default_factory=list)
+    drawn: list[Drawn] = field(default_factory=list)
     before: int = 0
     delivered: int = 0
     epoch: int | None = None
@@ -68,7 +68,7 @@ class Running:
             touch.settle(generation.generated_ids)
         # Earlier tokens have their place among the choices, as the sampler goes by their number.
         return cls(generation, program, touch, seed, token_ids=[*generation.prompt_ids, *generation.generated_ids],
-                   choices=[Choice(None, ())] * len(generation.generated_ids), before=len(generation.generated_ids))
+                   drawn=[Drawn(None, ())] * len(generation.generated_ids), before=len(generation.generated_ids))
 
     @property
     def request_id(self) -> str:
@@ -77,12 +77,12 @@ class Running:
     @property
     def whole(self) -> bool:
         """Whether every token that was drawn has been handed over, so that it can go on from there."""
-        return len(self.choices) == self.before + self.delivered
+        return len(self.drawn) == self.before + self.delivered
 
     def rewind(self, token_ids: list[int]) -> None:
         """Forget what was drawn after these tokens. The same numbers will be drawn for them again."""
         del self.token_ids[len(token_ids):]
-        del self.choices[len(token_ids) - len(self.generation.prompt_ids):]
+        del self.drawn[len(token_ids) - len(self.generation.prompt_ids):]
         self.tally = None
 
     def touched(self, processed: int, measured: Measured | None) -> list[Touched]:

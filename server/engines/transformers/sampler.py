@@ -13,7 +13,7 @@ import torch
 
 from server.engines.base import Sampling
 from server.engines.transformers.noise import exponential, keys
-from server.engines.transformers.running import Choice, Running
+from server.engines.transformers.running import Drawn, Running
 from server.engines.transformers.tally import Tally
 
 # The likeliest tokens among which the end of top_p is looked for first, and by what factor more are taken if need be.
@@ -65,7 +65,7 @@ def _penalised(logits: torch.Tensor, running: Sequence[Running], settings: Seque
 def _draw(scores: torch.Tensor, running: Sequence[Running], settings: Sequence[Sampling]) -> torch.Tensor:
     rows = max(1, PART_NUMBERS // scores.shape[-1]) if scores.device.type == "cpu" else len(scores)
     temperatures = _column([s.temperature for s in settings], scores)
-    of_rows = torch.from_numpy(keys([item.seed for item in running], [len(item.choices) for item in running]))
+    of_rows = torch.from_numpy(keys([item.seed for item in running], [len(item.drawn) for item in running]))
     of_rows = of_rows.to(scores.device)
     drawn = []
     for start in range(0, len(scores), rows):
@@ -118,18 +118,18 @@ def _cut(chances: torch.Tensor, settings: Sequence[Sampling]) -> None:
     chances.masked_fill_(out, -1.0)
 
 
-def choices(logits: torch.Tensor, tokens: Sequence[int], running: Sequence[Running]) -> list[Choice]:
+def reports(logits: torch.Tensor, tokens: Sequence[int], running: Sequence[Running]) -> list[Drawn]:
     """What is told of the tokens that were drawn from `logits [n, vocab_size]`, one per request."""
     settings = [item.generation.sampling for item in running]
     wanted = [i for i, s in enumerate(settings) if s.logprobs is not None]
-    found = [Choice(None, ())] * len(running)
+    found = [Drawn(None, ())] * len(running)
     if not wanted:
         return found
     logprobs = logits[wanted].log_softmax(dim=-1)
     picked = torch.tensor([tokens[i] for i in wanted], device=logits.device).unsqueeze(1)
     chosen = logprobs.gather(1, picked).squeeze(1).tolist()
     for row, i in enumerate(wanted):
-        found[i] = Choice(chosen[row], _likeliest(logprobs[row], settings[i].logprobs or 0))
+        found[i] = Drawn(chosen[row], _likeliest(logprobs[row], settings[i].logprobs or 0))
     return found
 
 

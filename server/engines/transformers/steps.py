@@ -27,7 +27,7 @@ from server.engines.transformers.finite import Examined, Watch, examining
 from server.engines.transformers.head import Head
 from server.engines.transformers.roster import NOBODY, Roster
 from server.engines.transformers.running import Overflow, Running, SaltedIds
-from server.engines.transformers.sampler import NO_TOKEN, choices, sample
+from server.engines.transformers.sampler import NO_TOKEN, reports, sample
 from server.engines.transformers.suspects import Suspects
 from steering.acting.containment import Fault, StepLimit
 from steering.acting.record import Record
@@ -192,11 +192,11 @@ class Steps:
         else:
             tokens = drawn.tolist()
         output_ids[0, :count].copy_(drawn.clamp_min(0))
-        told = choices(logits, [max(token, 0) for token in tokens], self._sampling)
-        for running, token, choice in zip(self._sampling, tokens, told, strict=True):
+        told = reports(logits, [max(token, 0) for token in tokens], self._sampling)
+        for running, token, one in zip(self._sampling, tokens, told, strict=True):
             if token == NO_TOKEN:
                 self._voiceless.append(running.request_id)
-            running.choices.append(choice)
+            running.drawn.append(one)
             self.roster.note(running, max(token, 0))
 
     def _keep(self) -> None:

@@ -255,5 +255,5 @@ class Supervisor:
                 self._roster.retire(name)
                 continue
             running.moves += running.epoch is not None
-            running.before, running.delivered = len(running.choices), 0
+            running.before, running.delivered = len(running.drawn), 0
             self.enqueue(running)

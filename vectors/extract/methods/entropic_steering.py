@@ -77,7 +77,7 @@ class EntropicSteering(Recipe):
     def make(self, request: EntropicSteeringRequest, data: Histories, work: Work) -> Made:
         layers = site_layers(request, SITE, work.facts)
         texts, actions, splits, digest = data
-        before = _choice(answer_logprobs(work.subject, texts, work.within(0.0, 0.1, "capture"), tokens=actions))
+        before = _certainty(answer_logprobs(work.subject, texts, work.within(0.0, 0.1, "capture"), tokens=actions))
         self._check(request, before, splits)
         groups = [prompt.episode if request.center == "episode" else prompt.step if request.center == "step" else 0
                   for prompt in request.prompts]
@@ -94,8 +94,8 @@ class EntropicSteering(Recipe):
             vectors = {layer: weighted(centred[layer], before.entropy[train]) for layer in layers}
             scales = {layer: norms[layer] / float(vectors[layer].norm()) for layer in layers}
 
-            def entropy(members: Sequence[int], span: Span, program: Program | None) -> "Choice":
-                return _choice(answer_logprobs(work.subject, [texts[n] for n in members], span, program,
+            def entropy(members: Sequence[int], span: Span, program: Program | None) -> "Certainty":
+                return _certainty(answer_logprobs(work.subject, [texts[n] for n in members], span, program,
                                                tokens=actions))
 
             grid = [(layer, strength) for layer in layers for strength in request.strengths]
@@ -123,13 +123,13 @@ class EntropicSteering(Recipe):
 
         strengths = sorted({*(-c for c in request.strengths), *request.strengths})
         span = work.within(0.6, 0.7, "control")
-        steered: dict[float, Choice] = {}
+        steered: dict[float, Certainty] = {}
         for n, c in enumerate(strengths):
             steered[c] = entropy(test_steered, span.part(n, len(strengths)), adding(work.facts, SITE, layer, c * best))
         start = before.entropy[test_steered]
 
-        def gain(choice: "Choice") -> float:
-            return float((choice.entropy - start).mean())
+        def gain(found: "Certainty") -> float:
+            return float((found.entropy - start).mean())
 
         span = work.within(0.7, 1.0, "control")
         draws = {"random_vectors": [random_like(best, generator) for _ in range(request.draws)],
@@ -148,7 +148,7 @@ class EntropicSteering(Recipe):
             "test": {"correlation": rounded(read),
                      "entropy_by_strength": {str(c): {"entropy": rounded(float(found.entropy.mean())),
                                                       "mass": rounded(float(found.mass.mean()))}
-                                             for c, found in {0.0: Choice(start, before.mass[test_steered]),
+                                             for c, found in {0.0: Certainty(start, before.mass[test_steered]),
                                                               **steered}.items()}},
             "controls": {"reading": reading, "entropy_gain": effect}}
         return Made(
@@ -162,7 +162,7 @@ class EntropicSteering(Recipe):
                   "shuffled_percentile": effect["permuted_entropies"]["percentile"]},
             data={"data_hash": digest, "num_prompts": len(texts), "actions": list(request.actions)})
 
-    def _check(self, request: EntropicSteeringRequest, before: "Choice", splits: Splits) -> None:
+    def _check(self, request: EntropicSteeringRequest, before: "Certainty", splits: Splits) -> None:
         if float(before.mass.mean()) < request.min_mass:
             raise FitFailed(f"the actions together have probability {float(before.mass.mean()):.3f}, "
                             f"less than {request.min_mass}", param="actions",
@@ -176,7 +176,7 @@ class EntropicSteering(Recipe):
 
 
 @dataclass(frozen=True)
-class Choice:
+class Certainty:
     """entropy: nats among the actions; mass: their probability together. Both `[num_prompts]`."""
 
     entropy: torch.Tensor
@@ -196,10 +196,10 @@ def weighted(centred: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
     return u
 
 
-def _choice(logprobs: torch.Tensor) -> Choice:
+def _certainty(logprobs: torch.Tensor) -> Certainty:
     mass = logprobs.logsumexp(dim=1)
     among = logprobs - mass.unsqueeze(1)
-    return Choice(-(among.exp() * among).sum(dim=1), mass.exp())
+    return Certainty(-(among.exp() * among).sum(dim=1), mass.exp())
 
 
 def _centred(rows: torch.Tensor, groups: Sequence[Hashable]) -> torch.Tensor:

@@ -14,7 +14,7 @@ from steering.language.errors import EngineUnavailable, TrimtabError
 Events = list[tuple[EngineCompletion, list[Token], TrimtabError | None]]
 
 
-class TokenRouter(OutputRouter):
+class Delivery(OutputRouter):
     """Takes the stock router's place. One call into the event loop serves all completions of a step."""
 
     def __init__(self, roster: Roster) -> None:
@@ -50,11 +50,11 @@ def _new_tokens(output: GenerationOutput, running: Running) -> list[Token]:
     start, running.delivered = running.delivered, len(ids)
     tokens = []
     for i in range(start, len(ids)):
-        choice = running.choices[running.before + i]
+        drawn = running.drawn[running.before + i]
         reason: FinishReason | None = None
         if output.status == RequestStatus.FINISHED and i == len(ids) - 1:
             reason = "stop" if ids[i] in sampling.stop_token_ids and not sampling.ignore_eos else "length"
-        tokens.append(Token(ids[i], choice.logprob, choice.top, reason))
+        tokens.append(Token(ids[i], drawn.logprob, drawn.top, reason))
     return tokens
 
 
