@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from server.engines.transformers import attention
@@ -73,15 +73,3 @@ def _quantisation(model: str) -> str | None:
 def _not_read(model: str, method: str, why: str) -> UnsupportedModel:
     return UnsupportedModel(f"cannot load {model}: its weights are quantised ({method}). {why.rstrip('.')}",
                             param="model", fix="Serve the weights that are not quantised, or try --engine vllm.")
-
-
-def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
-    """The tokenizer beside the model.
-
-    Raises:
-        UnsupportedModel: there is none.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError, KeyError) as error:
-        raise UnsupportedModel(f"cannot load the tokenizer of {model}: {error}", param="model") from error

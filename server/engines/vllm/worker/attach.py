@@ -22,7 +22,6 @@ from steering.models.blocks import find
 from steering.models.families import SHARDED_SITES, Family
 from steering.models.routing import RouterRule
 
-STREAM_SITES: tuple[Site, ...] = ("resid_pre", "resid_post")
 WHOLE = Split(0, 1)
 
 
