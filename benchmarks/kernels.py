@@ -24,7 +24,6 @@ import torch
 
 from steering.acting.containment import UNLIMITED, contain
 from steering.acting.steerer import _carried_out, measured_stage
-from steering.language.options import OPTIONS
 from steering.language.scope import Scope
 from steering.language.vocabulary import Op, Site
 from steering.models.facts import ModelFacts
@@ -182,7 +181,7 @@ def main(arguments: argparse.Namespace) -> None:
         for tokens, programs in [(tokens, min(tokens, 32)) for tokens in arguments.tokens]:
             g = torch.Generator().manual_seed(1)
             rows = [get_operation(op).row(make(lambda *shape, g=g: torch.randn(*shape, generator=g)),
-                                          OPTIONS[op].model_validate(options), Place(facts, site, 0, 1.0))
+                                          get_operation(op).options.model_validate(options), Place(facts, site, 0, 1.0))
                     for _ in range(programs)]
             taken = measured(Case(rows, tokens, facts.width(site)), arguments.rounds)
             found = [micros(taken, "before"), micros(taken, "now"), ratio(taken, "now", "before"),

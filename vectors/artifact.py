@@ -25,11 +25,11 @@ from steering.language.errors import InvalidPayload, PayloadTooLarge
 from steering.language.fields import NAME_PATTERN, Model
 from steering.language.gates import Reading
 from steering.language.layers import Layers
-from steering.language.options import OPTIONS
 from steering.language.scope import Scope
 from steering.language.strength import Strength
 from steering.language.vocabulary import Op, Site
-from steering.ops.base import RESIDUAL_SITES, get_operation, operations
+from steering.ops import get_operation, operations
+from steering.ops.base import RESIDUAL_SITES
 from steering.programs.reading import FORMS
 from vectors.calibration import calibration_of
 
@@ -136,7 +136,7 @@ class Metadata(Model):
     @classmethod
     def _known_options(cls, options: Free, info: ValidationInfo) -> Free:
         if options and "op" in info.data:
-            OPTIONS[info.data["op"]].model_validate(options)
+            get_operation(info.data["op"]).options.model_validate(options)
         return options
 
     @model_validator(mode="after")

@@ -1,21 +1,8 @@
-"""Ops: one per file, registered by importing it here."""
+"""Ops: one per file."""
 
-from steering.ops import (
-    ablate,
-    add,
-    affine,
-    clamp,
-    expert_mask,
-    head_mask,
-    kernels,
-    manifold,
-    mask,
-    patch,
-    rotate,
-    sign_flip,
-)
-from steering.ops.base import Operation, Place, Row, get_operation, operations
+from steering.ops import kernels
+from steering.ops.base import Operation, Place, Row
 from steering.ops.kernel import get_kernel
+from steering.ops.registry import get_operation, operations
 
-__all__ = ["Operation", "Place", "Row", "ablate", "add", "affine", "clamp", "expert_mask", "get_kernel",
-           "get_operation", "head_mask", "kernels", "manifold", "mask", "operations", "patch", "rotate", "sign_flip"]
+__all__ = ["Operation", "Place", "Row", "get_kernel", "get_operation", "kernels", "operations"]

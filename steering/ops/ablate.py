@@ -1,9 +1,12 @@
 """Directional ablation: take a direction or subspace out (Arditi et al. 2024, arXiv 2406.11717)."""
 
-import torch
+from typing import Self
 
-from steering.language.options import AblateOptions
-from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors, register, unit
+import torch
+from pydantic import Field, model_validator
+
+from steering.language.fields import Layer, Model, Switch
+from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors, unit
 
 
 def basis_of(tensors: Tensors) -> torch.Tensor:
@@ -14,11 +17,23 @@ def basis_of(tensors: Tensors) -> torch.Tensor:
     return unit(vector).unsqueeze(0)
 
 
-@register
+class AblateOptions(Model):
+    multi_site: Switch = Field(default=False, description="Ablate at resid_pre, attn_out and mlp_out of every layer, "
+                               "as the refusal-direction method does. Takes the direction of `source_layer`.")
+    source_layer: Layer | None = Field(default=None, description="Whose direction to use at every layer.")
+
+    @model_validator(mode="after")
+    def _source_is_used(self) -> Self:
+        if self.source_layer is not None and not self.multi_site:
+            raise ValueError("source_layer has no effect without multi_site")
+        return self
+
+
 class Ablate(Operation):
     """h - scale B^T B h for orthonormal rows B."""
 
     name = "ablate"
+    options = AblateOptions
     kinds = ("vector", "subspace", "probe")
     sites = VECTOR_SITES
 
@@ -31,3 +46,6 @@ class Ablate(Operation):
         for direction in basis_of(tensors):
             out = out - place.scale * torch.outer(h @ direction, direction)
         return out
+
+
+OPERATION = Ablate()

@@ -1,17 +1,31 @@
 """Add a vector, as activation addition (Turner et al. 2023, arXiv 2308.10248), CAA (Rimsky et al. 2024, arXiv
 2312.06681) and function vectors (Todd et al. 2024, arXiv 2310.15213) do."""
 
+from typing import Self
+
 import torch
+from pydantic import Field, model_validator
 
-from steering.language.options import AddOptions
-from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors, register, unit
+from steering.language.fields import Model, Switch
+from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors, unit
 
 
-@register
+class AddOptions(Model):
+    norm_match: Switch = Field(default=False, description="Scale the vector to strength times the token's own norm.")
+    preserve_norm: Switch = Field(default=False, description="Give every touched token its norm back after adding.")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if self.norm_match and self.preserve_norm:
+            raise ValueError("norm_match and preserve_norm exclude each other")
+        return self
+
+
 class Add(Operation):
     """h + scale v; with norm_match h + scale |h| v / |v|; with preserve_norm the sum is given |h| back."""
 
     name = "add"
+    options = AddOptions
     kinds = ("vector", "probe")
     sites = VECTOR_SITES
     adds_direction = True
@@ -38,3 +52,6 @@ class Add(Operation):
             else:
                 out.append(token + place.scale * vector)
         return torch.stack(out)
+
+
+OPERATION = Add()

@@ -3,13 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
+from pydantic import model_validator
 
 from steering.artifacts.payload import Kind
 from steering.language.errors import InvalidSpec, Path
-from steering.language.options import OPTIONS
+from steering.language.fields import Model
 from steering.language.vocabulary import Op, Site
 from steering.models.facts import ModelFacts
 
@@ -44,12 +45,31 @@ class Row:
     tensors: Tensors
 
 
+class NoOptions(Model):
+    """Of ops that have none."""
+
+
+class ModeOptions(Model):
+    """Options of which some belong to one mode: given with another they would be ignored, and are refused instead."""
+
+    belongs_to: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    @model_validator(mode="after")
+    def _fits_mode(self) -> Self:
+        mode = getattr(self, "mode")  # noqa: B009 - every subclass has one
+        for name, modes in self.belongs_to.items():
+            if name in self.model_fields_set and mode not in modes:
+                raise ValueError(f"{name} has no effect in mode {mode}; it belongs to {', '.join(modes)}")
+        return self
+
+
 class Operation(ABC):
     """One op. `adds_direction`: strength units other than raw have a meaning."""
 
     name: ClassVar[Op]
     kinds: ClassVar[tuple[Kind, ...]]
     sites: ClassVar[tuple[Site, ...]]
+    options: ClassVar[type[Model]] = NoOptions
     adds_direction: ClassVar[bool] = False
 
     @abstractmethod
@@ -63,27 +83,6 @@ class Operation(ABC):
     def direction(self, tensors: Tensors) -> torch.Tensor:
         """The vector whose length strength units refer to."""
         raise InvalidSpec(f"{self.name} has no direction; its strength unit must be raw", param=("strength", "unit"))
-
-
-_OPERATIONS: dict[str, Operation] = {}
-
-
-def register(cls: type[Operation]) -> type[Operation]:
-    """Class decorator: make the op known. An op of the language is registered once."""
-    if cls.name in _OPERATIONS:
-        raise ValueError(f"op {cls.name!r} is registered twice")
-    if cls.name not in OPTIONS:
-        raise ValueError(f"op {cls.name!r} is not part of the language")
-    _OPERATIONS[cls.name] = cls()
-    return cls
-
-
-def get_operation(name: Op) -> Operation:
-    return _OPERATIONS[name]
-
-
-def operations() -> tuple[Operation, ...]:
-    return tuple(_OPERATIONS[name] for name in sorted(_OPERATIONS))
 
 
 def length(vector: torch.Tensor) -> float:

@@ -1,19 +1,39 @@
 """Set or bound the coordinate along a direction."""
 
 import math
+from typing import ClassVar, Self
 
 import torch
+from pydantic import Field, model_validator
 
-from steering.language.options import ClampOptions
+from steering.language.fields import Finite, Model
 from steering.ops.ablate import basis_of
-from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors, register
+from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors
 
 
-@register
+class ClampOptions(Model):
+    """Coordinate along the unit direction, in activation units: set it to `value`, or keep it in [min, max]."""
+
+    alternatives: ClassVar[tuple[tuple[str, ...], ...]] = (("value",), ("min", "max"))
+
+    value: Finite | None = Field(default=None, description="Set the coordinate to this.")
+    min: Finite | None = Field(default=None, description="Raise the coordinate to at least this.")
+    max: Finite | None = Field(default=None, description="Lower the coordinate to at most this.")
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if (self.value is None) == (self.min is None and self.max is None):
+            raise ValueError("give either value, or min and/or max")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError("min is larger than max")
+        return self
+
+
 class Clamp(Operation):
     """With c = h . u for the unit direction u: h + scale (clip(c, min, max) - c) u."""
 
     name = "clamp"
+    options = ClampOptions
     kinds = ("vector", "probe")
     sites = VECTOR_SITES
 
@@ -39,3 +59,6 @@ class Clamp(Operation):
                 target = min(target, options.max)
             out.append(token + place.scale * (target - coordinate) * unit)
         return torch.stack(out)
+
+
+OPERATION = Clamp()

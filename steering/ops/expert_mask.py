@@ -2,21 +2,41 @@
 2509.09660)."""
 
 import math
+from typing import Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 
 from steering.language.errors import InvalidSpec
-from steering.language.options import ExpertMaskOptions
-from steering.ops.base import Operation, Place, Row, Tensors, check_index, register
+from steering.language.fields import Switch
+from steering.ops.base import ModeOptions, Operation, Place, Row, Tensors, check_index
 
 
-@register
+class ExpertMaskOptions(ModeOptions):
+    belongs_to = {"scale": ("scale",), "bias": ("bias",), "renormalise": ("off", "scale")}
+
+    mode: Literal["off", "off_refill", "force", "scale", "bias"] = Field(
+        default="off", description="off: weight 0, the slot stays empty; off_refill: never selected, the next best "
+        "takes the slot; force: always selected; scale: weight times `scale`; bias: `bias` added to the router logit.")
+    scale: float = Field(default=0.0, strict=True, ge=0, le=1000, description="Factor for mode scale.")
+    bias: float = Field(default=0.0, strict=True, ge=-1e4, le=1e4, description="Logit bias for mode bias.")
+    renormalise: Switch = Field(default=True,
+                                description="Give the selected weights their former sum back (off, scale).")
+
+    @model_validator(mode="after")
+    def _bias_given(self) -> Self:
+        if self.mode == "bias" and "bias" not in self.model_fields_set:
+            raise ValueError("mode bias needs a bias")
+        return self
+
+
 class ExpertMask(Operation):
     """Before selection: logits + bias (minus infinity for off_refill), `force` lifts an expert above all others.
     After selection: gate weights times `gate`, renormalised to their former sum if asked.
     """
 
     name = "expert_mask"
+    options = ExpertMaskOptions
     kinds = ("expert_set",)
     sites = ("router",)
 
@@ -79,3 +99,6 @@ class ExpertMask(Operation):
             raise InvalidSpec("too few experts would be left to fill a token's slots", param=("inline", "experts"),
                               fix="Switch fewer off, or use mode off.")
         return experts
+
+
+OPERATION = ExpertMask()

@@ -1,18 +1,30 @@
 """Scale or shift the outputs of single attention heads, before they are mixed (inference-time intervention, Li et al.
 2023, arXiv 2306.03341)."""
 
+from typing import Literal
+
 import torch
+from pydantic import Field
 
 from steering.language.errors import InvalidSpec
-from steering.language.options import HeadMaskOptions
-from steering.ops.base import Operation, Place, Row, Tensors, check_index, register
+from steering.language.fields import Finite
+from steering.ops.base import ModeOptions, Operation, Place, Row, Tensors, check_index
 
 
-@register
+class HeadMaskOptions(ModeOptions):
+    belongs_to = {"scale": ("scale",)}
+
+    mode: Literal["scale", "shift"] = Field(
+        default="scale", description="scale: multiply the head's output by `scale`; shift: add strength times the "
+        "artifact's shift.")
+    scale: Finite = Field(default=0.0, description="Factor for mode scale; 0 switches the head off.")
+
+
 class HeadMask(Operation):
     """scale: head h becomes (1 + scale (factor - 1)) h; shift: h + scale * shift, shift `[m, head_dim]`."""
 
     name = "head_mask"
+    options = HeadMaskOptions
     kinds = ("head_set",)
     sites = ("head_out",)
 
@@ -46,3 +58,6 @@ class HeadMask(Operation):
             raise InvalidSpec(f"shift has width {shift.shape[1]}, head_dim is {place.facts.head_dim}",
                               param=("inline", "shift"))
         return tensors["heads"], torch.zeros(0) if shift is None else shift
+
+
+OPERATION = HeadMask()

@@ -8,13 +8,53 @@ an open end.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 
 from steering.artifacts.spline import Manifold as Shape
 from steering.language.errors import InvalidSpec
-from steering.language.options import ManifoldOptions
-from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors, register
+from steering.language.fields import Finite, Fraction, Label, Model, Switch
+from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors
+
+Coordinate = Label | Finite | Annotated[list[Finite], Field(min_length=1, max_length=3)]
+
+
+class ManifoldOptions(Model):
+    """A label or a coordinate names a point. On a curve the coordinate is a place in the order of the labels, 1.5 being
+    halfway between the second and the third; on a surface it is one number per axis."""
+
+    target: Coordinate | None = Field(default=None, description="Where to: a label or a coordinate.")
+    shift: Finite | Annotated[list[Finite], Field(min_length=1, max_length=3)] | None = Field(
+        default=None, description="How far to go from where the token is: places on a curve, coordinates on a surface.")
+    source: Coordinate | None = Field(
+        default=None, description="Where the path to the target begins; left out: at the token's nearest point.")
+    fraction: Fraction = Field(default=1.0, description="How much of the path to go.")
+    path: Literal["manifold", "chord"] = Field(
+        default="manifold", description="manifold: along it, the shorter way round; chord: straight, from the source, "
+        "or from the token itself where no source is given.")
+    keep_offset: Switch = Field(
+        default=False, description="Move the token by the difference of the two points, so that it keeps its distance "
+        "from the manifold; false: put it on the point. What is outside the subspace stays either way.")
+    labels: list[Label] = Field(default=[], max_length=256, description="Names of the knots, in their order; a stored "
+                                "manifold brings its own.")
+
+    alternatives: ClassVar[tuple[tuple[str, ...], ...]] = (("target", "source"), ("shift",))
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.shift is not None and (self.target is not None or self.source is not None):
+            raise ValueError("shift counts from where the token is; give it without target and source")
+        if self.source is not None and self.target is None:
+            raise ValueError("a source needs a target")
+        if self.path == "chord" and self.shift is not None:
+            raise ValueError("a shift goes along the manifold; give a target for a chord")
+        if self.keep_offset and (self.source is not None or self.path == "chord"):
+            raise ValueError("keep_offset needs the token's own place: leave source out, and path at manifold")
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError("a label occurs twice")
+        return self
 
 
 @dataclass(frozen=True)
@@ -29,13 +69,13 @@ class Journey:
     share: float = 1.0
 
 
-@register
 class Manifold(Operation):
     """With u = B (h - mean) for orthonormal rows B: h + scale B^T (goal - u), the goal being a point on the manifold or
     on a chord of it. keep_offset: h + scale B^T (goal - nearest), with the point of the manifold nearest to u.
     """
 
     name = "manifold"
+    options = ManifoldOptions
     kinds = ("manifold",)
     sites = VECTOR_SITES
 
@@ -148,3 +188,6 @@ def _known(labels: Sequence[str]) -> str:
         return "The manifold has no labels; name coordinates."
     shown = ", ".join(labels[:20])
     return f"Labels: {shown}{', ...' if len(labels) > 20 else ''}."
+
+
+OPERATION = Manifold()

@@ -1,16 +1,27 @@
-"""Masks of residual dims and of MLP neurons: zero them, set them, or scale them (relation-specific neurons, Liu et al.
-2025, arXiv 2502.17355)."""
+"""Zero, set or scale single dims of the residual stream."""
+
+from typing import Literal
 
 import torch
+from pydantic import Field
 
 from steering.language.errors import InvalidSpec
-from steering.language.options import MaskOptions
-from steering.ops.base import RESIDUAL_SITES, Operation, Place, Row, Tensors, check_index, register
+from steering.language.fields import Finite
+from steering.ops.base import RESIDUAL_SITES, ModeOptions, Operation, Place, Row, Tensors, check_index
 
 
-class _IndexMask(Operation):
+class MaskOptions(ModeOptions):
+    belongs_to = {"scale": ("scale",)}
+
+    mode: Literal["zero", "set", "scale"] = Field(
+        default="zero", description="zero; set: to the artifact's values; scale: multiply by `scale`.")
+    scale: Finite = Field(default=0.0, description="Factor for mode scale.")
+
+
+class IndexMask(Operation):
     """h_j + scale (target_j - h_j) for the listed indices, target_j being 0, the artifact's value, or factor * h_j."""
 
+    options = MaskOptions
     index_name: str
 
     def row(self, tensors: Tensors, options: MaskOptions, place: Place) -> Row:
@@ -41,17 +52,11 @@ class _IndexMask(Operation):
         return tensors["value"]
 
 
-@register
-class Mask(_IndexMask):
+class Mask(IndexMask):
     name = "mask"
     kinds = ("dim_mask",)
     sites = RESIDUAL_SITES
     index_name = "dims"
 
 
-@register
-class NeuronMask(_IndexMask):
-    name = "neuron_mask"
-    kinds = ("neuron_set",)
-    sites = ("mlp_act",)
-    index_name = "neurons"
+OPERATION = Mask()

@@ -1,17 +1,24 @@
 """Replace an activation by a stored one, whole or within a subspace (Makelov et al. 2023, arXiv 2311.17030)."""
 
+
 import torch
+from pydantic import Field
 
 from steering.language.errors import InvalidSpec
-from steering.language.options import PatchOptions
-from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors, register
+from steering.language.fields import Model
+from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors
 
 
-@register
+class PatchOptions(Model):
+    basis_rank: int | None = Field(default=None, strict=True, ge=1, le=64,
+                                   description="Use only the first rows of the basis.")
+
+
 class Patch(Operation):
     """vector: h + scale (u - h). subspace with mean u: h + scale B^T B (u - h); what is orthogonal to B stays."""
 
     name = "patch"
+    options = PatchOptions
     kinds = ("vector", "subspace")
     sites = VECTOR_SITES
 
@@ -43,3 +50,6 @@ def _subspace(tensors: Tensors, options: PatchOptions) -> tuple[torch.Tensor, to
         raise InvalidSpec(f"basis_rank {options.basis_rank} is over the rank {rank} of the basis",
                           param=("options", "basis_rank"))
     return tensors["basis"][:options.basis_rank], tensors["mean"]
+
+
+OPERATION = Patch()

@@ -1,19 +1,28 @@
 """Turn a token within a plane and keep its norm, as angular steering does (arXiv 2510.26243)."""
 
 import math
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 
 from steering.language.errors import InvalidSpec
-from steering.language.options import RotateOptions
-from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors, register
+from steering.language.fields import Model, Switch
+from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors
 
 
-@register
+class RotateOptions(Model):
+    angle: Annotated[float, Field(strict=True, ge=-3600, le=3600)] = Field(
+        description="Degrees, from the plane's first axis towards its second.")
+    mode: Literal["to", "by"] = Field(default="to", description="to: set the in-plane angle; by: turn by the angle.")
+    adaptive: Switch = Field(default=False, description="Only tokens with a positive coordinate on the first axis.")
+
+
 class Rotate(Operation):
     """mode to: the in-plane angle becomes `angle` (0 degrees = along the first axis); by: turn by scale * angle."""
 
     name = "rotate"
+    options = RotateOptions
     kinds = ("subspace",)
     sites = VECTOR_SITES
 
@@ -53,3 +62,6 @@ def _radians(tensors: Tensors, options: RotateOptions, place: Place) -> float:
                               fix="Change options.angle, or use mode by.")
         return math.radians(options.angle)
     return math.radians(options.angle * place.scale)
+
+
+OPERATION = Rotate()

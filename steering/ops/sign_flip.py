@@ -2,17 +2,27 @@
 and `toward`; the one here is ours."""
 
 import math
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 
 from steering.language.errors import InvalidSpec
-from steering.language.options import SignFlipOptions
-from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors, check_index, register
+from steering.language.fields import MAX_LIST, Index, Model
+from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors, check_index
 
 _MODES = ("away", "toward", "flip")
 
 
-@register
+class SignFlipOptions(Model):
+    mode: Literal["away", "toward", "flip"] = Field(
+        default="away", description="away: flip dims whose sign agrees with the pattern; toward: set the pattern's "
+        "sign; flip: flip every listed dim.")
+    fraction: Annotated[float, Field(strict=True, gt=0, le=1)] = Field(
+        default=1.0, description="Share of the pattern's dims that is acted on, largest magnitude first, per token.")
+    exclude: list[Index] = Field(default=[], max_length=MAX_LIST, description="Dims never touched.")
+
+
 class SignFlip(Operation):
     """Of the pattern's dims, the share `fraction` with the largest magnitude in the token is considered.
 
@@ -21,6 +31,7 @@ class SignFlip(Operation):
     """
 
     name = "sign_flip"
+    options = SignFlipOptions
     kinds = ("sign_pattern",)
     sites = VECTOR_SITES
 
@@ -63,3 +74,6 @@ def _pattern(tensors: Tensors, options: SignFlipOptions, place: Place) -> tuple[
     if not bool(keep.any()):
         raise InvalidSpec("every dim of the pattern is excluded", param=("options", "exclude"))
     return tensors["dims"][keep], tensors["polarity"][keep].float()
+
+
+OPERATION = SignFlip()

@@ -11,7 +11,6 @@ from typing import Any
 from steering.artifacts.source import Resolved, Source
 from steering.language.errors import ArtifactMismatch, InvalidSpec, UnsupportedSite
 from steering.language.intervention import Intervention
-from steering.language.options import OPTIONS
 from steering.language.vocabulary import Op, Site
 from steering.models.facts import ModelFacts
 from steering.ops import get_operation
@@ -54,7 +53,7 @@ def choose(item: Resolved, facts: ModelFacts) -> Chosen:
             raise InvalidSpec(f"option {twice[0]!r} is given in inline and in options", param=("options", twice[0]))
         given |= options
     elif source is not None and source.op == operation.name:
-        given = _merged(source.options, given, OPTIONS[operation.name].alternatives)
+        given = _merged(source.options, given, operation.options.alternatives)
     options = parse_options(operation, given)
     multi_site = bool(getattr(options, "multi_site", False))
     if multi_site:

@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from steering.artifacts.payload import RULES, Kind, Payload
 from steering.language.errors import InvalidPayload, InvalidSpec, Path, PayloadTooLarge
 from steering.language.intervention import Encoded
-from steering.language.options import OPTIONS
 from steering.models.facts import ModelFacts
 from steering.ops.base import Operation
 
@@ -27,7 +26,7 @@ def split_inline(inline: Mapping[str, Any], operation: Operation) -> tuple[dict[
         InvalidSpec: for a key that is neither.
     """
     tensor_names = {name for kind in operation.kinds for name in RULES[kind]}
-    option_names = set(OPTIONS[operation.name].model_fields)
+    option_names = set(operation.options.model_fields)
     for key in inline:
         if key not in tensor_names | option_names:
             close = difflib.get_close_matches(key, tensor_names | option_names, 1)
@@ -86,10 +85,10 @@ def parse_options(operation: Operation, given: Mapping[str, Any]) -> Any:
         InvalidSpec: naming the option.
     """
     try:
-        return OPTIONS[operation.name].model_validate(dict(given))
+        return operation.options.model_validate(dict(given))
     except ValidationError as error:
         first = error.errors()[0]
-        known = ", ".join(OPTIONS[operation.name].model_fields) or "none"
+        known = ", ".join(operation.options.model_fields) or "none"
         raise InvalidSpec(first["msg"].removeprefix("Value error, "), param=("options", *first["loc"]),
                           fix=f"Options of {operation.name}: {known}.") from None
 

@@ -15,9 +15,9 @@ from steering.artifacts.payload import Payload
 from steering.artifacts.source import Resolved, Source
 from steering.language.errors import InvalidSpec, NotCalibrated, TrimtabError
 from steering.language.intervention import Intervention
-from steering.language.options import AddOptions
 from steering.language.scope import Scope
 from steering.models.facts import ModelFacts
+from steering.ops.add import AddOptions
 from steering.programs.compiler import compile_program
 from steering.programs.program import Program
 

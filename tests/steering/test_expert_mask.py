@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from steering.acting.steerer import route_stages
 from steering.artifacts.source import Resolved
 from steering.language.intervention import Intervention
-from steering.language.options import ExpertMaskOptions
 from steering.models.facts import ModelFacts
 from steering.models.routing import RouterRule, Routing, select
 from steering.ops import Place, get_operation
+from steering.ops.expert_mask import ExpertMaskOptions
 from steering.programs.compiler import compile_program
 from steering.residency.bank import Bank
 from steering.residency.plan import plan_step

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from scipy.interpolate import CubicSpline, RBFInterpolator
 
 from steering.language.errors import InvalidSpec
-from steering.language.options import OPTIONS
 from steering.language.vocabulary import Op, Site
 from steering.models.facts import ModelFacts
 from steering.ops import Place, Row, get_kernel, get_operation, operations
@@ -55,7 +54,8 @@ def stacked(rows: list[Row]) -> dict[str, torch.Tensor]:
 def run(op: Op, h: Array, numbers: dict[str, Array], strength: float = 1.0, site: Site = "resid_post", /,
         **options: Any) -> Array:
     """The op on `h [T, width]` with the same numbers for every token, through its kernel."""
-    row = get_operation(op).row(tensors_of(numbers), OPTIONS[op].model_validate(options), place(site, strength))
+    operation = get_operation(op)
+    row = operation.row(tensors_of(numbers), operation.options.model_validate(options), place(site, strength))
     return get_kernel(row.kernel)(torch.tensor(h, dtype=torch.float32), stacked([row] * len(h))).numpy()
 
 
@@ -383,7 +383,7 @@ def _scales(op: Op, options: dict[str, Any]) -> list[float]:
 @pytest.mark.parametrize(("op", "options", "make", "formula", "site"), CASES, ids=NAMES)
 def test_kernel_and_reference_and_formula_agree(op: Op, options: dict[str, Any], make: Any, formula: Formula,
                                                 site: Site) -> None:
-    operation, parsed = get_operation(op), OPTIONS[op].model_validate(options)
+    operation, parsed = get_operation(op), get_operation(op).options.model_validate(options)
     assert site in operation.sites
     h = rng(1).normal(size=(T, FACTS.width(site))) * 3
     numbers = [make(rng(100 + t)) for t in range(T)]
@@ -404,7 +404,7 @@ def test_kernel_and_reference_and_formula_agree(op: Op, options: dict[str, Any],
 @pytest.mark.parametrize(("op", "options", "make", "formula", "site"), CASES, ids=NAMES)
 def test_tokens_do_not_mix(op: Op, options: dict[str, Any], make: Any, formula: Formula, site: Site) -> None:
     """One token's activation and numbers may not reach another token, whatever they are."""
-    operation, parsed = get_operation(op), OPTIONS[op].model_validate(options)
+    operation, parsed = get_operation(op), get_operation(op).options.model_validate(options)
     h = torch.tensor(rng(2).normal(size=(T, FACTS.width(site))), dtype=torch.float32)
     rows = [operation.row(tensors_of(make(rng(t))), parsed, place(site)) for t in range(T)]
     kernel = get_kernel(rows[0].kernel)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch.profiler import profile
 
 from steering.acting.steerer import apply_stage
-from steering.language.options import OPTIONS
 from steering.language.scope import Scope
 from steering.language.vocabulary import Op, Site
 from steering.models.facts import ModelFacts
@@ -109,8 +108,9 @@ def test_many_programs_in_one_batch_equal_numpy(op: Op, options: dict[str, Any],
     the same alone."""
     g = np.random.default_rng(5)
     numbers = [make(g) for _ in range(PROGRAMS)]
-    rows = [get_operation(op).row(tensors_of(n), OPTIONS[op].model_validate(options), Place(FACTS, site, 0, 1.0))
-            for n in numbers]
+    operation = get_operation(op)
+    parsed = operation.options.model_validate(options)
+    rows = [operation.row(tensors_of(n), parsed, Place(FACTS, site, 0, 1.0)) for n in numbers]
     bank = Bank(PROGRAMS, CPU)
     of_program = programs_of(bank, rows, site)
     chosen = np.minimum(g.exponential(6, size=TOKENS).astype(int), PROGRAMS) - 1

@@ -16,11 +16,11 @@ from pydantic import ValidationError
 from steering.language.fields import MAX_INTERVENTIONS
 from steering.language.intervention import Intervention
 from steering.language.layers import LayerDepth, LayerRange
-from steering.language.options import OPTIONS
 from steering.language.scope import PromptSelection, Scope
 from steering.language.spec import Spec, Steering
 from steering.language.strength import BareStrength, Strength
 from steering.language.vocabulary import OPS, SITES
+from steering.ops import get_operation
 
 SCHEMA = Steering.model_json_schema()
 VALIDATOR = jsonschema_rs.Draft202012Validator(SCHEMA)
@@ -111,9 +111,9 @@ def test_unknown_field_refused_at_every_level(path: tuple[str | int, ...]) -> No
 @pytest.mark.parametrize("op", OPS)
 def test_unknown_option_refused(op: str) -> None:
     needed = {"clamp": {"value": 1}, "rotate": {"angle": 10}}.get(op, {})
-    OPTIONS[op].model_validate(needed)  # type: ignore[index]
+    get_operation(op).options.model_validate(needed)  # type: ignore[index]
     with pytest.raises(ValidationError):
-        OPTIONS[op].model_validate({**needed, "nonsense": 1})  # type: ignore[index]
+        get_operation(op).options.model_validate({**needed, "nonsense": 1})  # type: ignore[index]
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), 10**400, -10**400, True, "1", "NaN"])
@@ -355,7 +355,7 @@ def test_schema_describes_every_field() -> None:
 ])
 def test_options_refused(op: str, options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        OPTIONS[op].model_validate(options)  # type: ignore[index]
+        get_operation(op).options.model_validate(options)  # type: ignore[index]
 
 
 @pytest.mark.parametrize(("op", "options"), [
@@ -366,7 +366,7 @@ def test_options_refused(op: str, options: dict[str, Any]) -> None:
 ])
 def test_an_option_that_would_be_ignored_is_refused(op: str, options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        OPTIONS[op].model_validate(options)  # type: ignore[index]
+        get_operation(op).options.model_validate(options)  # type: ignore[index]
 
 
 @pytest.mark.parametrize("field", ["positions", "windows", "token_ids", "roles"])

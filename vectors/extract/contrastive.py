@@ -18,7 +18,8 @@ from pydantic import Field
 from steering.language.errors import InvalidRequest
 from steering.language.strength import Strength
 from steering.language.vocabulary import Op, Site
-from steering.ops.base import RESIDUAL_SITES, VECTOR_SITES, get_operation, operations
+from steering.ops import get_operation, operations
+from steering.ops.base import RESIDUAL_SITES, VECTOR_SITES
 from steering.programs.inline import parse_options
 from vectors.extract.contract import Split, TokenPosition
 from vectors.extract.contrasts import continuations_of, default_questions, given_questions, texts_of

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from steering.ops.base import operations
+from steering.ops import operations
 from tests.vectors.extract.planted import DIRECTIONS, SHIFTS, Planted, cosine, never, pairs, request, run, silent
 from vectors.extract import METHODS, RECIPES, get_recipe, methods
 from vectors.extract.contract import Pair

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
-from steering.language.options import MaskOptions
+from steering.ops.mask import MaskOptions
 from steering.programs.program import Program
 from vectors.extract.contract import Split
 from vectors.extract.items import Example, Item, Label, Labelled, labelled

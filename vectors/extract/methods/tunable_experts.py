@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, model_validator
 
 from steering.language.fields import Model
-from steering.language.options import ExpertMaskOptions
+from steering.ops.expert_mask import ExpertMaskOptions
 from vectors.extract.contract import Split
 from vectors.extract.items import Example, Item, Label, Labelled, labelled
 from vectors.extract.matched import matched_draw
