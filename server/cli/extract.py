@@ -43,7 +43,9 @@ def extract(
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any other field of the "
                                                        "method, as JSON or text (--fields names them).")] = None,
     site: Annotated[str | None, typer.Option(help="Where to read.")] = None,
-    token: Annotated[str | None, typer.Option(help="Token to read: last, mean or a position.")] = None,
+    token: Annotated[str | None, typer.Option(help="Token to read: differing, which is what is "
+                                                      "found by comparing the two texts of a pair, last_differing, "
+                                                      "last, mean, or a position.")] = None,
     op: Annotated[str | None, typer.Option(help="What it is meant for: add, ablate or clamp.")] = None,
     layer: Annotated[list[int] | None, typer.Option(help="Only this layer; may be repeated.")] = None,
     effort: Annotated[str | None, typer.Option(help="How much is tried: none, quick, normal or thorough.")] = None,
@@ -51,6 +53,8 @@ def extract(
                                                '"language": "fr"}\' say; by default what the pairs differ in.')] = None,
     prompts: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Questions to try it on: plain "
                                                  "lines, or JSON lines with text or messages.")] = None,
+    instruction: Annotated[str | None, typer.Option(help="What asks for the same in words, 'Answer in French.' say, "
+                                                    "beside which the trial shows what was made.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of splits and controls.")] = 0,
     description: Annotated[str, typer.Option(help="What it does, for people.")] = "",
     tag: Annotated[list[str] | None, typer.Option(help="Label; may be repeated.")] = None,
@@ -72,7 +76,7 @@ def extract(
     if token is not None:
         fields["token"] = int(token) if token.lstrip("-").isdigit() else token
     fields |= {field: json_or_text(text) for field, text in assigned(settings or (), "--set")}
-    trial = {"effort": effort, "grader": json_or_text(grader) if grader else None,
+    trial = {"effort": effort, "grader": json_or_text(grader) if grader else None, "instruction": instruction,
              "prompts": prompts_of(prompts, "--prompts") if prompts else None}
     trial = {field: value for field, value in trial.items() if value is not None}
     if trial:

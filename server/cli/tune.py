@@ -22,6 +22,8 @@ def tune(
                                                '"language": "fr"}\' say.')] = None,
     pairs: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Pairs of texts that differ in what "
                                                "it is for; what a success is then follows from them.")] = None,
+    instruction: Annotated[str | None, typer.Option(help="What asks for the same in words, 'Answer in French.' say, "
+                                                    "beside which the trial shows what was made.")] = None,
     effort: Annotated[str, typer.Option(help="How much is tried: quick, normal or thorough.")] = "quick",
     seed: Annotated[int, typer.Option(help="Seed of splits and random vectors.")] = 0,
     url: Url = DEFAULT_URL,
@@ -34,6 +36,8 @@ def tune(
     trial: dict[str, Any] = {"effort": effort}
     if grader is not None:
         trial["grader"] = json_or_text(grader)
+    if instruction is not None:
+        trial["instruction"] = instruction
     if prompts is not None:
         trial["prompts"] = prompts_of(prompts, "--prompts")
     body: dict[str, Any] = {"trial": trial, "seed": seed}

@@ -94,7 +94,9 @@ class MonitorMetrics:
             name = OTHER
         self._names.add(name)
         layer = str(next(iter(monitor.reader.layers)))
-        for part, scores in (("prompt", choice.prompt[layer]), ("generation", choice.generation[layer])):
+        prompt = choice.prompt[layer]
+        # The first position is a sink in many models: its score would drown those of the prompt's text.
+        for part, scores in (("prompt", prompt[1:] or prompt), ("generation", choice.generation[layer])):
             if not scores:
                 continue
             mean, kept = sum(scores) / len(scores), 0.5 ** (len(scores) / HALF_LIFE_TOKENS)

@@ -209,7 +209,7 @@ class Contrastive(Recipe):
 
     def _plan(self, request: ContrastiveRequest, data: Pairs, readings: Sequence[Reading], subject: Subject
               ) -> TrialPlan:
-        questions = data.questions or default_questions(request.pairs, data.data, subject)
+        questions = data.questions or default_questions(request.trial, request.pairs, data.data, subject)
         positive, negative = data.texts or ([], [])
         return TrialPlan(
             options=request.trial, site=request.site, grader=request.trial.grader, positive=positive, negative=negative,

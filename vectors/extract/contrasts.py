@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from steering.language.errors import InvalidRequest, Path
 from vectors.extract.data import Dataset
 from vectors.extract.spans import differing
 from vectors.extract.subject import Prompt, Subject, Turn, encoded
@@ -53,27 +54,39 @@ def given_questions(options: TrialOptions, pairs: Sequence[TextPair], subject: S
     """Those of the request. Where the pairs answer what a user says, a plain line is what a user says.
 
     Raises:
-        InvalidData: a prompt is empty or too long.
+        InvalidData: a prompt is empty or too long. InvalidRequest: no instruction can be put behind token ids.
     """
     chats = bool(pairs) and all(_asked(pair) is not None for pair in pairs)
     given = [[Turn(role="user", content=prompt)] if chats and isinstance(prompt, str) else prompt
              for prompt in options.prompts]
-    return [Question(encoded(subject, prompt, ("trial", "prompts", n)), text_of(prompt) or "")
-            for n, prompt in enumerate(given)]
+    return [_question(prompt, options, subject, n) for n, prompt in enumerate(given)]
 
 
-def default_questions(pairs: Sequence[TextPair], data: Dataset, subject: Subject) -> list[Question]:
+def default_questions(options: TrialOptions, pairs: Sequence[TextPair], data: Dataset, subject: Subject
+                      ) -> list[Question]:
     """What the dev pairs answer, and everyday questions behind them; for texts that answer nothing, openings."""
     asked: list[Prompt] = list(OPENINGS)
     if pairs and _conversations(pairs):
         asked = [turns for n in data.splits["dev"] if (turns := _asked(pairs[n])) is not None]
         asked += [[Turn(role="user", content=text)] for text in NEUTRAL]
-    found: dict[tuple[int, ...], Question] = {}
-    for prompt in asked:
-        ids = subject.encode(prompt)
-        if ids:
-            found.setdefault(tuple(ids), Question(tuple(ids), text_of(prompt) or ""))
-    return list(found.values())
+    questions = [_question(prompt, options, subject, n) for n, prompt in enumerate(asked)]
+    return list({question.tokens: question for question in reversed(questions)}.values())[::-1]
+
+
+def _question(prompt: Prompt, options: TrialOptions, subject: Subject, number: int) -> Question:
+    where = ("trial", "prompts", number)
+    instructed = () if options.instruction is None else encoded(
+        subject, _instructed(prompt, options.instruction, where), where)
+    return Question(encoded(subject, prompt, where), text_of(prompt) or "", instructed=instructed)
+
+
+def _instructed(prompt: Prompt, instruction: str, where: Path) -> Prompt:
+    if isinstance(prompt, str):
+        return f"{prompt} {instruction}"
+    turns = [turn for turn in prompt if isinstance(turn, Turn)]
+    if not turns or len(turns) != len(prompt):
+        raise InvalidRequest("no instruction can be put behind token ids", param=where, fix="Give the prompt as text.")
+    return [*turns[:-1], turns[-1].model_copy(update={"content": f"{turns[-1].content} {instruction}"})]
 
 
 def _asked(pair: TextPair) -> list[Turn] | None:

@@ -105,4 +105,4 @@ def prepare_tuning(metadata: Metadata, payload: Payload, request: TuneRequest, s
                              fix="Give texts, or trial.grader.")
     return Tuning(metadata, payload, request, data, texts,
                   given_questions(request.trial, request.pairs, subject)
-                  or default_questions(request.pairs, data, subject), subject)
+                  or default_questions(request.trial, request.pairs, data, subject), subject)

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +19,7 @@ from vectors.extract.run import chance_warnings
 from vectors.extract.spans import differing
 from vectors.extract.trial.effort import BUDGETS, Budget
 from vectors.extract.trial.picture import draw
+from vectors.extract.trial.search import SMALL_STRIDE, STRIDE, next_share
 from vectors.extract.trial.surface import Arm, band_of, verdict
 
 GOOD = tuple("lovely bright kind sweet warm happy gentle cheerful friendly pleasant wonderful delightful beautiful "
@@ -30,7 +32,7 @@ PLAIN = tuple("river house stone table paper street window garden morning evenin
 # Reading sees the tone at every layer, but the next word depends on what is done at this one.
 WORKING = 1
 # What the words of a tone lack in log-odds before anything is steered, and how far the model may be driven.
-SHY, TOO_FAR = 0.9, 4.5
+SHY, TOO_FAR = 0.9, 3.2
 
 
 class Moody(Toy):
@@ -78,9 +80,9 @@ def extract(given: list[dict[str, Any]], **fields: Any) -> Extraction:
 def found() -> Iterator[Extraction]:
     with pytest.MonkeyPatch.context() as patched:
         # What a trial does stays as it is; the toy, which keeps nothing between tokens, only writes less.
-        patched.setitem(BUDGETS, "quick", Budget(layers=3, places=2, pairs=2, scout=2, prompts=3, strengths=4, draws=4,
+        patched.setitem(BUDGETS, "quick", Budget(layers=3, places=2, pairs=2, scout=2, prompts=3, rounds=2, draws=4,
                                                  tokens=10))
-        yield extract(pairs())
+        yield extract(pairs(), trial={"instruction": "be kind"})
 
 
 def test_the_layer_that_acts_is_taken_though_others_read_as_well(found: Extraction) -> None:
@@ -97,13 +99,13 @@ def test_the_default_lies_in_the_band_and_is_visible_and_whole(found: Extraction
     assert trial["default"]["success"] > max(trial["random"]["success"])
     assert trial["default"]["broken"] <= trial["untouched"]["broken"]
     # The control: strengths beyond the band were tried, and are not whole.
-    arms = [arm for row in trial["scouted"] for arm in row["arms"]]
-    assert any(arm["broken"] == 1.0 for arm in arms)
+    assert [arm["broken"] for arm in trial["surface"] if arm["strength"] > trial["band"]["high"]] == [1.0]
 
 
 def test_what_a_trial_found_is_on_the_card_and_makes_a_picture(found: Extraction) -> None:
     card = found.metadata.card
     assert card is not None and card["trial"] == found.report["trial"]
+    assert card["trial"]["instructed"]["instruction"] == "be kind"
     assert draw(card["trial"], "tone@1", "png").startswith(b"\x89PNG")
 
 
@@ -137,6 +139,25 @@ def arm(strength: float, success: float, broken: float = 0.0) -> Arm:
 
 
 BASE = arm(0.0, 0.1)
+
+
+@pytest.mark.parametrize(("tried", "expected"), [
+    # Nothing was seen yet: a larger step. What succeeds may succeed more at a slightly larger one.
+    ([arm(2, 0.1)], 0.2 * STRIDE),
+    ([arm(2, 0.9)], 0.2 * SMALL_STRIDE),
+    # Broken: a smaller one; and then what lies between.
+    ([arm(2, 0.0, broken=1.0)], 0.2 / STRIDE),
+    ([arm(2, 0.0, broken=1.0), arm(1, 0.3)], 0.2 / 2 ** 0.5),
+])
+def test_the_next_strength_depends_on_what_the_last_one_did(tried: list[Arm], expected: float) -> None:
+    assert next_share(tried, BASE) == pytest.approx(expected)
+
+
+def test_steered_texts_need_be_no_better_than_those_that_were_asked_for() -> None:
+    """Where the model writes half of its texts broken even when it is asked in words, a vector may do so too."""
+    found = arm(2, 0.5, broken=0.5)
+    assert "breaks" in (verdict(found, BASE, [BASE]) or "")
+    assert verdict(found, replace(BASE, broken=0.5), [BASE]) is None
 
 
 def test_the_band_is_what_is_visible_and_whole_around_the_best() -> None:

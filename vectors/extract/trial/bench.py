@@ -12,7 +12,7 @@ from vectors.evaluate.graders.contract import BROKEN, Answer, Grader, Tools
 from vectors.evaluate.graders.grade import grade
 from vectors.evaluate.graders.whole import WholeGrader
 from vectors.extract.programs import program_of
-from vectors.extract.subject import Subject
+from vectors.extract.subject import Subject, Tokens
 from vectors.extract.trial.classifier import Classifier
 from vectors.extract.trial.plan import Question, TrialPlan
 from vectors.extract.trial.surface import Arm, Place
@@ -52,6 +52,16 @@ class Bench:
             self.threshold = self.classifier.threshold(self.classifier.scores([text for text, _ in texts], step))
         return self._graded(Asked({}, 0.0, 0.0, questions), texts, surprises, step)
 
+    def instructed(self, questions: Sequence[Question], step: Step) -> Arm:
+        """What the untouched model writes where it is asked for the same in words. That such texts are unlikely behind
+        the question alone does not make them broken."""
+        step(0.0)
+        self.written += len(questions)
+        written = self.subject.write([question.instructed for question in questions], self.tokens)
+        surprises = self._surprises([question.tokens for question in questions], [one.ids for one in written])
+        self.usual = max(self.usual, median(surprises))
+        return self._graded(Asked({}, 0.0, 0.0, questions), [(one.text, one.ended) for one in written], surprises, step)
+
     def expect(self, log_odds: float) -> None:
         """Allow whole texts of the wanted kind to be as unlikely as that kind is: a person's French answer to an
         English question costs the untouched model more nats a token than the same answer in English, and so will the
@@ -75,20 +85,17 @@ class Bench:
         numbers = {layer: {"vector": asked.strength * vector} for layer, vector in asked.vectors.items()}
         return program_of(self.subject.facts, "vector", "add", self.plan.site, numbers, scope=self.plan.scope)
 
-    def effect(self, asked: Asked, count: int, limit: int, step: Step) -> float:
-        """Mean log-odds, in nats a token, of the pairs' own positive against their negative continuations."""
+    def continued(self, asked: Asked, count: int, limit: int) -> tuple[float, float]:
+        """Mean log-probability, in nats a token, of the pairs' own positive and of their negative continuations."""
         program = None if not asked.vectors else self.program(asked)
-        total = 0.0
         chosen = self.plan.continuations[:count]
-        for n, pair in enumerate(chosen):
-            step(n / len(chosen))
-            texts = [side[:pair.start + limit] for side in (pair.positive, pair.negative)]
-            try:
-                up, down = self.subject.continuation_logprobs(texts, [pair.start] * 2, program)
-            except SteeringOverflow:
-                return float("-inf")
-            total += (up - down) / len(chosen)
-        return total
+        sides = [pair.positive for pair in chosen], [pair.negative for pair in chosen]
+        texts = [text[:pair.start + limit] for side in sides for text, pair in zip(side, chosen, strict=True)]
+        try:
+            found = self.subject.continuation_logprobs(texts, [pair.start for pair in chosen] * 2, program)
+        except SteeringOverflow:
+            return float("-inf"), 0.0
+        return fmean(found[:len(chosen)]), fmean(found[len(chosen):])
 
     def _write(self, wanted: Sequence[tuple[Question, Program | None]], step: Step
                ) -> tuple[list[tuple[str, bool]], list[float]]:
@@ -98,13 +105,17 @@ class Bench:
         prompts = [question.tokens for question, _ in wanted]
         written = self.subject.write(prompts, self.tokens, [program for _, program in wanted])
         step(0.5)
-        surprises = [0.0] * len(wanted)
-        some = [n for n, one in enumerate(written) if one.ids]
-        logprobs = self.subject.continuation_logprobs([(*prompts[n], *written[n].ids) for n in some],
+        surprises = self._surprises(prompts, [one.ids for one in written])
+        return [(one.text, one.ended) for one in written], surprises
+
+    def _surprises(self, prompts: Sequence[Tokens], written: Sequence[Tokens]) -> list[float]:
+        found = [0.0] * len(prompts)
+        some = [n for n, ids in enumerate(written) if ids]
+        logprobs = self.subject.continuation_logprobs([(*prompts[n], *written[n]) for n in some],
                                                       [len(prompts[n]) for n in some])
         for n, value in zip(some, logprobs, strict=True):
-            surprises[n] = -value
-        return [(one.text, one.ended) for one in written], surprises
+            found[n] = -value
+        return found
 
     def _graded(self, asked: Asked, texts: Sequence[tuple[str, bool]], surprises: Sequence[float], step: Step) -> Arm:
         answers = [Answer(text, question.text, ended, question.expected)

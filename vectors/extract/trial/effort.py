@@ -16,7 +16,8 @@ Effort = Literal["none", "quick", "normal", "thorough"]
 class Budget:
     """layers: looked at by their first-order effect, evenly over the middle of the depth. places: tried by writing.
     pairs: whose continuations are scored. scout, prompts: questions a candidate, and the chosen one, is tried on.
-    strengths: on the scale of each place. draws: random vectors. tokens: written a question.
+    rounds: strengths that each place is tried at, each chosen by what the one before did. draws: random vectors.
+    tokens: written a question.
     """
 
     layers: int
@@ -24,29 +25,29 @@ class Budget:
     pairs: int
     scout: int
     prompts: int
-    strengths: int
+    rounds: int
     draws: int
     tokens: int
 
     @property
     def completions(self) -> int:
-        """Untouched, scouted, at the refined strengths, random."""
-        return (self.prompts + self.places * self.strengths * self.scout + REFINED * self.prompts
-                + self.draws * self.scout)
+        """Untouched, asked for in words, scouted, beside the best place, at the refined strengths, random."""
+        scouted = self.places * self.rounds + BESIDE
+        return (2 + REFINED) * self.prompts + (scouted + self.draws) * self.scout
 
     def work(self, prompt: int, answer: int) -> int:
         """Tokens that go through the model, for prompts and answers of these lengths; a bound, as texts end early."""
-        scored = 2 * self.pairs * (prompt + min(answer, SCORED_TOKENS)) * (self.layers + 4)
+        scored = 2 * self.pairs * (prompt + min(answer, SCORED_TOKENS)) * (self.layers + 3)
         return scored + self.completions * (prompt + 2 * self.tokens)
 
 
-# Strengths around the best one, on all questions; tokens of a continuation whose log-odds are taken.
-REFINED, SCORED_TOKENS = 5, 16
+# Places beside the best one; strengths around the best one, on all questions; tokens of a continuation that are scored.
+BESIDE, REFINED, SCORED_TOKENS = 4, 4, 12
 
 BUDGETS: dict[Effort, Budget] = {
-    "quick": Budget(layers=6, places=2, pairs=4, scout=4, prompts=8, strengths=4, draws=5, tokens=20),
-    "normal": Budget(layers=10, places=4, pairs=8, scout=8, prompts=12, strengths=5, draws=20, tokens=24),
-    "thorough": Budget(layers=16, places=6, pairs=16, scout=12, prompts=24, strengths=6, draws=20, tokens=32),
+    "quick": Budget(layers=8, places=3, pairs=3, scout=4, prompts=8, rounds=2, draws=5, tokens=20),
+    "normal": Budget(layers=14, places=4, pairs=6, scout=8, prompts=12, rounds=3, draws=20, tokens=24),
+    "thorough": Budget(layers=24, places=6, pairs=12, scout=12, prompts=24, rounds=4, draws=20, tokens=32),
 }
 
 

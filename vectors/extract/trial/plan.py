@@ -24,6 +24,10 @@ class TrialOptions(Model):
     prompts: Annotated[list[Prompt], Field(max_length=256)] = Field(
         default=[], description="Questions to try it on; by default those of the pairs that were not fitted on, or "
         "neutral ones.")
+    instruction: Annotated[str, Field(max_length=4096)] | None = Field(
+        default=None, description="What asks for the same in words, put behind each question: Answer in French. What "
+        "the model writes when it is asked is shown beside what it writes when it is steered, which need not be whole "
+        "more often than that.")
     grader: AnyGrader | None = Field(
         default=None, description="What counts as a success. By default a classifier of the pairs' positive against "
         "their negative texts, fitted on the pairs.")
@@ -39,11 +43,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt that is answered in a trial. text: as graders may read it. expected: right answers, where known."""
+    """A prompt that is answered in a trial. text: as graders may read it. expected: right answers, where known.
+    instructed: the same with the instruction behind it; empty where there is none."""
 
     tokens: Tokens
     text: str = ""
     expected: tuple[str, ...] = ()
+    instructed: Tokens = ()
 
 
 @dataclass(frozen=True)

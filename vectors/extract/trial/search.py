@@ -1,16 +1,17 @@
 """The trial itself: from many candidates to one default, or to the verdict that nothing works.
 
-1. Untouched: all questions are answered as ever.
-2. First order: every layer of the grid is steered at one moderate step, and the pairs' own continuations are scored;
-   the most promising places go on, the best one also with its neighbours as a band of layers, and turned round.
-3. Scouting: each place answers some questions at strengths spaced evenly in their logarithm.
+1. Untouched: all questions are answered as ever, and where there is an instruction, as it asks.
+2. First order: `places` looks at many layers and keeps the most promising.
+3. Scouting: each place answers some questions at a moderate strength, then at another one that depends on what the
+   first did: a smaller one where texts broke, a larger one where they did not. What lies beside the best place is tried
+   at its best strength.
 4. Refining: the best place answers all questions at strengths around its best one. From these follow the band and the
    default in its middle.
 5. Random vectors of equal length answer at the default.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,20 +20,19 @@ import torch
 from vectors.extract.standing import random_like, rounded
 from vectors.extract.subject import Subject
 from vectors.extract.trial import classifier
-from vectors.extract.trial.bench import Asked, Bench, asked_at
-from vectors.extract.trial.effort import BUDGETS, REFINED, SCORED_TOKENS, Budget
-from vectors.extract.trial.plan import TrialPlan
+from vectors.extract.trial.bench import Bench, asked_at
+from vectors.extract.trial.effort import BUDGETS, Budget
+from vectors.extract.trial.places import MODERATE, beside, promising
+from vectors.extract.trial.plan import Question, TrialPlan
 from vectors.extract.trial.surface import Arm, Place, band_of, verdict
 from vectors.extract.work import Span
 
-# Layers outside of these shares of the depth only spell or read out.
-SHALLOWEST, DEEPEST = 0.1, 0.9
 # A classifier that knows the sides worse than this is no grader.
 LEAST_ACCURACY = 0.75
-# Shares of the activations' length: the step of the first-order effect, and the ends of the scale that is scouted.
-PROBE, SMALLEST, LARGEST = 0.3, 0.12, 0.9
-# A band takes this share of the model's layers.
-WIDTH = 0.12
+# What a strength is multiplied with from one round to the next; less where most texts already succeed.
+STRIDE, SMALL_STRIDE, MOST = 1.6, 1.25, 0.75
+# Strengths around the best one.
+AROUND = (0.7, 1.0, 1.4, 2.0)
 
 
 @dataclass(frozen=True)
@@ -62,25 +62,30 @@ def run(plan: TrialPlan, subject: Subject, generator: torch.Generator, span: Spa
     questions = plan.questions[:budget.prompts]
     some = questions[:budget.scout]
     base = bench.untouched(questions, span.part(1, 12))
+    places, effects = promising(plan, bench, budget, _parts(span, 2, 4))
+    instructed = None if plan.options.instruction is None else bench.instructed(questions, span.part(4, 12))
+    # Steered texts need be no better than those that the model writes when it is asked.
+    usual = base if instructed is None else replace(base, broken=max(base.broken, instructed.broken))
     # Scouting sees some of the questions only, and is compared with the untouched answers to all of them.
-    places, effects = _places(plan, bench, budget, _parts(span, 2, 5))
-    asked = [asked_at(place, plan, share, some) for place in places for share in _scale(budget)]
-    arms = bench.arms(asked, _parts(span, 5, 8))
-    scouted = {place: arms[n * budget.strengths:(n + 1) * budget.strengths] for n, place in enumerate(places)}
-    place = max(places, key=lambda one: max(arm.worth(base) for arm in scouted[one]))
-    best = max(scouted[place], key=lambda arm: arm.worth(base))
-    refined = _refined(bench, plan, place, best, questions, _parts(span, 8, 10))
-    band = band_of(refined, base)
-    top = max(refined, key=lambda arm: arm.worth(base))
+    scouted = _scouted(plan, bench, budget, places, some, usual, _parts(span, 5, 8))
+    place = max(scouted, key=lambda one: max(arm.worth(usual) for arm in scouted[one]))
+    best = max(scouted[place], key=lambda arm: arm.worth(usual))
+    refined = bench.arms([asked_at(place, plan, best.share * factor, questions) for factor in AROUND],
+                         _parts(span, 8, 10))
+    band = band_of(refined, usual)
+    top = max(refined, key=lambda arm: arm.worth(usual))
     chosen = top if band is None else min(refined, key=lambda arm: abs(math.log(arm.strength / band.default)))
     random = _random(bench, plan, place, chosen, budget, some, generator, _parts(span, 10, 12))
-    return Tried(place, chosen.strength, verdict(chosen, base, random), {
+    return Tried(place, chosen.strength, verdict(chosen, usual, random), {
         "effort": plan.options.effort, "completions": bench.written, "questions": len(questions),
         "grader": _graded_by(plan, bench), "place": place.name, "layers": list(place.layers),
         "untouched": _told(base), "default": _told(chosen),
+        **({} if instructed is None else {"instructed": {"instruction": plan.options.instruction,
+                                                         **_told(instructed)}}),
         "band": None if band is None else {"low": rounded(band.low), "high": rounded(band.high)},
         "effects": effects, "scouted": [{"place": one.name, "layers": list(one.layers), "sign": one.sign,
-                                         "arms": [arm.as_dict() for arm in scouted[one]]} for one in places],
+                                         "arms": [arm.as_dict() for arm in sorted(arms, key=lambda arm: arm.share)]}
+                                        for one, arms in scouted.items()],
         "surface": [arm.as_dict() for arm in refined],
         "random": {"draws": len(random), "success": [round(arm.success, 4) for arm in random],
                    "broken": [round(arm.broken, 4) for arm in random],
@@ -92,82 +97,36 @@ def _parts(span: Span, first: int, last: int) -> Span:
     return replace(span, start=span.start + first * width, stop=span.start + last * width)
 
 
-def _scale(budget: Budget) -> list[float]:
-    ratio = LARGEST / SMALLEST
-    return [SMALLEST * ratio ** (n / (budget.strengths - 1)) for n in range(budget.strengths)]
+def _scouted(plan: TrialPlan, bench: Bench, budget: Budget, places: Sequence[Place], questions: Sequence[Question],
+             usual: Arm, span: Span) -> dict[Place, list[Arm]]:
+    """By place, what was written at each strength that was tried. All places of a round are written in one batch."""
+    found: dict[Place, list[Arm]] = {place: [] for place in places}
+    shares = dict.fromkeys(places, MODERATE)
+    for number in range(budget.rounds):
+        arms = bench.arms([asked_at(place, plan, shares[place], questions) for place in places],
+                          span.part(number, budget.rounds + 1))
+        for place, arm in zip(places, arms, strict=True):
+            found[place].append(arm)
+            shares[place] = next_share(found[place], usual)
+    place = max(places, key=lambda one: max(arm.worth(usual) for arm in found[one]))
+    best = max(found[place], key=lambda arm: arm.worth(usual))
+    others = [other for other in beside(place, plan, bench, budget) if other not in found]
+    arms = bench.arms([asked_at(other, plan, best.share, questions) for other in others],
+                      span.part(budget.rounds, budget.rounds + 1))
+    return found | {other: [arm] for other, arm in zip(others, arms, strict=True)}
 
 
-def _places(plan: TrialPlan, bench: Bench, budget: Budget, span: Span) -> tuple[list[Place], list[dict[str, Any]]]:
-    """The places that go on, most promising first, and the first-order effects of all that were looked at."""
-    names = sorted(plan.candidates, key=lambda c: -_mean(plan.reading.get(c.name, {})))
-    depth = bench.subject.facts.num_layers
-    offered = sorted(set.intersection(*(set(c.vectors) for c in plan.candidates)))
-    middle = [n for n in offered if SHALLOWEST * depth <= n <= DEEPEST * depth] or offered
-    layers = _evenly(middle, budget.layers)
-    grid = [Place(c.name, (layer,), 1, _size(plan, c.vectors, [layer])) for c in names[:1] for layer in layers]
-    at_once = len(grid) + len(names) + 2
-    base = bench.effect(Asked({}, 0.0, 0.0, ()), budget.pairs, SCORED_TOKENS, span.part(0, at_once))
-    bench.expect(base)
-    effects: dict[Place, float] = {}
-
-    if not plan.continuations:
-        # Nothing is known to continue: every place of a coarser grid is tried by writing.
-        return [Place(c.name, (layer,), 1, _size(plan, c.vectors, [layer])) for c in names[:1]
-                for layer in _evenly(middle, budget.places)], []
-
-    def look(place: Place) -> float:
-        asked = asked_at(place, plan, PROBE, ())
-        part = span.part(min(len(effects) + 1, at_once - 1), at_once)
-        effects[place] = bench.effect(asked, budget.pairs, SCORED_TOKENS, part) - base
-        return effects[place]
-
-    for place in grid:
-        look(place)
-    first = max(grid, key=lambda place: effects[place])
-    # Other tokens of the pair at the best layer; the direction turned round, should the pairs' order mislead.
-    for other in names[1:]:
-        look(Place(other.name, first.layers, 1, _size(plan, other.vectors, first.layers)))
-    look(replace(first, sign=-1))
-    ranked = sorted(effects, key=lambda place: -effects[place])
-    # Neighbours do much the same: the places that are tried lie apart.
-    kept: list[Place] = []
-    for place in ranked:
-        if len(kept) < budget.places - 1 and not any(_near(place, other, layers) for other in kept):
-            kept.append(place)
-    wide = _band_of_layers(plan, kept[0], offered, depth)
-    if wide is not None:
-        look(wide)
-        kept.append(wide)
-    told = [{"candidate": place.candidate, "layers": list(place.layers), "sign": place.sign,
-             "log_odds": rounded(effect) if math.isfinite(effect) else None} for place, effect in effects.items()]
-    return kept, told
-
-
-def _near(a: Place, b: Place, layers: Sequence[int]) -> bool:
-    if a.candidate != b.candidate or a.sign != b.sign:
-        return a.layers == b.layers and a.candidate == b.candidate
-    return abs(layers.index(a.layers[0]) - layers.index(b.layers[0])) < 2 and len(layers) > 4
-
-
-def _band_of_layers(plan: TrialPlan, place: Place, offered: Sequence[int], depth: int) -> Place | None:
-    """The place with its neighbours on both sides; None where there are none."""
-    half = max(1, round(WIDTH * depth / 2))
-    at = place.layers[0]
-    layers = tuple(n for n in offered if abs(n - at) <= half)
-    if len(layers) < 2:
-        return None
-    vectors = next(c.vectors for c in plan.candidates if c.name == place.candidate)
-    return replace(place, layers=layers, size=_size(plan, vectors, layers))
-
-
-def _size(plan: TrialPlan, vectors: Mapping[int, torch.Tensor], layers: Sequence[int]) -> float:
-    return 1 / sum(float(vectors[layer].norm()) / plan.scales[layer] for layer in layers)
-
-
-def _refined(bench: Bench, plan: TrialPlan, place: Place, best: Arm, questions: Sequence[Any], span: Span) -> list[Arm]:
-    """Strengths around the best one, by rising strength."""
-    steps = [best.share * factor for factor in (0.5, 0.7, 1.0, 1.4, 2.0)[:REFINED]]
-    return bench.arms([asked_at(place, plan, share, questions) for share in steps], span)
+def next_share(arms: Sequence[Arm], usual: Arm) -> float:
+    """The share to try after these: between what was whole and what broke, or beyond the ends of what was tried."""
+    broken = [arm.share for arm in arms if not arm.whole(usual)]
+    whole = [arm for arm in arms if arm.whole(usual)]
+    if not whole:
+        return min(broken) / STRIDE
+    largest = max(whole, key=lambda arm: arm.share)
+    above = [share for share in broken if share > largest.share]
+    if above:
+        return math.sqrt(largest.share * min(above))
+    return largest.share * (SMALL_STRIDE if largest.success >= MOST else STRIDE)
 
 
 def _random(bench: Bench, plan: TrialPlan, place: Place, chosen: Arm, budget: Budget, questions: Sequence[Any],
@@ -189,13 +148,3 @@ def _graded_by(plan: TrialPlan, bench: Bench) -> dict[str, Any]:
 def _told(arm: Arm) -> dict[str, Any]:
     return {**arm.as_dict(), "sample": [{"prompt": prompt, "text": text, "outcome": outcome}
                                         for prompt, text, outcome in arm.texts]}
-
-
-def _evenly(numbers: Sequence[int], count: int) -> list[int]:
-    if len(numbers) <= count:
-        return list(numbers)
-    return sorted({numbers[round(n * (len(numbers) - 1) / (count - 1))] for n in range(count)})
-
-
-def _mean(values: Mapping[int, float]) -> float:
-    return sum(values.values()) / len(values) if values else 0.0

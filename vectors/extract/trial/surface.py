@@ -9,6 +9,8 @@ from vectors.extract.standing import rounded
 
 # A success more often than untouched by this much is visible; broken by more than this is no longer whole.
 VISIBLE, WHOLE = 0.2, 0.1
+# What a broken text costs beside not being a success.
+DAMAGE = 0.5
 # Of the most that was gained: where half of it is reached, the effect is there.
 ENOUGH = 0.5
 
@@ -51,10 +53,14 @@ class Arm:
                 "repetition": round(self.repetition, 4), "texts": self.count}
 
     def worth(self, base: "Arm") -> float:
-        """For comparing arms: texts that succeed are whole, so that damage counts by itself; the mean score breaks
-        ties, and of equals the smaller step is the better one."""
-        return self.success - base.success + 0.2 * math.tanh(self.score - base.score) * (1 - self.broken) \
-            - 0.02 * self.share
+        """For comparing arms. Texts that succeed are whole; what is broken beyond what is usual counts against an arm
+        once more. The mean score breaks ties, and of equals the smaller step is the better one."""
+        return (self.success - base.success - DAMAGE * max(0.0, self.broken - base.broken)
+                + 0.2 * math.tanh(self.score - base.score) * (1 - self.broken) - 0.02 * self.share)
+
+    def whole(self, base: "Arm") -> bool:
+        """Whether no more than WHOLE, or than one text, is broken beyond what is usual."""
+        return self.broken <= base.broken + max(WHOLE, 1 / self.count) + 1e-9
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ def band_of(arms: Sequence[Arm], base: Arm) -> Band | None:
     default lies in the middle, on the scale of logarithms. None where no strength is both."""
     best = max((arm.success for arm in arms), default=0.0)
     least = base.success + max(VISIBLE, ENOUGH * (best - base.success))
-    good = [arm.success >= least - 1e-9 and arm.broken <= base.broken + WHOLE + 1e-9 for arm in arms]
+    good = [arm.success >= least - 1e-9 and arm.whole(base) for arm in arms]
     if not any(good):
         return None
     top = max((n for n in range(len(arms)) if good[n]), key=lambda n: (arms[n].worth(base), -n))
@@ -86,7 +92,7 @@ def band_of(arms: Sequence[Arm], base: Arm) -> Band | None:
 
 def verdict(found: Arm, base: Arm, random: Sequence[Arm]) -> str | None:
     """None where the default does what was wanted; otherwise why it is a draft, in a sentence."""
-    gained, broken = found.success - base.success, found.broken - base.broken
+    gained = found.success - base.success
     best = max((arm.success for arm in random), default=0.0)
     if random and found.success <= best:
         return (f"nothing that was tried beat random vectors of equal length: {found.success:.0%} of the texts "
@@ -94,6 +100,6 @@ def verdict(found: Arm, base: Arm, random: Sequence[Arm]) -> str | None:
     if gained < VISIBLE:
         return (f"no strength is both visible and whole: at the best one {found.success:.0%} of the texts succeed, "
                 f"untouched {base.success:.0%}")
-    if broken > WHOLE:
+    if not found.whole(base):
         return f"the text breaks before the effect shows: {found.broken:.0%} of the texts, untouched {base.broken:.0%}"
     return None

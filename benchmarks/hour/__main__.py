@@ -1,0 +1,186 @@
+"""`python -m benchmarks.hour`: what a new user does in the first hour, on SmolLM2, with demands on what comes out.
+
+It serves the model, makes a vector for a tone and one for a language from 40 pairs each, applies them by name, sets a
+dose, evaluates them beside random vectors of equal length, and publishes a preset. The pairs and prompts are other ones
+than those that the settings of trials were chosen on. It prints the texts, writes the figures as JSON (`--json`), and
+ends with 1 where a demand is not met. Four to eight minutes on two idle cores.
+"""
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from trimtab_client import Client
+
+from benchmarks.hour.demands import Figures, of_language, unmet
+from benchmarks.hour.pairs import FRENCH_PROMPTS, TONE_PROMPTS, asked, french, tone
+
+INSTRUCTION = "Answer in French."
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="Where the figures go.")
+    parser.add_argument("--draws", type=int, default=20, help="Random vectors beside the tone.")
+    parser.add_argument("--prompts", type=int, default=24, help="Of the prompts, how many are used.")
+    parser.add_argument("--tokens", type=int, default=24, help="Written to each of them.")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as (process, url), \
+            Client(url, timeout=1800.0) as client:
+        clock = Clock(process.pid)
+        figures = hour(client, clock, options)
+    figures.seconds = clock.seconds
+    if options.json is not None:
+        options.json.write_text(json.dumps(figures.as_dict(), indent=1, ensure_ascii=False) + "\n")
+    print(json.dumps({**figures.as_dict(), "texts": len(figures.texts)}, indent=1))
+    missed = unmet(figures)
+    for reason in missed:
+        print("NOT MET:", reason)
+    return 1 if missed else 0
+
+
+def hour(client: Client, clock: "Clock", options: argparse.Namespace) -> Figures:
+    made = client.extract(tone(), name="cheerful")
+    clock.lap("tone: extraction")
+    tell("cheerful", client.get_artifact(made.artifact).card)
+    made = client.extract(french(), name="french", trial={"grader": {"kind": "language", "language": "fr"},
+                                                          "instruction": INSTRUCTION})
+    clock.lap("french: extraction")
+    tell("french", client.get_artifact(made.artifact).card)
+
+    for name, prompt in (("cheerful", TONE_PROMPTS[0]), ("french", FRENCH_PROMPTS[0])):
+        plain = client.chat(prompt, max_tokens=32, temperature=0.0).text
+        steered = client.chat(prompt, steering={"artifact": name}, max_tokens=32, temperature=0.0).text
+        print(f"{prompt}\n  untouched: {plain!r}\n  {name}: {steered!r}")
+        assert steered != plain, f"{name} changed nothing"
+
+    client.calibrate("cheerful", asked(("How are you?", "Tell me a story.", "What is a tree?", "Describe a road.")),
+                     points=3, draws=1, max_tokens=12, reach=(0.2, 1.0))
+    dosed = client.chat(TONE_PROMPTS[0], steering={"artifact": "cheerful", "strength": {"kl": 0.5}}, max_tokens=32,
+                        temperature=0.0)
+    print(f"  cheerful, 0.5 nats a token: {dosed.text!r}")
+    clock.lap("tone: a dose")
+
+    prompts = asked(TONE_PROMPTS[:options.prompts])
+    kept = {"max_tokens": options.tokens, "samples": len(prompts)}
+    report = client.evaluate(prompts, [{"kind": "sentiment"}], spec={"interventions": [{"artifact": "cheerful"}]},
+                             draws=options.draws, **kept)
+    clock.lap(f"tone: evaluation beside {options.draws} random vectors")
+    untouched, result = report["untouched"], report["results"][0]
+    texts = samples("tone", TONE_PROMPTS, untouched, result["steered"])
+
+    prompts = asked(FRENCH_PROMPTS[:options.prompts])
+    spec = {"interventions": [{"artifact": "french"}]}
+    language = [{"kind": "language", "language": "fr"}]
+    steered = client.evaluate(prompts, language, spec=spec, draws=0, **kept)
+    told = [[{"role": "user", "content": f"{turns[0]['content']} {INSTRUCTION}"}] for turns in prompts]
+    instructed = client.evaluate(told, language, spec=spec, draws=0, **kept)
+    clock.lap("french: evaluation beside the instruction")
+    texts += samples("french", FRENCH_PROMPTS, steered["untouched"], steered["results"][0]["steered"],
+                     instructed["untouched"])
+
+    client.create_preset("sunny", {"interventions": [{"artifact": "cheerful"}]}, "A cheerful tone.")
+    model = client.models()[0]
+    sunny = client.chat(TONE_PROMPTS[0], model=f"{model}:sunny", max_tokens=32, temperature=0.0)
+    assert sunny.text == client.chat(TONE_PROMPTS[0], steering={"artifact": "cheerful"}, max_tokens=32,
+                                     temperature=0.0).text
+    clock.lap("a preset")
+    return Figures(
+        untouched=success(untouched), steered=success(result["steered"]),
+        random=[success(arm) for arm in result["random"]],
+        broken_untouched=broken(untouched), broken_steered=broken(result["steered"]),
+        french=of_language(texts_of(steered["results"][0]["steered"]), "fr"),
+        instructed=of_language(texts_of(instructed["untouched"]), "fr"),
+        french_by_surprise=success(steered["results"][0]["steered"]), texts=texts)
+
+
+def success(arm: dict[str, Any]) -> float:
+    return float(arm["graded"][0]["success"]["share"])
+
+
+def broken(arm: dict[str, Any]) -> float:
+    return float(arm["graded"][0]["broken"]["share"])
+
+
+def texts_of(arm: dict[str, Any]) -> list[str]:
+    return [sample["text"] for sample in arm["samples"]]
+
+
+def samples(about: str, prompts: tuple[str, ...], *arms: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every text of these arms, to be read."""
+    found = []
+    for n, prompt in enumerate(prompts[:len(arms[0]["samples"])]):
+        said = {name: {"text": arm["samples"][n]["text"], "outcome": arm["samples"][n]["outcomes"][0]}
+                for name, arm in zip(("untouched", "steered", "instructed"), arms, strict=False)}
+        found.append({"about": about, "prompt": prompt, **said})
+        print(f"{prompt}\n" + "\n".join(f"  {name} ({one['outcome']}): {one['text']!r}" for name, one in said.items()))
+    return found
+
+
+def tell(name: str, card: dict[str, Any] | None) -> None:
+    trial = dict((card or {}).get("trial", {}))
+    print(f"{name}: {json.dumps({key: value for key, value in trial.items() if key != 'effects'}, ensure_ascii=False)}")
+    print(f"{name}: draft: {(card or {}).get('draft')}", flush=True)
+
+
+class Clock:
+    """Wall and processor seconds of each step; the latter of the server."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._last = time.monotonic(), self._cpu()
+        self.seconds: dict[str, dict[str, float]] = {}
+
+    def lap(self, step: str) -> None:
+        now = time.monotonic(), self._cpu()
+        self.seconds[step] = {"wall": round(now[0] - self._last[0], 1), "cpu": round(now[1] - self._last[1], 1)}
+        self._last = now
+        print(step, self.seconds[step], flush=True)
+
+    def _cpu(self) -> float:
+        stat = Path(f"/proc/{self._pid}/stat")
+        if not stat.exists():
+            return 0.0
+        after_name = stat.read_text().rpartition(")")[2].split()
+        return (int(after_name[11]) + int(after_name[12])) / TICK
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    process = subprocess.Popen([sys.executable, "-c", "from server.cli import app; app()", "serve", "smollm2",
+                                "--port", str(port), "--data-dir", str(folder / "data")])
+    url = f"http://127.0.0.1:{port}"
+    try:
+        until = time.monotonic() + 900
+        while not ready(url):
+            if process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"the server did not start: {process.poll()}")
+            time.sleep(1)
+        yield process, url
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health/ready", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

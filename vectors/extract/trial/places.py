@@ -1,0 +1,109 @@
+"""Where a candidate is tried: layers by their first-order effect, and what lies beside the best one.
+
+The first-order effect is what one moderate step does to the pairs' own continuations: how much likelier it makes the
+positive ones, and how much likelier than the negative ones. The former counts more, because a step that breaks the
+model makes both unlikely.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from vectors.extract.standing import rounded
+from vectors.extract.trial.bench import Asked, Bench, asked_at
+from vectors.extract.trial.effort import SCORED_TOKENS, Budget
+from vectors.extract.trial.plan import TrialPlan
+from vectors.extract.trial.surface import Place
+
+# Layers outside of these shares of the depth only spell or read out.
+SHALLOWEST, DEEPEST = 0.1, 0.9
+# The step that is looked at, as a share of the activations' length; and what the log-odds count beside the gain.
+MODERATE, ODDS = 0.27, 0.25
+# A band takes this share of the model's layers.
+WIDTH = 0.12
+
+
+def promising(plan: TrialPlan, bench: Bench, budget: Budget, step: Callable[[float], None]
+              ) -> tuple[list[Place], list[dict[str, Any]]]:
+    """The places that are tried by writing, most promising first, and the first-order effects of all looked at."""
+    names = sorted(plan.candidates, key=lambda c: -_mean(plan.reading.get(c.name, {})))
+    middle = _middle(plan, bench)
+    if not plan.continuations:
+        # Nothing is known to continue: every place of a coarser grid is tried by writing.
+        return [at(plan, names[0].name, (layer,)) for layer in _evenly(middle, budget.places)], []
+    grid = [at(plan, names[0].name, (layer,)) for layer in _evenly(middle, budget.layers)]
+    up, down = bench.continued(Asked({}, 0.0, 0.0, ()), budget.pairs, SCORED_TOKENS)
+    bench.expect(up - down)
+    effects: dict[Place, float] = {}
+
+    def look(place: Place) -> None:
+        step(len(effects) / (len(grid) + len(names)))
+        likely, other = bench.continued(asked_at(place, plan, MODERATE, ()), budget.pairs, SCORED_TOKENS)
+        effects[place] = (likely - up) + ODDS * (likely - other - up + down)
+
+    for place in grid:
+        look(place)
+    first = max(grid, key=lambda place: effects[place])
+    # Other tokens of the pair at the best layer; the direction turned round, should the pairs' order mislead.
+    for candidate in names[1:]:
+        look(at(plan, candidate.name, first.layers))
+    look(replace(first, sign=-1))
+    # Neighbours do much the same: the places that are tried lie apart.
+    layers = [place.layers[0] for place in grid]
+    kept: list[Place] = []
+    for place in sorted(effects, key=lambda place: -effects[place]):
+        if len(kept) < budget.places and not any(_near(place, other, layers) for other in kept):
+            kept.append(place)
+    return kept, [{"candidate": place.candidate, "layers": list(place.layers), "sign": place.sign,
+                   "effect": rounded(effect) if math.isfinite(effect) else None} for place, effect in effects.items()]
+
+
+def beside(place: Place, plan: TrialPlan, bench: Bench, budget: Budget) -> list[Place]:
+    """A few layers up and down, the layers around it together, and another choice of tokens."""
+    offered = _offered(plan)
+    middle = _middle(plan, bench)
+    layer = place.layers[len(place.layers) // 2]
+    far = max(1, round(len(middle) / budget.layers / 2))
+    found = [replace(at(plan, place.candidate, (n,)), sign=place.sign) for n in (layer - far, layer + far)
+             if n in offered]
+    half = max(1, round(WIDTH * bench.subject.facts.num_layers / 2))
+    around = tuple(n for n in offered if abs(n - layer) <= half)
+    if len(around) > 1:
+        found.append(replace(at(plan, place.candidate, around), sign=place.sign))
+    found += [replace(at(plan, candidate.name, place.layers), sign=place.sign) for candidate in plan.candidates
+              if candidate.name != place.candidate][:1]
+    return found
+
+
+def at(plan: TrialPlan, candidate: str, layers: tuple[int, ...]) -> Place:
+    vectors = next(c.vectors for c in plan.candidates if c.name == candidate)
+    return Place(candidate, layers, 1, 1 / sum(float(vectors[layer].norm()) / plan.scales[layer] for layer in layers))
+
+
+def _offered(plan: TrialPlan) -> list[int]:
+    vectors: list[Mapping[int, torch.Tensor]] = [c.vectors for c in plan.candidates]
+    return sorted(set.intersection(*map(set, vectors)))
+
+
+def _middle(plan: TrialPlan, bench: Bench) -> list[int]:
+    depth, offered = bench.subject.facts.num_layers, _offered(plan)
+    return [n for n in offered if SHALLOWEST * depth <= n <= DEEPEST * depth] or offered
+
+
+def _near(a: Place, b: Place, layers: Sequence[int]) -> bool:
+    if a.candidate != b.candidate or a.sign != b.sign:
+        return a.layers == b.layers and a.candidate == b.candidate
+    return abs(layers.index(a.layers[0]) - layers.index(b.layers[0])) < 2 and len(layers) > 4
+
+
+def _evenly(numbers: Sequence[int], count: int) -> list[int]:
+    if len(numbers) <= count:
+        return list(numbers)
+    return sorted({numbers[round(n * (len(numbers) - 1) / (count - 1))] for n in range(count)})
+
+
+def _mean(values: Mapping[int, float]) -> float:
+    return sum(values.values()) / len(values) if values else 0.0
