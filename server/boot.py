@@ -56,7 +56,7 @@ def load_engine(settings: Settings) -> Engine:
         from server.engines.vllm.host.engine import VllmEngine
 
         return VllmEngine(options_from(settings, VllmOptions, extra=settings.vllm_args,
-                                       cache_dir=settings.cache_folder))
+                                       cache_dir=settings.cache_folder, kept_bytes=settings.effects_kept_bytes))
     return TransformersEngine(options_from(settings, EngineOptions, kept_bytes=settings.effects_kept_bytes))
 
 

@@ -34,3 +34,9 @@ def first_touched(request: CompareRequest) -> int:
         return length
     touched = np.flatnonzero(program.touch(prompt, length - len(prompt), request.roles).bits_of(request.token_ids))
     return int(touched[0]) if len(touched) else length
+
+
+def same_rows(request: CompareRequest) -> int:
+    """How many of the generated tokens were predicted before the program touched any, and so by the untouched model."""
+    count = len(request.token_ids) - request.prompt_length
+    return min(max(first_touched(request) - request.prompt_length + 1, 0), count)

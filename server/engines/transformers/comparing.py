@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 
 from server.engines.base import CompareRequest, Comparison, Generation, Lost, Sampling
 from server.engines.keeping import KeptRows
-from server.engines.touching import first_touched
+from server.engines.touching import same_rows
 from server.engines.transformers.forward import ForwardPass, GeneratedPass, compared, padded_passes
 from server.engines.transformers.head import Head, Rows
 from server.engines.transformers.running import EngineCompletion
@@ -68,8 +68,7 @@ class Comparing:
         if kept is None:
             return request.kept.lost or "incomplete"
         steered = Rows(*kept)
-        first = first_touched(request)
-        same = min(max(first - request.prompt_length + 1, 0), count)
+        same = same_rows(request)
         base = steered.upto(same)
         if same < count:
             ids = list(request.token_ids[:-1])

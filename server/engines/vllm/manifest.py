@@ -29,7 +29,8 @@ class Manifest:
     """sites: hooked. graph_sites: those of them whose simple programs live in the compiled graph, graph_ops: which.
 
     slots: programs resident at a time. rows: vectors of one width that the graph's pool holds. depth, rank: stages at
-    one place, directions of one stage. largest_step, step_action: the limit on steps. sources: hash of traced files.
+    one place, directions of one stage. kept_bytes: of completions that may be measured later. largest_step,
+    step_action: the limit on steps. sources: hash of traced files.
     """
 
     sites: tuple[Site, ...]
@@ -39,6 +40,7 @@ class Manifest:
     rows: int
     depth: int
     rank: int
+    kept_bytes: int
     largest_step: float
     step_action: LimitAction
     sources: str

@@ -19,6 +19,8 @@ from steering.programs.touch import Touch
 
 # The key of everything of ours in `SamplingParams.extra_args` and in vLLM's `additional_config`.
 EXTRA = "trimtab"
+# How the tags of measuring passes begin, as other requests have none of theirs.
+PASS = "pass-"
 # The attribute of a model runner's output that names requests to be ended.
 FAULTS = "trimtab_faults"
 # The priority of what a job asks for. Requests have 0 and measurements 1; what is lower goes first.

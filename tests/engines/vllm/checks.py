@@ -3,12 +3,13 @@
 import asyncio
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from server.engines.base import CaptureRequest, CompareRequest, Token, Touched
+from server.engines.base import CaptureRequest, CompareRequest, Generation, Sampling, Token, Touched
 from server.engines.vllm.host.engine import VllmEngine
 from tests.engines import reference as ref
 from tests.engines.cases import Case, dense_cases, moe_cases, vector
@@ -128,6 +129,35 @@ async def comparison_equals_two_plain_passes(group: Group) -> None:
     if len(program.compiled) == 2:
         assert torch.allclose(found.without[0].kl, kl(steered, rows(edits[-1])), atol=TOLERANCE)
         assert torch.allclose(found.without[1].kl, kl(steered, rows(edits[0])), atol=TOLERANCE)
+
+
+async def what_was_kept_tells_what_two_passes_tell(group: Group) -> None:
+    """Of completions that run and are measured together; some of them twice, as the second time a part of the untouched
+    pass is in the cache."""
+    engine, specs = group.engine, [spec for spec, _ in cases_of(group)]
+    programs = [compiled(engine, *specs[0]), compiled(engine, *specs[0], *specs[-1]),
+                compiled(engine, {**specs[0][0], "scope": {"prompt": "none", "generation": {"windows": [[4, 9]]}}})]
+
+    async def finished(number: int) -> CompareRequest:
+        prompt = [*prompt_of(4), *prompt_of(number)] * 2
+        completion = engine.generate(Generation(f"kept-{number}", prompt, Sampling(12, seed=number),
+                                                programs[number % len(programs)], keep_from=len(prompt) - 1))
+        ids = [token.token_id async for token in completion]
+        return CompareRequest([*prompt, *ids], len(prompt), programs[number % len(programs)], kept=completion.kept())
+
+    requests = await asyncio.gather(*(finished(number) for number in range(6)))
+    found = await asyncio.gather(*(engine.compare(request) for request in [*requests, *requests[:3]]))
+    assert [one.rerun for one in found] == [None] * 9
+    for request, one in zip([*requests, *requests[:3]], found, strict=True):
+        anew = await engine.compare(replace(request, kept=None))
+        assert anew.rerun == "absent" and len(one.total) == 12
+        for ours, theirs in zip((one.total, *one.without), (anew.total, *anew.without), strict=True):
+            for name in ("kl", "reverse_kl", "entropy", "other_entropy", "surprise", "end", "other_end"):
+                assert torch.allclose(getattr(ours, name), getattr(theirs, name), atol=TOLERANCE), name
+        assert torch.allclose(one.residual.relative, anew.residual.relative, atol=TOLERANCE)
+        assert torch.allclose(one.residual.cosine, anew.residual.cosine, atol=TOLERANCE)
+        assert one.total.kl.max() > 0.01
+    assert found[2].total.kl[:5].tolist() == [0.0] * 5, "nothing is touched before the fifth generated token"
 
 
 SCOPES: tuple[tuple[dict[str, Any], Any], ...] = (

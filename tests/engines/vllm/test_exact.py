@@ -65,6 +65,10 @@ async def test_comparison_equals_two_plain_passes(group: Group) -> None:
     await checks.comparison_equals_two_plain_passes(group)
 
 
+async def test_what_was_kept_tells_what_two_passes_tell(group: Group) -> None:
+    await checks.what_was_kept_tells_what_two_passes_tell(group)
+
+
 async def test_resumed_completions(group: Group) -> None:
     await resuming.goes_on_as_in_one_go(group)
     await resuming.goes_on_under_another_program(group)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
-from server.engines.base import Completion, Generation, Token, Touched
+from server.engines.base import Completion, Generation, Kept, Token, Touched
 from server.engines.touching import count_touched
 from server.engines.vllm.host.sampling import tokens_of
 from server.engines.vllm.host.schemas import check_schema, refused
@@ -40,6 +40,7 @@ class VllmCompletion(Completion):
         self._taken: Taken | None = None
         self._token_ids: list[int] = list(generation.generated_ids)
         self._cached: int | None = None
+        self._kept = None if generation.keep_from is None else serving.measuring.kept_by(self._name)
         self._over = False
 
     async def admit(self) -> None:
@@ -131,6 +132,9 @@ class VllmCompletion(Completion):
 
     def cached(self) -> int | None:
         return None if self._cached is None else min(self._cached, len(self.generation.prompt_ids))
+
+    def kept(self) -> Kept | None:
+        return self._kept
 
     def touched(self) -> list[Touched]:
         # The newest token has been sampled, but the model has not read it yet.

@@ -33,8 +33,8 @@ def build_manifest(options: VllmOptions, reading: ModelReading) -> Manifest:
         graph_ops = "all" if torch.cuda.is_available() else "vectors"
     return Manifest.build(sites=sites, graph_sites=tuple(site for site in options.graph_sites if site in sites),
                           graph_ops=graph_ops, slots=options.slots + MEASURE_SLOTS, rows=options.rows,
-                          depth=options.depth, rank=options.rank, largest_step=options.step_limit.largest,
-                          step_action=options.step_limit.action)
+                          depth=options.depth, rank=options.rank, kept_bytes=options.kept_bytes,
+                          largest_step=options.step_limit.largest, step_action=options.step_limit.action)
 
 
 def context_of(options: VllmOptions, reading: ModelReading) -> int:

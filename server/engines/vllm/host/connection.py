@@ -137,15 +137,15 @@ class Connection:
         return all(in_graph for in_graph, _ in placed)
 
     async def outputs(self, request_id: str, token_ids: Sequence[int], sampling: Sampling, extra: Mapping[str, Any], *,
-                      measuring: bool = False, guest: bool = False) -> AsyncGenerator[Any]:
-        """Outputs of vLLM for one request. measuring: it gives way to others and computes every position itself.
-        guest: it gives way to all of these (`worker/scheduling.py`)."""
+                      measuring: bool = False, cached: bool = False, guest: bool = False) -> AsyncGenerator[Any]:
+        """Outputs of vLLM for one request. measuring: it gives way to others, and computes every position itself unless
+        `cached` lets it read prefixes from the cache. guest: it gives way to all of these (`worker/scheduling.py`)."""
         try:
             params = sampling_params(sampling, extra)
         except Exception as error:
             raise self._failure(error, begun=False) from error
         if measuring:
-            params.skip_reading_prefix_cache = True
+            params.skip_reading_prefix_cache = not cached
         self._check_answers()
         # Of several replicas the first measures, because what is compared must lie in the same workers.
         with self._pulses.request(self._pulses.first if measuring else None) as replica:

@@ -26,6 +26,7 @@ class VllmOptions:
         or two per cent there. On a GPU it is "all", as an opaque op splits a CUDA graph.
         rows: vectors of one width that the graph's pool holds. depth, rank: stages at a place, directions in a stage.
         step_limit: relative steps that are carried out and what is done with larger ones.
+        kept_bytes: what completions that will be measured may keep of their own passes in a worker, all together.
         self_test: prove at start that every hooked place is reached.
         back_off_s: seconds before each attempt to start vLLM again after its process has died; the last one repeats.
         restart_limit: failures in a row after which the server itself counts as dead; it goes on trying.
@@ -57,6 +58,7 @@ class VllmOptions:
     depth: int = 1
     rank: int = 2
     step_limit: StepLimit = UNLIMITED
+    kept_bytes: int = 2**28
     self_test: bool = True
     back_off_s: tuple[float, ...] = (1.0, 2.0, 5.0, 15.0, 30.0, 60.0)
     restart_limit: int = 10

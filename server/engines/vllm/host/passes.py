@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from server.engines.vllm.wire import Key
+from server.engines.vllm.wire import PASS, Key
 from steering.divergence import Divergence
 from steering.programs.program import Program
 from steering.programs.touch import Touch
@@ -33,7 +33,7 @@ class Pass:
 
     @staticmethod
     def new_tag() -> str:
-        return f"pass-{uuid.uuid4().hex}"
+        return f"{PASS}{uuid.uuid4().hex}"
 
     def touch(self, program: Program) -> Touch:
         # One position more, for the token that vLLM samples at the end and that is thrown away.
@@ -49,6 +49,13 @@ class Pass:
             carried["capture"] = {"tag": self.tag, "keys": [list(key) for key in self.capture],
                                   "positions": list(self.positions)}
         return carried
+
+
+def keeping(tag: str, first: int, last_layer: int) -> dict[str, Any]:
+    """What a completion carries whose final hidden states, and the residual stream before the last norm, are to be kept
+    from the position `first` on."""
+    return {"keep": {"tag": tag, "from": first, "bounded": True},
+            "capture": {"tag": tag, "keys": [["resid_post", last_layer]], "positions": None}}
 
 
 def tensor_of(content: bytes) -> torch.Tensor:

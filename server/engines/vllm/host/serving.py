@@ -11,7 +11,7 @@ from server.engines.vllm.host.config import MEASURE_SLOTS
 from server.engines.vllm.host.connection import Connection
 from server.engines.vllm.host.measuring import Measuring
 from server.engines.vllm.host.options import VllmOptions
-from server.engines.vllm.host.passes import Pass
+from server.engines.vllm.host.passes import Pass, keeping
 from server.engines.vllm.host.refusals import RESTARTING
 from server.engines.vllm.host.slots import Lease, SlotTable
 from server.engines.vllm.host.taken import Asking, Taken
@@ -32,7 +32,7 @@ class Serving:
     """
 
     def __init__(self, options: VllmOptions, connection: Connection, last_layer: int) -> None:
-        self.options, self.connection = options, connection
+        self.options, self.connection, self._last_layer = options, connection, last_layer
         self.slots = SlotTable(options.slots, connection.place, max_waiting=options.slot_queue)
         self.measure_slots = SlotTable(MEASURE_SLOTS, connection.place, first=options.slots + 1)
         self.asking = Asking(connection)
@@ -68,6 +68,8 @@ class Serving:
                   ) -> AsyncGenerator[Any]:
         """Outputs of vLLM for one completion, which workers know under `name`."""
         extra, before = extra_of(program, touch, slot) | {"name": name}, generation.generated_ids
+        if generation.keep_from is not None:
+            extra |= keeping(name, generation.keep_from, self._last_layer)
         if before:
             extra["generated"] = len(before)
         sampling = replace(generation.sampling, max_tokens=generation.sampling.max_tokens - len(before))

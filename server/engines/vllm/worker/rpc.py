@@ -3,14 +3,13 @@
 The plugin sets them on vLLM's Worker class, so `self` is a worker.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from server.engines.vllm.wire import Key, decode_program
-from server.engines.vllm.worker.shelf import Kept
 from server.engines.vllm.worker.state import WorkerState
 from steering.divergence import Divergence, divergence, residual_shift
 
@@ -50,8 +49,7 @@ def trimtab_taken(self: Any, names: Sequence[str]) -> list[dict[str, Any] | None
 def trimtab_forget(self: Any, tags: Sequence[str]) -> None:
     """Drop what was kept and captured under `tags`."""
     for tag in tags:
-        self.trimtab.steps.kept.pop(tag, None)
-        self.trimtab.steps.captured.pop(tag, None)
+        self.trimtab.steps.shelf.forget(tag)
 
 
 def trimtab_scores(self: Any, tag: str, token_ids: Sequence[int], full: bool) -> list[Any] | None:
@@ -60,9 +58,9 @@ def trimtab_scores(self: Any, tag: str, token_ids: Sequence[int], full: bool) ->
     None on ranks of a pipeline that do not have its end.
     """
     state: WorkerState = self.trimtab
-    if tag not in state.steps.kept:
+    if tag not in state.steps.shelf.hidden:
         return None
-    _, hidden = _taken(state.steps.kept, tag)
+    _, hidden = _taken(state, tag)
     chosen: list[torch.Tensor] = []
     everything: list[torch.Tensor] = []
     targets = torch.tensor([*token_ids[1:], 0], device=hidden.device)
@@ -82,38 +80,60 @@ def trimtab_scores(self: Any, tag: str, token_ids: Sequence[int], full: bool) ->
 def trimtab_next(self: Any, tags: Sequence[str]) -> bytes | None:
     """Log-probabilities of what follows each of some kept passes, `[len(tags), vocab_size]`; drops them."""
     state: WorkerState = self.trimtab
-    if not set(tags) <= state.steps.kept.keys():
+    if not set(tags) <= state.steps.shelf.hidden.keys():
         return None
-    rows = torch.cat([_taken(state.steps.kept, tag)[1][-1:] for tag in tags])
+    rows = torch.cat([_taken(state, tag)[1][-1:] for tag in tags])
     parts = [logits.float().log_softmax(-1) for i in range(0, len(rows), ROWS_AT_ONCE)
              if (logits := _logits(self, rows[i:i + ROWS_AT_ONCE])) is not None]
     return _bytes(torch.cat(parts).cpu()) if parts else None
 
 
-def trimtab_compare(self: Any, tag: str, other: str, token_ids: Sequence[int], residual: int | None,
-                    ends: Sequence[int]) -> Any:
-    """Divergence of two kept passes that predict `token_ids`, and if `residual` names a layer the shift of its stream.
+def trimtab_compare(self: Any, given: Sequence[Mapping[str, Any]], forget: Sequence[str]) -> list[Any] | None:
+    """Divergence of pairs of kept passes, and if `residual` names a layer the shift of its stream; or of a pair that is
+    not all there which pass is missing, "memory" where the steered one was dropped for want of room.
 
-    Keeps `tag` for further comparisons and drops `other`.
+    Each of `given` names two passes, `steered` and `other`, over the `token_ids` that they predict from the position
+    `first` on. The first `same` rows of the other one are those of the steered one, and were not run again. Drops
+    `other`, and what `forget` names; the steered pass is kept for further comparisons. None on ranks that do not have
+    the logits.
     """
-    state: WorkerState = self.trimtab
-    if tag not in state.steps.kept:
+    found = [_compared(self, one) for one in given]
+    trimtab_forget(self, forget)
+    return None if any(one is None for one in found) else found
+
+
+def _compared(worker: Any, given: Mapping[str, Any]) -> Any:
+    state: WorkerState = worker.trimtab
+    if not _is_last():
         return None
-    steered, base = state.steps.kept[tag].joined()[1], _taken(state.steps.kept, other)[1]
-    chosen = torch.tensor(token_ids, device=steered.device)
+    shelf, token_ids, first, same = state.steps.shelf, given["token_ids"], given["first"], given["same"]
+    count = len(token_ids)
+
+    def pair(key: Key | None) -> list[torch.Tensor] | str:
+        steered = shelf.span(given["steered"], first, count, key)
+        rest = shelf.span(given["other"], first + same, count - same, key) if same < count else None
+        if steered is None:
+            return "memory" if given["steered"] in shelf.dropped else "steered"
+        if rest is None:
+            return [steered, steered] if same == count else "other"
+        return [steered, torch.cat([steered[:same], rest])]
+
+    states, streams = pair(None), None if given["residual"] is None else pair(("resid_post", given["residual"]))
+    shelf.forget(given["other"])
+    missing = next((one for one in (states, streams) if isinstance(one, str)), None)
+    if missing is not None or isinstance(states, str):
+        return missing
+    chosen = torch.tensor(token_ids, device=states[0].device)
     parts: list[Divergence] = []
-    for i in range(0, len(chosen), ROWS_AT_ONCE):
+    for i in range(0, count, ROWS_AT_ONCE):
         block = slice(i, i + ROWS_AT_ONCE)
-        ours, theirs = _logits(self, steered[block]), _logits(self, base[block])
+        ours, theirs = (_logits(worker, rows[block]) for rows in states)
         if ours is not None and theirs is not None:
-            parts.append(divergence(ours, theirs, chosen[block], ends))
+            parts.append(divergence(ours, theirs, chosen[block], given["ends"]))
     shift = None
-    if residual is not None:
-        key: Key = ("resid_post", residual)
-        here, there = state.steps.captured[tag][key].joined()[1], state.steps.captured[other][key].joined()[1]
-        moved = residual_shift(here, there)
+    if streams is not None and not isinstance(streams, str):
+        moved = residual_shift(*streams)
         shift = [_bytes(moved.relative), _bytes(moved.cosine)]
-    state.steps.captured.pop(other, None)
     if not parts:
         return None
     whole = Divergence.join(parts)
@@ -124,14 +144,21 @@ def trimtab_captured(self: Any, tag: str) -> list[list[Any]]:
     """Activations of a capturing pass: site, layer, number of rows, float32 bytes."""
     state: WorkerState = self.trimtab
     found = []
-    for (site, layer), kept in state.steps.captured.pop(tag, {}).items():
+    for (site, layer), kept in state.steps.shelf.captured.pop(tag, {}).items():
         rows = kept.joined()[1]
         found.append([site, layer, len(rows), _bytes(rows)])
     return found
 
 
-def _taken(kept: dict[str, Kept], tag: str) -> Any:
-    return kept.pop(tag).joined()
+def _taken(state: WorkerState, tag: str) -> Any:
+    return state.steps.shelf.hidden.pop(tag).joined()
+
+
+def _is_last() -> bool:
+    """Whether this rank has the end of the pipeline, and so the final hidden states."""
+    from vllm.distributed import get_pp_group
+
+    return bool(get_pp_group().is_last_rank)
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from server.engines.vllm.wire import Key
+from server.engines.vllm.wire import PASS, Key
 
 IntArray = npt.NDArray[np.int64]
 
@@ -88,7 +88,3 @@ class Shelf:
             self.dropped.append(oldest := next(iter(self._bytes)))
             self.forget(oldest)
         return tag in self._bytes
-
-
-# How the tags of measuring passes begin.
-PASS = "pass-"

@@ -28,7 +28,7 @@ class WorkerState:
             manifest.slots, num_rows=manifest.rows, depth=manifest.depth, rank=manifest.rank,
             max_tokens=config.scheduler_config.max_num_batched_tokens + PADDING, dtype=config.model_config.dtype,
             device=device, limit=manifest.limit, poisoning=not _is_last())
-        self.steps = Steps(manifest.slots, device, self.graph)
+        self.steps = Steps(manifest.slots, device, self.graph, manifest.kept_bytes)
         split = _split()
         self.rank = split.rank
         self.hooks = Hooks(runner.get_model(), self.steps, self.graph, manifest.sites, manifest.graph_sites,

@@ -16,7 +16,7 @@ from server.engines.vllm.wire import Fault, Key, Rows, carried_by, touch_of
 from server.engines.vllm.worker.graph_rows import GraphRows
 from server.engines.vllm.worker.passengers import Passenger, Stretch
 from server.engines.vllm.worker.readout import Entry, Readout, Sheet
-from server.engines.vllm.worker.shelf import Kept
+from server.engines.vllm.worker.shelf import Shelf
 from server.engines.vllm.worker.tables import GraphTables
 from server.engines.vllm.worker.tally import Tallies
 from steering.acting.containment import UNLIMITED, StepLimit
@@ -29,15 +29,15 @@ IntArray = npt.NDArray[np.int64]
 class Steps:
     """Programs, requests and the plan of the step at hand."""
 
-    def __init__(self, num_slots: int, device: torch.device, graph: GraphTables) -> None:
+    def __init__(self, num_slots: int, device: torch.device, graph: GraphTables, kept_bytes: int = 0) -> None:
         # By whether the limit on relative steps holds for a program.
         self.tables = {limited: RowTable(num_slots, device) for limited in (True, False)}
         self.graph = graph
         self.tallies = Tallies()
         self.plan: StepPlan = {}
         self.stretches: list[Stretch] = []
-        self.kept: dict[str, Kept] = {}
-        self.captured: dict[str, dict[Key, Kept]] = {}
+        self._wanted: set[Key] = set()
+        self.shelf = Shelf(kept_bytes)
         self.num_steps = 0
         self.readout: Readout | None = None
         self._device = device
@@ -112,6 +112,8 @@ class Steps:
             passenger.base = self._arena.put(on, off)
         if "keep" in extra:
             passenger.keep, passenger.keep_from = extra["keep"]["tag"], int(extra["keep"]["from"])
+            if extra["keep"].get("bounded"):
+                self.shelf.hold(extra["keep"]["tag"])
         if "capture" in extra:
             wanted = extra["capture"]["positions"]
             passenger.capture = extra["capture"]["tag"]
@@ -146,7 +148,7 @@ class Steps:
         self.num_steps += 1
         if self._stale or self._batch != request_ids:
             self._read_batch(request_ids)
-        self.stretches = []
+        self.stretches, self._wanted = [], set()
         self._entries = []
         self._graph_rows.clear()
         self._sheet = Sheet(self._batch, starts, computed)
@@ -156,6 +158,7 @@ class Steps:
         lengths = starts[1:] - starts[:-1]
         self.stretches = [Stretch(self._passengers[self._batch[i]], int(starts[i]), int(starts[i + 1]),
                                   int(computed[i])) for i in self._watching]
+        self._wanted = set().union(*(stretch.passenger.keys for stretch in self.stretches))
         if not self._slots.any():
             self._idle()
             return
@@ -251,13 +254,12 @@ class Steps:
             passenger = stretch.passenger
             if passenger.capture is None or key not in passenger.keys:
                 continue
-            positions, rows = stretch.rows(passenger.positions)
+            positions, rows = stretch.rows(passenger.positions, passenger.keep_from)
             if len(rows):
-                kept = self.captured.setdefault(passenger.capture, {}).setdefault(key, Kept())
-                kept.parts.append((positions, activation[torch.from_numpy(rows)].float().cpu()))
+                self.shelf.capture(passenger.capture, key, positions, activation[torch.from_numpy(rows)].float().cpu())
 
     def wants(self, key: Key) -> bool:
-        return any(key in stretch.passenger.keys for stretch in self.stretches)
+        return key in self._wanted
 
     def collect(self, hidden: torch.Tensor | None) -> None:
         """What this step did is on its way to the host. hidden: final hidden states, where this worker has them."""
@@ -271,7 +273,7 @@ class Steps:
     def done(self) -> None:
         """The forward pass is over. A pass that vLLM makes by itself, to keep replicas in step, finds nothing to do."""
         self.plan = {}
-        self.stretches = []
+        self.stretches, self._wanted = [], set()
         self._graph_rows.clear()
 
     def end(self, hidden: torch.Tensor) -> None:
@@ -280,5 +282,5 @@ class Steps:
             if stretch.passenger.keep is not None:
                 positions, rows = stretch.rows(None, stretch.passenger.keep_from)
                 if len(rows):
-                    kept = self.kept.setdefault(stretch.passenger.keep, Kept())
-                    kept.parts.append((positions, hidden[torch.from_numpy(rows).to(hidden.device)].clone()))
+                    self.shelf.keep(stretch.passenger.keep, positions,
+                                    hidden[torch.from_numpy(rows).to(hidden.device)])
