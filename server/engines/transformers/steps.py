@@ -22,6 +22,7 @@ from transformers.generation.continuous_batching.requests import FutureRequestSt
 
 from server.engines.keeping import KeptRows
 from server.engines.measured import Indices
+from server.engines.transformers.attention import attend_apart
 from server.engines.transformers.courtesy import Courtesy
 from server.engines.transformers.finite import Examined, Watch, examining
 from server.engines.transformers.head import Head
@@ -69,6 +70,7 @@ class Steps:
         clear, schedule = scheduler.clear_cancelled_requests, scheduler.schedule_batch
         suspects = Suspects(processor, self._raised, self._rewind)
         courtesy = Courtesy(scheduler, self.roster.is_guest, self.roster.share)
+        attend_apart(cache)
 
         def prepare_batch_tensors(requests_in_batch: list[FutureRequestState], *args: Any, **kwargs: Any) -> None:
             self._under_way, self._unplanned = True, None
