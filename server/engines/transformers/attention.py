@@ -49,7 +49,8 @@ def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_
             _asked.add("values of another width than keys")
     scaling = query.shape[-1] ** -0.5 if kwargs.get("scaling") is None else kwargs["scaling"]
     cache = kwargs.get("cache")
-    if attention_mask is not None and getattr(cache, APART, False) and kwargs.get("position_bias") is None:
+    if attention_mask is not None and isinstance(cache, PagedAttentionCache) and getattr(cache, APART, False) and (
+            kwargs.get("position_bias") is None):
         key, value = cache.update(key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=kwargs)
         given = layout(*(tuple(kwargs[name].tolist()) for name in ("cu_seq_lens_q", "cu_seq_lens_k")))
         attend = partial(_plain, scaling=scaling) if softcap is None else partial(_capped, scaling=scaling, cap=softcap)
@@ -95,7 +96,7 @@ def _capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scal
 def attend_apart(cache: PagedAttentionCache) -> None:
     """Have the requests of this cache read their own keys only. On a CPU, where this has been measured: an accelerator
     has to wait for the host to learn where each request begins."""
-    setattr(cache, APART, cache.device.type == "cpu")
+    setattr(cache, APART, torch.device(cache.device).type == "cpu")
 
 
 def register() -> None:

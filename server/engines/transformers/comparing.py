@@ -83,15 +83,18 @@ class Comparing:
                 return "incomplete" if rest is None or rest.lost is None else rest.lost
             base = base.then(Rows(*found))
         # Over the whole vocabulary, so in a thread: the event loop serves everybody.
-        total = await in_thread(compared, steered.logits(self._head), base.logits(self._head), request)
-        shift = await in_thread(residual_shift, steered.residual.float(), base.residual.float())
+        total, shift = await in_thread(self._apart, steered, base, request)
         program, without = request.program, []
         for i in range(len(program.compiled) if len(program.compiled) > 1 else 0):
             less = for_comparison(program.without(i), self._limit)
             other = await self._aside(partial(self._forward.generated, request, less))
             without.append(await in_thread(compared, steered.logits(self._head), other.rows, request))
-        return Comparison(total, tuple(without) or (total,) * len(program.compiled),
-                          ResidualShift(shift.relative.cpu(), shift.cosine.cpu()), exact=True, rerun=None)
+        return Comparison(total, tuple(without) or (total,) * len(program.compiled), shift, exact=True, rerun=None)
+
+    def _apart(self, steered: Rows, base: Rows, request: CompareRequest) -> tuple[Divergence, ResidualShift]:
+        shift = residual_shift(steered.residual.float(), base.residual.float())
+        return (compared(steered.logits(self._head), base.logits(self._head), request),
+                ResidualShift(shift.relative.cpu(), shift.cosine.cpu()))
 
     async def _run_again(self, requests: Sequence[CompareRequest]) -> list[Comparison]:
         """Comparisons of completions under one program, in passes that hold all of them."""

@@ -1,8 +1,8 @@
 """Attention over a flat batch in which every request reads its own keys only.
 
 transformers' SDPA form multiplies each query of such a batch with the keys of all requests and masks those of the
-others, so that sixteen requests take sixteen times the work. Here requests that decode one token each are stacked, those
-of about as many keys together, and every other request is taken by itself.
+others, so that sixteen requests take sixteen times the work. Here requests that decode one token each are stacked,
+those of about as many keys together, and every other request is taken by itself.
 """
 
 from collections.abc import Callable, Iterator

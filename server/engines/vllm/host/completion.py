@@ -40,7 +40,7 @@ class VllmCompletion(Completion):
         self._taken: Taken | None = None
         self._token_ids: list[int] = list(generation.generated_ids)
         self._cached: int | None = None
-        self._kept = None if generation.keep_from is None else serving.measuring.kept_by(self._name)
+        self._kept = None if generation.keep_from is None else serving.comparing.kept_by(self._name)
         self._over = False
 
     async def admit(self) -> None:

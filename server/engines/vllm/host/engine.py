@@ -92,15 +92,15 @@ class VllmEngine(Engine):
 
     async def compare(self, request: CompareRequest) -> Comparison:
         check_compare(request, self.facts)
-        found = await self.measuring.compare_with_kept(request)
+        found = await self.serving.comparing.with_kept(request)
         if isinstance(found, Comparison):
             return found
-        return replace((await self.measuring.compare_all([request]))[0], rerun=found)
+        return replace((await self.serving.comparing.all([request]))[0], rerun=found)
 
     async def compare_all(self, requests: Sequence[CompareRequest]) -> list[Comparison]:
         for request in requests:
             check_compare(request, self.facts)
-        return await self.measuring.compare_all(requests)
+        return await self.serving.comparing.all(requests)
 
     def capabilities(self) -> dict[str, Any]:
         in_graph = {site: STAGE_OPS[ops] for described in self.connection.described

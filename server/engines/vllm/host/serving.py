@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from server.engines.base import Generation
+from server.engines.vllm.host.comparing import Comparing
 from server.engines.vllm.host.config import MEASURE_SLOTS
 from server.engines.vllm.host.connection import Connection
 from server.engines.vllm.host.measuring import Measuring
@@ -37,6 +38,7 @@ class Serving:
         self.measure_slots = SlotTable(MEASURE_SLOTS, connection.place, first=options.slots + 1)
         self.asking = Asking(connection)
         self.measuring = Measuring(connection, self.measure_slots, last_layer, self.asking, options.step_limit)
+        self.comparing = Comparing(connection, self.measuring, self.measure_slots, last_layer, options.step_limit)
 
     def forget_slots(self) -> None:
         """The workers are new and hold no program."""
