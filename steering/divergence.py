@@ -41,7 +41,7 @@ def divergence(steered: torch.Tensor, other: torch.Tensor, chosen: torch.Tensor,
                ) -> Divergence:
     """Compare logits `[G, vocab_size]` of a steered and another run that predict the tokens `chosen [G]`.
 
-    ends: tokens that end a text; without them none ever ends.
+    ends: tokens that end a text; without them that probability is 0.
     """
     rows = max(1, NUMBERS_AT_ONCE // steered.shape[-1])
     parts = [_of_rows(*block, list(ends)) for block in
@@ -77,7 +77,8 @@ def _likeliest(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _mean(mass: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Mean of `values [n, vocab_size]` by row. What has no mass counts for nothing, whatever its value is."""
+    """Mean of `values [n, vocab_size]` by row. An entry without probability mass is left out, even if its value is
+    infinite."""
     found = (mass * values).sum(-1)
     if bool(found.isnan().any()):
         found = torch.where(mass == 0, 0.0, mass * values).sum(-1)

@@ -29,7 +29,7 @@ from steering.programs.program import Program
 
 log = structlog.get_logger("trimtab.effects")
 QUEUE_LENGTH = 256
-# Completions that wait to be measured hold their tokens.
+# How many tokens the completions that wait to be measured may have together, because they are held in memory.
 QUEUE_TOKENS = 2**20
 FLUSH_S = 5.0
 BUSY_WAIT_S = 0.05
@@ -99,7 +99,7 @@ class Shadow:
         await self.flush()
 
     def served(self, tokens: int) -> None:
-        """Tokens of any answered request: they earn the budget."""
+        """Count the tokens of an answered request. They earn the budget."""
         self._budget.served(tokens)
 
     def draws(self) -> bool:
@@ -148,7 +148,7 @@ class Shadow:
             refused = await in_thread(self._store.write, samples)
             if refused:
                 self._lose(refused, ValueError("numbers that are not finite, or that the database refuses"))
-        except Exception as error:  # locked, full, gone: whatever a database may come up with costs records only
+        except Exception as error:  # a database may be locked, full or gone, and then only records are lost
             self._lose(len(samples), error)
 
     async def _work(self) -> None:

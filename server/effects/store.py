@@ -28,7 +28,7 @@ MINUTE_S = 60
 MIGRATIONS = Path(__file__).parent / "migrations"
 # Of a database from before there were migrations, which holds the tables of the first one.
 FIRST_REVISION = "0001"
-# A lock costs the writer, which runs in the background, at most this.
+# Longest wait for a lock, in seconds. Only the writer waits, and it runs in the background.
 LOCK_WAIT_S = 1
 
 
@@ -163,7 +163,7 @@ class EffectStore:
             with self._session() as session:
                 session.add_all(_row(key, found) for key, found in groups.items())
         except RowRefused:
-            # One of them: each on its own then, so that it takes no other with it.
+            # One of the rows was refused. Each is written on its own then, so that no other is lost with it.
             for key, found in groups.items():
                 try:
                     with self._session() as session:
@@ -199,7 +199,7 @@ class EffectStore:
         if artifact is not None:
             query = query.where(EffectMinute.artifact == artifact)
         elif "artifact" not in names:
-            # A completion has a row for the whole spec and one per intervention: counted is the first.
+            # A completion has a row for the whole spec and one for each intervention. Only the first is counted.
             query = query.where(EffectMinute.artifact == ALL)
         if preset is not None:
             query = query.where(EffectMinute.preset == preset)

@@ -24,8 +24,8 @@ async def decide(plan: Plan, prompts: Sequence[Prompt], engine: Engine) -> list[
     """Decide the gates of a plan for every prompt: one pass over each, by the untouched model.
 
     Raises:
-        TrimtabError: the prompt cannot be read. The request fails then, because a gate that was not decided is neither
-            open nor closed.
+        TrimtabError: the prompt cannot be read. The request fails then, because nobody knows whether the intervention
+            has to act.
     """
     return await decide_program(plan.program, [prompt.token_ids for prompt in prompts], engine)
 
@@ -57,7 +57,7 @@ def _decision(index: int, gate: CompiledGate, captured: Captured) -> Decision:
 
 
 def _sites(gates: Sequence[CompiledGate]) -> dict[Site, list[int]]:
-    """What has to be read for all of them."""
+    """The sites and layers that any of them reads."""
     wanted: dict[Site, set[int]] = {}
     for gate in gates:
         for condition in gate.conditions:

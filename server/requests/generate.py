@@ -31,7 +31,8 @@ from steering.language.errors import TrimtabError
 
 # Pieces of one request that wait for a client that reads more slowly than the engine writes.
 MAX_UNREAD = 16_384
-# Odd and large: seeds of neighbouring requests do not share the streams of their choices.
+# Distance between the seeds of two choices. It is large and odd, so that requests with neighbouring seeds share no
+# stream.
 SEED_STRIDE = 0x9E3779B97F4A7C15
 
 
@@ -185,7 +186,7 @@ class Run:
             reason = "stop"
             await completion.cancel()
         elif isinstance(completion, SwitchedCompletion) and completion.ended:
-            # No last token came along to let out what was held back.
+            # The completion ended without a last token, so the text that was held back is still to be sent.
             reason, rest = "stop", matcher.push(detokenizer.flush()) + matcher.flush()
         choice.touched, choice.kept, choice.cached = completion.touched(), completion.kept(), completion.cached()
         if isinstance(completion, SwitchedCompletion):

@@ -193,7 +193,7 @@ def _with_steps(count: Touched, parts: Sequence[Touched]) -> Touched:
 
 
 def over(guard: Guard, kl: float, repeated: float) -> tuple[Guard, Reason] | None:
-    """Which limit of the guard is exceeded. A number that is none counts as over it."""
+    """Which limit of the guard is exceeded. NaN counts as over it."""
     if guard.max_kl is not None and not kl <= guard.max_kl:
         return guard, "kl"
     if guard.max_repetition is not None and repeated > guard.max_repetition:

@@ -18,7 +18,7 @@ from vectors.library.switches import Switches
 
 Result = TypeVar("Result")
 log = structlog.get_logger("trimtab.switches")
-# How late this server learns of a change that another one stored, and how often storing is tried again.
+# Seconds until this server learns of a change that another one stored, and between two tries to store one.
 POLL_S = 1.0
 # Longest a change waits to be stored before it is answered, and before the server stops.
 STORE_S = 2.0
@@ -78,7 +78,8 @@ class KillSwitch:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def set(self, on: bool) -> None:
-        """Turn it on or off. It acts when this is entered; returned from when it is stored, or could not be yet."""
+        """Turn it on or off. It acts at once. The call returns when the state is stored, or when it could not be stored
+        yet."""
         self.unstored = on
         self._apply(on)
         self._tried = asyncio.Event()
@@ -134,7 +135,7 @@ class KillSwitch:
                 if self._tried is tried:
                     self.unstored = None
             self.failure = None
-        except Exception as error:  # whatever a database may come up with: the switch acts all the same
+        except Exception as error:  # any error of a database, because the switch has to act without it
             if self.failure is None:
                 log.warning("kill_switch_out_of_step", unstored=wanted, error=str(error)[:300])
             self.failure = f"{type(error).__name__}: {error}"[:300]

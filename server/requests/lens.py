@@ -99,7 +99,7 @@ def _placing(rows: torch.Tensor, facts: ModelFacts) -> Program:
     layer = facts.num_layers - 1
     resolved = []
     for i, row in enumerate(rows):
-        # Zero is no vector to the library, and nothing here: it is what a stream of zeros would be.
+        # The payload is made without the library's checks, because here a row of zeros is allowed.
         payload = Payload("vector", {layer: {"vector": row.float()}})
         source = Source(f"row-{i}", "", payload, "patch", SITE, facts.model_id, facts.fingerprint)
         scope = Scope(prompt=PromptSelection(positions=[i]), generation="none")

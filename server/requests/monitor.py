@@ -129,7 +129,7 @@ async def watch(monitors: Sequence[Monitor], choices: Sequence[Watched], engine:
     for monitor in monitors:
         found = [_scores(monitor, choice, captured[choice.index]) for choice in choices]
         if any(not_finite([choice.model_dump() for choice in found])):
-            # A mean that forgets slowly would never forget a NaN.
+            # A NaN would never leave the moving average.
             metrics.failed()
             log.warning("monitor_not_finite", probe=monitor.reader.ref)
             reports.append(_report(monitor, "failed", [], "it read values that are not finite"))

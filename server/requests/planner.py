@@ -56,7 +56,7 @@ class Planner:
             if steering.required:
                 raise SteeringDisabled(f"the kill switch is on ({disabled}), and the request is not to be served "
                                        "unsteered", param=("steering", "required"), fix="Leave required out, or wait.")
-            # Reading changes nothing, so it goes on.
+            # Monitors change nothing, so they are read even while steering is off.
             return Plan(None, disabled=disabled, report=steering.report, monitors=monitors, system=system)
         if steering.default == "none" and model_preset is not None:
             raise InvalidSpec('default "none" means no steering at all, and the model name asks for a preset',

@@ -17,7 +17,7 @@ from steering.language.vocabulary import Direction, Form, Op, Pooling, Site
 from steering.programs.gate import CompiledGate, Decision
 from steering.programs.touch import Bits
 
-# Of the artifact's own strength, from which on a receipt warns.
+# A receipt warns of a strength that is so many times the artifact's own.
 STRONG_MULTIPLE = 5
 
 
@@ -31,7 +31,7 @@ class TokenCounts(BaseModel):
 class StepSize(BaseModel):
     """How far an intervention moved tokens: |h' - h| / |h|, measured where it acts.
 
-    Over the tokens and layers that ran; a prefix that came from the cache did not. Not told of routers.
+    Over the tokens and layers that ran; a prefix that came from the cache did not. Interventions at routers have none.
     """
 
     max: float = Field(description="Largest relative step, as it was asked for.")
@@ -52,7 +52,7 @@ class GateFacts(BaseModel):
 
 
 class GateReceipt(BaseModel):
-    """The gate of an intervention. Decided per token: the counted tokens are those it looked at."""
+    """The gate of an intervention. If it is decided for each token, the counted tokens are those that it looked at."""
 
     rule: Literal["all", "any"] = Field(description="How several conditions are joined.")
     when: Literal["prompt", "token"]

@@ -60,7 +60,7 @@ async def rehearse(spec: Spec, state: ServerState) -> None:
         if error.path[:1] == ("steering",):
             error.about(*error.path[1:])
         raise (error if error.path else error.about("interventions")) from None
-    except Exception as error:  # whatever a spec does to an engine is told to who stores it, not to the next request
+    except Exception as error:  # whoever stores the spec is told of any error, so that the next request need not be
         request_id = f"rehearsal-{secrets.token_hex(12)}"
         report_unexpected(error, request_id)
         raise RehearsalFailed(f"the spec was tried on the engine and failed; its id in the log is {request_id}",
@@ -76,7 +76,7 @@ async def try_default_spec(state: ServerState) -> None:
             return
         await in_thread(state.planner.check_spec, spec)
     except TrimtabError as error:
-        # What it lacks may come: every request looks again.
+        # What it lacks may be stored later, so every request looks again.
         _report(error)
         return
     try:
@@ -97,7 +97,7 @@ async def _run(spec: Spec, state: ServerState) -> None:
                           caller=Caller(OWN, Deadline(state.settings.request_timeout_s or None)),
                           obeys_kill_switch=False)
     for choice in started.run.choices:
-        # Gates have been read; here they stand open, so that everything behind them acts.
+        # The gates have been read. They are taken as open here, so that every intervention acts.
         program = None if plan.program is None else plan.program.decided(())
         choice.decided = replace(choice.decided, program=program)
     async for _ in started.run.pieces():

@@ -50,7 +50,8 @@ class ServerState:
     pools: Pools = field(default_factory=Pools)
 
 
-# A coroutine, although nothing is awaited: what every request needs must not wait for a thread.
+# This is a coroutine although it awaits nothing, because FastAPI runs plain functions in threads, and no request should
+# wait for one.
 async def get_state(request: Request) -> ServerState:
     return cast(ServerState, request.app.state.server)
 

@@ -40,7 +40,7 @@ class SwitchedCompletion(Completion):
         self._over = False
 
     async def admit(self) -> None:
-        """Also one that waits for a slot, which nothing unsteered needs, notices the switch at once."""
+        """A completion that waits for a slot notices the switch at once, because it needs no slot to run unsteered."""
         with self._switch.subscribe(self._look):
             self._look()
             if not self._turned.is_set():
@@ -55,14 +55,14 @@ class SwitchedCompletion(Completion):
             if not self._turned.is_set():
                 admitting.result()
         finally:
-            # What it waits for is left with the completion itself.
+            # The completion frees what it holds in the engine by itself, when it is cancelled.
             for task in (admitting, turning):
                 task.cancel()
             with anyio.CancelScope(shield=True):
                 await asyncio.gather(admitting, turning, return_exceptions=True)
 
     async def _go_on(self, delivered: list[int]) -> None:
-        """From the tokens that were delivered, unsteered; or not at all."""
+        """Go on unsteered from the tokens that were delivered, or end there."""
         self.switched_off = len(delivered)
         await self._running.cancel()
         self._touched = self._running.touched()
@@ -100,7 +100,7 @@ class SwitchedCompletion(Completion):
             await self.cancel()
 
     def _look(self) -> None:
-        # Turned off again it stays turned: what runs is not steered a second time.
+        # The completion stays unsteered even if the switch is turned off again.
         if self._switch.on:
             self._turned.set()
 
@@ -115,7 +115,7 @@ class SwitchedCompletion(Completion):
         return self._steered.cached()
 
     def kept(self) -> Kept | None:
-        """Nothing of one that the switch was turned on for: it was made in two parts."""
+        """None if the switch was turned on meanwhile, because the completion was then made in two parts."""
         return self._steered.kept() if self.switched_off is None else None
 
     @property

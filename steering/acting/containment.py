@@ -60,9 +60,10 @@ def contain(before: Tensor, after: Tensor, limit: StepLimit = UNLIMITED) -> tupl
     moved = after.to(before.dtype)
     length = torch.linalg.vector_norm(moved.float() - old, dim=-1)
     if asked is None and before.device.type == "cpu" and not torch.compiler.is_compiling():
-        # Nearly always all is well, and on the host a look costs less than what follows. A graph cannot look.
+        # Nearly always every step is finite and within the limit. On a CPU that test costs less than what follows; code
+        # in a compiled graph cannot branch on values.
         step = length / own
-        # The largest of steps of which one is not a number is no number, and no larger nor smaller than anything.
+        # If one step is NaN the maximum is NaN, and a comparison with NaN is false.
         if len(step) and float(step.max()) <= min(limit.largest, LARGEST):
             return moved, step
     step = _relative(length, own)
@@ -81,8 +82,8 @@ def _relative(length: Tensor, own: Tensor) -> Tensor:
 class Fault:
     """A step that was not carried out, or what it led to.
 
-    step: relative, infinite for one that is not finite. behind: the step itself was finite, and the model stopped being
-    so with what it had left, in `layer`. position: of the token in prompt and completion.
+    step: the relative step, infinite where its result was not finite. behind: the step itself was finite, but what the
+    model computed from it stopped being finite, in `layer`. position: of the token in prompt and completion.
     """
 
     intervention: int

@@ -52,7 +52,7 @@ def run_selftest(model: "PreTrainedModel", facts: ModelFacts) -> SelfTest:
     hit: set[tuple[Site, int]] = set()
     for attempt in range(ATTEMPTS):
         left = [key for key in keys if key not in hit]
-        # Passes of one size, so that one untouched pass serves them all.
+        # All passes have the same size, so that one untouched pass is the control of all.
         passes = -(-len(left) // PROBES_PER_PASS)
         rows = -(-len(left) // passes) if passes else 0
         plain = _logits(model, _prompt(model, facts, rows + 1), last=1) if rows else torch.empty(0)
@@ -75,7 +75,7 @@ def narrowed(facts: ModelFacts, result: SelfTest) -> ModelFacts:
 
 @torch.no_grad()
 def _check_idle(model: "PreTrainedModel", facts: ModelFacts, keys: Sequence[tuple[Site, int]]) -> None:
-    """Hooks that add nothing change no bit. Two rows show that as well as many."""
+    """Check that hooks which add nothing leave the output as it was, bit for bit. Two rows are enough to show it."""
     ids = _prompt(model, facts, 2)
     plain = _logits(model, ids)
     for start in range(0, len(keys), BITS):
@@ -87,7 +87,8 @@ def _check_idle(model: "PreTrainedModel", facts: ModelFacts, keys: Sequence[tupl
 @torch.no_grad()
 def _probe(model: "PreTrainedModel", facts: ModelFacts, keys: Sequence[tuple[Site, int]], attempt: int,
            plain: torch.Tensor) -> list[bool]:
-    """Whether a push at each key moves the logits behind the prompt. plain: those of one row more, or of several."""
+    """Whether a push at each key moves the logits after the prompt. plain: the untouched logits, of at least one row
+    more than there are keys, because the last row is the control."""
     generator = torch.Generator().manual_seed(attempt)
     programs: list[Program | None] = [Program((_compiled({key: _push(facts, key[0], attempt, generator)}),))
                                       for key in keys]

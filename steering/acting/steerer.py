@@ -121,8 +121,9 @@ def route_stages(routing: Routing, stages: Sequence[Stage], rule: RouterRule) ->
 
 
 def measured_route(routing: Routing, stages: Sequence[Stage], rule: RouterRule) -> tuple[Routing, list[Tensor]]:
-    """Routing with all router interventions carried out, and per stage `[n]`: infinite where it would have made a
-    token's weights not finite, which then keep their value, else NaN, as routers have no relative step.
+    """Routing with all router interventions carried out, and for each stage one number per token, `[n]`: infinity where
+    the intervention would have made a token's weights not finite, which then keep their value, and NaN elsewhere,
+    because routers have no relative step.
 
     Edits before the choice (bias, force) of all stages act first, then edits of the chosen weights, each in order: the
     choice is made once. Tokens of no stage keep the model's own routing, bit for bit.

@@ -30,7 +30,7 @@ class Curve:
 
     @property
     def reach(self) -> tuple[float, float]:
-        """Smallest and largest dose that `strength` knows."""
+        """The smallest and the largest dose for which `strength` knows a strength."""
         rising = self.rising()
         return rising[0], rising[-1]
 
@@ -98,7 +98,7 @@ class Calibrated:
                 == (op, tuple(sites), tuple(sorted(layers)), canonical(options), canonical_scope(scope)))
 
     def strength(self, dose: float) -> float:
-        """Raw strength for a dose; a negative dose is that size with the other sign. 0 is no dose and no strength.
+        """Raw strength for a dose; a negative dose is that size with the other sign. A dose of 0 is the strength 0.
 
         Raises:
             InvalidSpec: beyond the curve, or negative where that has no meaning.

@@ -3,7 +3,7 @@
 Every model forbids unknown fields, so a misspelt field is an error and never a silent no-op.
 """
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, StringConstraints, model_validator
 from pydantic_core import CoreSchema
@@ -62,10 +62,6 @@ class Model(BaseModel):
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         return telling_of_nulls(core, handler)
-
-    # Groups of fields that exclude each other. A request that gives a field of one group drops the stored defaults of
-    # the other groups.
-    alternatives: ClassVar[tuple[tuple[str, ...], ...]] = ()
 
 
 Label = Annotated[str, StringConstraints(min_length=1, max_length=256)]

@@ -104,7 +104,8 @@ def select(logits: Tensor, rule: RouterRule, *, logit_bias: Tensor | None = None
 
 
 def _scores(logits: Tensor, rule: RouterRule) -> Tensor:
-    # A token with every expert off has no softmax. Its NaN do not leave `select`, because what is off is masked there.
+    # The softmax of a token with every expert off is NaN. It does not leave `select`, because the weights of experts
+    # that are off are masked there.
     return logits.sigmoid() if rule.scoring == "sigmoid" else logits.softmax(dim=-1)
 
 

@@ -5,8 +5,8 @@ from typing import Self
 import torch
 from pydantic import Field, model_validator
 
-from steering.language.fields import Layer, Model, Switch
-from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors, unit
+from steering.language.fields import Layer, Switch
+from steering.ops.base import VECTOR_SITES, Operation, Options, Place, Row, Tensors, unit
 
 
 def basis_of(tensors: Tensors) -> torch.Tensor:
@@ -17,7 +17,7 @@ def basis_of(tensors: Tensors) -> torch.Tensor:
     return unit(vector).unsqueeze(0)
 
 
-class AblateOptions(Model):
+class AblateOptions(Options):
     multi_site: Switch = Field(default=False, description="Ablate at resid_pre, attn_out and mlp_out of every layer, "
                                "as the refusal-direction method does. Takes the direction of `source_layer`.")
     source_layer: Layer | None = Field(default=None, description="Whose direction to use at every layer.")

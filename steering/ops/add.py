@@ -6,11 +6,11 @@ from typing import Self
 import torch
 from pydantic import Field, model_validator
 
-from steering.language.fields import Model, Switch
-from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors, unit
+from steering.language.fields import Switch
+from steering.ops.base import VECTOR_SITES, Operation, Options, Place, Row, Tensors, unit
 
 
-class AddOptions(Model):
+class AddOptions(Options):
     norm_match: Switch = Field(default=False, description="Scale the vector to strength times the token's own norm.")
     preserve_norm: Switch = Field(default=False, description="Give every touched token its norm back after adding.")
 

@@ -3,7 +3,7 @@ concept editing (Marshall et al. 2024, arXiv 2411.09003) and Linear-AcT (Rodrigu
 
 import torch
 
-from steering.ops.base import VECTOR_SITES, NoOptions, Operation, Place, Row, Tensors
+from steering.ops.base import VECTOR_SITES, Operation, Options, Place, Row, Tensors
 
 
 class Affine(Operation):
@@ -14,13 +14,13 @@ class Affine(Operation):
     kinds = ("affine", "diagonal")
     sites = VECTOR_SITES
 
-    def row(self, tensors: Tensors, options: NoOptions, place: Place) -> Row:
+    def row(self, tensors: Tensors, options: Options, place: Place) -> Row:
         if "scale" in tensors:
             return Row("scale_offset", {"scale": 1 + place.scale * (tensors["scale"] - 1),
                                         "offset": place.scale * tensors["shift"]})
         return Row("affine", {"up": place.scale * tensors["up"], "down": tensors["down"], "bias": tensors["bias"]})
 
-    def reference(self, h: torch.Tensor, tensors: Tensors, options: NoOptions, place: Place) -> torch.Tensor:
+    def reference(self, h: torch.Tensor, tensors: Tensors, options: Options, place: Place) -> torch.Tensor:
         if "scale" in tensors:
             return (1 - place.scale) * h + place.scale * (tensors["scale"] * h + tensors["shift"])
         return torch.stack([

@@ -45,19 +45,22 @@ class Row:
     tensors: Tensors
 
 
-class NoOptions(Model):
-    """Of ops that have none."""
+class Options(Model):
+    """The options of an op; those of one without any.
 
+    alternatives: groups of fields that exclude each other. A request that gives a field of one group drops the stored
+    defaults of the other groups.
+    belongs_to: fields that have a meaning in some modes only, with these modes. Given with another mode they would be
+    ignored, so they are refused.
+    """
 
-class ModeOptions(Model):
-    """Options of which some belong to one mode: given with another they would be ignored, and are refused instead."""
-
+    alternatives: ClassVar[tuple[tuple[str, ...], ...]] = ()
     belongs_to: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     @model_validator(mode="after")
     def _fits_mode(self) -> Self:
-        mode = getattr(self, "mode")  # noqa: B009 - every subclass has one
         for name, modes in self.belongs_to.items():
+            mode = getattr(self, "mode", None)
             if name in self.model_fields_set and mode not in modes:
                 raise ValueError(f"{name} has no effect in mode {mode}; it belongs to {', '.join(modes)}")
         return self
@@ -69,7 +72,7 @@ class Operation(ABC):
     name: ClassVar[Op]
     kinds: ClassVar[tuple[Kind, ...]]
     sites: ClassVar[tuple[Site, ...]]
-    options: ClassVar[type[Model]] = NoOptions
+    options: ClassVar[type[Options]] = Options
     adds_direction: ClassVar[bool] = False
 
     @abstractmethod

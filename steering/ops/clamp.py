@@ -1,20 +1,20 @@
 """Set or bound the coordinate along a direction."""
 
 import math
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 from pydantic import Field, model_validator
 
-from steering.language.fields import Finite, Model
+from steering.language.fields import Finite
 from steering.ops.ablate import basis_of
-from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors
+from steering.ops.base import VECTOR_SITES, Operation, Options, Place, Row, Tensors
 
 
-class ClampOptions(Model):
+class ClampOptions(Options):
     """Coordinate along the unit direction, in activation units: set it to `value`, or keep it in [min, max]."""
 
-    alternatives: ClassVar[tuple[tuple[str, ...], ...]] = (("value",), ("min", "max"))
+    alternatives = (("value",), ("min", "max"))
 
     value: Finite | None = Field(default=None, description="Set the coordinate to this.")
     min: Finite | None = Field(default=None, description="Raise the coordinate to at least this.")

@@ -9,10 +9,10 @@ from pydantic import Field, model_validator
 
 from steering.language.errors import InvalidSpec
 from steering.language.fields import Switch
-from steering.ops.base import ModeOptions, Operation, Place, Row, Tensors, check_index
+from steering.ops.base import Operation, Options, Place, Row, Tensors, check_index
 
 
-class ExpertMaskOptions(ModeOptions):
+class ExpertMaskOptions(Options):
     belongs_to = {"scale": ("scale",), "bias": ("bias",), "renormalise": ("off", "scale")}
 
     mode: Literal["off", "off_refill", "force", "scale", "bias"] = Field(

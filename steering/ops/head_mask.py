@@ -8,10 +8,10 @@ from pydantic import Field
 
 from steering.language.errors import InvalidSpec
 from steering.language.fields import Finite
-from steering.ops.base import ModeOptions, Operation, Place, Row, Tensors, check_index
+from steering.ops.base import Operation, Options, Place, Row, Tensors, check_index
 
 
-class HeadMaskOptions(ModeOptions):
+class HeadMaskOptions(Options):
     belongs_to = {"scale": ("scale",)}
 
     mode: Literal["scale", "shift"] = Field(

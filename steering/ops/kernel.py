@@ -56,7 +56,8 @@ def get_kernel(name: str) -> Kernel:
 def _gated(name: str) -> Kernel:
     """gate_weight `[n, width]`, gate_bias `[n]`: a token keeps its value, bit for bit, unless weight . h + bias > 0.
 
-    A score that is not finite decides nothing: the token becomes NaN, which counts as an overflow of the op.
+    Where the score is not finite the condition cannot be decided. The token becomes NaN then, which is reported as an
+    overflow of the op.
     """
 
     inner = _KERNELS[name]

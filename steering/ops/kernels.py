@@ -33,7 +33,7 @@ def add_preserve_norm(h: torch.Tensor, rows: Rows) -> torch.Tensor:
 @kernel("affine", matrices={"up": 0, "down": 0, "bias": 0})
 def affine(h: torch.Tensor, rows: Rows) -> torch.Tensor:
     """h + up^T (down h + bias). up, down `[n, r, d]`, bias `[n, r]`. Also ablation and subspace patching."""
-    # What the products give is new, so it may be written into.
+    # The products return new tensors, so those can be changed in place.
     return up(down(h, rows, "down").add_(rows["bias"]), rows, "up").add_(h)
 
 

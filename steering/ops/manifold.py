@@ -8,20 +8,20 @@ an open end.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 
 from steering.artifacts.spline import Manifold as Shape
 from steering.language.errors import InvalidSpec
-from steering.language.fields import Finite, Fraction, Label, Model, Switch
-from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors
+from steering.language.fields import Finite, Fraction, Label, Switch
+from steering.ops.base import VECTOR_SITES, Operation, Options, Place, Row, Tensors
 
 Coordinate = Label | Finite | Annotated[list[Finite], Field(min_length=1, max_length=3)]
 
 
-class ManifoldOptions(Model):
+class ManifoldOptions(Options):
     """A label or a coordinate names a point. On a curve the coordinate is a place in the order of the labels, 1.5 being
     halfway between the second and the third; on a surface it is one number per axis."""
 
@@ -40,7 +40,7 @@ class ManifoldOptions(Model):
     labels: list[Label] = Field(default=[], max_length=256, description="Names of the knots, in their order; a stored "
                                 "manifold brings its own.")
 
-    alternatives: ClassVar[tuple[tuple[str, ...], ...]] = (("target", "source"), ("shift",))
+    alternatives = (("target", "source"), ("shift",))
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -120,7 +120,7 @@ def _journey(tensors: Tensors, options: ManifoldOptions) -> Journey:
         raise InvalidSpec(f"{len(options.labels)} labels for {len(shape.knots)} knots", param=("options", "labels"))
     if options.shift is not None:
         sampled = shape.sample()
-        # Not by the shorter way: a shift goes where its sign says.
+        # A shift goes in the direction of its sign, even where the other way round is shorter.
         goals = shape.at(_shifted(shape, sampled, options, options.fraction))
         return Journey(goals, shape.at(sampled))
     target = _coordinate(shape, options, "target")

@@ -7,10 +7,10 @@ from pydantic import Field
 
 from steering.language.errors import InvalidSpec
 from steering.language.fields import Finite
-from steering.ops.base import RESIDUAL_SITES, ModeOptions, Operation, Place, Row, Tensors, check_index
+from steering.ops.base import RESIDUAL_SITES, Operation, Options, Place, Row, Tensors, check_index
 
 
-class MaskOptions(ModeOptions):
+class MaskOptions(Options):
     belongs_to = {"scale": ("scale",)}
 
     mode: Literal["zero", "set", "scale"] = Field(

@@ -5,11 +5,10 @@ import torch
 from pydantic import Field
 
 from steering.language.errors import InvalidSpec
-from steering.language.fields import Model
-from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors
+from steering.ops.base import VECTOR_SITES, Operation, Options, Place, Row, Tensors
 
 
-class PatchOptions(Model):
+class PatchOptions(Options):
     basis_rank: int | None = Field(default=None, strict=True, ge=1, le=64,
                                    description="Use only the first rows of the basis.")
 

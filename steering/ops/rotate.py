@@ -7,11 +7,11 @@ import torch
 from pydantic import Field
 
 from steering.language.errors import InvalidSpec
-from steering.language.fields import Model, Switch
-from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors
+from steering.language.fields import Switch
+from steering.ops.base import VECTOR_SITES, Operation, Options, Place, Row, Tensors
 
 
-class RotateOptions(Model):
+class RotateOptions(Options):
     angle: Annotated[float, Field(strict=True, ge=-3600, le=3600)] = Field(
         description="Degrees, from the plane's first axis towards its second.")
     mode: Literal["to", "by"] = Field(default="to", description="to: set the in-plane angle; by: turn by the angle.")

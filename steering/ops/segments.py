@@ -23,7 +23,7 @@ from torch import Tensor
 # `grouped_mm` looks at every row of the pool up to the last one in use. Where fewer than one in so many of them is in
 # use, a loop over those costs less.
 SPARSE = 4
-# Numbers whose bytes `grouped_mm` wants the strides of matrices to be a multiple of.
+# `grouped_mm` needs matrices whose strides are a multiple of 16 bytes, which is so many numbers.
 ALIGNED = 4
 
 
@@ -127,7 +127,7 @@ def product(x: Tensor, matrices: Tensor, segments: Segments) -> Tensor:
     if x.device.type != "cpu" or is_sparse or matrices.stride(0) % ALIGNED or max(matrices.stride()[1:]) % ALIGNED:
         return _looped(x, matrices, segments)
     if x.stride(1) != 1 or x.stride(0) % ALIGNED:
-        # What ranks 1 and 2 leave is narrower than it may be.
+        # With ranks 1 and 2 the rows of `x` are shorter than the strides that `grouped_mm` needs.
         x = F.pad(x, (0, -x.shape[1] % ALIGNED)).contiguous()[:, :x.shape[1]]
     return F.grouped_mm(x, matrices[:segments.rows[-1] + 1], offs=segments.offsets)
 

@@ -8,13 +8,13 @@ import torch
 from pydantic import Field
 
 from steering.language.errors import InvalidSpec
-from steering.language.fields import MAX_LIST, Index, Model
-from steering.ops.base import VECTOR_SITES, Operation, Place, Row, Tensors, check_index
+from steering.language.fields import MAX_LIST, Index
+from steering.ops.base import VECTOR_SITES, Operation, Options, Place, Row, Tensors, check_index
 
 _MODES = ("away", "toward", "flip")
 
 
-class SignFlipOptions(Model):
+class SignFlipOptions(Options):
     mode: Literal["away", "toward", "flip"] = Field(
         default="away", description="away: flip dims whose sign agrees with the pattern; toward: set the pattern's "
         "sign; flip: flip every listed dim.")

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Fewer rows than 16 no tensor core takes.
+# Tensor cores take no fewer than 16 rows.
 TILE, COLUMNS, DEPTH = 16, 64, 32
 EMPTY = -1
 

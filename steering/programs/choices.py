@@ -1,7 +1,7 @@
 """The first step of compiling an intervention: what it says, joined with what its artifact says.
 
-Out of it come the op, its options and the sites, checked against one another and against the loaded model. What is
-chosen twice, and differently, is refused unless the request overrides it.
+Out of it come the op, its options and the sites, checked against one another and against the loaded model. Where the
+request and the artifact disagree, the request is refused unless it says that it overrides the artifact.
 """
 
 from collections.abc import Mapping, Sequence
@@ -93,8 +93,9 @@ def _site(intervention: Intervention, source: Source | None, operation: Operatio
 
 def _merged(own: Mapping[str, Any], given: Mapping[str, Any], alternatives: Sequence[Sequence[str]]
             ) -> dict[str, Any]:
-    """Options of the artifact with those of the request on top. Another mode leaves the artifact's own ones behind, and
-    of alternatives the request's choice stands alone."""
+    """Options of the artifact with those of the request on top. If the request gives another mode, the artifact's
+    options are dropped, because they belong to its own. Of options that exclude each other only those of the request
+    are kept."""
     if any(name in given and given[name] != own.get(name) for name in ("mode", "multi_site")):
         return dict(given)
     chosen = [group for group in alternatives if any(name in given for name in group)]

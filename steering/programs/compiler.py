@@ -29,7 +29,7 @@ def compile_program(resolved: Sequence[Resolved], facts: ModelFacts, *, most_num
     """Compile interventions in order.
 
     Args:
-        most_numbers: that the program may have, at all layers together. A step reads each of them once, and each
+        most_numbers: how many the program may have, at all layers together. A step reads each of them once, and each
             touched token is multiplied with it.
 
     Raises:
@@ -74,7 +74,8 @@ def _rows(chosen: Chosen, numbers: Numbers, scales: Scales, gate: CompiledGate |
     for layer, tensors in numbers.by_layer.items():
         scale = scales.by_layer[layer]
         for site in chosen.sites:
-            # Strength 0 does nothing, also with ops that know all or nothing only; the rest is checked all the same.
+            # An intervention of strength 0 makes no row, even if its op knows no degrees, but its numbers are checked
+            # like all others.
             row = chosen.operation.row(tensors, chosen.options, Place(facts, site, layer, scale or 1.0))
             _check_finite(row)
             if per_token is not None:

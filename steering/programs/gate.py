@@ -38,12 +38,13 @@ class Condition:
     direction: Direction
 
     def scores(self, captured: Captured) -> dict[int, float]:
-        """Per layer, from the activations of a prompt (all positions; of pool "last" the last one will do)."""
+        """The score of each layer, from the activations of a prompt at all positions; for the pool "last" those of the
+        last position are enough."""
         found = captured[self.reader.site]
         return {layer: self.reader.pooled(layer, found[layer], self.pool) for layer in self.reader.layers}
 
     def met(self, scores: Mapping[int, float]) -> bool:
-        """One layer on the right side is enough."""
+        """Whether the score of at least one layer lies on the side that opens the gate."""
         if self.direction == "above":
             return any(score > self.threshold for score in scores.values())
         return any(score < self.threshold for score in scores.values())
@@ -71,7 +72,7 @@ class CompiledGate:
     when: Literal["prompt", "token"]
 
     def decide(self, captured: Captured) -> Decision:
-        """Raises SteeringOverflow for a score that is not finite: that is neither side of a threshold."""
+        """Raises SteeringOverflow for a score that is not finite, because it lies on neither side of the threshold."""
         scores = tuple(condition.scores(captured) for condition in self.conditions)
         for condition, found in zip(self.conditions, scores, strict=True):
             for layer, score in found.items():

@@ -38,7 +38,7 @@ def numbers_of(item: Resolved, chosen: Chosen, facts: ModelFacts) -> Numbers:
     if item.source is not None:
         payload = item.source.payload
     elif chosen.multi_site:
-        # Such a direction belongs to no layer in particular; it may be written without one.
+        # The direction acts at every layer, so the request may give it without naming one.
         payload = inline_payload(chosen.inline, chosen.operation, [0], facts)
     else:
         given = None if wanted is None else explicit_layers(wanted, facts)

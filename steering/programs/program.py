@@ -55,7 +55,8 @@ class Compiled:
 
     @property
     def numbers(self) -> int:
-        """Numbers of all rows: what a step reads and a touched token is multiplied with."""
+        """How many numbers all rows have. A step reads each of them once, and each touched token is multiplied with it.
+        """
         return sum(tensor.numel() for row in self.rows.values() for tensor in row.tensors.values())
 
 
@@ -126,11 +127,11 @@ class Program:
 
     @property
     def first_acting(self) -> int:
-        """The first intervention that has rows, of a program that acts."""
+        """The index of the first intervention that has rows. The program must have one."""
         return (self.acting & -self.acting).bit_length() - 1
 
     def without(self, index: int) -> "Program":
-        """The program less its intervention `index`."""
+        """The same program without intervention `index`."""
         return replace(self, compiled=self.compiled[:index] + self.compiled[index + 1:])
 
     def _check_decided(self) -> None:

@@ -54,7 +54,8 @@ class Reader:
         if pool == "max":
             return float(self.scores(layer, rest).max())
         if self.form in ("agreement", "distance"):
-            # The signs of a mean are those of no token, and the mean of points on a ring does not lie on the ring.
+            # These forms are not linear. The signs of a mean may be those of no token, and the mean of points on a ring
+            # does not lie on the ring. So tokens are scored first, and the scores are averaged.
             return float(self.scores(layer, rest).mean())
         return float(self.scores(layer, rest.float().mean(dim=0, keepdim=True)))
 
@@ -127,7 +128,7 @@ def _cast(h: torch.Tensor, tensors: Tensors) -> torch.Tensor:
 
 
 def _agreement(h: torch.Tensor, tensors: Tensors) -> torch.Tensor:
-    # As the extraction counts: zero has the negative sign.
+    # Zero counts as negative, as it does where sign patterns are extracted.
     signs = torch.where(h[:, tensors["dims"]] > 0, 1, -1)
     return (signs == tensors["polarity"]).float().mean(dim=-1)
 

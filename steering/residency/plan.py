@@ -19,8 +19,9 @@ class Stage:
     """Tokens that one kernel acts on at one (site, layer), with the row of each.
 
     tokens: positions in the flat batch, or None for all of it, in order. rows: int64 of the same length.
-    segments: of the rows, where the tokens are sorted by them: for kernels of matrices, and where there is one row.
-    key, intervention: where it acts, and as which one of its programs. positions: `tokens` on the host.
+    segments: the runs of equal rows, if the tokens are sorted by row. They are for kernels that multiply by matrices,
+    and wherever all tokens use one row. key, intervention: the (site, layer), and the index of the intervention in its
+    programs. positions: `tokens` on the host.
     """
 
     pool: Pool

@@ -60,7 +60,7 @@ class RowTable:
                         held.append((key, j, pool, index))
                         cell.pool[slot, j], cell.row[slot, j] = pool.number, index
             except BaseException:
-                # Out of memory on the device, say: all of a program or nothing.
+                # The device may be out of memory, for example. A program is placed whole or not at all.
                 self.remove(slot, held)
                 raise
             self.version += 1

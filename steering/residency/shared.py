@@ -25,7 +25,7 @@ class SharedRows:
         return len(self._row_of)
 
     def grow(self, rows: Iterable[int]) -> None:
-        """More rows that are free."""
+        """Add free rows."""
         self._free.extend(rows)
 
     def acquire(self, content: bytes, write: Callable[[int], object]) -> int | None:
@@ -45,7 +45,7 @@ class SharedRows:
         return row
 
     def release(self, row: int) -> None:
-        """One user less."""
+        """Count one user of a row less."""
         self._users[row] -= 1
         if not self._users[row]:
             del self._users[row], self._row_of[self._content_of.pop(row)]

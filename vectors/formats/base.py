@@ -13,7 +13,7 @@ from vectors.artifact import Limits, Metadata
 
 # A direction no longer than this is what rounding left of zero, in any unit that activations have.
 NOISE = 1e-10
-# Of the largest vector of a file: what lies below came from rounding in float32.
+# Vectors shorter than this share of the longest one in a file came from rounding in float32.
 ROUNDING = 1e-7
 # Room for the header of a file beside its numbers.
 HEADER_BYTES = 2**20

@@ -39,7 +39,8 @@ _DIRECTION = re.compile(r"direction\.(0|[1-9][0-9]{0,5})")
 class BoundedReader(GGUFReader):
     """The reader of the gguf package, for files of strangers: no read past the end, and only so many of them.
 
-    By itself it slices short without a word and believes any array length.
+    The package's own reader returns fewer bytes without an error where a file ends too early, and believes any array
+    length.
     """
 
     reads = 0

@@ -96,7 +96,8 @@ class BlobStore:
 
     @contextmanager
     def _typed(self, what: str, *, may_lack: bool = False) -> Iterator[None]:
-        """What a disk or a store may fail with, as StorageUnavailable. may_lack: a missing file stays what it is."""
+        """Raise StorageUnavailable for whatever a disk or a store may fail with. may_lack: that a file is missing stays
+        a FileNotFoundError."""
         try:
             yield
         except OSError as error:

@@ -117,7 +117,7 @@ class Database:
         except DBAPIError as error:
             if not _is_read_only(error):
                 raise
-            # Nothing was written. The disk may be writable again, which a new connection tells.
+            # Nothing was written. The disk may be writable again by now, and only a new connection would notice it.
             return self._attempt(work)
 
     def _attempt(self, work: Callable[[Session], Result]) -> tuple[Result, int]:
@@ -179,7 +179,8 @@ def _trace(path: str) -> tuple[tuple[int, int] | None, ...]:
 
 @contextmanager
 def _typed() -> Iterator[None]:
-    """What a database may fail with, as LibraryUnavailable or StorageFull. Conflicts of writers stay what they are."""
+    """Raise LibraryUnavailable or StorageFull for whatever a database may fail with. Conflicts of writers stay what
+    they are."""
     try:
         yield
     except IntegrityError:
@@ -195,7 +196,7 @@ def _unavailable(error: SQLAlchemyError) -> TrimtabError:
     if any(sign in complaint.lower() for sign in ("disk is full", "no space left", "disk quota")):
         return StorageFull(f"the library database cannot be written: {complaint}"[:300],
                            fix="Make room on the database's disk.")
-    # The class itself is what SQLite answers for a file that is no database.
+    # SQLite raises the base class itself for a file that is no database.
     damaged = type(error) is DatabaseError or "malformed" in complaint
     return LibraryUnavailable(f"the library database {'is damaged' if damaged else 'cannot be used'}: "
                               f"{complaint}"[:300], fix="Restore it from a backup." if damaged else None)
@@ -211,7 +212,8 @@ def _tune_sqlite(engine: Engine, wait_s: float) -> None:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        # A reader that turns writer late fails at once instead of waiting; so writers say so first.
+        # A transaction that begins with a read fails at once when it comes to write, and does not wait for the lock. So
+        # writers ask for the lock first.
         write = connection.get_execution_options().get("write", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from vectors.library import naming
 from vectors.library.tables import ArtifactRow, Collection, Listing, Named, PresetRow
 
-# Stands around each tag, and in no tag.
+# Stands before and behind each tag. No tag can contain it.
 MARK = "\n"
 
 

@@ -28,7 +28,7 @@ MAX_SPEC_BYTES = 16 * 2**20
 MAX_DESCRIPTION = 8192
 MOST_MEANT = 16_384
 CACHE_BYTES = 128 * 2**20
-# A spec that was read takes a few times what it takes as text: a number is an object of its own.
+# A spec takes a few times more memory when it was read than as text, because every number is an object of its own.
 BYTES_A_CHARACTER, SPEC_BYTES = 4, 4096
 
 

@@ -52,7 +52,7 @@ class Revision:
 
     def current(self) -> int:
         """The number, from the database where it was not asked lately."""
-        # Both before the number is read, so that nothing that comes later passes for known.
+        # Both are taken before the number is read, so that a change that comes later is not taken for a known one.
         began, seen = self._clock(), self._trace()
         with self._lock:
             if began < self._fresh_until and seen == self._seen:
@@ -60,7 +60,7 @@ class Revision:
             writes = self._writes
         found = self._read()
         with self._lock:
-            # What was read before a change of this process does not tell of it.
+            # If this process changed the library meanwhile, the number that was read may be older than its change.
             if writes == self._writes:
                 self._known, self._fresh_until, self._seen = found, began + FRESH_S, seen
             return self._known
@@ -81,7 +81,7 @@ class Reader(Protocol):
 
 
 class Memory(Generic[Value]):
-    """What was read of the library, by what was asked for. Nothing of it is told once the library has changed."""
+    """What was read of the library, by what was asked for. Nothing of it is used once the library has changed."""
 
     def __init__(self, database: Reader, most: int) -> None:
         self._database = database

@@ -115,5 +115,5 @@ def _meant(session: Session, ref: Ref) -> tuple[str, str]:
 
 
 def _state(card: Any) -> str:
-    """Equal for equal cards."""
+    """A digest, which is the same for equal cards."""
     return "" if card is None else hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()

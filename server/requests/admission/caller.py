@@ -1,4 +1,4 @@
-"""Who asks, and until when."""
+"""Who sends a request, and until when it has to be answered."""
 
 import hashlib
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from server.requests.admission.deadline import Deadline
 from server.requests.admission.fairness import Client
 from server.settings import Settings
 
-# The server itself, as it tries a spec say.
+# The server itself, when it tries a spec for example.
 OWN: Client = ("", "server", "")
 
 
@@ -25,7 +25,8 @@ def caller_of(request: Request, settings: Settings, wanted_s: float | None) -> C
     """wanted_s: seconds that the request may take; None for what the server allows."""
     key = ""
     if settings.api_key is not None:
-        # A digest: the key itself has no business in tables. Without keys the header is anybody's to vary.
+        # Tables hold a digest in place of the key. A server without keys ignores the header, because clients could vary
+        # it as they like.
         key = hashlib.sha256(request.headers.get("authorization", "").encode("latin-1")).hexdigest()[:16]
     host, port = (request.client.host, str(request.client.port)) if request.client is not None else ("", "")
     seconds = min((one for one in (settings.request_timeout_s or None, wanted_s) if one is not None), default=None)

@@ -14,7 +14,7 @@ def _now() -> float:
 
 @dataclass(frozen=True)
 class Deadline:
-    """seconds: from now on; None for any number."""
+    """seconds: how many from now on; None for no limit."""
 
     seconds: float | None
     since: float = field(default_factory=_now)

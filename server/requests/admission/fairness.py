@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T", bound=Hashable)
 Client = tuple[str, ...]
-# A client may have this many times as much as is left: three quarters if it is alone.
+# A client may hold at most so many times the places that it leaves free, which is three quarters of all if it is alone.
 SHARE = 3
 
 
@@ -51,11 +51,11 @@ class FairQueue(Generic[T]):
         return self._root.running
 
     def push(self, client: Client, item: T, tokens: int) -> None:
-        """`item` waits for a place; it is thought to take `tokens`."""
+        """Let `item` wait for a place. tokens: how many it will probably take."""
         node = self._root
         for name in client:
             if name not in node.children:
-                # Level with the least served of those that are there.
+                # It starts level with the client that was served least among those that are there.
                 node.children[name] = _Node(min((child.served for child in node.children.values()), default=0.0))
             node = node.children[name]
         node.items[item] = tokens

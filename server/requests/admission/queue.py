@@ -20,9 +20,9 @@ from server.observability import instruments
 from server.requests.admission.fairness import SHARE, Client, FairQueue
 
 Kind = Literal["requests", "tokens"]
-# A completion counts with at most so many of the tokens it may generate: few use what they may.
+# Of the tokens that a completion may generate no more than so many are counted, because few completions use them all.
 EXPECTED_TOKENS = 512
-# Completions that the speed is told from, and the bounds of what Retry-After says.
+# How many completions the speed is estimated from, and the bounds of Retry-After.
 RECENT = 256
 LEAST_WAIT_S, MOST_WAIT_S, UNKNOWN_WAIT_S = 1.0, 60.0, 5.0
 SECONDS = (0.001, 0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -30,7 +30,8 @@ SECONDS = (0.001, 0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one completion. prompt: tokens of the prompt, if it is the first one to read it. most: it may generate."""
+    """What one completion may cost. prompt: tokens of its prompt, 0 if another completion of the request reads it.
+    most: tokens that it may generate."""
 
     prompt: int
     most: int
@@ -82,7 +83,7 @@ class AdmissionQueue:
         self._fair: FairQueue[Ticket] = FairQueue(places)
         self._bounds: dict[Kind, int] = {"requests": most_requests, "tokens": most_tokens}
         self._totals: Counter[Kind] = Counter()
-        # By key and host; connections are cheap to open.
+        # Counted by key and host, because connections are cheap to open.
         self._own: dict[Kind, Counter[Client]] = {"requests": Counter(), "tokens": Counter()}
         self._finished: deque[tuple[float, int]] = deque(maxlen=RECENT)
         self._refused = instruments.Counter(
@@ -136,7 +137,7 @@ class AdmissionQueue:
             self._grant()
             yield places
         finally:
-            # Those that wait first, so that none is given a place only to give it up.
+            # Those that still wait leave first. Otherwise one of them would be given a place only to give it up.
             for place in reversed(places):
                 place.leave()
 
@@ -186,7 +187,7 @@ class AdmissionQueue:
             del self._own[kind][client[:2]]
 
     def _wait_s(self) -> float:
-        """When half of what waits is likely to be done, at the speed of late."""
+        """Seconds until half of what waits is likely to be done, at the recent speed."""
         now = time.monotonic()
         recent = [(at, tokens) for at, tokens in self._finished if now - at < 10 * MOST_WAIT_S]
         if len(recent) < 2 or not self._totals["tokens"]:
