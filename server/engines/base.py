@@ -188,10 +188,22 @@ class Scores:
     logprobs[t]: log-probability of token t given those before it, `[T]`, entry 0 is nan.
     full: log-probabilities over the vocabulary at every position, `[T, vocab_size]` (row t predicts token t + 1), if
     asked for.
+    top: if asked for, what was likeliest in the place of each token.
     """
 
     logprobs: torch.Tensor
     full: torch.Tensor | None = None
+    top: "Likeliest | None" = None
+
+
+@dataclass(frozen=True)
+class Likeliest:
+    """In the place of each of T tokens, given those before it: the k likeliest ones, best first, `[T, k]` ids and
+    log-probabilities, and the rank of the token itself, `[T]`, from 1. Row 0 has no meaning."""
+
+    ids: torch.Tensor
+    logprobs: torch.Tensor
+    ranks: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -278,8 +290,13 @@ class Engine(ABC):
 
     @abstractmethod
     async def score(self, token_ids: Sequence[int], program: Program | None = None, *, prompt_length: int | None = None,
-                    roles: Sequence[str] | None = None, full: bool = False) -> Scores:
-        """Teacher-forced scores. Tokens from `prompt_length` on count as generated for scopes (default: none do)."""
+                    roles: Sequence[str] | None = None, full: bool = False, top: int | None = None) -> Scores:
+        """Teacher-forced scores. Tokens from `prompt_length` on count as generated for scopes (default: none do).
+
+        Args:
+            full: whether the log-probabilities of the whole vocabulary are wanted, which take much memory.
+            top: how many of the likeliest tokens are wanted in each place; None: neither them nor ranks.
+        """
 
     async def next_logprobs(self, texts: Sequence[Sequence[int]], program: Program | None = None) -> torch.Tensor:
         """Log-probabilities of the token after each text, `[len(texts), vocab_size]` float32 on the CPU. Engines that

@@ -94,6 +94,10 @@ class Run:
         self._events: asyncio.Queue[Piece | Exception] = asyncio.Queue()
 
     @property
+    def choices_per_prompt(self) -> int:
+        return self._n
+
+    @property
     def prompt_tokens(self) -> int:
         return sum(len(prompt.token_ids) for prompt in self.prompts)
 
@@ -146,6 +150,9 @@ class Run:
                 await completion.cancel()
 
     async def _follow(self, choice: Choice, place: Ticket, together: "_Together") -> None:
+        if not self._sampling[choice.index % self._n].max_tokens:
+            await self._nothing(choice, place, together)
+            return
         try:
             async with place, self._completion(choice) as completion:
                 await completion.admit()
@@ -160,6 +167,14 @@ class Run:
             self._events.put_nowait(self._placed(error))
         except Exception as error:  # handed to the reader of the queue, which raises it
             self._events.put_nowait(error)
+
+    async def _nothing(self, choice: Choice, place: Ticket, together: "_Together") -> None:
+        """A choice of no tokens, which the engine does not hear of."""
+        async with place:
+            await together.arrived()
+        compiled = () if choice.decided.program is None else choice.decided.program.compiled
+        choice.touched = choice.touched or [Touched(0, 0) for _ in compiled]
+        self._events.put_nowait(Piece(choice.index, Delta(), None, "length"))
 
     async def _choice(self, choice: Choice, completion: Completion) -> AsyncIterator[Piece]:
         detokenizer = Detokenizer(self._vocabulary, choice.prompt.token_ids)

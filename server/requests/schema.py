@@ -161,9 +161,20 @@ TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail
 class CompletionRequest(CompletionFields):
     prompt: str | Annotated[list[str], Field(min_length=1, fail_fast=True)] | TokenIds | Annotated[
         list[TokenIds], Field(min_length=1, fail_fast=True)]
-    max_tokens: int | None = Field(default=16, ge=1, description="Tokens per completion; null: 16.")
+    max_tokens: int | None = Field(default=16, ge=0, description="Tokens per completion; null: 16. 0: none, for "
+                                   "log-probabilities of the prompt alone.")
     logprobs: int | None = Field(default=None, ge=0, le=20, description="Alternatives per token.")
+    echo: bool = Field(default=False, description="Give the prompt back in front of each completion, with logprobs its "
+                       "log-probabilities too; the first token has none, as nothing predicts it.")
+    prompt_logprobs: int | None = Field(  # type: ignore[assignment]
+        default=None, ge=0, le=20, description="Alternatives per token of the prompt, told apart by token id as vLLM "
+        "does. Not with stream.")
 
-    echo: OnlyFalse = None
     best_of: Annotated[int | None, only(1)] = None
     suffix: Unsupported = None
+
+    @model_validator(mode="after")
+    def _scores_come_whole(self) -> Self:
+        if self.prompt_logprobs is not None and self.stream:
+            raise PydanticCustomError("whole", "prompt_logprobs does not go with stream; use echo and logprobs")
+        return self

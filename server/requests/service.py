@@ -14,6 +14,7 @@ from server.engines.base import Completion, Generation, Sampling
 from server.errors import ContextLengthExceeded, UnsupportedParameter
 from server.requests.admission.caller import Caller
 from server.requests.admission.deadline import Deadline
+from server.requests.admission.fairness import Client
 from server.requests.admission.queue import Cost
 from server.requests.fields import LEAST_TEMPERATURE, CompletionFields
 from server.requests.gates import Decided, decide
@@ -44,6 +45,7 @@ class Started:
     plan: Plan
     state: ServerState
     deadline: Deadline
+    client: Client
     request_id: str
 
     async def receipt(self) -> Receipt:
@@ -116,7 +118,7 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
     for choice in run.choices:
         if choice.decided.program is not None and choice.decided.program.acting:
             choice.measured = plan.report != "none" or state.shadow.draws()
-    return Started(body.model, run, plan, state, caller.deadline, request_id)
+    return Started(body.model, run, plan, state, caller.deadline, caller.client, request_id)
 
 
 async def _decided(plan: Plan, prompts: Sequence[Prompt], state: ServerState, caller: Caller) -> list[Decided]:
@@ -168,7 +170,7 @@ def _begin(state: ServerState, plan: Plan, obeys: bool, generation: Generation, 
 def _room(state: ServerState, prompt_tokens: int, wanted: int | None, max_tokens_field: str, prompt_field: str) -> int:
     """Tokens a completion may have."""
     room = state.engine.max_sequence_tokens
-    if prompt_tokens >= room:
+    if prompt_tokens > room or (prompt_tokens == room and wanted != 0):
         raise ContextLengthExceeded(room, f"the prompt alone has {prompt_tokens}", param=prompt_field,
                                     fix="Shorten the prompt.")
     left = room - prompt_tokens

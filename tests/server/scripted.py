@@ -14,6 +14,7 @@ from server.engines.base import (
     Condition,
     Engine,
     Generation,
+    Likeliest,
     Scores,
     Token,
     Touched,
@@ -89,7 +90,7 @@ class ScriptedEngine(Engine):
         full: whether no slot is free.
         room: tokens of one request.
         fails_at: number of the token at which `failure` is raised instead.
-        completions: one per generation asked for.
+        completions: one per generation asked for. scored: what it was asked to score.
         state: its condition, as `condition()` tells it.
     """
 
@@ -107,6 +108,7 @@ class ScriptedEngine(Engine):
         self.fails_at: int | None = None
         self.failure: Exception = TrimtabError("the engine fell over")
         self.completions: list[ScriptedCompletion] = []
+        self.scored: list[tuple[list[int], Program | None]] = []
         self.state = Condition(ready=False, reason="starting")
 
     async def start(self) -> None:
@@ -121,8 +123,14 @@ class ScriptedEngine(Engine):
 
     async def score(self, token_ids: Sequence[int], program: Program | None = None, *,
                     prompt_length: int | None = None, roles: Sequence[str] | None = None,
-                    full: bool = False) -> Scores:
-        return Scores(torch.zeros(len(token_ids)))
+                    full: bool = False, top: int | None = None) -> Scores:
+        """Token t has the log-probability -t, and the `top` first tokens of the vocabulary are likelier than it."""
+        count = len(token_ids)
+        self.scored.append((list(token_ids), program))
+        if top is None:
+            return Scores(torch.zeros(count))
+        ids = torch.arange(top).repeat(count, 1)
+        return Scores(-torch.arange(float(count)), None, Likeliest(ids, -ids / 8 - 1 / 16, torch.full((count,), 7)))
 
     async def capture(self, requests: Sequence[CaptureRequest], program: Program | None = None) -> list[Captured]:
         await asyncio.sleep(0)

@@ -53,8 +53,8 @@ async def test_whole_and_stream_through_the_client(api: AsyncOpenAI) -> None:  #
     assert (chunks[-1].model_extra or {})["steering"] == (whole.model_extra or {})["steering"]
 
 
-async def test_empty_text_and_echo_are_refused_by_name(client: httpx.AsyncClient) -> None:
-    for fields, param in (({"prompt": ""}, "prompt"), ({"prompt": "a", "echo": True}, "echo"),
+async def test_empty_text_and_what_is_not_offered_are_refused_by_name(client: httpx.AsyncClient) -> None:
+    for fields, param in (({"prompt": ""}, "prompt"),
                           ({"prompt": "a", "suffix": "b"}, "suffix"), ({"prompt": "a", "best_of": 2}, "best_of"),
                           ({"prompt": ["a", ""]}, "prompt[1]")):
         answer = await client.post("/v1/completions", json={"model": MODEL, **fields})

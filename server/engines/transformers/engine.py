@@ -123,10 +123,10 @@ class TransformersEngine(Engine):
         return EngineCompletion(running, self._admit, self.supervisor.leave, self.roster.touched, self._explain, kept)
 
     async def score(self, token_ids: Sequence[int], program: Program | None = None, *, prompt_length: int | None = None,
-                    roles: Sequence[str] | None = None, full: bool = False) -> Scores:
+                    roles: Sequence[str] | None = None, full: bool = False, top: int | None = None) -> Scores:
         check_tokens(token_ids, self.facts)
         run = TokenRun(token_ids, len(token_ids) if prompt_length is None else prompt_length, program, roles)
-        return await self._aside(lambda: self.forward.score(run, full))
+        return await self._aside(lambda: self.forward.score(run, full, top))
 
     async def next_logprobs(self, texts: Sequence[Sequence[int]], program: Program | None = None) -> torch.Tensor:
         for text in texts:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from server.engines.base import Captured, CaptureRequest, CompareRequest, Scores
 from server.engines.checks import length_of, positions_of
+from server.engines.scoring import placed, scores_of
 from server.engines.transformers.finite import Watch
 from steering.acting.containment import UNLIMITED, Fault, StepLimit, fault_error, model_error
 from steering.acting.record import Record, Taken
@@ -80,13 +81,16 @@ class ForwardPass:
         self.steerer = Steerer(model, self.bank)
         self._last_layer = last_layer
 
-    def score(self, run: TokenRun, full: bool) -> Scores:
-        logits = self._forward([run]).logits[0].float()
-        logprobs = logits.log_softmax(dim=-1)
-        ids = torch.tensor(run.token_ids, device=logits.device)
-        chosen = torch.full((len(ids),), torch.nan)
-        chosen[1:] = logprobs[:-1].gather(1, ids[1:].unsqueeze(1)).squeeze(1).cpu()
-        return Scores(chosen, logprobs.cpu() if full else None)
+    def score(self, run: TokenRun, full: bool, top: int | None) -> Scores:
+        logits = self._forward([run]).logits[0]
+        targets = torch.tensor([*run.token_ids[1:], 0], device=logits.device)
+        parts, everything = [], []
+        for start in range(0, len(logits), ROWS_AT_ONCE):
+            logprobs = logits[start:start + ROWS_AT_ONCE].float().log_softmax(dim=-1)
+            parts.append(placed(logprobs, targets[start:start + ROWS_AT_ONCE], top))
+            if full:
+                everything.append(logprobs.cpu())
+        return scores_of(parts, torch.cat(everything) if full else None)
 
     def next_logprobs(self, runs: Sequence[TokenRun]) -> Tensor:
         """After each sequence, `[len(runs), vocab_size]` float32 on the CPU; logits are made at their ends alone."""

@@ -76,9 +76,9 @@ class VllmEngine(Engine):
         return VllmCompletion(self.serving, generation)
 
     async def score(self, token_ids: Sequence[int], program: Program | None = None, *, prompt_length: int | None = None,
-                    roles: Sequence[str] | None = None, full: bool = False) -> Scores:
+                    roles: Sequence[str] | None = None, full: bool = False, top: int | None = None) -> Scores:
         check_tokens(token_ids, self.facts)
-        return await self.measuring.score(token_ids, program, prompt_length, roles, full)
+        return await self.measuring.score(token_ids, program, prompt_length, roles, full, top)
 
     async def next_logprobs(self, texts: Sequence[Sequence[int]], program: Program | None = None) -> torch.Tensor:
         for token_ids in texts:

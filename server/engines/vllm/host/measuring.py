@@ -11,6 +11,7 @@ import torch
 
 from server.engines.base import Captured, CaptureRequest, Sampling, Scores
 from server.engines.checks import length_of, positions_of
+from server.engines.scoring import scores_of
 from server.engines.vllm.host.connection import Connection
 from server.engines.vllm.host.passes import Pass, tensor_of
 from server.engines.vllm.host.slots import SlotTable
@@ -32,15 +33,15 @@ class Measuring:
         self._lock = asyncio.Lock()
 
     async def score(self, token_ids: Sequence[int], program: Program | None, prompt_length: int | None,
-                    roles: Sequence[str] | None, full: bool) -> Scores:
+                    roles: Sequence[str] | None, full: bool, top: int | None) -> Scores:
         given = Pass(token_ids, len(token_ids) if prompt_length is None else prompt_length, program, roles, keep_from=0)
         async with self.alone([given]):
             await self.run(given, self._slots)
-            chosen, everything = await self._connection.first_answer("trimtab_scores", given.tag, list(token_ids), full)
-        logprobs = torch.full((len(token_ids),), torch.nan)
-        logprobs[1:] = tensor_of(chosen)[:-1]
-        vocab = len(everything) // 4 // len(token_ids) if full else 0
-        return Scores(logprobs, tensor_of(everything).reshape(-1, vocab) if full else None)
+            parts, everything = await self._connection.first_answer("trimtab_scores", given.tag, list(token_ids), full,
+                                                                    top)
+        count = len(token_ids)
+        return scores_of([[tensor_of(part).reshape(count, -1) for part in parts]],
+                         tensor_of(everything).reshape(count, -1) if full else None)
 
     async def next_logprobs(self, texts: Sequence[Sequence[int]], program: Program | None) -> torch.Tensor:
         passes = [Pass(ids, len(ids), program, None, keep_from=len(ids) - 1) for ids in texts]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from server.engines.scoring import placed
 from server.engines.vllm.wire import Key, decode_program
 from server.engines.vllm.worker.state import WorkerState
 from steering.divergence import Divergence, divergence, residual_shift
@@ -52,8 +53,8 @@ def trimtab_forget(self: Any, tags: Sequence[str]) -> None:
         self.trimtab.steps.shelf.forget(tag)
 
 
-def trimtab_scores(self: Any, tag: str, token_ids: Sequence[int], full: bool) -> list[Any] | None:
-    """Log-probabilities of a kept pass: that of each token after the first, and all of them if `full`.
+def trimtab_scores(self: Any, tag: str, token_ids: Sequence[int], full: bool, top: int | None) -> list[Any] | None:
+    """Of a kept pass: what `placed` keeps of its rows, and all their log-probabilities if `full`.
 
     None on ranks of a pipeline that do not have its end.
     """
@@ -61,7 +62,7 @@ def trimtab_scores(self: Any, tag: str, token_ids: Sequence[int], full: bool) ->
     if tag not in state.steps.shelf.hidden:
         return None
     _, hidden = _taken(state, tag)
-    chosen: list[torch.Tensor] = []
+    parts: list[list[torch.Tensor]] = []
     everything: list[torch.Tensor] = []
     targets = torch.tensor([*token_ids[1:], 0], device=hidden.device)
     for i in range(0, len(hidden), ROWS_AT_ONCE):
@@ -69,12 +70,13 @@ def trimtab_scores(self: Any, tag: str, token_ids: Sequence[int], full: bool) ->
         if logits is None:
             continue
         logprobs = logits.float().log_softmax(-1)
-        chosen.append(logprobs.gather(1, targets[i:i + ROWS_AT_ONCE].unsqueeze(1)).squeeze(1).cpu())
+        parts.append(placed(logprobs, targets[i:i + ROWS_AT_ONCE], top))
         if full:
             everything.append(logprobs.cpu())
-    if not chosen:
+    if not parts:
         return None
-    return [_bytes(torch.cat(chosen)), _bytes(torch.cat(everything)) if full else b""]
+    columns = [_bytes(torch.cat(column)) for column in zip(*parts, strict=True)]
+    return [columns, _bytes(torch.cat(everything)) if full else b""]
 
 
 def trimtab_next(self: Any, tags: Sequence[str]) -> bytes | None:

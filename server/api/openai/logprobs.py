@@ -1,0 +1,53 @@
+"""Log-probabilities of plain completions, as OpenAI wrote them: by the text of the tokens."""
+
+from collections.abc import Sequence
+
+from openai.types.completion_choice import Logprobs
+
+from server.engines.base import Token
+from server.requests.scoring import PromptToken
+from server.text.detokenize import Detokenizer
+from server.text.vocabulary import Vocabulary
+
+Told = Token | PromptToken
+
+
+class Teller:
+    """Tells of the tokens of one text, piece by piece, and counts the characters of that text as it goes on."""
+
+    def __init__(self, vocabulary: Vocabulary, before: Sequence[int]) -> None:
+        """before: tokens that the text continues and that are no part of it."""
+        self._vocabulary = vocabulary
+        self._text = Detokenizer(vocabulary, before)
+        self._length = 0
+
+    def told(self, tokens: Sequence[Told]) -> Logprobs:
+        """A token whose log-probability is not known has null. A token that is a part of a character begins where the
+        character does."""
+        offsets = []
+        for token in tokens:
+            offsets.append(self._length)
+            self._length += len(self._text.push(token.token_id))
+        return Logprobs.model_construct(
+            tokens=[name_of(self._vocabulary, t.token_id) for t in tokens], text_offset=offsets,
+            token_logprobs=[t.logprob for t in tokens],
+            top_logprobs=[None if t.logprob is None else self._named(t.top_logprobs)
+                          for t in tokens])
+
+    def _named(self, top: Sequence[tuple[int, float]]) -> dict[str, float]:
+        """By name. A token whose text another one has as well is named by its id, so that none is lost."""
+        found: dict[str, float] = {}
+        for token_id, logprob in top:
+            name = name_of(self._vocabulary, token_id)
+            found[name if name not in found else f"token_id:{token_id}"] = logprob
+        return found
+
+
+def name_of(vocabulary: Vocabulary, token_id: int) -> str:
+    """The text of a token; of one that is a part of a character its bytes, `bytes:\\xf0\\x9f`."""
+    spelt = bytes(vocabulary.token_bytes(token_id))
+    try:
+        spelt.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelt)
+    return vocabulary.token_text(token_id)
