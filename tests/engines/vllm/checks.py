@@ -71,12 +71,19 @@ async def mixed_batch_equals_hooks(group: Group, rounds: int = 2) -> None:
 async def scores_equal_hooks(group: Group, cases: Sequence[Case]) -> None:
     prompt = prompt_of(4)
     for spec, edits in cases:
-        scores = await group.engine.score(prompt, compiled(group.engine, *spec), prompt_length=8, full=True)
+        scores = await group.engine.score(prompt, compiled(group.engine, *spec), prompt_length=8, full=True, top=3)
         expected = ref.logprobs(group.model, prompt, 8, edits)
         assert scores.full is not None
         assert float((scores.full - expected).abs().max()) < TOLERANCE
         chosen = expected[:-1].gather(1, torch.tensor(prompt[1:]).unsqueeze(1)).squeeze(1)
         assert torch.allclose(scores.logprobs[1:], chosen, atol=TOLERANCE)
+        # In the place of token t stands what the row before it says.
+        rows, top = scores.full[:-1], scores.top
+        assert top is not None
+        assert torch.equal(top.logprobs[1:], rows.topk(3).values)
+        assert torch.equal(top.logprobs[1:], rows.gather(1, top.ids[1:]))
+        own = scores.logprobs[1:].unsqueeze(1)
+        assert torch.equal(top.ranks[1:], 1 + (rows > own).sum(1))
 
 
 async def capture_is_what_hooks_see(group: Group) -> None:
