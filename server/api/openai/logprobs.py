@@ -1,6 +1,7 @@
 """Log-probabilities of plain completions, as OpenAI wrote them: by the text of the tokens."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from openai.types.completion_choice import Logprobs
 
@@ -28,11 +29,11 @@ class Teller:
         for token in tokens:
             offsets.append(self._length)
             self._length += len(self._text.push(token.token_id))
-        return Logprobs.model_construct(
-            tokens=[name_of(self._vocabulary, t.token_id) for t in tokens], text_offset=offsets,
-            token_logprobs=[t.logprob for t in tokens],
-            top_logprobs=[None if t.logprob is None else self._named(t.top_logprobs)
-                          for t in tokens])
+        # OpenAI's type has no null in these lists, its answers do.
+        probabilities: Any = [t.logprob for t in tokens]
+        top: Any = [None if t.logprob is None else self._named(t.top_logprobs) for t in tokens]
+        return Logprobs.model_construct(tokens=[name_of(self._vocabulary, t.token_id) for t in tokens],
+                                        text_offset=offsets, token_logprobs=probabilities, top_logprobs=top)
 
     def _named(self, top: Sequence[tuple[int, float]]) -> dict[str, float]:
         """By name. A token whose text another one has as well is named by its id, so that none is lost."""
