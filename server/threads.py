@@ -8,9 +8,9 @@ server with it. A signal never raises either of them in a thread, so here they a
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial, wraps
-from typing import ParamSpec, TypeVar, TypeVarTuple
+from typing import Any, ParamSpec, TypeVar, TypeVarTuple
 
 import anyio
 import anyio.to_thread
@@ -69,3 +69,14 @@ async def in_thread(work: Callable[[*Arguments], T], *arguments: *Arguments,
         # Nobody is left to hear of it.
         working.exception()
     raise cancelled
+
+
+async def all_or_none(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Their results, in order. If one fails, or nobody waits any more, the others are not left to run on."""
+    running = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*running)
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)

@@ -27,6 +27,7 @@ class Outcome(Model):
     length: Amount = Field(description="Tokens.")
     ended: Amount = Field(description="Share of completions that the model ended itself.")
     target: float | None = Field(default=None, description="Target score, where a target was given.")
+    completions: int | None = Field(default=None, description="Behind these figures; null for all prompts.")
 
 
 class Spread(Model):
@@ -45,6 +46,7 @@ class Floor(Model):
     perplexity: Spread
     repetition: Spread
     target: Spread | None = None
+    prompts: int | None = Field(default=None, description="Behind each random artifact; null in older cards.")
 
 
 class Setting(Model):
@@ -64,6 +66,7 @@ class Setting(Model):
     draws: int = Field(default=0, description="Random artifacts behind the floor.")
     prompts: int = Field(description="Neutral prompts, one completion each and strength.")
     target_prompts: int = 0
+    prompts_digest: str | None = Field(default=None, description="SHA-256 of their tokens.")
     max_tokens: int
     temperature: float
     seed: int

@@ -37,6 +37,8 @@ GRACE_S = 1.0
 T = TypeVar("T")
 # Half-written files so old belong to a process that was killed.
 LEFT_BEHIND_S = 600.0
+# How long it is kept what jobs that were cut off had found, for when they are asked for again.
+UNFINISHED_S = 7 * 86400.0
 _ID = re.compile(r"job-[0-9a-f]{24}")
 
 
@@ -141,7 +143,7 @@ class Jobs:
     `refresh` block, the rest belongs to the event loop."""
 
     def __init__(self, folder: Path, max_jobs: int) -> None:
-        self._folder = folder
+        self.folder = folder
         self._max_jobs = max_jobs
         self._jobs: dict[str, Job] = {}
         self._controls: dict[str, Control] = {}
@@ -156,21 +158,22 @@ class Jobs:
             StorageUnavailable: the folder cannot be used.
         """
         try:
-            self._lease = Lease(self._folder)
+            self._lease = Lease(self.folder)
         except OSError as error:
             raise storage_error(error, "the folder of jobs cannot be used") from error
         self._lease.others()
-        for path in self._folder.glob("job-*.partial"):
-            with suppress(OSError):
-                if time.time() - path.stat().st_mtime > LEFT_BEHIND_S:
-                    path.unlink()
-        for path in sorted(self._folder.glob("job-*.json")):
+        for pattern, age_s in (("job-*.partial", LEFT_BEHIND_S), ("*.jsonl", UNFINISHED_S)):
+            for path in self.folder.glob(pattern):
+                with suppress(OSError):
+                    if time.time() - path.stat().st_mtime > age_s:
+                        path.unlink()
+        for path in sorted(self.folder.glob("job-*.json")):
             self._read(path)
         self._forget_oldest()
 
     def refresh(self) -> None:
         """Look again at the jobs of other servers, new ones included."""
-        for path in self._folder.glob("job-*.json"):
+        for path in self.folder.glob("job-*.json"):
             job = self._jobs.get(path.stem)
             if job is None or (job.status not in FINISHED and not self._own(job)):
                 self._read(path)
@@ -320,7 +323,7 @@ class Jobs:
         return self._lease is not None and job.owner == self._lease.id
 
     def _path(self, job_id: str) -> Path:
-        return self._folder / f"{job_id}.json"
+        return self.folder / f"{job_id}.json"
 
     def _forget_oldest(self) -> None:
         over = [job for job in self.list()[KEPT:] if job.status in FINISHED]

@@ -33,7 +33,11 @@ def calibrate(
     options: Annotated[str | None, typer.Option(help="Options of the op, as JSON, over the artifact's own.")] = None,
     strengths: Annotated[str | None, typer.Option(help="Raw strengths to measure, 0.5,1,2 say; by default they are "
                                                   "found.")] = None,
-    points: Annotated[int, typer.Option(help="Strengths of each sign.")] = 9,
+    reach: Annotated[str | None, typer.Option(help="Smallest and largest dose, in nats, that the curve should cover: "
+                                              "0.02,2 say.")] = None,
+    extend: Annotated[bool, typer.Option("--extend", help="Keep the curve that there is, and measure only what --reach "
+                                         "lies beyond it.")] = False,
+    points: Annotated[int, typer.Option(help="Strengths of each sign.")] = 5,
     draws: Annotated[int, typer.Option(help="Random artifacts of the placebo floor.")] = 20,
     max_tokens: Annotated[int, typer.Option(help="Tokens of a completion.")] = 24,
     seed: Annotated[int, typer.Option(help="Seed of completions and draws.")] = 0,
@@ -52,6 +56,10 @@ def calibrate(
         raise InvalidRequest("a target needs words to score it by", param="--words", fix="Give --words.")
     if layers:
         asked["layers"] = [numbers(text, int, "--layers") for text in layers]
+    if reach is not None:
+        asked["reach"] = numbers(reach, float, "--reach")
+    if extend:
+        asked["extend"] = True
     if strengths is not None:
         asked["strengths"] = numbers(strengths, float, "--strengths")
     if scope is not None:

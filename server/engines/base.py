@@ -212,6 +212,7 @@ class CompareRequest:
 
     end_ids: tokens that end a text, whose probability is to be told.
     kept: what was kept while it was generated under `program`. Where it serves, the steered pass is not run again.
+    guest: as of a Generation.
     """
 
     token_ids: Sequence[int]
@@ -220,6 +221,7 @@ class CompareRequest:
     roles: Sequence[str] | None = None
     end_ids: tuple[int, ...] = ()
     kept: Kept | None = None
+    guest: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 A step of a guest is one pass, or one step of a batch, and is sized so that it takes about `STEP_S`. While requests are
 there, the next step of a guest begins only after they have had `WEIGHT` times as long as the last one took, so that a
 request is at most 1 + 1 / WEIGHT times slower, and waits at its beginning for no more than the step that it finds under
-way. Where no request is there, guests go on at once.
+way. Where no request is there, guests go on at once, in steps that are `ALONE` times as large, because large ones cost
+less.
 """
 
 import asyncio
@@ -13,9 +14,10 @@ from contextlib import asynccontextmanager
 
 STEP_S = 0.2
 WEIGHT = 2.0
+ALONE = 4
 # Tokens of a step: the fewest that are worth one, and the most. They follow the speed of late; NEWEST is the part of it
 # that the last step tells.
-FEWEST, MOST = 32, 2048
+FEWEST, MOST = 64, 2048
 FIRST = 128
 NEWEST = 0.3
 # How often it is looked whether requests are still there.
@@ -37,7 +39,7 @@ class Share:
     @property
     def tokens(self) -> int:
         """How many tokens a step may have."""
-        return int(self._tokens)
+        return int(self._tokens) * (1 if self._hosts() else ALONE)
 
     def due(self) -> bool:
         """Whether a step may begin now."""
@@ -45,7 +47,7 @@ class Share:
 
     def took(self, seconds: float, tokens: int) -> None:
         """A step is over."""
-        self._next = self.clock() + WEIGHT * seconds
+        self._next = max(self._next, self.clock() + WEIGHT * seconds)
         fitting = tokens * STEP_S / max(seconds, 1e-6)
         # Few tokens take nearly as long as some more, so what was quick enough says nothing against more.
         if tokens and (seconds > STEP_S or fitting > self._tokens):

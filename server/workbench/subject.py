@@ -10,9 +10,10 @@ import torch
 
 from server.background.jobs import Control
 from server.effects.degeneration import degeneration
-from server.engines.base import CaptureRequest, CompareRequest, Generation, Sampling
+from server.engines.base import CaptureRequest, CompareRequest, Comparison, Generation, Kept, Sampling
 from server.requests.gates import decide_program
 from server.requests.state import ServerState
+from server.threads import all_or_none
 from steering.language.vocabulary import Site
 from steering.models.facts import ModelFacts
 from steering.programs.program import Program
@@ -22,6 +23,7 @@ from vectors.extract.subject import Programs, Prompt, Tokens, Turn, Written, con
 T = TypeVar("T")
 # Completions that run at once.
 AT_ONCE = 64
+COMPARED_AT_ONCE = 16
 
 
 @dataclass
@@ -89,10 +91,10 @@ class EngineSubject:
         programs = one_each(program, len(texts))
         ends = self.state.vocabulary.end_ids
         sampling = Sampling(max_tokens=max_tokens, temperature=0.0, stop_token_ids=ends)
-        said = self._wait(self._complete([Generation(f"extract-{secrets.token_hex(8)}-{n}", text, sampling, own,
+        done = self._wait(self._complete([Generation(f"extract-{secrets.token_hex(8)}-{n}", text, sampling, own,
                                                      guest=True)
                                           for n, (text, own) in enumerate(zip(texts, programs, strict=True))]))
-        return [Written(ids, self.state.vocabulary.decode(ids), bool(ids) and ids[-1] in ends) for ids in said]
+        return [Written(ids, self.state.vocabulary.decode(ids), bool(ids) and ids[-1] in ends) for ids, _ in done]
 
     def continuation_logprobs(self, texts: Sequence[Sequence[int]], starts: Sequence[int], program: Programs = None
                               ) -> list[float]:
@@ -112,49 +114,72 @@ class EngineSubject:
         found = self.state.chat_prompts.prompt(said, roles=True).roles
         return None if found is None else list(found)
 
-    def trials(self, prompts: Sequence[Sequence[int]], program: Program | None, max_tokens: int, temperature: float,
-               seed: int, roles: Sequence[Sequence[str] | None] | None = None) -> list[Trial]:
-        return self._wait(self._trials(prompts, program, max_tokens, temperature, seed, roles or [None] * len(prompts)))
+    def trials(self, prompts: Sequence[Sequence[int]], program: Programs, max_tokens: int, temperature: float,
+               seed: int | Sequence[int], roles: Sequence[Sequence[str] | None] | None = None) -> list[Trial]:
+        seeds = [seed + n for n in range(len(prompts))] if isinstance(seed, int) else seed
+        return self._wait(self._trials(prompts, one_each(program, len(prompts)), max_tokens, temperature, seeds,
+                                       roles or [None] * len(prompts)))
 
-    async def _trials(self, prompts: Sequence[Sequence[int]], program: Program | None, max_tokens: int,
-                      temperature: float, seed: int, roles: Sequence[Sequence[str] | None]) -> list[Trial]:
+    async def _trials(self, prompts: Sequence[Sequence[int]], programs: Sequence[Program | None], max_tokens: int,
+                      temperature: float, seeds: Sequence[int], roles: Sequence[Sequence[str] | None]) -> list[Trial]:
         ends = self.state.vocabulary.end_ids
-
-        async def some(part: range) -> list[Program | None]:
-            found = await decide_program(program, [prompts[n] for n in part], self.state.engine)
-            return [one.program for one in found]
-
-        gated = program is not None and bool(program.gates)
-        decided = await self._in_steps(list(map(len, prompts)), some) if gated else [program] * len(prompts)
-        written = await self._complete([
+        decided = await self._decided(prompts, programs)
+        completed = await self._complete([
             Generation(f"calibrate-{secrets.token_hex(8)}-{n}", prompt,
-                       Sampling(max_tokens=max_tokens, temperature=temperature, seed=(seed + n) % 2**32,
-                                stop_token_ids=ends), own, given, guest=True)
-            for n, (prompt, own, given) in enumerate(zip(prompts, decided, roles, strict=True))])
-        measured = await self._measured(prompts, written, decided, roles)
+                       Sampling(max_tokens=max_tokens, temperature=temperature, seed=own_seed % 2**32,
+                                stop_token_ids=ends), own, given, guest=True,
+                       keep_from=len(prompt) - 1 if own is not None and own.acting else None)
+            for n, (prompt, own, given, own_seed) in enumerate(zip(prompts, decided, roles, seeds, strict=True))])
+        measured = await self._measured(prompts, completed, decided, roles)
         trials = []
-        for ids, (kl, surprise) in zip(written, measured, strict=True):
+        for (ids, _), (kl, surprise) in zip(completed, measured, strict=True):
             text = self.state.vocabulary.decode(ids)
             signs = degeneration(ids, text, ids[-1] in ends)
             trials.append(Trial(kl=kl, surprise=surprise, repetition=signs.repetition, compression=signs.compression,
                                 length=signs.length, ended=signs.ended, text=text))
         return trials
 
-    async def _measured(self, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]],
+    async def _decided(self, prompts: Sequence[Sequence[int]], programs: Sequence[Program | None]
+                       ) -> list[Program | None]:
+        """The program of each prompt by what its gates say of it."""
+        found = list(programs)
+        for digest in dict.fromkeys(one.digest for one in programs if one is not None and one.gates):
+            own = [n for n, one in enumerate(programs) if one is not None and one.digest == digest]
+
+            async def some(part: range, own: list[int] = own) -> list[Program | None]:
+                some_own = [own[n] for n in part]
+                decided = await decide_program(programs[own[0]], [prompts[n] for n in some_own], self.state.engine)
+                return [one.program for one in decided]
+
+            for n, decided in zip(own, await self._in_steps([len(prompts[n]) for n in own], some), strict=True):
+                found[n] = decided
+        return found
+
+    async def _measured(self, prompts: Sequence[Sequence[int]], completed: Sequence[tuple[Tokens, Kept | None]],
                         programs: Sequence[Program | None], roles: Sequence[Sequence[str] | None]
                         ) -> list[tuple[float, float]]:
         """(KL, surprise) of each completion, nats per token; KL is 0 where nothing acted."""
-        wanted = [(n, CompareRequest([*prompts[n], *written[n]], len(prompts[n]), program, roles[n]))
+        wanted = [(n, CompareRequest([*prompts[n], *completed[n][0]], len(prompts[n]), program, roles[n],
+                                     kept=completed[n][1], guest=True))
                   for n, program in enumerate(programs) if program is not None and program.acting]
+        # Where the steered pass was kept the engine runs what is left of it as it runs guests. Elsewhere each is run
+        # twice, and once more for each intervention of several.
+        lean = [(n, one) for n, one in wanted if one.kept is not None and len(one.program.compiled) == 1]
+        rest = [(n, one) for n, one in wanted if one.kept is None or len(one.program.compiled) > 1]
+        found: dict[int, tuple[float, float]] = {}
 
-        async def some(part: range) -> list[tuple[float, float]]:
-            compared = await self.state.engine.compare_all([wanted[n][1] for n in part])
-            return [(float(one.total.kl.mean()), float(one.total.surprise.mean())) for one in compared]
+        async def some(members: Sequence[tuple[int, CompareRequest]]) -> list[Comparison]:
+            compared = await self.state.engine.compare_all([request for _, request in members])
+            found.update({n: (float(one.total.kl.mean()), float(one.total.surprise.mean()))
+                          for (n, _), one in zip(members, compared, strict=True)})
+            return compared
 
-        # Each is run twice, and once more for each intervention of several.
-        sizes = [len(request.token_ids) * (len(request.program.compiled) + 2) for _, request in wanted]
-        found = dict(zip([n for n, _ in wanted], await self._in_steps(sizes, some), strict=True))
-        return [found[n] if n in found else (0.0, await self._surprise(prompts[n], written[n]))
+        for start in range(0, len(lean), COMPARED_AT_ONCE):
+            await self._turn()
+            await some(lean[start:start + COMPARED_AT_ONCE])
+        await self._in_steps([len(one.token_ids) * (len(one.program.compiled) + 2) for _, one in rest],
+                             lambda part: some(rest[part.start:part.stop]))
+        return [found[n] if n in found else (0.0, await self._surprise(prompts[n], completed[n][0]))
                 for n in range(len(prompts))]
 
     async def _surprise(self, prompt: Sequence[int], generated: Sequence[int]) -> float:
@@ -169,22 +194,17 @@ class EngineSubject:
 
         return (await self._in_steps([len(text)], one))[0]
 
-    async def _complete(self, wanted: Sequence[Generation]) -> list[Tokens]:
-        """The tokens of completions, in order; as many at once as leave room for requests."""
-        async def one(generation: Generation) -> Tokens:
-            return tuple([token.token_id async for token in self.state.engine.generate(generation)])
+    async def _complete(self, wanted: Sequence[Generation]) -> list[tuple[Tokens, Kept | None]]:
+        """The tokens of completions, in order, and what was kept of them; as many at once as leave room for requests.
+        """
+        async def one(generation: Generation) -> tuple[Tokens, Kept | None]:
+            completion = self.state.engine.generate(generation)
+            return tuple([token.token_id async for token in completion]), completion.kept()
 
-        found: list[Tokens] = []
+        found: list[tuple[Tokens, Kept | None]] = []
         for group in self._groups(wanted):
             await self._turn()
-            running = [asyncio.ensure_future(one(generation)) for generation in group]
-            try:
-                found += await asyncio.gather(*running)
-            finally:
-                # If one fails, or nobody waits any more, the others are not left to run on.
-                for task in running:
-                    task.cancel()
-                await asyncio.gather(*running, return_exceptions=True)
+            found += await all_or_none([one(generation) for generation in group])
         return found
 
     def _groups(self, wanted: Sequence[Generation]) -> Iterator[list[Generation]]:

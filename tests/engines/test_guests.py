@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from server.engines.base import Generation, Sampling
-from server.engines.guests import FEWEST, FIRST, MOST, STEP_S, Share
+from server.engines.guests import ALONE, FEWEST, FIRST, MOST, STEP_S, Share
 from server.engines.transformers.engine import TransformersEngine
 from tests.engines.conftest import compiled, generate, ids
 from tests.engines.test_batching import PROMPT, add
@@ -44,7 +44,8 @@ async def test_a_guest_waits_while_requests_have_their_time_and_goes_on_at_once_
 
 
 def test_steps_have_as_many_tokens_as_are_done_in_their_time() -> None:
-    share = Share(lambda: False, Clock())
+    hosts = [True]
+    share = Share(lambda: bool(hosts), Clock())
     for _ in range(50):
         share.took(share.tokens / 1000, share.tokens)
     assert share.tokens == pytest.approx(1000 * STEP_S, rel=0.05)
@@ -57,6 +58,8 @@ def test_steps_have_as_many_tokens_as_are_done_in_their_time() -> None:
     for _ in range(50):
         share.took(1e-9, share.tokens)
     assert share.tokens == MOST
+    hosts.clear()
+    assert share.tokens == ALONE * MOST
 
 
 @pytest.fixture

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from steering.programs.program import Program
-from vectors.extract.subject import Prompt, Subject, Tokens
+from vectors.extract.subject import Programs, Prompt, Subject, Tokens
 
 
 @dataclass(frozen=True)
@@ -26,10 +25,13 @@ class Trial:
 
 
 class Bench(Subject, Protocol):
-    def trials(self, prompts: Sequence[Tokens], program: Program | None, max_tokens: int, temperature: float,
-               seed: int, roles: Sequence[Sequence[str] | None] | None = None) -> list[Trial]:
-        """One completion of each prompt; completion i is drawn with seed + i, whatever the program. roles: of the
-        tokens of each prompt, for programs whose scopes name roles. Gates are decided for each prompt."""
+    def trials(self, prompts: Sequence[Tokens], program: Programs, max_tokens: int, temperature: float,
+               seed: int | Sequence[int], roles: Sequence[Sequence[str] | None] | None = None) -> list[Trial]:
+        """One completion of each prompt, all in one batch as far as the model has room for it.
+
+        program: one for all of them, or one each. seed: completion i is drawn with seed + i, or with its own, whatever
+        the program. roles: of the tokens of each prompt, for programs whose scopes name roles. Gates are decided for
+        each prompt."""
         ...
 
     def roles(self, prompt: Prompt) -> list[str] | None:

@@ -34,10 +34,14 @@ class CalibrateOptions(Model):
     options: dict[Annotated[str, StringConstraints(max_length=32)], Any] = Field(
         default={}, description="Options of the op, on top of the artifact's own.")
     strengths: Annotated[list[Size], Field(max_length=64)] = Field(
-        default=[], description="Raw strengths to measure, signs left out; empty: found by doubling until `reach` is "
-        "covered.")
+        default=[], description="Raw strengths to measure, signs left out; empty: those between which `reach` lies are "
+        "found.")
     reach: tuple[Size, Size] = Field(default=(0.02, 2.0), description="Doses, in nats, that the curve should cover.")
-    points: int = Field(default=9, strict=True, ge=3, le=64, description="Strengths of each sign.")
+    extend: bool = Field(default=False, strict=True, description="Keep the curve that the artifact has in the setting, "
+                         "and measure only what `reach` lies beyond it.")
+    precision: float = Field(default=0.05, strict=True, ge=0, le=1, description="Relative standard error of KL at "
+                             "which a strength needs no more of the prompts. With a target all of them are used.")
+    points: int = Field(default=5, strict=True, ge=3, le=64, description="Strengths of each sign.")
     draws: int = Field(default=20, strict=True, ge=1, le=200, description="Random artifacts of the placebo floor.")
     max_tokens: int = Field(default=24, strict=True, ge=1, le=1024, description="Tokens of a completion.")
     temperature: float = Field(default=1.0, strict=True, gt=0, le=2, description="Of the completions.")

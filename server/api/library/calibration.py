@@ -1,6 +1,9 @@
 """Calibration: `POST /v1/artifacts/{ref}/calibrate`, and what it left as JSON and as pictures."""
 
 import asyncio
+import hashlib
+import json
+from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Response
@@ -11,8 +14,10 @@ from server.background.jobs import Cancelled, Control, Job
 from server.requests.state import ServerState, State
 from server.threads import in_thread
 from server.workbench.subject import EngineSubject, sample
+from steering.artifacts.source import Source
 from steering.language.errors import NotFound
 from vectors.artifact import Artifact
+from vectors.calibrate.known import Known
 from vectors.calibrate.options import CalibrateOptions
 from vectors.calibrate.plot import draw
 from vectors.calibrate.refusals import CalibrationCancelled
@@ -57,15 +62,28 @@ async def _work(ref: str, options: CalibrateOptions, control: Control, state: Se
     bench = EngineSubject(state, asyncio.get_running_loop(), control)
 
     def work() -> dict[str, Any]:
-        settings = calibrate(state.library.source(ref), options, bench, control.progress, control.cancelled)
+        artifact, source = state.library.resolve(ref), state.library.source(ref)
+        former = calibration_of(artifact.metadata.card)
+        known = Known(_kept(source, options, state))
+        settings = calibrate(source, options, bench, control.progress, control.cancelled,
+                             () if former is None else former.settings, known)
         control.check()
         stored = state.library.add_calibration(ref, settings)
+        known.forget()
         return {"artifact": stored.ref, "settings": [setting.model_dump(mode="json") for setting in settings]}
 
     try:
         return await apart(work)
     except CalibrationCancelled:
         raise Cancelled from None
+
+
+def _kept(source: Source, options: CalibrateOptions, state: ServerState) -> FilePath:
+    """Where completions are kept until the calibration is done: one that was cut off goes on from there when it is
+    asked for again, also with other strengths or draws."""
+    same = options.model_dump(mode="json", include={"prompts", "target", "max_tokens", "temperature", "seed"})
+    content = json.dumps([source.digest, state.engine.facts.fingerprint, same], sort_keys=True)
+    return state.jobs.folder / f"calibrate-{hashlib.sha256(content.encode()).hexdigest()[:32]}.jsonl"
 
 
 def _calibration(artifact: Artifact) -> Calibration:

@@ -1,6 +1,7 @@
 """How far a completion is from the untouched model's, measured on rows that were kept while it ran or by passes that
 are run for it."""
 
+import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -8,18 +9,23 @@ from functools import partial
 from itertools import groupby
 from typing import Protocol, TypeVar
 
+import anyio
+
 from server.engines.base import CompareRequest, Comparison, Generation, Lost, Sampling
+from server.engines.guests import Share
 from server.engines.keeping import KeptRows
 from server.engines.touching import same_rows
 from server.engines.transformers.forward import ForwardPass, GeneratedPass, compared, padded_passes
 from server.engines.transformers.head import Head, Rows
 from server.engines.transformers.running import EngineCompletion
-from server.threads import in_thread
+from server.threads import all_or_none, in_thread
 from steering.acting.containment import StepLimit, for_comparison
 from steering.divergence import Divergence, ResidualShift, residual_shift
 from steering.language.errors import EngineFailed
 
 T = TypeVar("T")
+# Completions that are compared in the same steps.
+AT_ONCE = 16
 
 
 class Aside(Protocol):
@@ -32,12 +38,14 @@ class Comparing:
     """Comparisons of completions; `complete` starts one that is run for a comparison alone."""
 
     def __init__(self, forward: ForwardPass, head: Head, limit: StepLimit, aside: Aside,
-                 complete: Callable[[Generation], EngineCompletion]) -> None:
+                 complete: Callable[[Generation], EngineCompletion], share: Share) -> None:
         self._forward = forward
         self._head = head
         self._limit = limit
         self._aside = aside
         self._complete = complete
+        self._share = share
+        self._guests = anyio.CapacityLimiter(1)
 
     async def one(self, request: CompareRequest) -> Comparison:
         """Of one completion, from what was kept of it where that suffices."""
@@ -47,13 +55,24 @@ class Comparing:
         return replace((await self._run_again([request]))[0], rerun=found)
 
     async def all(self, requests: Sequence[CompareRequest]) -> list[Comparison]:
-        """Of many, in their order. Neighbours under the same program share their passes."""
-        found: list[Comparison] = []
-        for _, same in groupby(requests, lambda request: request.program.digest):
+        """Of many, in their order. Those of which enough was kept share steps of the batching loop; of the others
+        neighbours under the same program share their passes."""
+        few = asyncio.Semaphore(AT_ONCE)
+
+        async def one(request: CompareRequest) -> Comparison | Lost:
+            async with few:
+                return await self._with_kept(request)
+
+        tried = await all_or_none([one(request) for request in requests])
+        found = {n: comparison for n, comparison in enumerate(tried) if isinstance(comparison, Comparison)}
+        lost = {n: why for n, why in enumerate(tried) if not isinstance(why, Comparison)}
+        for _, same in groupby(lost, lambda n: requests[n].program.digest):
             group = list(same)
-            for chosen in padded_passes([len(request.token_ids) for request in group]):
-                found += await self._run_again([group[i] for i in chosen])
-        return found
+            for chosen in padded_passes([len(requests[n].token_ids) for n in group]):
+                members = [group[i] for i in chosen]
+                again = await self._run_again([requests[n] for n in members])
+                found |= {n: replace(comparison, rerun=lost[n]) for n, comparison in zip(members, again, strict=True)}
+        return [found[n] for n in range(len(requests))]
 
     async def _with_kept(self, request: CompareRequest) -> Comparison | Lost:
         """A comparison for which the steered pass is not run again, or why there is none.
@@ -74,7 +93,7 @@ class Comparing:
             ids = list(request.token_ids[:-1])
             completion = self._complete(Generation(
                 f"measured-{secrets.token_hex(12)}", ids, Sampling(max_tokens=1, temperature=0.0, ignore_eos=True),
-                keep_from=request.prompt_length - 1 + same))
+                keep_from=request.prompt_length - 1 + same, guest=request.guest))
             async for _ in completion:
                 pass
             rest = completion.kept()
@@ -82,8 +101,12 @@ class Comparing:
             if found is None:
                 return "incomplete" if rest is None or rest.lost is None else rest.lost
             base = base.then(Rows(*found))
-        # Over the whole vocabulary, so in a thread: the event loop serves everybody.
-        total, shift = await in_thread(self._apart, steered, base, request)
+        # Over the whole vocabulary, so in a thread: the event loop serves everybody. That of a guest counts as a step.
+        began = self._share.clock()
+        total, shift = await in_thread(self._apart, steered, base, request,
+                                       limiter=self._guests if request.guest else None)
+        if request.guest:
+            self._share.took(self._share.clock() - began, 0)
         program, without = request.program, []
         for i in range(len(program.compiled) if len(program.compiled) > 1 else 0):
             less = for_comparison(program.without(i), self._limit)

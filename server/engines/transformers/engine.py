@@ -83,7 +83,8 @@ class TransformersEngine(Engine):
         self.roster = Roster(self._retired)
         self.steps = Steps(self.roster, self.steerer, self.watch, self.head, options.step_limit)
         self.forward = ForwardPass(self.model, self.facts.num_layers - 1, self.watch, options.step_limit)
-        self._comparing = Comparing(self.forward, self.head, options.step_limit, self._aside, self._completion)
+        self._comparing = Comparing(self.forward, self.head, options.step_limit, self._aside, self._completion,
+                                    self.steps.roster.share)
         self.supervisor = Supervisor(options, self.steps, make=self._make_manager, prove=self._prove,
                                      advanced=self._advanced)
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -14,14 +14,17 @@ from steering.programs.program import Program
 from tests.vectors.making import metadata, open_library, vector_payload
 from vectors.artifact import InvalidMetadata, Metadata, Patch
 from vectors.calibrate.bench import Trial
+from vectors.calibrate.known import Known
 from vectors.calibrate.options import CalibrateOptions
 from vectors.calibrate.placebo import random_like
 from vectors.calibrate.plot import draw
 from vectors.calibrate.refusals import CalibrationCancelled, CalibrationFailed
 from vectors.calibrate.run import calibrate
 from vectors.calibrate.scorer import WordsScorer
+from vectors.calibrate.seek import LOOSE, Seeker
 from vectors.calibration import KEY, calibration_of, with_settings
 from vectors.extract.refusals import EmptyText
+from vectors.extract.subject import Programs, one_each
 
 FACTS = ModelFacts("toy", "f" * 64, "qwen3", 4, 8, 2, 4, 16, 50, 128,
                    sites={"resid_post": (0, 1, 2, 3), "resid_pre": (0, 1, 2, 3), "mlp_act": (0, 1, 2, 3)})
@@ -36,13 +39,21 @@ class Toy:
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, Program | None]] = []
+        self.batches: list[int] = []
+        self.noise = 0.5
 
     def encode(self, prompt: Any) -> tuple[int, ...]:
         return tuple(prompt) if isinstance(prompt, list) else tuple(ord(letter) % 50 for letter in prompt)
 
-    def trials(self, prompts: Sequence[Sequence[int]], program: Program | None, max_tokens: int, temperature: float,
-               seed: int) -> list[Trial]:
-        self.asked.append((len(prompts), program))
+    def trials(self, prompts: Sequence[Sequence[int]], program: Programs, max_tokens: int, temperature: float,
+               seed: int | Sequence[int]) -> list[Trial]:
+        programs = one_each(program, len(prompts))
+        assert not isinstance(seed, int)
+        self.batches.append(len(prompts))
+        return [self.trial(own, own_seed) for own, own_seed in zip(programs, seed, strict=True)]
+
+    def trial(self, program: Program | None, seed: int) -> Trial:
+        self.asked.append((seed, program))
         moved = torch.zeros(8)
         for item in program.compiled if program is not None else ():
             for row in item.rows.values():
@@ -50,8 +61,8 @@ class Toy:
         along = float(moved[0])
         kl = along**2 + 0.25 * (float(moved.norm()) ** 2 - along**2)
         text = "so good" if along >= 1 else "so bad" if along <= -1 else "so so"
-        return [Trial(kl=kl * (1 + 0.1 * (-1) ** n), surprise=1.0 + kl, repetition=min(kl / 10, 1.0), compression=1.0,
-                      length=4, ended=False, text=text) for n in range(len(prompts))]
+        return Trial(kl=kl * (1 + self.noise * (-1) ** seed), surprise=1.0 + kl, repetition=min(kl / 10, 1.0),
+                     compression=1.0, length=4, ended=False, text=text)
 
 
 def source(**fields: Any) -> Source:
@@ -73,9 +84,9 @@ TARGET = {"prompts": PROMPTS, "scorer": {"kind": "words", "any": ["good"], "none
 def test_curves_equal_the_closed_form_and_cover_the_reach() -> None:
     [setting] = run(source(), options(target=TARGET))
     for side in (setting.up, setting.down):
-        assert len(side) == 9
-        assert [p.kl for p in side] == pytest.approx([4 * p.strength**2 for p in side], rel=1e-5)
-        assert side[0].kl <= 0.02 * 4 and side[-1].kl >= 2
+        assert len(side) == 5
+        assert [p.kl for p in side] == pytest.approx([4 * p.strength**2 for p in side], rel=1e-5, abs=1e-6)
+        assert 0.02 / LOOSE <= side[0].kl <= 0.02 and 2 <= side[-1].kl <= 2 * LOOSE
         assert [p.repetition for p in side] == sorted(p.repetition for p in side)
     assert [p.target for p in setting.up] == [float(2 * p.strength >= 1) for p in setting.up]
     assert all(p.target == 0 for p in setting.down) and setting.base.target == 0
@@ -92,11 +103,11 @@ class Bounded(Toy):
         super().__init__()
         self.bears, self.error = bears, error
 
-    def trials(self, prompts: Sequence[Sequence[int]], program: Program | None, *rest: Any) -> list[Trial]:
+    def trial(self, program: Program | None, seed: int) -> Trial:
         for item in program.compiled if program is not None else ():
             if any(float(row.tensors["delta"].norm()) > self.bears for row in item.rows.values()):
                 raise self.error("intervention 0 makes values that are not finite", param="steering.interventions[0]")
-        return super().trials(prompts, program, *rest)
+        return super().trial(program, seed)
 
 
 @pytest.mark.parametrize("error", [SteeringOverflow, SteeringLimit])
@@ -121,14 +132,14 @@ def test_a_rung_that_the_model_does_not_bear_is_named() -> None:
 def test_the_floor_is_of_random_directions_of_equal_norm() -> None:
     bench = Toy()
     [setting] = run(source(), options(), bench)
-    assert setting.draws == 20 and len(setting.floor) == 5
+    assert setting.draws == 20 and len(setting.floor) == 2
     for row in setting.floor:
         # In eight dimensions a direction of length 2 has an eighth of its square along one axis, on average.
         expected = 4 * row.strength**2 * (0.25 + 0.75 / 8)
         assert row.kl.low < expected < row.kl.high and row.kl.median == pytest.approx(expected, rel=0.35)
         assert row.kl.high < 4 * row.strength**2
-    directions = {float(program.compiled[0].rows["resid_post", 2].tensors["delta"][0] / row.strength)
-                  for _, program in bench.asked[-20:] for row in setting.floor[-1:] if program is not None}
+    directions = {float(program.compiled[0].rows["resid_post", 2].tensors["delta"][0] / setting.floor[-1].strength)
+                  for _, program in bench.asked[-20 * 4:] if program is not None}
     assert len(directions) == 20
 
 
@@ -146,8 +157,8 @@ def test_ops_without_a_direction_have_shares_and_one_sign() -> None:
 
 def test_what_does_nothing_is_refused() -> None:
     class Deaf(Toy):
-        def trials(self, prompts: Any, *rest: Any) -> list[Trial]:
-            return super().trials(prompts, None, *rest[1:])
+        def trial(self, program: Program | None, seed: int) -> Trial:
+            return super().trial(None, seed)
 
     with pytest.raises(CalibrationFailed):
         run(source(), options(strengths=[0.5, 1.0]), Deaf())
@@ -161,6 +172,109 @@ def test_cancelling_and_bad_prompts() -> None:
     with pytest.raises(EmptyText) as caught:
         run(source(), options(prompts=["fine"] * 8 + [" "]))
     assert caught.value.param == "prompts[8]"
+
+
+@pytest.mark.parametrize("start", [1e-4, 0.05, 1.0, 300.0])
+@pytest.mark.parametrize("curve", [lambda s: 4 * s**2, lambda s: 4 * s**2 / (1 + s**2), lambda s: 0.3 * s,
+                                   lambda s: s**4])
+def test_roots_are_found_in_few_tries_from_anywhere(curve: Any, start: float) -> None:
+    seen: list[float] = []
+
+    def measure(strength: float) -> float:
+        seen.append(strength)
+        return float(curve(strength))
+
+    seeker = Seeker(measure, start)
+    low, high = seeker.below(0.02), seeker.above(2.0)
+    assert low is not None and high is not None
+    assert 0.02 / LOOSE <= curve(low) <= 0.02 and 2 <= curve(high) <= 2 * LOOSE
+    assert len(seen) == len(set(seen)) <= 10
+
+
+def test_a_curve_that_comes_to_its_end_is_not_followed_for_ever() -> None:
+    seen: list[float] = []
+
+    def measure(strength: float) -> float:
+        seen.append(strength)
+        return strength**2 / (1 + strength**2)
+
+    seeker = Seeker(measure, 1.0)
+    above = seeker.above(2.0)
+    assert above == max(seen) and measure(above) > 0.9 and len(seen) <= 6
+
+
+def test_a_root_beyond_what_the_model_bears_is_the_last_strength_that_it_does() -> None:
+    seeker = Seeker(lambda strength: float("inf") if strength > 3 else strength**2, 0.5)
+    above = seeker.above(100.0)
+    assert above is not None and 2 < above <= 3
+    assert Seeker(lambda strength: float("inf"), 1.0).above(1.0) is None
+
+
+def test_draws_run_in_whole_batches_on_no_more_prompts_than_their_precision_asks_for() -> None:
+    even, uneven = Toy(), Toy()
+    even.noise, uneven.noise = 0.0, 0.9
+    prompts = [[i + 1, 2, 3] for i in range(16)]
+    [quiet], [loud] = run(source(), options(prompts=prompts), even), run(source(), options(prompts=prompts), uneven)
+    assert [row.prompts for row in quiet.floor] == [4, 4] and loud.floor[-1].prompts == 16
+    # 20 draws on 4 prompts: two batches, not twenty.
+    assert even.batches[-2:] == [64, 16]
+    assert [point.completions for point in quiet.up] == [8] * 5 and quiet.up[0].kl_error == 0
+    assert [point.completions for point in loud.up] == [None] * 5
+    # With a target every prompt counts for its score.
+    [scored] = run(source(), options(prompts=prompts, target=TARGET), Toy())
+    assert [point.completions for point in scored.up] == [None] * 5
+
+
+class Dies(Toy):
+    """Its process ends after so many batches."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    def trials(self, *given: Any) -> list[Trial]:
+        if len(self.batches) == self.after:
+            raise KeyboardInterrupt
+        return super().trials(*given)
+
+
+def test_a_calibration_that_was_cut_off_goes_on_from_there(tmp_path: Any) -> None:
+    path, whole = tmp_path / "kept.jsonl", Toy()
+    expected = run(source(), options(), whole)
+    first = Dies(6)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(source(), options(), first, lambda share, stage: None, lambda: False, known=Known(path))  # type: ignore[arg-type]
+    with path.open("a") as file:
+        file.write('["a line that was cut')
+    rest, known = Toy(), Known(path)
+    found = calibrate(source(), options(), rest, lambda share, stage: None, lambda: False, known=known)  # type: ignore[arg-type]
+    assert found == expected
+    assert len(rest.asked) == len(whole.asked) - len(first.asked) > 0
+    known.forget()
+    assert not path.exists()
+
+
+def test_a_curve_is_extended_to_doses_beyond_it_and_only_they_are_measured() -> None:
+    [former] = run(source(), options(reach=[0.05, 0.5]))
+
+    def extended(**fields: Any) -> Any:
+        bench = Toy()
+        wanted = options(extend=True, **{"reach": [0.05, 8.0], **fields})
+        return bench, calibrate(source(), wanted, bench, lambda share, stage: None, lambda: False, [former])  # type: ignore[arg-type]
+
+    bench, [found] = extended()
+    assert found.up[:5] == former.up and found.down[:5] == former.down and found.base == former.base
+    assert found.up[-1].kl >= 8 and len(found.up) == len(found.down) > 5
+    assert [p.kl for p in found.up] == pytest.approx([4 * p.strength**2 for p in found.up], rel=1e-5, abs=1e-6)
+    assert found.floor[:2] == former.floor and found.floor[-1].strength == found.up[-1].strength
+    assert found.calibrated().strength(5.0) == pytest.approx((5 / 4) ** 0.5, rel=1e-2)
+    assert all(program is None or abs(float(program.compiled[0].rows["resid_post", 2].tensors["delta"].norm()))
+               > 2 * former.up[-1].strength for _, program in bench.asked)
+    for fields, param in (({"seed": 3}, "seed"), ({"prompts": PROMPTS[:9]}, "prompts"),
+                          ({"reach": [0.06, 0.4]}, "reach"), ({"layers": [[1]]}, "extend")):
+        with pytest.raises(CalibrationFailed) as refused:
+            extended(**fields)
+        assert refused.value.param == param
 
 
 def test_progress_rises_to_the_end() -> None:
