@@ -49,8 +49,8 @@ class Curve:
         # The ends themselves count as reached whatever their logarithms were rounded to.
         if not low * (1 - 1e-9) <= dose <= high * (1 + 1e-9):
             raise InvalidSpec(f"a dose of {dose:g} nats lies outside of what was measured, {low:.3g} to {high:.3g}",
-                              param="strength", fix="Ask for a dose in between, give the strength in raw, or extend the curve: trimtab "
-                                  "calibrate NAME --extend --reach LOW,HIGH --prompts FILE.")
+                              param="strength", fix="Ask for a dose in between, give the strength in raw, or extend "
+                              "the curve: trimtab calibrate NAME --extend --reach LOW,HIGH --prompts FILE.")
         after = next((i for i, kl in enumerate(rising) if kl >= dose), len(rising) - 1)
         if after == 0:
             return self.strengths[0]
