@@ -23,7 +23,7 @@ WEB     := $(shell find clients/web/src clients/web/public clients/typescript/sr
            clients/web/package-lock.json clients/web/vite.config.ts docs/openapi.json
 NPM     := PATH="$(abspath $(VENV))/node:$$PATH" npm --no-fund --no-audit
 
-.PHONY: help serve serve-vllm install console test test-all test-typescript size screenshots lint fmt types bench docs \
+.PHONY: help serve serve-vllm install console test test-all test-typescript size screenshots lint fmt types bench docs hour \
         replications library lock sbom clean
 
 help:
@@ -33,6 +33,7 @@ help:
 	@echo "test   the tests, without long sweeps      test-all  all of them      size  lines of code, against BASE"
 	@echo "lint   ruff       types  mypy        fmt   ruff, fixing"
 	@echo "bench  the benchmarks   docs   regenerate reference docs      clean  remove what make made"
+	@echo "hour   the first hour of a new user on SmolLM2, with demands on the texts"
 	@echo "replications  every extraction method on the bundled models (ROWS=function-vectors for one)"
 	@echo "library  rebuild the bundled artifacts from the bundled model"
 	@echo "lock   requirements.lock of the image, with hashes      sbom  what is installed here, as dist/sbom.json"
@@ -117,6 +118,10 @@ bench: $(VENV)/.install
 BASE ?= main
 size: $(VENV)/.install
 	$(PY) -m scripts.size $(BASE)
+
+# The first hour of a new user, on SmolLM2, with demands on what comes out: some minutes on two idle cores.
+hour: $(VENV)/.test
+	$(PY) -m benchmarks.hour
 
 docs: $(VENV)/.install
 	$(PY) -m scripts.docs

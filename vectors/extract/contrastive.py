@@ -88,6 +88,7 @@ class Contrastive(Recipe):
     ops = ("add", "ablate", "clamp")
     sites = VECTOR_SITES
     finishes = "trial"
+    untried = "only a vector to add is tried by what the model writes, and only where there are texts or a grader"
 
     @abstractmethod
     def fit(self, positive: torch.Tensor, negative: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -78,8 +78,10 @@ class Recipe(ABC):
     takes, data among them. ops: what its artifacts may be applied with. sites: where they act; empty where the request
     names the site. scope: the tokens that an artifact acts on unless a spec says otherwise; None for all of them.
     finishes: trial, where layers and strength are chosen by what the model writes under them; own, where the method has
-    a choice and a test of its own, or makes what is read and not applied. chance: percentiles of its card that are no
-    better than luck where they are low, and among what.
+    a choice and a test of its own, or makes what is read and not applied. effect: of the latter, the percentile on the
+    card that tells how what was made changes the model's answers, among random ones of equal size: below
+    `run.LOW_PERCENTILE` it is a draft. untried: why nothing was tried, where neither is on the card. chance:
+    percentiles of the card that are no better than luck where they are low, and among what.
     """
 
     name: ClassVar[str]
@@ -89,6 +91,8 @@ class Recipe(ABC):
     sites: ClassVar[tuple[Site, ...]] = ()
     scope: ClassVar[Scope | None] = None
     finishes: ClassVar[Literal["trial", "own"]] = "own"
+    effect: ClassVar[str | None] = None
+    untried: ClassVar[str | None] = None
     chance: ClassVar[Mapping[str, str]] = {"random_percentile": "random directions",
                                            "shuffled_percentile": "fits on dealt labels"}
 

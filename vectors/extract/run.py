@@ -62,9 +62,12 @@ def _written(prepared: Prepared, made: Made) -> Extraction:
             "strength": made.strength.model_dump(mode="json"), "dev": dict(made.dev), "test": dict(made.test),
             **made.card, "controls": _controls(made.report)}
     warnings = [*report.get("warnings", ()), *chance_warnings(card, prepared.recipe.chance)]
-    if made.draft is not None:
-        card["draft"] = made.draft
-        warnings.append(f"draft: {made.draft}")
+    draft = made.draft or _no_effect(prepared.recipe, card)
+    if draft is not None:
+        card["draft"] = draft
+        warnings.append(f"draft: {draft}")
+    if draft is None and prepared.recipe.untried and "trial" not in card and prepared.recipe.effect not in card:
+        card["untried"] = prepared.recipe.untried
     if warnings:
         report["warnings"] = card["warnings"] = warnings
     metadata = Metadata.parse({
@@ -81,6 +84,15 @@ def _written(prepared: Prepared, made: Made) -> Extraction:
                                                 for name, tensor in tensors.items()}
                                         for layer, tensors in made.numbers.items()})
     return Extraction(metadata, payload, report)
+
+
+def _no_effect(recipe: Recipe, card: Mapping[str, Any]) -> str | None:
+    """Why what was made is a draft: it changes the model's answers no more than random ones of equal size do."""
+    percentile = card.get(recipe.effect) if recipe.effect is not None else None
+    if percentile is None or percentile >= LOW_PERCENTILE:
+        return None
+    return (f"what it does to the model's answers is more than {percentile:.0f} % of random ones of equal size do, and "
+            f"{LOW_PERCENTILE:.0f} % are needed to tell it from luck")
 
 
 def chance_warnings(card: Mapping[str, Any], percentiles: Mapping[str, str]) -> list[str]:

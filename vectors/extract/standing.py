@@ -25,6 +25,28 @@ def auc(positive: torch.Tensor, negative: torch.Tensor) -> float:
     return float((below + not_above).double().mean()) / (2 * len(negative))
 
 
+def auc_error(positive: torch.Tensor, negative: torch.Tensor) -> float:
+    """Standard error of `auc` of two `[n]`, after DeLong et al. 1988: each side's sampling counts, so that it says what
+    a sample of the negatives leaves open too. 0 where every positive scores above every negative."""
+    sides = []
+    for own, other in ((positive, negative), (negative, positive)):
+        ordered = other.sort().values
+        places = (torch.searchsorted(ordered, own.contiguous(), right=False)
+                  + torch.searchsorted(ordered, own.contiguous(), right=True)).double() / (2 * len(other))
+        sides.append(float(places.var(correction=min(1, len(own) - 1))) / len(own))
+    return float(sum(sides) ** 0.5)
+
+
+def share_error(share: float, count: int) -> float:
+    """Standard error of a share of `count` draws."""
+    return float((share * (1 - share) / count) ** 0.5)
+
+
+def mean_error(values: torch.Tensor) -> float:
+    """Standard error of the mean of `[n]`; 0 of one value."""
+    return float(values.double().std(correction=min(1, len(values) - 1))) / len(values) ** 0.5
+
+
 def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
     """Pearson's r of two `[n]`; 0 where one of them does not vary."""
     a, b = a.double() - a.double().mean(), b.double() - b.double().mean()

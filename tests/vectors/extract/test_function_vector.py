@@ -9,6 +9,7 @@ import torch
 from steering.language.errors import TrimtabError, UnsupportedModel
 from tests.vectors.extract.toy import HEAD_DIM, NUM_HEADS, VOCAB, Toy, cosine, never, noise, silent, unit
 from vectors.extract import Extraction, parse_request, prepare
+from vectors.extract.methods import function_vector
 from vectors.extract.programs import LAST
 from vectors.extract.refusals import (
     EmptyText,
@@ -84,6 +85,21 @@ def test_the_planted_task_is_found_and_steers(extraction: str) -> None:
     assert found.metadata.kind == "vector" and found.metadata.op == "add"
     assert found.metadata.card is not None
     assert found.metadata.scope == LAST
+
+
+def test_few_items_say_which_of_many_layers_are_tried_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = extract(TaskToy())
+    monkeypatch.setattr(function_vector, "MOST_POINTS", 4)
+    narrowed = extract(TaskToy())
+    assert set(everything.report["dev"]) == {"0", "1", "2"} and set(narrowed.report["dev"]) < {"0", "1", "2"}
+    for name in ("best_layer", "best_strength", "test"):
+        assert narrowed.report[name] == everything.report[name]
+
+
+def test_a_task_that_nothing_steers_to_ends_as_a_draft() -> None:
+    made, control = extract(TaskToy(planted=False)), extract(TaskToy())
+    assert "random ones of equal size" in (made.metadata.card or {})["draft"]
+    assert "draft" not in (control.metadata.card or {})
 
 
 def test_the_causal_head_is_the_planted_one() -> None:

@@ -9,7 +9,8 @@ import torch
 from steering.language.errors import TrimtabError
 from tests.vectors.extract.toy import HEAD_DIM, NUM_HEADS, VOCAB, Toy, cosine, never, noise, silent
 from vectors.extract import Extraction, parse_request, prepare
-from vectors.extract.refusals import EmptyText, FitFailed, LeakingSplit, NoContrast, TooFewPairs
+from vectors.extract.methods import refusal_direction
+from vectors.extract.refusals import EmptyText, LeakingSplit, NoContrast, TooFewPairs
 
 
 class Refuser(Toy):
@@ -78,14 +79,23 @@ def test_the_artifact_is_ablated_everywhere_or_clamped_at_its_layer() -> None:
     assert isinstance(value, float) and abs(value) < 0.2 * float(clamp.payload.layers[layer]["vector"].norm())
 
 
-def test_a_behaviour_that_nothing_brings_about_is_refused() -> None:
-    with pytest.raises(FitFailed) as caught:
-        extract(readout={"target": [" never"]})
-    assert caught.value.param == "max_kl"
+def test_a_behaviour_that_nothing_brings_about_ends_as_a_draft_that_says_why() -> None:
     shuffled = [pair if n % 2 else {"positive": pair["negative"], "negative": pair["positive"]}
                 for n, pair in enumerate(pairs())]
-    with pytest.raises(FitFailed):
-        extract(pairs=shuffled, max_eval=8)
+    for found in (extract(readout={"target": [" never"]}), extract(pairs=shuffled, max_eval=8)):
+        card = found.metadata.card or {}
+        assert "none of" in card["draft"] and f"draft: {card['draft']}" in card["warnings"]
+        assert not any(candidate["allowed"] for candidate in found.report["candidates"])
+
+
+def test_few_prompts_say_which_of_many_candidates_are_worth_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = extract()
+    monkeypatch.setattr(refusal_direction, "MOST_CANDIDATES", 2)
+    monkeypatch.setattr(refusal_direction, "FINALISTS", 2)
+    narrowed = extract()
+    assert len(narrowed.report["candidates"]) == 2 < len(everything.report["candidates"])
+    for name in ("best_layer", "best_position", "test"):
+        assert narrowed.report[name] == everything.report[name]
 
 
 @pytest.mark.parametrize(("given", "error", "param"), [

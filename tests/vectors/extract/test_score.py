@@ -6,6 +6,7 @@ from sklearn.metrics import roc_auc_score
 
 from vectors.extract.controls import random_scores, summary
 from vectors.extract.score import Score, oriented, score
+from vectors.extract.standing import auc, auc_error
 
 
 def drawn(seed: int, count: int = 30, width: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,3 +83,18 @@ def test_percentile_counts_ties_half() -> None:
              for auc, separation in ((0.5, 0.1), (0.6, 0.2), (0.8, 3.0), (0.9, 4.0))]
     assert summary(Score(auc=1.0, pair_accuracy=1.0, separation=3.0), draws) == {
         "draws": 4, "mean_auc": 0.7, "max_auc": 0.9, "max_separation": 4.0, "percentile": 62.5}
+
+
+def test_the_error_of_an_auc_is_the_spread_over_samples() -> None:
+    generator = torch.Generator().manual_seed(1)
+
+    def sample() -> tuple[torch.Tensor, torch.Tensor]:
+        return (torch.randn(15, generator=generator, dtype=torch.float64) + 1,
+                torch.randn(60, generator=generator, dtype=torch.float64))
+
+    drawn_errors = [auc_error(*sample()) for _ in range(400)]
+    spread = float(torch.tensor([auc(*sample()) for _ in range(2000)]).std())
+    assert sum(drawn_errors) / 400 == pytest.approx(spread, rel=0.1)
+    more = [auc_error(torch.linspace(0, 3, n, dtype=torch.float64), torch.linspace(-2, 2, n, dtype=torch.float64))
+            for n in (20, 80)]
+    assert more[1] == pytest.approx(more[0] / 2, rel=0.15)

@@ -48,6 +48,7 @@ class AlignedConcept(Recipe):
     request = AlignedConceptRequest
     ops = ("add",)
     sites = (SITE,)
+    untried = "how far and at which layers to go is left to whoever steers; `trimtab tune` tries it on questions"
 
     def prepare(self, request: AlignedConceptRequest, subject: Subject) -> Dataset:
         site_layers(request, SITE, subject.facts)

@@ -53,6 +53,7 @@ class AngularSteering(Recipe):
     ops = ("rotate",)
     sites = (SITE,)
     scope = EVERYWHERE
+    effect = "random_percentile"
 
     def prepare(self, request: AngularSteeringRequest, subject: Subject) -> tuple[Dataset, Readout]:
         site_layers(request, SITE, subject.facts)

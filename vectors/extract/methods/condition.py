@@ -62,6 +62,7 @@ class Condition(Recipe):
     request = ConditionRequest
     ops = ("add",)
     sites = ()
+    untried = "it is made to be read, as the condition of a gate"
 
     def prepare(self, request: ConditionRequest, subject: Subject) -> Labelled:
         site_layers(request, request.site, subject.facts)

@@ -69,6 +69,7 @@ class EntropicSteering(Recipe):
     ops = ("add",)
     sites = (SITE,)
     scope = LAST
+    effect = "random_percentile"
 
     def prepare(self, request: EntropicSteeringRequest, subject: Subject) -> Histories:
         site_layers(request, SITE, subject.facts)

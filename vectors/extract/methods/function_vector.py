@@ -10,7 +10,7 @@ give `other_pairs`.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -24,11 +24,14 @@ from vectors.extract.programs import LAST, adding
 from vectors.extract.prompts_icl import Task, TaskPair, Template, make_task
 from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
 from vectors.extract.refusals import FitFailed
-from vectors.extract.standing import random_like, rounded, standing
+from vectors.extract.standing import random_like, rounded, share_error, standing
 from vectors.extract.subject import Subject, Tokens, answer_logprobs, stream
 from vectors.extract.work import Span, Work
 
 SITE: Site = "resid_post"
+# Layers and strengths that are all tried on all of dev; with more, SCOUTS items say which layers are.
+MOST_POINTS, SCOUTS = 60, 12
+Point = tuple[int, float]
 
 
 class FunctionVectorRequest(RecipeOptions):
@@ -64,6 +67,7 @@ class FunctionVector(Recipe):
     ops = ("add",)
     sites = (SITE,)
     scope = LAST
+    effect = "random_percentile"
     # Dealt demonstrations still show what kind of thing answers are, and their vector may do as well.
     chance = {"random_percentile": "random vectors"}
 
@@ -95,10 +99,13 @@ class FunctionVector(Recipe):
         norms, sigma = _sizes(task, usable, vectors, work.within(0.4, 0.45, "capture"))
 
         dev, test = (list(task.splits[split][:request.max_eval]) for split in ("dev", "test"))
-        grid = [(layer, strength) for layer in usable for strength in request.strengths]
-        span = work.within(0.45, 0.7, "fit")
-        tried = {point: _accuracy(task, dev, span.part(n, len(grid)), adding(
-            work.facts, SITE, point[0], point[1] * vectors[point[0]])) for n, point in enumerate(grid)}
+        def accuracies(points: Sequence[Point], items: Sequence[int], span: Span) -> dict[Point, tuple[float, float]]:
+            return {point: _accuracy(task, items, span.part(n, len(points)), adding(
+                work.facts, SITE, point[0], point[1] * vectors[point[0]])) for n, point in enumerate(points)}
+
+        grid = _narrowed(request, usable, lambda points: accuracies(points, dev[:SCOUTS],
+                                                                    work.within(0.45, 0.55, "fit")))
+        tried = accuracies(grid, dev, work.within(0.55, 0.7, "fit"))
         layer, strength = max(grid, key=lambda point: (*tried[point], -point[0], -point[1]))
         best = strength * vectors[layer]
 
@@ -121,9 +128,11 @@ class FunctionVector(Recipe):
             "method": self.name, "extraction": request.extraction, "shots": shots, "site": SITE,
             "pairs": {split: len(members) for split, members in task.splits.items()},
             "pairs_left_out": len(request.pairs) - len(task.inputs), "best_layer": layer, "best_strength": strength,
-            "dev": {str(n): {str(c): rounded(tried[n, c][0]) for c in request.strengths} for n in usable},
+            "dev": {str(n): {str(c): rounded(tried[n, c][0]) for c in request.strengths if (n, c) in tried}
+                    for n in sorted({point[0] for point in tried})},
             "test": {"items": len(test), "zero_shot": rounded(zero[0]), "few_shot": rounded(few[0]),
-                     "steered": rounded(found[0]), "logprob_gain": rounded(found[1] - zero[1])},
+                     "steered": rounded(found[0]), "steered_error": rounded(share_error(found[0], len(test))),
+                     "logprob_gain": rounded(found[1] - zero[1])},
             "controls": {
                 "random_vectors": standing(found[0], [draw[0] for draw in random_draws]),
                 "random_vectors_logprob": standing(found[1], [draw[1] for draw in random_draws]),
@@ -140,11 +149,28 @@ class FunctionVector(Recipe):
             kind="vector", op="add", site=SITE, numbers={n: {"vector": vectors[n]} for n in usable},
             sign_convention="positive strength makes the model do the task", report=report,
             dev={"accuracy": rounded(tried[layer, strength][0])},
-            test={"accuracy": rounded(found[0]), "zero_shot": rounded(zero[0]), "few_shot": rounded(few[0])},
+            test={"accuracy": rounded(found[0]), "accuracy_error": rounded(share_error(found[0], len(test))),
+                  "zero_shot": rounded(zero[0]), "few_shot": rounded(few[0])},
             card={"random_percentile": report["controls"]["random_vectors"]["percentile"],
                   "shuffled_percentile": report["controls"]["shuffled_demonstrations"]["percentile"]},
             data={"data_hash": task.digest, "num_pairs": len(task.inputs), "template": request.template},
             default_layers=[layer], strength=Strength(value=strength), residual_norm=norms, sigma=sigma)
+
+
+def _narrowed(request: FunctionVectorRequest, layers: Sequence[int],
+              accuracies: Callable[[Sequence[Point]], Mapping[Point, tuple[float, float]]]) -> list[Point]:
+    """Layers and strengths to try on all of dev. Where there are more than MOST_POINTS, some items at two strengths say
+    which layers are worth it."""
+    grid = [(layer, strength) for layer in layers for strength in request.strengths]
+    if len(grid) <= MOST_POINTS:
+        return grid
+    ordered = sorted(request.strengths)
+    two = {ordered[len(ordered) // 3], ordered[2 * len(ordered) // 3]}
+    found = accuracies([point for point in grid if point[1] in two])
+    ranked = sorted(layers, key=lambda layer: max(value for point, value in found.items() if point[0] == layer),
+                    reverse=True)
+    kept = set(ranked[:max(1, MOST_POINTS // (2 * len(ordered)))])
+    return [point for point in grid if point[0] in kept]
 
 
 class _Difference:

@@ -58,6 +58,7 @@ class HeadAblation(Recipe):
     ops = ("head_mask",)
     sites = (SITE,)
     scope = EVERYWHERE
+    effect = "random_percentile"
 
     def prepare(self, request: HeadAblationRequest, subject: Subject) -> Answered:
         site_layers(request, SITE, subject.facts)

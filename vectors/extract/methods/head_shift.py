@@ -50,6 +50,9 @@ class HeadShift(Recipe):
     ops = ("head_mask",)
     sites = (SITE,)
     scope = LAST
+    effect = "effect_percentile"
+    untried = "without a readout nothing says what the shifts should do to an answer"
+    chance = {**Recipe.chance, "effect_percentile": "shifts of equal length in random directions"}
 
     def prepare(self, request: HeadShiftRequest, subject: Subject) -> tuple[Dataset, Readout | None]:
         site_layers(request, SITE, subject.facts)

@@ -39,13 +39,15 @@ from vectors.extract.manifold_trial import (
 from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
 from vectors.extract.refusals import FitFailed, NoContrast, OneClass
 from vectors.extract.scratch import Scratch
-from vectors.extract.standing import rounded, standing
+from vectors.extract.standing import rounded, share_error, standing
 from vectors.extract.subject import Subject, answer_logprobs, first_token, stream
 from vectors.extract.work import Span, Work
 
 SITE: Site = "resid_post"
 ORDER_P = 0.05
 SWAP_MARGIN = 0.05
+# Layers whose walks are tried on dev.
+MOST_WALKED = 4
 Coordinates = Annotated[list[Finite], Field(min_length=1, max_length=3)]
 
 
@@ -66,9 +68,9 @@ class ManifoldRequest(RecipeOptions):
         "label, with and without a space, that are one token.")
     rank: int = Field(default=64, ge=2, le=MAX_RANK, description="Dimensions of the subspace, at most.")
     check_order: bool = Field(default=True, description="Pass over layers where the values do not lie in their order.")
-    steps: int = Field(default=10, ge=3, le=200, description="Points of a walk.")
+    steps: int = Field(default=6, ge=3, le=200, description="Points of a walk.")
     max_eval: int = Field(default=4, ge=1, le=200, description="Most base prompts of dev and of test.")
-    max_pairs: int = Field(default=24, ge=4, le=2000, description="Most pairs of values to walk between.")
+    max_pairs: int = Field(default=12, ge=4, le=2000, description="Most pairs of values to walk between.")
 
     @model_validator(mode="after")
     def _laid_out(self) -> Self:
@@ -106,6 +108,9 @@ class ManifoldSteering(Recipe):
     ops = ("manifold",)
     sites = (SITE,)
     scope = READ_OUT
+    effect = "shuffled_labels_percentile"
+    chance = {"shuffled_labels_percentile": "centroids of dealt labels",
+              "shuffled_knots_percentile": "curves through dealt values"}
 
     def prepare(self, request: ManifoldRequest, subject: Subject) -> tuple[Labelled, Answers]:
         _check_layout(request.placed())
@@ -137,19 +142,31 @@ class ManifoldSteering(Recipe):
                     fits[layer] = made
                     reading[layer] = _read(made, made.centroids, store.rows(layer, test), values[test])
             usable = [n for n, made in fits.items() if not request.check_order or _in_order(made, layout)]
+            draft = None
             if not usable:
-                raise FitFailed("at no layer do the values lie in their order", param="layers", fix="Give more "
-                                "examples, or other layers; check_order false makes a manifold all the same.")
+                if not fits:
+                    raise FitFailed("the activations make a manifold at no layer", param="layers",
+                                    fix="Give more examples, or other layers.")
+                # Kept, so that what was tried can be looked at.
+                usable = list(fits)
+                draft = ("at no layer do the values lie in their order; more examples, or other layers, may do, and "
+                         "check_order false takes a manifold as it is")
 
             def tried(layer: int, split: Literal["dev", "test"]) -> Trial:
                 base = _spread(examples.splits[split], values, request.max_eval)
                 return Trial(work, SITE, layer, fits[layer], answers, behaviour, [examples.texts[n] for n in base],
                              [int(values[n]) for n in base])
 
-            dev = {layer: _dev(tried(layer, "dev"), request, layout, work.within(0.3, 0.5, "fit").part(n, len(usable)))
-                   for n, layer in enumerate(usable)}
+            span = work.within(0.3, 0.4, "fit")
+            dev = {layer: _dev_swaps(tried(layer, "dev"), span.part(n, len(usable))) for n, layer in enumerate(usable)}
             most = max(score["swap"] for score in dev.values())
-            layer = min((n for n in usable if dev[n]["swap"] >= most - SWAP_MARGIN), key=lambda n: dev[n]["energy"])
+            # Walks cost far more than swaps: only where swaps do as well as anywhere.
+            good = sorted((n for n in usable if dev[n]["swap"] >= most - SWAP_MARGIN),
+                          key=lambda n: (-dev[n]["swap"], n))[:MOST_WALKED]
+            span = work.within(0.4, 0.5, "fit")
+            for n, layer in enumerate(good):
+                dev[layer] |= _dev_walks(tried(layer, "dev"), request, layout, span.part(n, len(good)))
+            layer = min(good, key=lambda n: dev[n]["energy"])
             rows = store.rows(layer, train)
         trial, best = tried(layer, "test"), fits[layer]
         swaps, controls = _swaps(trial, request, rows, values[train], work.within(0.5, 0.6, "control"))
@@ -171,7 +188,7 @@ class ManifoldSteering(Recipe):
             card={"rank": len(best.basis), "layout": request.layout,
                   "shuffled_labels_percentile": report["controls"]["shuffled_labels"]["percentile"],
                   "shuffled_knots_percentile": report["controls"]["shuffled_knots"]["percentile"]},
-            data={"data_hash": examples.digest, "num_examples": len(examples.texts)})
+            data={"data_hash": examples.digest, "num_examples": len(examples.texts)}, draft=draft)
 
 
 def _values(data: Labelled, labels: Sequence[str]) -> torch.Tensor:
@@ -250,14 +267,17 @@ def _numbers(made: Fit) -> dict[str, torch.Tensor]:
             "period": made.manifold.period}
 
 
-def _dev(trial: Trial, request: ManifoldRequest, layout: Layout, span: Span) -> dict[str, float]:
-    """Swaps and the energy of a few walks."""
-    swap, mass = trial.swaps(trial.fit.centroids, span.part(0, 2))
+def _dev_swaps(trial: Trial, span: Span) -> dict[str, float]:
+    swap, mass = trial.swaps(trial.fit.centroids, span)
+    return {"swap": rounded(swap), "target_mass": rounded(mass)}
+
+
+def _dev_walks(trial: Trial, request: ManifoldRequest, layout: Layout, span: Span) -> dict[str, float]:
+    """The energy of a few walks."""
     own = torch.arange(len(trial.fit.centroids))
     path = along_manifold(trial.fit.manifold, own, min(request.steps, 6))
     pairs = chosen_pairs(layout, min(request.max_pairs, 8), request.generator(1000))
-    energy = trial.energies(trial.walks([path(a, b) for a, b in pairs], span.part(1, 2))).mean()
-    return {"swap": rounded(swap), "target_mass": rounded(mass), "energy": rounded(float(energy))}
+    return {"energy": rounded(float(trial.energies(trial.walks([path(a, b) for a, b in pairs], span)).mean()))}
 
 
 def _swaps(trial: Trial, request: ManifoldRequest, rows: torch.Tensor, values: torch.Tensor, span: Span
@@ -276,8 +296,10 @@ def _swaps(trial: Trial, request: ManifoldRequest, rows: torch.Tensor, values: t
         draw = torch.randn(raw.shape[1], len(trial.fit.basis), generator=generator, dtype=torch.float64)
         basis = torch.linalg.qr(draw).Q.T.contiguous()
         elsewhere.append(trial.swaps(raw @ basis.T, span.part(2 * n + 3, count), basis)[0])
-    return ({"swap": rounded(swap), "target_mass": rounded(mass), "mean_instead": rounded(nothing),
-             "swaps": len(trial.prompts) * (len(centroids) - 1)},
+    made = len(trial.prompts) * (len(centroids) - 1)
+    return ({"swap": rounded(swap), "swap_error": rounded(share_error(swap, made)), "target_mass": rounded(mass),
+             "mean_instead": rounded(nothing),
+             "swaps": made},
             {"shuffled_labels": standing(swap, dealt), "random_subspaces": standing(swap, elsewhere)})
 
 

@@ -59,6 +59,7 @@ class NativeSkills(Recipe):
     request = NativeSkillsRequest
     ops = ("add", "ablate",)
     sites = (SITE,)
+    untried = "texts of a domain do not say what the model should write along or without their axes"
 
     def prepare(self, request: NativeSkillsRequest, subject: Subject) -> Sequences:
         site_layers(request, SITE, subject.facts)

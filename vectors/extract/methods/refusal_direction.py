@@ -5,11 +5,12 @@ Candidates are the differences of means of `resid_pre` at each of the last token
 is the log-odds of its first answer tokens. A candidate must come from a layer below 80 per cent of depth; ablated at
 every site of every layer it must leave the next token after negative prompts alone (KL at most `max_kl`); added at its
 layer it must raise the behaviour's log-odds after negative prompts above `min_induced`. Of those, the one with the
-lowest log-odds after positive prompts under ablation is taken, and test is read once. Any behaviour that positive
-prompts bring about and negative ones do not will do.
+lowest log-odds after positive prompts under ablation is taken, and test is read once; the standard errors on the card
+are those of the changes over its prompts. Of many candidates, a few prompts of dev first say which are worth all of it.
+Any behaviour that positive prompts bring about and negative ones do not will do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -24,13 +25,17 @@ from vectors.extract.readout import Readout, ReadoutOptions, make_readout
 from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
 from vectors.extract.refusals import FitFailed, TooFewExamples
 from vectors.extract.scratch import Scratch
-from vectors.extract.standing import random_like, rounded, standing
+from vectors.extract.standing import mean_error, random_like, rounded, standing
 from vectors.extract.subject import Subject, Tokens, answer_logprobs, stream
 from vectors.extract.text_pairs import TextPairs, paired
 from vectors.extract.work import Span, Work
 
 SITE: Site = "resid_pre"
 MAX_DEPTH = 0.8
+# Candidates that are all tried on all of dev. Of more, SCOUTS prompts of either side say which FINALISTS are.
+MOST_CANDIDATES, SCOUTS, FINALISTS = 24, 4, 8
+# (position, layer).
+Candidate = tuple[int, int]
 
 
 class RefusalDirectionRequest(RecipeOptions):
@@ -54,6 +59,7 @@ class RefusalDirection(Recipe):
     ops = ("ablate", "add",)
     sites = (SITE,)
     scope = EVERYWHERE
+    effect = "random_percentile"
 
     def prepare(self, request: RefusalDirectionRequest, subject: Subject) -> tuple[Dataset, Readout]:
         self._layers(request, subject.facts)
@@ -101,21 +107,24 @@ class RefusalDirection(Recipe):
                             fix="Take more positions.")
 
         harmful, harmless = side("dev", 0), side("dev", 1)
-        span, tried = work.within(0.3, 0.8, "fit"), {}
-        for n, (key, candidate) in enumerate(candidates.items()):
-            share = span.part(n, len(candidates))
-            without, induced = ablating(facts, candidate), adding(facts, SITE, key[1], candidate, EVERYWHERE)
-            tried[key] = {
-                "ablated": float(readout.log_odds(harmful, share.part(0, 3), without).mean()),
-                "kl": kl(work, harmless, without, share.part(1, 3)),
-                "induced": float(readout.log_odds(harmless, share.part(2, 3), induced).mean())}
-        allowed = [key for key, score in tried.items()
-                   if score["kl"] <= request.max_kl and score["induced"] >= request.min_induced]
+        kept = list(candidates)
+        if len(kept) > MOST_CANDIDATES:
+            some = _tried(request, work, readout, candidates, (harmful[:SCOUTS], harmless[:SCOUTS]),
+                          work.within(0.3, 0.6, "fit"))
+            # What passes on some prompts goes on first, the gentlest of the rest behind it.
+            kept = sorted(kept, key=lambda key: (not _passes(request, some[key]), some[key]["ablated"]
+                                                 if _passes(request, some[key]) else some[key]["kl"]))[:FINALISTS]
+        tried = _tried(request, work, readout, {key: candidates[key] for key in kept}, (harmful, harmless),
+                       work.within(0.6, 0.8, "fit"))
+        allowed = [key for key, score in tried.items() if _passes(request, score)]
+        draft = None
         if not allowed:
-            nearest = min(tried, key=lambda key: tried[key]["kl"])
-            raise FitFailed(f"none of {len(tried)} candidates passes: the gentlest has KL "
-                            f"{tried[nearest]['kl']:.3g} and induces log-odds {tried[nearest]['induced']:.3g}",
-                            param="max_kl", fix="Raise max_kl, lower min_induced, or check the readout's spelling.")
+            # The gentlest one is kept, so that what was tried can be looked at.
+            allowed = [min(tried, key=lambda key: (tried[key]["kl"], key))]
+            gentlest = tried[allowed[0]]
+            draft = (f"none of {len(candidates)} candidates passes: the gentlest has KL {gentlest['kl']:.3g} where "
+                     f"max_kl is {request.max_kl:g}, and induces log-odds {gentlest['induced']:.3g} where min_induced "
+                     f"is {request.min_induced:g}; check the spelling of the readout")
         best = min(allowed, key=lambda key: (tried[key]["ablated"], key))
         position, layer = best
         vector = candidates[best]
@@ -128,7 +137,7 @@ class RefusalDirection(Recipe):
             "method": self.name, "site": SITE, "best_layer": layer, "best_position": position,
             "pairs": {split: len(members) for split, members in pairs.splits.items()},
             "candidates": [{"position": p, "layer": n, **{name: rounded(value) for name, value in score.items()},
-                            "allowed": (p, n) in allowed} for (p, n), score in tried.items()],
+                            "allowed": _passes(request, score)} for (p, n), score in tried.items()],
             "test": effect, "controls": control}
         options: dict[str, Any] = {}
         if request.op == "ablate":
@@ -146,7 +155,8 @@ class RefusalDirection(Recipe):
             card={"source_layer": layer, "position": position,
                   "random_percentile": control["ablation_vs_random"]["percentile"],
                   "shuffled_percentile": control["ablation_vs_shuffled"]["percentile"]},
-            data={"data_hash": pairs.digest, "num_pairs": len(pairs.pairs), "readout": list(request.readout.target)})
+            data={"data_hash": pairs.digest, "num_pairs": len(pairs.pairs), "readout": list(request.readout.target)},
+            draft=draft)
 
     def _test(self, request: RefusalDirectionRequest, work: Work, readout: Readout, harmful: list[Tokens],
               harmless: list[Tokens], layer: int, vector: torch.Tensor, own: Sequence[torch.Tensor]
@@ -154,12 +164,17 @@ class RefusalDirection(Recipe):
         span, generator = work.within(0.8, 1.0, "control"), request.generator(1)
         count = 3 * request.draws + 5
 
-        def odds(texts: list[Tokens], n: int, program: Program | None) -> float:
-            return float(readout.log_odds(texts, span.part(n, count), program).mean())
+        def each(texts: list[Tokens], n: int, program: Program | None) -> torch.Tensor:
+            return readout.log_odds(texts, span.part(n, count), program)
 
-        before, harmless_before = odds(harmful, 0, None), odds(harmless, 1, None)
-        ablated = odds(harmful, 2, ablating(work.facts, vector))
-        induced = odds(harmless, 3, adding(work.facts, SITE, layer, vector, EVERYWHERE))
+        def odds(texts: list[Tokens], n: int, program: Program | None) -> float:
+            return float(each(texts, n, program).mean())
+
+        untouched, harmless_untouched = each(harmful, 0, None), each(harmless, 1, None)
+        before, harmless_before = float(untouched.mean()), float(harmless_untouched.mean())
+        taken = each(harmful, 2, ablating(work.facts, vector))
+        brought = each(harmless, 3, adding(work.facts, SITE, layer, vector, EVERYWHERE))
+        ablated, induced = float(taken.mean()), float(brought.mean())
         harm = kl(work, harmless, ablating(work.facts, vector), span.part(4, count))
         random, shuffled, random_induced = [], [], []
         pooled = torch.cat(list(own))
@@ -173,6 +188,8 @@ class RefusalDirection(Recipe):
             dealt = pooled[order[:half]].mean(dim=0) - pooled[order[half:]].mean(dim=0)
             shuffled.append(before - odds(harmful, 3 * n + 7, ablating(work.facts, dealt)))
         effect = {"positive_log_odds": rounded(before), "positive_ablated": rounded(ablated),
+                  "positive_ablated_error": rounded(mean_error(untouched - taken)),
+                  "negative_induced_error": rounded(mean_error(brought - harmless_untouched)),
                   "negative_log_odds": rounded(harmless_before), "negative_induced": rounded(induced),
                   "negative_kl": rounded(harm)}
         return effect, {"ablation_vs_random": standing(before - ablated, random),
@@ -186,9 +203,33 @@ def ablating(facts: ModelFacts, vector: torch.Tensor) -> Program:
                       options={"multi_site": True, "source_layer": 0})
 
 
-def kl(work: Work, texts: Sequence[Tokens], program: Program, span: Span) -> float:
-    """Mean KL of the next token without the program from that with it, in nats."""
-    base = answer_logprobs(work.subject, texts, span.part(0, 2))
+def _tried(request: RefusalDirectionRequest, work: Work, readout: Readout,
+           candidates: Mapping[Candidate, torch.Tensor], prompts: tuple[Sequence[Tokens], Sequence[Tokens]], span: Span
+           ) -> dict[Candidate, dict[str, float]]:
+    """What each candidate does on prompts of both sides, means over them."""
+    harmful, harmless = prompts
+    base = answer_logprobs(work.subject, harmless, span.part(0, len(candidates) + 1))
+    found = {}
+    for n, (key, candidate) in enumerate(candidates.items()):
+        share = span.part(n + 1, len(candidates) + 1)
+        without = ablating(work.facts, candidate)
+        induced = adding(work.facts, SITE, key[1], candidate, EVERYWHERE)
+        found[key] = {
+            "ablated": float(readout.log_odds(harmful, share.part(0, 3), without).mean()),
+            "kl": kl(work, harmless, without, share.part(1, 3), base),
+            "induced": float(readout.log_odds(harmless, share.part(2, 3), induced).mean())}
+    return found
+
+
+def _passes(request: RefusalDirectionRequest, score: Mapping[str, float]) -> bool:
+    return score["kl"] <= request.max_kl and score["induced"] >= request.min_induced
+
+
+def kl(work: Work, texts: Sequence[Tokens], program: Program, span: Span, base: torch.Tensor | None = None) -> float:
+    """Mean KL of the next token without the program from that with it, in nats. base: the log-probabilities without it,
+    where they are known."""
+    if base is None:
+        base = answer_logprobs(work.subject, texts, span.part(0, 2))
     changed = answer_logprobs(work.subject, texts, span.part(1, 2), program)
     return float((base.exp() * (base - changed)).sum(dim=1).mean())
 

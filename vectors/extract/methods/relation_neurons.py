@@ -61,6 +61,9 @@ class RelationNeurons(Recipe):
     ops = ("neuron_mask",)
     sites = (SITE,)
     scope = EVERYWHERE
+    effect = "effect_percentile"
+    untried = "without the right answers nothing says what their absence should do to an answer"
+    chance = {**Recipe.chance, "effect_percentile": "units of equal frequency"}
 
     def prepare(self, request: RelationNeuronsRequest, subject: Subject) -> tuple[Labelled, list[int] | None]:
         site_layers(request, SITE, subject.facts)

@@ -79,6 +79,7 @@ class TunableExperts(Recipe):
     request = TunableExpertsRequest
     ops = ("expert_mask",)
     sites = ("router",)
+    untried = "labelled prompts do not say what the model should answer to them with other experts"
 
     def prepare(self, request: TunableExpertsRequest, subject: Subject) -> Labelled | list[Tokens]:
         site_layers(request, "router", subject.facts)

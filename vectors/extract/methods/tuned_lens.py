@@ -84,6 +84,7 @@ class TunedLens(Recipe):
     request = TunedLensRequest
     ops = ("affine",)
     sites = (SITE,)
+    untried = "it is made to be read, as a lens"
 
     def prepare(self, request: TunedLensRequest, subject: Subject) -> tuple[list[Tokens], Splits]:
         self._layers(request, subject.facts)

@@ -41,8 +41,9 @@ class Budget:
         return scored + self.completions * (prompt + 2 * self.tokens)
 
 
-# Places beside the best one; strengths around the best one, on all questions; tokens of a continuation that are scored.
-BESIDE, REFINED, SCORED_TOKENS = 4, 4, 12
+# Places beside the best one; what answers all questions, the two best places and strengths around the best one; tokens
+# of a continuation that are scored.
+BESIDE, REFINED, SCORED_TOKENS = 4, 5, 12
 
 BUDGETS: dict[Effort, Budget] = {
     "quick": Budget(layers=8, places=3, pairs=3, scout=4, prompts=8, rounds=2, draws=5, tokens=20),

@@ -51,12 +51,7 @@ def promising(plan: TrialPlan, bench: Bench, budget: Budget, step: Callable[[flo
     for candidate in names[1:]:
         look(at(plan, candidate.name, first.layers))
     look(replace(first, sign=-1))
-    # Neighbours do much the same: the places that are tried lie apart.
-    layers = [place.layers[0] for place in grid]
-    kept: list[Place] = []
-    for place in sorted(effects, key=lambda place: -effects[place]):
-        if len(kept) < budget.places and not any(_near(place, other, layers) for other in kept):
-            kept.append(place)
+    kept = _apart(sorted(effects, key=lambda place: -effects[place]), middle, budget.places)
     return kept, [{"candidate": place.candidate, "layers": list(place.layers), "sign": place.sign,
                    "effect": rounded(effect) if math.isfinite(effect) else None} for place, effect in effects.items()]
 
@@ -93,10 +88,15 @@ def _middle(plan: TrialPlan, bench: Bench) -> list[int]:
     return [n for n in offered if SHALLOWEST * depth <= n <= DEEPEST * depth] or offered
 
 
-def _near(a: Place, b: Place, layers: Sequence[int]) -> bool:
-    if a.candidate != b.candidate or a.sign != b.sign:
-        return a.layers == b.layers and a.candidate == b.candidate
-    return abs(layers.index(a.layers[0]) - layers.index(b.layers[0])) < 2 and len(layers) > 4
+def _apart(ranked: Sequence[Place], layers: Sequence[int], count: int) -> list[Place]:
+    """The best of each third of the depth, then the best of the rest: neighbours do much the same, and what one step
+    does to the pairs' own texts tells layers of one depth apart better than depths."""
+    def third(place: Place) -> int:
+        return 3 * layers.index(place.layers[0]) // len(layers)
+
+    first = {third(place): place for place in reversed(ranked)}
+    kept = [place for place in ranked if first[third(place)] is place]
+    return (kept + [place for place in ranked if place not in kept])[:count]
 
 
 def _evenly(numbers: Sequence[int], count: int) -> list[int]:

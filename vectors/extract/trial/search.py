@@ -5,13 +5,13 @@
 3. Scouting: each place answers some questions at a moderate strength, then at another one that depends on what the
    first did: a smaller one where texts broke, a larger one where they did not. What lies beside the best place is tried
    at its best strength.
-4. Refining: the best place answers all questions at strengths around its best one. From these follow the band and the
-   default in its middle.
+4. Refining: the two best places answer all questions, and the better one does so at strengths around its best one. From
+   these follow the band and the default in its middle.
 5. Random vectors of equal length answer at the default.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,8 +31,8 @@ from vectors.extract.work import Span
 LEAST_ACCURACY = 0.75
 # What a strength is multiplied with from one round to the next; less where most texts already succeed.
 STRIDE, SMALL_STRIDE, MOST = 1.6, 1.25, 0.75
-# Strengths around the best one.
-AROUND = (0.7, 1.0, 1.4, 2.0)
+# Strengths around the best one, beside itself.
+AROUND = (0.7, 1.4, 2.0)
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,7 @@ def run(plan: TrialPlan, subject: Subject, generator: torch.Generator, span: Spa
     usual = base if instructed is None else replace(base, broken=max(base.broken, instructed.broken))
     # Scouting sees some of the questions only, and is compared with the untouched answers to all of them.
     scouted = _scouted(plan, bench, budget, places, some, usual, _parts(span, 5, 8))
-    place = max(scouted, key=lambda one: max(arm.worth(usual) for arm in scouted[one]))
-    best = max(scouted[place], key=lambda arm: arm.worth(usual))
-    refined = bench.arms([asked_at(place, plan, best.share * factor, questions) for factor in AROUND],
-                         _parts(span, 8, 10))
+    place, refined = _refined(plan, bench, scouted, questions, usual, _parts(span, 8, 10))
     band = band_of(refined, usual)
     top = max(refined, key=lambda arm: arm.worth(usual))
     chosen = top if band is None else min(refined, key=lambda arm: abs(math.log(arm.strength / band.default)))
@@ -114,6 +111,18 @@ def _scouted(plan: TrialPlan, bench: Bench, budget: Budget, places: Sequence[Pla
     arms = bench.arms([asked_at(other, plan, best.share, questions) for other in others],
                       span.part(budget.rounds, budget.rounds + 1))
     return found | {other: [arm] for other, arm in zip(others, arms, strict=True)}
+
+
+def _refined(plan: TrialPlan, bench: Bench, scouted: Mapping[Place, Sequence[Arm]], questions: Sequence[Question],
+             usual: Arm, span: Span) -> tuple[Place, list[Arm]]:
+    """The better of the two best places when both answer all questions, and its arms by rising strength."""
+    best = {place: max(arms, key=lambda arm: arm.worth(usual)) for place, arms in scouted.items()}
+    finalists = sorted(best, key=lambda place: -best[place].worth(usual))[:2]
+    arms = bench.arms([asked_at(place, plan, best[place].share, questions) for place in finalists], span.part(0, 3))
+    place, own = max(zip(finalists, arms, strict=True), key=lambda found: found[1].worth(usual))
+    others = bench.arms([asked_at(place, plan, own.share * factor, questions) for factor in AROUND],
+                        replace(span, start=span.start + (span.stop - span.start) / 3))
+    return place, sorted([own, *others], key=lambda arm: arm.share)
 
 
 def next_share(arms: Sequence[Arm], usual: Arm) -> float:
