@@ -34,6 +34,7 @@ from server.requests.planner import Planner
 from server.requests.rehearsal import try_default_spec
 from server.requests.state import ServerState
 from server.settings import Settings
+from server.text.dialect import Dialect
 from server.text.prompts import ChatPrompts
 from server.text.vocabulary import Vocabulary
 from server.threads import in_thread
@@ -86,11 +87,13 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
             parts.push_async_callback(jobs.stop)
             await in_thread(jobs.load)
             await parts.enter_async_context(_running(Housekeeping(library, metrics.registry, settings.gc_interval_s)))
+            dialect = Dialect(vocabulary, tools=settings.tool_parser, thoughts=settings.reasoning_parser)
             # After the engine's start: the self-test has narrowed the facts to what it reached.
             app.state.server = state = ServerState(
                 settings=settings, engine=engine, engine_name=engine_name, library=library, vocabulary=vocabulary,
                 chat_prompts=ChatPrompts(vocabulary, control_in_messages=settings.control_in_messages),
-                metrics=metrics, planner=Planner(settings, library, engine.facts, kill_switch),
+                dialect=dialect, metrics=metrics,
+                planner=Planner(settings, library, engine.facts, kill_switch, dialect.sections(tools=False)),
                 kill_switch=kill_switch, jobs=jobs, shadow=shadow, monitor_metrics=MonitorMetrics(metrics.registry),
                 guard_metrics=GuardMetrics(metrics.registry), effect_store=store, queue=queue,
                 receipts=KeptReceipts(most_bytes=settings.receipts_kept_bytes, seconds=settings.receipts_kept_s),

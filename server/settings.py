@@ -105,6 +105,15 @@ class Settings(BaseSettings):
     control_in_messages: bool = Field(default=False,
         description="Take control tokens that a chat message holds for what they stand for, so that a message can end "
         "its turn and open others. Off: they are text like any other.")
+    tool_parser: Literal["auto", "none", "hermes", "llama3_json", "mistral", "pythonic"] = Field(default="auto",
+        description="Form in which the model writes calls of tools; auto: what its chat template shows.")
+    reasoning_parser: Literal["auto", "none", "think", "mistral"] = Field(default="auto",
+        description="Marks around what the model thinks: `<think>` or `[THINK]`; auto: what its chat template shows.")
+    max_grammar_bytes: int = Field(default=128 * 2**10, ge=1024, le=2**24, description="Characters that a JSON schema, "
+        "pattern or grammar that an answer is held to may have.")
+    grammar_s: float = Field(default=10.0, gt=0, le=600, description="Seconds one of these may take to compile.")
+    grammar_cache_bytes: int = Field(default=64 * 2**20, ge=0, le=2**36, description="Memory for compiled ones that "
+        "the embedded engine keeps for reuse.")
     max_header_bytes: int = Field(default=16 * 2**10, ge=1024, le=2**20,
         description="Bytes of a request's address and headers.")
     max_body_bytes: int = Field(default=8 * 2**20, ge=1024,

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from server.engines.grammar import Grammar
 from steering.divergence import Divergence, ResidualShift
 from steering.language.errors import EngineUnavailable
 from steering.language.vocabulary import Site
@@ -14,6 +15,9 @@ from steering.models.facts import ModelFacts
 from steering.programs.program import Program
 
 FinishReason = Literal["stop", "length"]
+# The log-probability of a token that is impossible, under a grammar for example, as OpenAI's API writes it. JSON has no
+# number for minus infinity.
+LEAST_LOGPROB = -9999.0
 Unready = Literal["starting", "restarting", "stalled", "stopped", "exhausted", "hung"]
 
 
@@ -51,7 +55,10 @@ class Sampling:
 
     logprobs: None for no log-probabilities, else how many alternatives to report beside the chosen token (0 to 20).
     Log-probabilities are those of the model before temperature, truncation and penalties.
-    json_schema: the text must be JSON of this schema; only where the engine's features have "structured_outputs".
+    bad_words: sequences of tokens that must not be completed. min_tokens: no token of stop_token_ids comes before so
+    many others. allowed_token_ids: there are no other tokens.
+    grammar: what the text is held to; only where the engine's features have "structured_outputs". Log-probabilities
+    are of what it leaves.
     """
 
     max_tokens: int
@@ -67,7 +74,10 @@ class Sampling:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
-    json_schema: Mapping[str, Any] | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    min_tokens: int = 0
+    allowed_token_ids: tuple[int, ...] | None = None
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,7 @@ class Generation:
     generated_ids: tokens that were generated before, to go on from under another program, say. They count as generated
     for scopes, sampling (seed, penalties) and max_tokens, and are not delivered again. Only for engines with the
     feature "resume".
+    cache_salt: cached prefixes are shared only with completions of the same one.
     keep_from: the position from which on the engine keeps what a comparison of the completion needs; None where it is
     not to be compared.
     guest: it is part of a job, and gives way to those that are not (`server.engines.guests`).
@@ -89,6 +100,7 @@ class Generation:
     roles: Sequence[str] | None = None
     generated_ids: Sequence[int] = ()
     keep_from: int | None = None
+    cache_salt: str | None = None
     guest: bool = False
 
 

@@ -51,6 +51,7 @@ OnlyFalse = Annotated[Literal[False] | None, only(False)]
 OnlyTrue = Annotated[Literal[True] | None, only(True)]
 Nothing = Annotated[list[Any] | None, Field(max_length=0), only([])]
 Note = Annotated[str, Field(max_length=4096)]
+TokenId = Annotated[int, Field(ge=0)]
 
 
 class JsonSchema(Lenient):
@@ -65,7 +66,7 @@ class JsonSchema(Lenient):
 
 
 class ResponseFormat(Lenient):
-    """What form the answer must have. Other than text needs an engine with structured outputs (vLLM)."""
+    """What form the answer must have."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
@@ -77,12 +78,33 @@ class ResponseFormat(Lenient):
                                       "to it")
         return self
 
-    @property
-    def schema_of_answer(self) -> dict[str, Any] | None:
-        """None for plain text."""
-        if self.type == "json_object":
-            return {"type": "object"}
-        return self.json_schema.content if self.json_schema is not None else None
+
+class StructuredOutputs(Lenient):
+    """What text the answer is held to, in vLLM's words: exactly one of these."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    json_: dict[str, Any] | str | None = Field(default=None, alias="json", description="JSON schema, or its text.")
+    regex: Annotated[str, Field(min_length=1, max_length=65_536)] | None = Field(
+        default=None, description="A pattern that the whole answer matches.")
+    choice: Annotated[list[Annotated[str, Field(min_length=1, max_length=4096)]], Field(
+        min_length=1, max_length=1024)] | None = Field(default=None, description="One of these texts.")
+    grammar: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="In EBNF, as xgrammar takes it (`root ::= ...`), or in the form of Lark.")
+    json_object: bool | None = Field(default=None, description="Any JSON object.")
+    structural_tag: Unsupported = None
+    disable_any_whitespace: bool | None = Field(default=None, description="Accepted: JSON is written without white "
+                                                "space.")
+    disable_additional_properties: OnlyFalse = None
+    whitespace_pattern: Unsupported = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        given = [self.json_ is not None, self.regex is not None, self.choice is not None, self.grammar is not None,
+                 bool(self.json_object)]
+        if sum(given) != 1:
+            raise PydanticCustomError("one_form", "give exactly one of json, regex, choice, grammar and json_object")
+        return self
 
 
 class StreamOptions(Lenient):
@@ -128,24 +150,32 @@ class CompletionFields(Lenient):
 
     user: Note | None = Field(default=None, description="Accepted, not used.")
 
+    min_tokens: int = Field(default=0, ge=0, description="Tokens that come before one that ends the completion, or "
+                            "the begin of a stop text, may.")
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=1024)] = Field(
+        default=[], description="Tokens that end a completion; they are not part of it.")
+    bad_words: Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=64)] = Field(
+        default=[], description="Texts that must not be written, at the begin of a word or inside of one, as the "
+        "tokenizer cuts them.")
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=2**20)] | None = Field(
+        default=None, description="No other tokens are generated.")
+    structured_outputs: StructuredOutputs | None = Field(default=None, description="What the answer is held to.")
+    return_token_ids: bool = Field(default=False, description="Tell the ids of prompt and completion, as "
+                                   "prompt_token_ids and token_ids.")
+    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
+        default=None, description="Cached prefixes are shared only with requests of the same salt.")
+
     # Fields of other servers whose given value asks for what is done anyway. Any other value would change the output.
-    min_tokens: Annotated[int | None, only(0)] = None
-    stop_token_ids: Nothing = None
-    bad_words: Nothing = None
-    allowed_token_ids: Unsupported = None
     skip_special_tokens: OnlyTrue = None
     spaces_between_special_tokens: OnlyTrue = None
     include_stop_str_in_output: OnlyFalse = None
     detokenize: OnlyTrue = None
-    return_token_ids: OnlyFalse = None
     return_tokens_as_token_ids: OnlyFalse = None
     prompt_logprobs: Unsupported = None
     truncate_prompt_tokens: Unsupported = None
     use_beam_search: OnlyFalse = None
     length_penalty: Annotated[float | None, only(1, 1.0)] = None
     priority: Annotated[int | None, only(0)] = None
-    cache_salt: Unsupported = None
-    structured_outputs: Unsupported = None
     guided_json: Unsupported = None
     guided_regex: Unsupported = None
     guided_choice: Unsupported = None

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from server.observability.metrics import Metrics
 from server.requests.admission.deadline import Deadline
 from server.requests.admission.fairness import Client
 from server.requests.admission.queue import AdmissionQueue, Cost, Ticket
+from server.requests.form import Form
 from server.requests.gates import Decided
 from server.requests.guard import Event
 from server.requests.receipt import Outcome
@@ -28,13 +30,10 @@ from server.text.prompts import Prompt
 from server.text.stops import StopMatcher
 from server.text.vocabulary import Vocabulary
 from steering.language.errors import TrimtabError
+from steering.language.vocabulary import Section
 
 # Pieces of one request that wait for a client that reads more slowly than the engine writes.
 MAX_UNREAD = 16_384
-# Distance between the seeds of two choices. It is large and odd, so that requests with neighbouring seeds share no
-# stream.
-SEED_STRIDE = 0x9E3779B97F4A7C15
-
 
 @dataclass(frozen=True)
 class Piece:
@@ -64,10 +63,11 @@ class Choice:
     events: Sequence[Event] = ()
     checks: int | None = None
     switched_off: int | None = None
+    sections: Counter[Section] = field(default_factory=Counter)
 
     def outcome(self) -> Outcome:
         return Outcome(self.index, self.prompt.token_ids, self.token_ids, self.prompt.roles, self.touched,
-                       self.decided, self.events, self.checks, self.switched_off)
+                       self.decided, self.events, self.checks, self.switched_off, self.sections)
 
 
 class Run:
@@ -76,16 +76,18 @@ class Run:
 
     def __init__(self, vocabulary: Vocabulary, metrics: Metrics, runs: Runs, *, request_id: str,
                  prompts: Sequence[Prompt], decided: Sequence[Decided], n: int, sampling: Sequence[Sampling],
-                 stops: Sequence[str], begin: Callable[[Generation, Decided], Completion],
-                 begun: Callable[["Run"], None], placed: Callable[[TrimtabError], TrimtabError],
-                 queue: AdmissionQueue, client: Client, deadline: Deadline) -> None:
+                 stops: Sequence[str], form: Form, cache_salt: str | None,
+                 begin: Callable[[Generation, Decided], Completion], begun: Callable[["Run"], None],
+                 placed: Callable[[TrimtabError], TrimtabError], queue: AdmissionQueue, client: Client,
+                 deadline: Deadline) -> None:
         """`decided`: one per prompt. `sampling`: one per choice of a prompt. Choice p * n + i is completion i of
-        prompt p. `begin`: starts a choice in the engine. `begun`: called when the engine has taken the first ones.
-        `placed`: an engine's error in the request's words. `queue`: gives the places, to `client` in its turn."""
+        prompt p. `form`: of all texts. `begin`: starts a choice in the engine. `begun`: called when the engine has
+        taken the first ones. `placed`: an engine's error in the request's words. `queue`: gives the places, to `client`
+        in its turn."""
         self._vocabulary = vocabulary
         self._metrics = metrics
         self._runs = runs
-        self._stops = stops
+        self._stops, self._form, self._cache_salt = stops, form, cache_salt
         self._request_id, self._n, self._sampling = request_id, n, sampling
         self._begin, self._begun, self._placed = begin, begun, placed
         self.prompts = prompts
@@ -110,6 +112,13 @@ class Run:
         """Of the prompts, each counted once; None until it is known of all of them."""
         found = [choice.cached for choice in self.choices[::self._n]]
         return None if None in found else sum(count for count in found if count is not None)
+
+    @property
+    def reasoning_tokens(self) -> int | None:
+        """Tokens of thoughts; None where the model has none."""
+        marks = self._form.sections.marks.marks
+        return sum(choice.sections["reasoning"] for choice in self.choices) if any(
+            mark.section == "reasoning" for mark in marks) else None
 
     def fail(self, error: TrimtabError) -> None:
         """End the run with `error`, after what has been generated."""
@@ -142,7 +151,9 @@ class Run:
         completion = self._begin(Generation(
             f"{self._request_id}-{choice.index}", choice.prompt.token_ids, self._sampling[choice.index % self._n],
             choice.decided.program, choice.prompt.roles,
-            keep_from=len(choice.prompt.token_ids) - 1 if choice.measured else None), choice.decided)
+            # What is kept would be compared with pages of the cache that have no salt.
+            keep_from=len(choice.prompt.token_ids) - 1 if choice.measured and self._cache_salt is None else None,
+            cache_salt=self._cache_salt), choice.decided)
         try:
             yield completion
         finally:
@@ -177,8 +188,14 @@ class Run:
         self._events.put_nowait(Piece(choice.index, Delta(), None, "length"))
 
     async def _choice(self, choice: Choice, completion: Completion) -> AsyncIterator[Piece]:
-        detokenizer = Detokenizer(self._vocabulary, choice.prompt.token_ids)
+        detokenizer = Detokenizer(self._vocabulary, choice.prompt.token_ids, self._form.shown)
         matcher = StopMatcher(self._stops)
+        least = self._sampling[choice.index % self._n].min_tokens
+        assembler, told = self._form.assembler(), self._form.sections.reader()
+
+        def delta(text: str) -> Delta:
+            return Delta(text) if assembler is None else assembler.push(text)
+
         started = first_at = time.perf_counter()
         reason: FinishReason = "length"
         async for token in completion:
@@ -186,14 +203,17 @@ class Run:
                 first_at = time.perf_counter()
                 self._metrics.first_token(first_at - started)
             choice.token_ids.append(token.token_id)
+            choice.sections[told(token.token_id)] += 1
             # The token that ends a text has none of its own.
-            text = "" if token.finish_reason == "stop" else matcher.push(detokenizer.push(token.token_id))
+            new = "" if token.finish_reason == "stop" else detokenizer.push(token.token_id)
+            # Stop texts begin behind the tokens that must come.
+            text = new if len(choice.token_ids) <= least else matcher.push(new)
             ended = matcher.stopped or token.finish_reason is not None
             if not matcher.stopped and token.finish_reason is not None:
                 reason = token.finish_reason
                 # A stop string may be completed by what was held back.
                 text += matcher.push(detokenizer.flush()) + matcher.flush()
-            yield Piece(choice.index, Delta(text), token)
+            yield Piece(choice.index, delta(text), token)
             if ended:
                 break
         rest = ""
@@ -208,7 +228,13 @@ class Run:
             choice.parts, choice.events, choice.checks = completion.parts, completion.events, completion.checks
             choice.switched_off = completion.switched_off
         self._metrics.completed(len(choice.token_ids), time.perf_counter() - first_at)
-        yield Piece(choice.index, Delta(rest), None, reason)
+        last = delta(rest)
+        finish: message.FinishReason = reason
+        if assembler is not None:
+            if reason == "stop" and assembler.calls and not assembler.within:
+                finish = "tool_calls"
+            last = last.then(assembler.end())
+        yield Piece(choice.index, last, None, finish)
 
 
 @asynccontextmanager
@@ -236,10 +262,3 @@ class _Together:
             self._all_here()
             self._open.set()
         await self._open.wait()
-
-
-def choice_seed(seed: int | None, index: int) -> int | None:
-    """The seed of choice `index`; choice 0 has the request's own."""
-    if seed is None:
-        return None
-    return seed if index == 0 else (seed + index * SEED_STRIDE) % 2**63

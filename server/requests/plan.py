@@ -1,7 +1,7 @@
 """What one request applies, and where in the request each part of it came from, so that errors name that place."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from server.errors import DefaultSpecUnusable
@@ -11,6 +11,7 @@ from steering.language.errors import Path, TrimtabError, path_text
 from steering.language.guard import Guard
 from steering.language.scope import PromptSelection, Scope
 from steering.programs.program import Program
+from steering.programs.sections import Sections
 from steering.programs.touch import Touch
 
 Origin = Literal["default", "model", "preset", "request"]
@@ -73,11 +74,15 @@ class Plan:
     def names_roles(self) -> bool:
         return any(_names_roles(item.intervention.scope) for item in self.planned)
 
+    def within(self, sections: Sections) -> "Plan":
+        """The plan for completions whose sections are told so."""
+        return self if self.program is None else replace(self, program=self.program.within(sections))
+
     def check_prompt(self, prompt_ids: Sequence[int], roles: Sequence[str] | None) -> None:
         """Refuse scopes that do not fit the prompt. Raises InvalidSpec."""
         if self.program is not None:
             try:
-                Touch.of(self.program.scopes, prompt_ids, 0, roles)
+                Touch.of(self.program.scopes, prompt_ids, 0, roles, sections=self.program.sections)
             except TrimtabError as error:
                 raise localised(error, self.planned) from None
 

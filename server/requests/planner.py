@@ -25,6 +25,7 @@ from steering.programs.compiler import compile_program
 from steering.programs.gate import gates_of
 from steering.programs.program import Program
 from steering.programs.reading import compile_reader
+from steering.programs.sections import Sections
 from vectors.library import Library
 
 NUMBERS = {int, float}
@@ -34,7 +35,10 @@ INTERVENTION_BYTES, SCOPE_BYTES_A_CHARACTER = 4096, 16
 class Planner:
     """Resolves and compiles; compiled programs are kept for reuse. Methods block: call them in a thread."""
 
-    def __init__(self, settings: Settings, library: Library, facts: ModelFacts, kill_switch: KillSwitch) -> None:
+    def __init__(self, settings: Settings, library: Library, facts: ModelFacts, kill_switch: KillSwitch,
+                 sections: Sections | None = None) -> None:
+        """sections: how those of a completion are told where its request says no more."""
+        self._sections = sections
         self._settings = settings
         self._library = library
         self._facts = facts
@@ -76,7 +80,8 @@ class Planner:
         """The plan's program for a prompt whose gates closed the interventions `closed`, each at a factor of its
         strength."""
         weaker = [replace(item, factor=factor) for item, factor in zip(plan.planned, factors, strict=True)]
-        return compile_program(weaker, self._facts).decided(closed)
+        sections = None if plan.program is None else plan.program.sections
+        return compile_program(weaker, self._facts).decided(closed).within(sections)
 
     def default_spec(self) -> Spec | None:
         return self._library.switches.default_spec() or self._settings.default_spec
@@ -139,6 +144,7 @@ class Planner:
         if program is None:
             try:
                 program = compile_program(planned, self._facts, most_numbers=self._settings.max_program_numbers)
+                program = program.within(self._sections)
             except TrimtabError as error:
                 raise localised(error, planned) from None
             with self._lock:

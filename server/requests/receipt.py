@@ -1,7 +1,7 @@
 """The receipt: what was applied, in every response."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -13,9 +13,9 @@ from server.requests.gates import Decided
 from server.requests.guard import Event
 from server.requests.monitor import MonitorReport
 from server.requests.plan import Plan
-from steering.language.vocabulary import Direction, Form, Op, Pooling, Site
+from steering.language.vocabulary import Direction, Form, Op, Pooling, Section, Site
 from steering.programs.gate import CompiledGate, Decision
-from steering.programs.touch import Bits
+from steering.programs.touch import Bits, names_sections
 
 # A receipt warns of a strength that is so many times the artifact's own.
 STRONG_MULTIPLE = 5
@@ -132,6 +132,8 @@ class Receipt(BaseModel):
                                            "from which on nothing was steered, as the kill switch was turned on "
                                            "meanwhile; the choice ends there where the server is set so. Null where it "
                                            "was not.")
+    sections: list[dict[Section, int]] = Field(default=[], description="Per choice, how many tokens were generated in "
+                                               "each section, if a scope names sections.")
     warnings: list[ReceiptWarning] = Field(default=[], description="What was asked for and is rarely meant.")
 
 
@@ -148,6 +150,7 @@ class Outcome:
     events: Sequence[Event] = ()
     checks: int | None = None
     switched_off: int | None = None
+    sections: Mapping[Section, int] = field(default_factory=dict)
 
 
 def receipt(plan: Plan, outcomes: Sequence[Outcome], engine: str, effects: Effects | None = None,
@@ -174,6 +177,8 @@ def receipt(plan: Plan, outcomes: Sequence[Outcome], engine: str, effects: Effec
                    presets=dict(plan.presets or {}), engine=engine, report=plan.report, effects=effects,
                    monitor=list(monitor), guard_checks=[o.checks for o in ordered],
                    switched_off=[o.switched_off for o in ordered],
+                   sections=[dict(o.sections) for o in ordered] if plan.program is not None
+                   and any(map(names_sections, plan.program.scopes)) else [],
                    warnings=_warnings(plan, applied))
 
 

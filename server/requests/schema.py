@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.requests.fields import (
@@ -13,14 +13,14 @@ from server.requests.fields import (
     Note,
     Nothing,
     OnlyFalse,
-    OnlyTrue,
     ResponseFormat,
     Unsupported,
     only,
 )
+from server.requests.tools import Effort, ToolChoice, ToolName, Tools
 
-# Templates write names and ids as they are: nothing in them can end a turn.
-Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")]
+# Templates write ids as they are: nothing in them can end a turn.
+Word = ToolName
 
 
 class TextPart(Lenient):
@@ -111,27 +111,37 @@ class ChatRequest(CompletionFields):
     logprobs: bool = Field(default=False, description="Report the log-probability of each token.")
     top_logprobs: int | None = Field(default=None, ge=0, le=20, description="Alternatives per token; with logprobs.")
 
-    response_format: ResponseFormat | None = Field(default=None, description="text, or JSON where the engine can.")
+    response_format: ResponseFormat | None = Field(default=None, description="text, or JSON.")
     modalities: Annotated[list[str] | None, Field(max_length=1), only(["text"])] = None
-    tools: Nothing = None
-    tool_choice: Annotated[str | None, only("none", "auto")] = Field(default=None, description="There are no tools.")
+    tools: Tools = Field(default=[], description="Functions that the model may call, where its chat template can "
+                         "offer them.")
+    tool_choice: ToolChoice | None = Field(default=None, description="auto: the model decides; none: the tools are not "
+                                           "told to it; required: it calls one and more; or the one that must be "
+                                           "called. Default: auto where there are tools.")
     service_tier: Annotated[str | None, only("auto", "default")] = None
     store: bool | None = Field(default=None, description="Accepted, not used: nothing is stored.")
     metadata: Annotated[dict[str, str] | None, Field(max_length=16)] = Field(default=None, description="Not used.")
-    parallel_tool_calls: bool | None = Field(default=None, description="Accepted: there are no tools.")
+    parallel_tool_calls: bool = Field(default=True, description="Whether tool_choice required may give several calls "
+                                      "at once. Where the model decides by itself, false holds it to one.")
     prompt_cache_key: Note | None = Field(default=None, description="Accepted, not used.")
     prompt_cache_retention: Note | None = Field(default=None, description="Accepted, not used.")
     safety_identifier: Note | None = Field(default=None, description="Accepted, not used.")
     functions: Nothing = None
     function_call: Annotated[str | None, only("none", "auto")] = None
-    add_generation_prompt: OnlyTrue = None
-    continue_final_message: OnlyFalse = None
-    chat_template_kwargs: Annotated[dict[str, Any] | None, Field(max_length=0), only({})] = None
+    add_generation_prompt: bool | None = Field(default=None, description="Whether the template opens a turn for the "
+                                               "assistant. Default: true, except where the last message is "
+                                               "continued.")
+    continue_final_message: bool = Field(default=False, description="The completion goes on with the last message, "
+                                         "which the assistant has begun.")
+    chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=32)] = Field(
+        default={}, description="Variables for the chat template, enable_thinking for example. One that it does not "
+        "know is refused.")
     documents: Nothing = None
     echo: OnlyFalse = None
     audio: Unsupported = None
     prediction: Unsupported = None
-    reasoning_effort: Annotated[str | None, only("none")] = None
+    reasoning_effort: Effort | None = Field(default=None, description="Handed to a chat template that knows it. Where "
+                                            "one knows enable_thinking alone, none turns it off and all else on.")
     verbosity: Unsupported = None
     web_search_options: Unsupported = None
     moderation: Unsupported = None
@@ -143,6 +153,10 @@ class ChatRequest(CompletionFields):
             raise PydanticCustomError("needs_logprobs", "top_logprobs needs logprobs to be true")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise PydanticCustomError("two_limits", "max_tokens and max_completion_tokens differ; give one of them")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise PydanticCustomError("two_turns", "the last message is continued, or a new turn is opened; not both")
+        if self.continue_final_message and self.messages[-1].role != "assistant":
+            raise PydanticCustomError("no_turn", "continue_final_message needs a last message of the assistant")
         return self
 
 

@@ -7,25 +7,25 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from server.effects.shadow import Finished
 from server.engines.base import Completion, Generation, Sampling
-from server.errors import ContextLengthExceeded, UnsupportedParameter
+from server.errors import ContextLengthExceeded
 from server.requests.admission.caller import Caller
 from server.requests.admission.deadline import Deadline
 from server.requests.admission.fairness import Client
 from server.requests.admission.queue import Cost
-from server.requests.fields import LEAST_TEMPERATURE, CompletionFields
+from server.requests.fields import CompletionFields
+from server.requests.form import Form, plain_form
 from server.requests.gates import Decided, decide
-from server.requests.generate import Run, choice_seed
+from server.requests.generate import Run
 from server.requests.guard import GuardedCompletion
 from server.requests.model_names import ModelName, parse_model
 from server.requests.monitor import Watched, watch
 from server.requests.plan import Plan
 from server.requests.planner import not_steered
 from server.requests.receipt import Receipt, receipt
-from server.requests.schema import ChatRequest
+from server.requests.sampling import sampling_of
 from server.requests.state import ServerState
 from server.requests.switched import SwitchedCompletion
 from server.text.prompts import Prompt
@@ -91,20 +91,25 @@ async def plan_for(body: CompletionFields, state: ServerState) -> tuple[ModelNam
 
 async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts: Sequence[Prompt], *, request_id: str,
                 max_tokens: int | None, max_tokens_field: str, prompt_field: str, logprobs: int | None,
-                caller: Caller, obeys_kill_switch: bool = True) -> Started:
+                caller: Caller, form: Form | None = None, obeys_kill_switch: bool = True) -> Started:
     """Check the prompts and decide what is gated. The choices go to the engine when the run is read.
 
     Args:
         max_tokens: of each completion; None for what the engine has room for.
         max_tokens_field, prompt_field: names of these fields in the request.
         logprobs: alternatives to report per token; None for no log-probabilities.
+        form: of the text; None for that of a plain completion.
         obeys_kill_switch: False for what the server tries while steering may be off.
     """
     longest = max(len(prompt.token_ids) for prompt in prompts)
+    form = plain_form(body, state) if form is None else form
+    plan = plan.within(form.sections)
     limit = _room(state, longest, max_tokens, max_tokens_field, prompt_field)
     for prompt in prompts:
         plan.check_prompt(prompt.token_ids, prompt.roles)
-    sampling = [_sampling(body, state, limit, logprobs, i) for i in range(body.n)]
+    # In a thread, as there may be words to tokenise and many ids to look through.
+    sampling = await state.pools.complete(lambda: sampling_of(
+        body, state, max_tokens=limit, logprobs=logprobs, grammar=form.grammar))
     if plan.guards:
         _check_guarded(sampling[0], state)
     decided = await _decided(plan, prompts, state, caller)
@@ -112,7 +117,8 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
     used = [item.applied for j, item in enumerate(plan.program.compiled if plan.program else ())
             if any(j not in one.gates or one.gates[j].open for one in decided)]
     run = Run(state.vocabulary, state.metrics, state.runs, request_id=request_id, prompts=prompts, decided=decided,
-              n=body.n, sampling=sampling, stops=body.stops, begin=partial(_begin, state, plan, obeys_kill_switch),
+              n=body.n, sampling=sampling, stops=body.stops, form=form, cache_salt=body.cache_salt,
+              begin=partial(_begin, state, plan, obeys_kill_switch),
               begun=lambda run: state.metrics.admitted(run.prompt_tokens, used, plan.disabled is not None),
               placed=plan.placed, queue=state.queue, client=caller.client, deadline=caller.deadline)
     for choice in run.choices:
@@ -141,7 +147,7 @@ def _check_guarded(sampling: Sampling, state: ServerState) -> None:
                           "specs with a guard are refused", param=("steering", "guard"), fix="Leave guards out.")
     for name in state.engine.not_resumed:
         if getattr(sampling, name):
-            field = "response_format" if name == "json_schema" else name
+            field = name if sampling.grammar is None or name != "grammar" else sampling.grammar.param
             raise InvalidSpec(f"a guard does not go with {field} on the engine {state.engine_name}",
                               param=("steering", "guard"), fix="Leave one of them out.")
 
@@ -183,50 +189,3 @@ def _room(state: ServerState, prompt_tokens: int, wanted: int | None, max_tokens
         raise ContextLengthExceeded(room, f"{prompt_tokens} prompt tokens and {wanted} of the completion are more",
                                     param=max_tokens_field, fix=f"Ask for {left} at most.")
     return wanted
-
-
-def _sampling(body: CompletionFields, state: ServerState, max_tokens: int, logprobs: int | None, index: int
-              ) -> Sampling:
-    return Sampling(
-        max_tokens=max_tokens,
-        temperature=_temperature(body),
-        top_p=1.0 if body.top_p is None else body.top_p,
-        top_k=body.top_k,
-        min_p=body.min_p,
-        presence_penalty=body.presence_penalty or 0.0,
-        frequency_penalty=body.frequency_penalty or 0.0,
-        repetition_penalty=body.repetition_penalty,
-        logit_bias=_logit_bias(body, state),
-        seed=choice_seed(body.seed, index),
-        stop_token_ids=state.vocabulary.end_ids,
-        ignore_eos=body.ignore_eos,
-        logprobs=logprobs,
-        json_schema=_json_schema(body, state),
-    )
-
-
-def _temperature(body: CompletionFields) -> float:
-    if body.temperature is None:
-        return 1.0
-    return body.temperature if body.temperature >= LEAST_TEMPERATURE else 0.0
-
-
-def _json_schema(body: CompletionFields, state: ServerState) -> dict[str, Any] | None:
-    wanted = body.response_format.schema_of_answer if isinstance(body, ChatRequest) and body.response_format else None
-    if wanted is not None and "structured_outputs" not in state.engine.features:
-        raise UnsupportedParameter(f"the {state.engine_name} engine writes free text only", param="response_format",
-                                   fix="Leave response_format out, or start the server with --engine vllm.")
-    return wanted
-
-
-def _logit_bias(body: CompletionFields, state: ServerState) -> dict[int, float]:
-    bias: dict[int, float] = {}
-    for key, value in (body.logit_bias or {}).items():
-        param = ("logit_bias", key[:40])
-        if not (key.isascii() and key.isdigit() and len(key) <= 12 and int(key) < state.vocabulary.vocab_size):
-            raise InvalidRequest(f"{key[:40]!r} is no token id", param=param,
-                                 fix=f"Use 0 to {state.vocabulary.vocab_size - 1}.")
-        if not -100 <= value <= 100:
-            raise InvalidRequest("the bias must be between -100 and 100", param=param)
-        bias[int(key)] = value
-    return bias

@@ -20,6 +20,7 @@ from server.requests.planner import Planner
 from server.requests.pools import Pools
 from server.requests.runs import Runs
 from server.settings import Settings
+from server.text.dialect import Dialect
 from server.text.pool import TextPool
 from server.text.prompts import ChatPrompts
 from server.text.vocabulary import Vocabulary
@@ -34,6 +35,7 @@ class ServerState:
     library: Library
     vocabulary: Vocabulary
     chat_prompts: ChatPrompts
+    dialect: Dialect
     planner: Planner
     metrics: Metrics
     jobs: Jobs

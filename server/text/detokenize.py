@@ -1,8 +1,9 @@
 """Text of a completion, token by token. Whole responses join the same pieces that streams send."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from functools import partial
 
-from server.text.vocabulary import REPLACEMENT, Vocabulary
+from server.text.vocabulary import NONE_SHOWN, REPLACEMENT, Vocabulary
 
 # A character in UTF-8 has four bytes: of text that is not valid, at most this much can still become valid.
 UNSETTLED = 3
@@ -18,17 +19,21 @@ class Detokenizer:
     completion ends.
     """
 
-    def __init__(self, vocabulary: Vocabulary, prompt_ids: Sequence[int] = ()) -> None:
-        """`prompt_ids`: what the completion continues; a leading space of its first word depends on it."""
-        self._vocabulary = vocabulary
+    def __init__(self, vocabulary: Vocabulary, prompt_ids: Sequence[int] = (), shown: Set[int] = NONE_SHOWN) -> None:
+        """
+        Args:
+            prompt_ids: what the completion continues; a leading space of its first word depends on it.
+            shown: special tokens that are a part of the text.
+        """
+        self._decode = partial(vocabulary.decode, shown=shown)
         self._ids = list(prompt_ids[-CONTEXT_TOKENS:])
         self._settled = len(self._ids)
-        self._sent = len(vocabulary.decode(self._ids).rstrip(REPLACEMENT))
+        self._sent = len(self._decode(self._ids).rstrip(REPLACEMENT))
 
     def push(self, token_id: int) -> str:
         """Text that is certain now."""
         self._ids.append(token_id)
-        text = self._vocabulary.decode(self._ids)
+        text = self._decode(self._ids)
         if text.endswith(REPLACEMENT):
             certain = max(len(text.rstrip(REPLACEMENT)), len(text) - UNSETTLED)
             return self._take(text[:certain])
@@ -36,12 +41,12 @@ class Detokenizer:
         # Slide: what was settled before this token is no longer needed, this token is the context of the next.
         self._ids = self._ids[self._settled:]
         self._settled = len(self._ids)
-        self._sent = len(self._vocabulary.decode(self._ids))
+        self._sent = len(self._decode(self._ids))
         return piece
 
     def flush(self) -> str:
         """What was held back; characters that stay incomplete are replaced."""
-        return self._take(self._vocabulary.decode(self._ids))
+        return self._take(self._decode(self._ids))
 
     def _take(self, text: str) -> str:
         piece = text[self._sent:]

@@ -5,15 +5,16 @@ as, so no message can end its turn or open another. Text without such tokens giv
 `apply_chat_template`, to the id. Roles are exact or refused (`turns`). Methods block: call them in a thread.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
 
-from server.errors import ContextLengthExceeded
+from server.errors import ContextLengthExceeded, UnsupportedParameter
 from server.text.literal import BREAK, Control, Encoded, unmarked
 from server.text.turns import Message, marked, turn_ends
 from server.text.vocabulary import Vocabulary
@@ -25,14 +26,43 @@ _REPLY = {"role": "assistant", "content": "x"}
 _PROBES: tuple[list[Message], ...] = ([_SYSTEM, _USER, _REPLY, _USER], [_USER, _REPLY, _USER], [_USER])
 
 MESSAGES: Path = ("messages",)
+# Where a message that is continued ends. No message that can be encoded holds it.
+CUT = "\udc82"
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """`roles`: one per token, for chat prompts of which a scope names roles."""
+    """
+    Attributes:
+        roles: one per token, for chat prompts of which a scope names roles.
+        opening: what of the assistant's turn the prompt holds already.
+    """
 
     token_ids: list[int]
     roles: list[str] | None = None
+    opening: str = ""
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a conversation is told to the model.
+
+    Attributes:
+        tools: functions that it may call, as templates take them.
+        variables: of the template, by name.
+        opens: the template opens a turn for the assistant.
+        continues: the last message is the assistant's, and the completion goes on with it.
+        thoughtful: what the template opens may be a thought, so it is looked at.
+    """
+
+    tools: Sequence[Mapping[str, Any]] = ()
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    opens: bool = True
+    continues: bool = False
+    thoughtful: bool = False
+
+
+PLAIN = Manner()
 
 
 class ChatPrompts:
@@ -41,13 +71,13 @@ class ChatPrompts:
         self._vocabulary = vocabulary
         self._control = None if control_in_messages else self._find_control()
 
-    def prompt(self, messages: Sequence[Message], *, roles: bool, at_most: int | None = None, generation: bool = True
+    def prompt(self, messages: Sequence[Message], *, roles: bool, at_most: int | None = None, manner: Manner = PLAIN
                ) -> Prompt:
         """Tokens of a conversation up to where the assistant begins to speak.
 
         Args:
             at_most: tokens it may have; None for any number.
-            generation: False where the assistant is not to speak. Not together with `roles`.
+            manner: how the conversation is told.
 
         Raises:
             InvalidRequest: the model's template refuses the conversation.
@@ -55,26 +85,28 @@ class ChatPrompts:
             InvalidSpec: roles are wanted and the template does not keep turns apart.
         """
         said = self._said(messages, MESSAGES)
-        text = self._rendered(said, generation=generation)
-        self._check_nothing_lost(said, text)
+        manner = self._told(manner)
+        text = self._rendered(said, manner)
+        self._check_nothing_lost(said, text, manner)
+        opening = self._opening(said, text, manner)
         if at_most is not None:
             check_length(self._vocabulary.least_tokens(text), at_most, "messages")
         if not roles:
-            return Prompt(self._encoded(text, MESSAGES).ids)
-        with_ends = self._rendered(marked(said))
-        ends = None if unmarked(with_ends)[0] != unmarked(text)[0] else turn_ends(
-            said, with_ends, lambda some, generation: self._render(some, generation=generation),
+            return Prompt(self._encoded(text, MESSAGES).ids, opening=opening)
+        with_ends = self._rendered(marked(said), manner)
+        ends = None if unmarked(with_ends)[0] != unmarked(text)[0] or manner.continues else turn_ends(
+            said, with_ends, lambda some, opens: self._render(some, replace(manner, opens=opens)),
             self._vocabulary.tokenizer.bos_token)
         if ends is None:
             raise _no_roles("the chat template of this model does not keep turns apart")
         found = self._encoded(with_ends, MESSAGES, [end for end, _ in ends])
         if found.offsets is None:
             raise _no_roles("the tokenizer of this model does not tell which text a token stands for")
-        return Prompt(found.ids, _roles_of(found.offsets, found.places, [role for _, role in ends]))
+        return Prompt(found.ids, _roles_of(found.offsets, found.places, [role for _, role in ends]), opening)
 
     def conversation(self, messages: Sequence[Message], where: Path) -> list[int]:
         """Tokens of a conversation to read: one the assistant ends stays as it is, others are opened for it."""
-        text = self._rendered(self._said(messages, where), generation=messages[-1]["role"] != "assistant", where=where)
+        text = self._rendered(self._said(messages, where), Manner(opens=messages[-1]["role"] != "assistant"), where)
         return self._encoded(text, where).ids
 
     def _find_control(self) -> Control | None:
@@ -85,7 +117,7 @@ class ChatPrompts:
         frame = ""
         for probe in _PROBES:
             try:
-                frame = self._render(probe, generation=True)
+                frame = self._render(probe, PLAIN)
                 break
             except TemplateError:
                 continue
@@ -99,28 +131,47 @@ class ChatPrompts:
         Raises:
             InvalidRequest: there is one, and the tokenizer cannot take it for text.
         """
-        control = self._control
-        if control is None:
-            return list(messages)
-        if control.separable:
-            return [_said_with(message, control.written) for message in messages]
-
-        def check(text: str, place: Path) -> str:
-            token = control.find(text)
-            if token is not None:
-                raise InvalidRequest(f"the text holds {token}, a control token of this model, which its tokenizer "
-                                     "cannot take for text", param=place, fix="Leave it out.")
-            return text
-
-        return [_said_with(message, partial(check, place=(*where, i, "content")))
+        return [_said_with(message, partial(self._written, place=(*where, i, "content")))
                 for i, message in enumerate(messages)]
 
-    def _check_nothing_lost(self, messages: Sequence[Message], text: str) -> None:
-        """Calls of tools and their results stand in the rendered text, or are refused.
+    def _told(self, manner: Manner) -> Manner:
+        """The same for tools and variables."""
+        return replace(manner, tools=[_each_text(tool, partial(self._written, place=("tools", i)))
+                                      for i, tool in enumerate(manner.tools)],
+                       variables=_each_text(manner.variables, partial(self._written, place=("chat_template_kwargs",))))
+
+    def _written(self, text: str, place: Path) -> str:
+        """A text that somebody wrote, with control tokens in it broken up."""
+        control = self._control
+        if control is None:
+            return text
+        if control.separable:
+            return control.written(text)
+        token = control.find(text)
+        if token is not None:
+            raise InvalidRequest(f"the text holds {token}, a control token of this model, which its tokenizer "
+                                 "cannot take for text", param=place, fix="Leave it out.")
+        return text
+
+    def _opening(self, messages: Sequence[Message], text: str, manner: Manner) -> str:
+        """What of the assistant's turn a rendered conversation holds."""
+        if manner.continues:
+            return str(unmarked(messages[-1]["content"])[0])
+        if not manner.opens or not manner.thoughtful:
+            return ""
+        before = self._rendered(messages, replace(manner, opens=False))
+        return unmarked(text[len(os.path.commonprefix([before, text])):])[0]
+
+    def _check_nothing_lost(self, messages: Sequence[Message], text: str, manner: Manner) -> None:
+        """Tools, calls of them and their results stand in the rendered text, or are refused.
 
         Raises:
             InvalidRequest: the template of this model has no place for them.
         """
+        plain = unmarked(text)[0]
+        if any(tool["function"]["name"] not in plain for tool in manner.tools):
+            raise UnsupportedParameter("the chat template of this model has no place for tools", param="tools",
+                                       fix="Leave tools out, or serve a model whose template offers them.")
         for i, message in enumerate(messages):
             if message.get("tool_calls") and "tool_calls" not in str(self._vocabulary.tokenizer.chat_template):
                 raise InvalidRequest("the chat template of this model has no place for calls of tools",
@@ -152,18 +203,27 @@ class ChatPrompts:
                                  param=where, fix="Leave it out.")
         return literal
 
-    def _rendered(self, messages: Sequence[Message], *, generation: bool = True, where: Path = MESSAGES) -> str:
+    def _rendered(self, messages: Sequence[Message], manner: Manner, where: Path = MESSAGES) -> str:
         if self._vocabulary.tokenizer.chat_template is None:
             raise InvalidRequest("this model has no chat template", param=where, fix="Use /v1/completions.")
         try:
-            return self._render(messages, generation=generation)
+            return self._render(messages, manner)
         except TemplateError as error:
             raise InvalidRequest(f"the model's chat template refuses the conversation: {error.message}"[:300],
                                  param=where) from None
 
-    def _render(self, messages: Sequence[Message], *, generation: bool) -> str:
-        return str(self._vocabulary.tokenizer.apply_chat_template(
-            [dict(m) for m in messages], tokenize=False, add_generation_prompt=generation))
+    def _render(self, messages: Sequence[Message], manner: Manner) -> str:
+        said = [dict(message) for message in messages]
+        if manner.continues:
+            said[-1]["content"] += CUT
+        text = str(self._vocabulary.tokenizer.apply_chat_template(
+            said, tools=[dict(tool) for tool in manner.tools] or None, tokenize=False,
+            add_generation_prompt=manner.opens and not manner.continues, **manner.variables))
+        if not manner.continues:
+            return text
+        if CUT not in text:
+            raise TemplateError("it leaves out the end of the last message, so it cannot be continued")
+        return text[:text.rindex(CUT)]
 
 
 def _said_with(message: Message, change: Callable[[str], str]) -> Message:
@@ -181,7 +241,7 @@ def _each_text(value: Any, change: Callable[[str], str]) -> Any:
     """A JSON value with every text in it changed, keys included."""
     if isinstance(value, str):
         return change(value)
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {change(name): _each_text(part, change) for name, part in value.items()}
     return [_each_text(part, change) for part in value] if isinstance(value, list) else value
 

@@ -1,6 +1,6 @@
 """Text and token ids: encoding prompts, the text and bytes of single tokens, which ids end a text."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import lru_cache
 from typing import Any
 
@@ -10,6 +10,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from server.text.bounds import TokenBound
 
 REPLACEMENT = "\ufffd"
+NONE_SHOWN: frozenset[int] = frozenset()
 
 
 class Vocabulary:
@@ -27,6 +28,8 @@ class Vocabulary:
         # Log-probabilities name twenty alternatives for each token: what was spelt once is kept, a hundred bytes or so
         # for each token of the vocabulary at most.
         self._spelt: dict[int, tuple[str, bytes]] = {}
+        added = tokenizer.added_tokens_decoder
+        self._special: dict[int, str] = {i: str(token) for i, token in added.items() if token.special}
 
     def least_tokens(self, text: str) -> int:
         """Tokens that `text` has at least, told without tokenising it; 0 where the tokenizer allows no such bound."""
@@ -43,11 +46,22 @@ class Vocabulary:
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return list(encoded["input_ids"]), [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
 
-    def decode(self, ids: Sequence[int], *, special_tokens: bool = False) -> str:
-        """Text, without special tokens unless they are wanted. Ids beyond the tokenizer (padding rows of the model's
-        output) have none."""
-        return str(self.tokenizer.decode([i for i in ids if i < self.known], skip_special_tokens=not special_tokens,
+    def decode(self, ids: Sequence[int], shown: Set[int] = NONE_SHOWN, *, special_tokens: bool = False) -> str:
+        """Text, without special tokens but those in `shown`, unless all are wanted. Ids beyond the tokenizer (padding
+        rows of the model's output) have none."""
+        kept = [i for i in ids if i < self.known and (not shown or i in shown or i not in self._special)]
+        return str(self.tokenizer.decode(kept, skip_special_tokens=not shown and not special_tokens,
                                          clean_up_tokenization_spaces=False))
+
+    def special_ids(self, texts: Set[str]) -> frozenset[int]:
+        """Special tokens that are written as one of these texts."""
+        return frozenset(i for i, text in self._special.items() if text in texts)
+
+    def spelled(self, token_id: int, shown: Set[int] = NONE_SHOWN) -> str:
+        """What a token adds to the text, one character per byte; nothing for a special one that is not in `shown`."""
+        if token_id >= self.known or (token_id in self._special and token_id not in shown):
+            return ""
+        return self._spelling(token_id)[1].decode("latin-1")
 
     def token_text(self, token_id: int) -> str:
         """The token by itself, special ones by their name; bytes that are no whole character are replaced."""

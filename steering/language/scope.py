@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from steering.language.fields import MAX_LIST, Index, Model, Position
+from steering.language.vocabulary import SECTIONS, Section
 
 
 class _Select(Model):
@@ -36,12 +37,17 @@ class PromptSelection(PromptPick):
 
 
 class GenerationPick(_Select):
-    """Generated tokens that at least one of positions, windows and token ids names. Position 0 is the first one."""
+    """Generated tokens that at least one of positions, windows, token ids and sections names. Position 0 is the first
+    one."""
 
     positions: list[Index] | None = Field(default=None, min_length=1, max_length=MAX_LIST,
                                    description="Positions from the first generated token (0).")
     windows: list[tuple[Index | None, Index | None]] | None = Field(
         default=None, min_length=1, max_length=MAX_LIST, description="Half-open windows [start, stop); null for open.")
+    sections: list[Section] | None = Field(
+        default=None, min_length=1, max_length=len(SECTIONS),
+        description="What the model thinks before it answers (reasoning), calls of tools (tool_call), JSON that it is "
+        "held to or that stands in a ```json block (json), and the rest (answer).")
 
 
 class GenerationSelection(GenerationPick):

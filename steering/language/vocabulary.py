@@ -1,4 +1,4 @@
-"""The closed lists of the language: ops, sites, units, forms of reading, pools and directions."""
+"""The closed lists of the language: ops, sites, units, forms of reading, pools, directions and sections."""
 
 from typing import Literal, get_args
 
@@ -10,5 +10,7 @@ Unit = Literal["raw", "unit", "rel", "sigma", "kl"]
 Form = Literal["linear", "cosine", "cast", "agreement", "distance"]
 Pooling = Literal["mean", "max", "last"]
 Direction = Literal["above", "below"]
+Section = Literal["reasoning", "answer", "tool_call", "json"]
 OPS: tuple[Op, ...] = get_args(Op)
 SITES: tuple[Site, ...] = get_args(Site)
+SECTIONS: tuple[Section, ...] = get_args(Section)

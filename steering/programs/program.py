@@ -12,7 +12,8 @@ from steering.language.scope import Scope
 from steering.language.vocabulary import Op, Site
 from steering.ops.base import Row
 from steering.programs.gate import CompiledGate
-from steering.programs.touch import TokenRules, Touch, token_rules
+from steering.programs.sections import Sections
+from steering.programs.touch import TokenRules, Touch, names_sections, token_rules
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,13 @@ class Program:
 
     limited: the server's limit on relative steps holds for it. It does not hold for programs of the server's own, such
     as those that replace the activation of one token by that of another.
+    sections: how the sections of a completion are told, where a scope names some.
     """
 
     compiled: tuple[Compiled, ...]
     is_decided: bool = False
     limited: bool = True
+    sections: Sections | None = None
 
     @cached_property
     def gates(self) -> Mapping[int, CompiledGate]:
@@ -82,14 +85,29 @@ class Program:
 
     def decided(self, closed: Collection[int]) -> "Program":
         """The program for one prompt: the interventions `closed` do nothing, the gates of the others are open."""
-        return Program(tuple(replace(item, rows={}) if j in closed else item for j, item in enumerate(self.compiled)),
-                       is_decided=True, limited=self.limited)
+        compiled = tuple(replace(item, rows={}) if j in closed else item for j, item in enumerate(self.compiled))
+        return replace(self, compiled=compiled, is_decided=True)
+
+    def within(self, sections: Sections | None) -> "Program":
+        """The program for completions whose sections are told so. The same one where no scope names sections."""
+        if sections is None or not any(map(names_sections, self.scopes)):
+            return self
+        if sections not in self._within:
+            self._within[sections] = replace(self, sections=sections)
+        return self._within[sections]
+
+    @cached_property
+    def _within(self) -> "dict[Sections, Program]":
+        # A few: there are as many as ways in which prompts of one model open an answer. Each keeps its digest.
+        return {}
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over everything that acts: rows, their places and order, scopes."""
+        """sha256 over everything that acts: rows, their places and order, scopes and what they depend on."""
         self._check_decided()
         state = hashlib.sha256()
+        if self.sections is not None:
+            state.update(self.sections.described.encode())
         for j, item in enumerate(self.compiled):
             state.update(json.dumps([j, item.scope.model_dump(mode="json")], sort_keys=True).encode())
             for (site, layer), row in sorted(item.rows.items()):
@@ -112,7 +130,7 @@ class Program:
 
     def touch(self, prompt_ids: Sequence[int], max_new_tokens: int, roles: Sequence[str] | None = None) -> Touch:
         """Which of the interventions that act do so on each token. Raises InvalidSpec as `Touch.of`."""
-        found = Touch.of(self.scopes, prompt_ids, max_new_tokens, roles, rules=self._rules)
+        found = Touch.of(self.scopes, prompt_ids, max_new_tokens, roles, rules=self._rules, sections=self.sections)
         return found if self.acting == (1 << len(self.compiled)) - 1 else found.only(self.acting)
 
     @cached_property

@@ -2,11 +2,11 @@
 
 A token is chosen by its position in prompt and completion, never by the step or chunk in which an engine happens to
 process it. Therefore chunked prefill, recomputation after preemption, padding and n > 1 cannot change what is touched.
-Rules by the id of a generated token are the exception, because that id is known only once the token has been sampled.
-They are kept beside the map of positions as a small table, which is looked up as tokens come.
+Rules by the id of a generated token and by its section are the exception, because these are known only once the token
+has been sampled. They are kept beside the map of positions and are looked up as tokens come.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,8 @@ import numpy.typing as npt
 
 from steering.language.errors import InvalidSpec, Path
 from steering.language.scope import GenerationPick, GenerationSelection, PromptPick, PromptSelection, Scope
+from steering.language.vocabulary import Section
+from steering.programs.sections import SectionRules, Sections
 
 Bits = npt.NDArray[np.uint32]
 Ids = npt.NDArray[np.int64]
@@ -30,24 +32,29 @@ class Touch:
 
     on, off: by position of prompt and completion. Intervention j acts on a token where bit j is set in
     `(on | gets) & ~(off | loses)`, `gets` and `loses` being what the rules say of a generated token.
+    sections: the rules by section, which remember the tokens of this completion.
     """
 
     prompt_length: int
     on: Bits
     off: Bits
     rules: "TokenRules"
+    sections: SectionRules | None = None
 
     @classmethod
     def of(cls, scopes: Sequence[Scope], prompt_ids: Sequence[int], max_new_tokens: int,
-           roles: Sequence[str] | None = None, *, rules: "TokenRules | None" = None) -> "Touch":
+           roles: Sequence[str] | None = None, *, rules: "TokenRules | None" = None,
+           sections: Sections | None = None) -> "Touch":
         """For a prompt and up to `max_new_tokens` generated tokens.
 
         Args:
             roles: one for each token of the prompt, where it is a conversation.
             rules: `token_rules(scopes)`, where they are known already.
+            sections: how sections are told.
 
         Raises:
-            InvalidSpec: a scope names roles and the prompt has none, or a position that the prompt does not have.
+            InvalidSpec: a scope names roles and the prompt has none, or a position that the prompt does not have, or
+                sections that cannot be told.
         """
         length = len(prompt_ids)
         ids = np.asarray(prompt_ids, dtype=np.int64)
@@ -61,21 +68,42 @@ class Touch:
             picked, excluded = _generation_masks(scope.generation, max_new_tokens)
             on[length:][picked] |= bit
             off[length:][excluded] |= bit
-        return cls(length, on, off, token_rules(scopes) if rules is None else rules)
+        return cls(length, on, off, token_rules(scopes) if rules is None else rules, _section_rules(scopes, sections))
 
     def only(self, interventions: int) -> "Touch":
         """Of these interventions alone, given as a bit mask."""
         mask = np.uint32(interventions)
-        return Touch(self.prompt_length, self.on & mask, self.off & mask, self.rules.only(interventions))
+        return Touch(self.prompt_length, self.on & mask, self.off & mask, self.rules.only(interventions),
+                     None if self.sections is None else self.sections.only(interventions))
+
+    @property
+    def ruled(self) -> bool:
+        """Whether more than the position of a generated token decides."""
+        return bool(self.rules) or self.sections is not None
+
+    def of_generated(self, index: int, token: int) -> tuple[int, int]:
+        """What the rules give to generated token number `index`, and what they take from it. All before it must have
+        been asked for."""
+        gets, loses = self.rules.of(token)
+        if self.sections is not None:
+            more, less = self.sections.of(index, token)
+            gets, loses = gets | more, loses | less
+        return gets, loses
 
     def bits(self, positions: Ids, token_ids: Ids) -> Bits:
-        """Bits of the tokens `token_ids` at `positions`, `[T]` each."""
+        """Bits of the tokens `token_ids` at `positions`, `[T]` each. Where sections count, the positions follow one
+        upon the other, and those before them have been asked for."""
         on, off = self.on[positions], self.off[positions]
         if self.rules:
             generated = positions >= self.prompt_length
             gets, loses = self.rules.bits(token_ids[generated])
             on[generated] |= gets
             off[generated] |= loses
+        if self.sections is not None:
+            for place in np.flatnonzero(positions >= self.prompt_length).tolist():
+                more, less = self.sections.of(int(positions[place]) - self.prompt_length, int(token_ids[place]))
+                on[place] |= np.uint32(more)
+                off[place] |= np.uint32(less)
         bits: Bits = on & ~off
         return bits
 
@@ -86,10 +114,10 @@ class Touch:
 
     def settle(self, generated_ids: Sequence[int]) -> None:
         """Write into the map what the rules say of the first generated tokens, which are known already."""
-        known = slice(self.prompt_length, self.prompt_length + len(generated_ids))
-        gets, loses = self.rules.bits(np.asarray(generated_ids, dtype=np.int64))
-        self.on[known] |= gets
-        self.off[known] |= loses
+        for index, token in enumerate(generated_ids):
+            gets, loses = self.of_generated(index, token)
+            self.on[self.prompt_length + index] |= np.uint32(gets)
+            self.off[self.prompt_length + index] |= np.uint32(loses)
 
     def to_plain(self) -> Plain:
         """Plain numbers: runs [start, stop, on, off] of positions with equal bits, without untouched stretches, and the
@@ -99,17 +127,20 @@ class Touch:
         runs = [[a, b, int(self.on[a]), int(self.off[a])] for a, b in zip(starts, stops, strict=True)
                 if a < b and (self.on[a] or self.off[a])]
         rules = [[list(pair) for pair in table.items()] for table in (self.rules.on, self.rules.off)]
-        return {"prompt": self.prompt_length, "length": len(self.on), "runs": runs, "rules": rules}
+        plain: Plain = {"prompt": self.prompt_length, "length": len(self.on), "runs": runs, "rules": rules}
+        return plain if self.sections is None else {**plain, "sections": self.sections.to_plain()}
 
     @classmethod
-    def from_plain(cls, plain: Mapping[str, Any], spare: int = 0) -> "Touch":
-        """What `to_plain` wrote, with `spare` untouched positions more at the end."""
+    def from_plain(cls, plain: Mapping[str, Any], spare: int = 0,
+                   spell: Callable[[int], str] = lambda token: "") -> "Touch":
+        """What `to_plain` wrote, with `spare` untouched positions more at the end. spell: as `Sections` have it."""
         on, off = (np.zeros(plain["length"] + spare, dtype=np.uint32) for _ in range(2))
         for start, stop, on_bits, off_bits in plain["runs"]:
             on[start:stop] = on_bits
             off[start:stop] = off_bits
         gets, loses = ({int(token): int(bits) for token, bits in table} for table in plain["rules"])
-        return cls(plain["prompt"], on, off, TokenRules(gets, loses))
+        sections = SectionRules.from_plain(plain["sections"], spell) if "sections" in plain else None
+        return cls(plain["prompt"], on, off, TokenRules(gets, loses), sections)
 
 
 @dataclass(frozen=True)
@@ -168,6 +199,29 @@ def token_rules(scopes: Sequence[Scope]) -> TokenRules:
             for token in (scope.generation.exclude.token_ids or ()) if scope.generation.exclude else ():
                 off[token] = off.get(token, 0) | 1 << j
     return TokenRules(on, off)
+
+
+def names_sections(scope: Scope) -> bool:
+    part = scope.generation
+    return isinstance(part, GenerationSelection) and bool(
+        part.sections or (part.exclude is not None and part.exclude.sections))
+
+
+def _section_rules(scopes: Sequence[Scope], sections: Sections | None) -> SectionRules | None:
+    on: dict[Section, int] = {}
+    off: dict[Section, int] = {}
+    for j, scope in enumerate(scopes):
+        if not names_sections(scope) or not isinstance(scope.generation, GenerationSelection):
+            continue
+        if sections is None:
+            raise InvalidSpec("sections are told apart in completions alone",
+                              param=("interventions", j, "scope", "generation", "sections"),
+                              fix="Pick tokens by position or window.")
+        exclude = scope.generation.exclude
+        for table, named in ((on, scope.generation.sections), (off, exclude.sections if exclude else None)):
+            for section in named or ():
+                table[section] = table.get(section, 0) | 1 << j
+    return SectionRules(sections, on, off) if sections is not None and (on or off) else None
 
 
 def count_bits(bits: Bits, num_interventions: int) -> list[int]:
@@ -230,4 +284,5 @@ def _pick_generation(pick: GenerationPick, length: int) -> Mask:
 
 def _names_nothing(pick: PromptPick | GenerationPick) -> bool:
     named = bool(pick.positions or pick.windows or pick.token_ids)
-    return not (named or (isinstance(pick, PromptPick) and bool(pick.roles)))
+    more = pick.roles if isinstance(pick, PromptPick) else pick.sections
+    return not (named or more)

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from server.requests.generate import choice_seed
+from server.requests.sampling import choice_seed
 from steering.language.errors import TrimtabError
 from tests.server.conftest import MODEL, chat
 from tests.server.scripted import ScriptedEngine
@@ -55,7 +55,7 @@ async def test_the_receipt_of_an_unsteered_answer_says_so(api: AsyncOpenAI) -> N
     assert answer.model_extra["steering"] == {"applied": [], "disabled": False, "reason": None, "presets": {},
                                               "engine": "scripted", "report": "none", "effects": None,
                                               "monitor": [], "guard_checks": [None], "switched_off": [None],
-                                              "warnings": []}
+                                              "sections": [], "warnings": []}
 
 
 async def test_steered_whole(api: AsyncOpenAI, engine: ScriptedEngine) -> None:

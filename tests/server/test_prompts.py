@@ -120,9 +120,9 @@ def test_a_long_conversation_is_rendered_as_often_as_a_short_one(roles: bool, mo
         rendered: list[int] = []
         render = made._render
 
-        def counted(messages: Any, *, generation: bool, render: Any = render, rendered: Any = rendered) -> str:
+        def counted(messages: Any, manner: Any, render: Any = render, rendered: Any = rendered) -> str:
             rendered.append(len(messages))
-            return str(render(messages, generation=generation))
+            return str(render(messages, manner))
 
         monkeypatch.setattr(made, "_render", counted)
         made.prompt([SYSTEM, *[USER, REPLY] * pairs, USER], roles=roles)

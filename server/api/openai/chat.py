@@ -9,20 +9,21 @@ from openai.types.chat import (
     ChatCompletionChunk,
     ChatCompletionMessage,
     ChatCompletionMessageFunctionToolCall,
-    ChatCompletionTokenLogprob,
 )
 from openai.types.chat import chat_completion as whole_types
 from openai.types.chat import chat_completion_chunk as chunk_types
 from openai.types.chat.chat_completion_message_function_tool_call import Function
-from openai.types.chat.chat_completion_token_logprob import TopLogprob
 from pydantic import Field
 
+from server.api.openai.logprobs import entries
 from server.api.openai.streaming import stream, while_connected
 from server.api.openai.usage import usage
 from server.api.route import StrictRoute
 from server.engines.base import Token
+from server.errors import UnsupportedParameter
 from server.http.answers import JsonAnswer
 from server.requests.admission.caller import Caller, caller_of
+from server.requests.form import chat_form, offered_tools, template_variables
 from server.requests.generate import Piece
 from server.requests.receipt import Receipt
 from server.requests.schema import ChatRequest, size_of
@@ -30,6 +31,7 @@ from server.requests.service import Started, plan_for, start
 from server.requests.state import ServerState, State
 from server.requests.told import told_ahead, told_of
 from server.text.message import CallDelta, Delta, FinishReason, Message
+from server.text.prompts import Manner
 from server.text.vocabulary import Vocabulary
 
 router = APIRouter(tags=["completions"], route_class=StrictRoute)
@@ -49,10 +51,12 @@ class AssistantDelta(chunk_types.ChoiceDelta):
 
 class ChatChoice(whole_types.Choice):
     message: AssistantMessage
+    token_ids: list[int] | None = Field(default=None, description="If return_token_ids asks for them.")
 
 
 class ChatChunkChoice(chunk_types.Choice):
     delta: AssistantDelta
+    token_ids: list[int] | None = Field(default=None, description="Of this chunk, if return_token_ids asks for them.")
 
 
 class SteeredChatCompletion(ChatCompletion):
@@ -60,6 +64,7 @@ class SteeredChatCompletion(ChatCompletion):
 
     choices: list[ChatChoice]  # type: ignore[assignment]
     steering: Receipt
+    prompt_token_ids: list[int] | None = Field(default=None, description="If return_token_ids asks for them.")
 
 
 class SteeredChatChunk(ChatCompletionChunk):
@@ -67,6 +72,8 @@ class SteeredChatChunk(ChatCompletionChunk):
 
     choices: list[ChatChunkChoice]  # type: ignore[assignment]
     steering: Receipt | None = None
+    prompt_token_ids: list[int] | None = Field(default=None, description="In the first chunk, if return_token_ids asks "
+                                               "for them.")
 
 
 @router.post("/v1/chat/completions", response_model=SteeredChatCompletion)
@@ -76,7 +83,8 @@ async def create_chat_completion(body: ChatRequest, request: Request, state: Sta
     with state.queue.entering(caller.client):
         async with caller.deadline.held():
             started = await _start(body, request.state.request_id, state, caller)
-    answer = _Answer(started, state.vocabulary, body, f"chatcmpl-{request.state.request_id.removeprefix('req-')}")
+    answer = _Answer(started, state.vocabulary, body,
+                     f"chatcmpl-{request.state.request_id.removeprefix('req-')}")
     if body.stream:
         return await stream(answer.chunks(), request, told_ahead(started.plan))
     pieces = started.run.pieces()
@@ -88,14 +96,22 @@ async def create_chat_completion(body: ChatRequest, request: Request, state: Sta
 async def _start(body: ChatRequest, request_id: str, state: ServerState, caller: Caller) -> Started:
     _, plan = await plan_for(body, state)
     messages = [message.as_template() for message in body.messages]
+    tools = offered_tools(body)
+    if tools and state.dialect.tools is None:
+        raise UnsupportedParameter("in which form this model writes calls of tools is not known", param="tools",
+                                   fix="Leave tools out, or name the form in the setting tool_parser.")
+    manner = Manner([tool.as_template() for tool in tools], template_variables(body, state.dialect),
+                    opens=body.add_generation_prompt is not False, continues=body.continue_final_message,
+                    thoughtful=state.dialect.thought is not None)
     prompt = await state.texts.run(
-        lambda: state.chat_prompts.prompt(messages, roles=plan.names_roles,
+        lambda: state.chat_prompts.prompt(messages, roles=plan.names_roles, manner=manner,
                                           at_most=state.engine.max_sequence_tokens),
-        sum(map(size_of, messages)))
+        sum(map(size_of, [*messages, *manner.tools])))
+    form = await state.pools.complete(lambda: chat_form(body, state, prompt.opening))
     field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     return await start(body, state, plan, [prompt], request_id=request_id, max_tokens=body.max_completion_tokens
                        or body.max_tokens, max_tokens_field=field, prompt_field="messages",
-                       logprobs=(body.top_logprobs or 0) if body.logprobs else None, caller=caller)
+                       logprobs=(body.top_logprobs or 0) if body.logprobs else None, form=form, caller=caller)
 
 
 class _Answer:
@@ -104,7 +120,7 @@ class _Answer:
     def __init__(self, started: Started, vocabulary: Vocabulary, body: ChatRequest, completion_id: str) -> None:
         self._started = started
         self._vocabulary = vocabulary
-        self._logprobs = body.logprobs
+        self._logprobs, self._token_ids = body.logprobs, body.return_token_ids
         self._usage = body.stream_options is not None and body.stream_options.include_usage
         self._running = self._usage and body.stream_options is not None and body.stream_options.continuous_usage_stats
         self._id = completion_id
@@ -121,13 +137,17 @@ class _Answer:
         # In a thread, as with log-probabilities there may be hundreds of thousands of entries.
         choices = await self._started.state.pools.complete(lambda: [
             ChatChoice(index=i, finish_reason=_finished(message), message=_told(message),
-                       logprobs=whole_types.ChoiceLogprobs(content=self._entries(tokens[i]), refusal=None)
+                       logprobs=whole_types.ChoiceLogprobs(content=entries(self._vocabulary, tokens[i]), refusal=None)
                        if self._logprobs else None)
             for i, message in enumerate(messages)])
-        return SteeredChatCompletion(id=self._id, choices=choices, created=self._created, model=self._started.model,
-                                     object="chat.completion", usage=usage(self._started),
-                                     system_fingerprint=self._fingerprint,
-                                     steering=await self._started.receipt())
+        completion = SteeredChatCompletion(
+            id=self._id, choices=choices, created=self._created, model=self._started.model, object="chat.completion",
+            usage=usage(self._started), system_fingerprint=self._fingerprint, steering=await self._started.receipt())
+        if self._token_ids:
+            completion.prompt_token_ids = self._started.run.prompts[0].token_ids
+            for choice, ours in zip(choices, self._started.run.choices, strict=True):
+                choice.token_ids = ours.token_ids
+        return completion
 
     async def chunks(self) -> AsyncIterator[SteeredChatChunk]:
         pieces = self._started.run.pieces()
@@ -136,10 +156,13 @@ class _Answer:
             opened: set[int] = set()
             async for piece in pieces:
                 first = piece.choice not in opened
-                if not first and not piece.delta and piece.finish_reason is None and not self._logprobs:
+                told = self._logprobs or self._token_ids
+                if not first and not piece.delta and piece.finish_reason is None and not told:
                     continue
-                opened.add(piece.choice)
                 chunk = self._chunk([self._choice(piece, _delta(piece.delta, first=first))])
+                if self._token_ids and not opened:
+                    chunk.prompt_token_ids = self._started.run.prompts[0].token_ids
+                opened.add(piece.choice)
                 open_choices -= piece.finish_reason is not None
                 if not open_choices and not self._usage:
                     chunk.steering = await self._started.receipt()
@@ -153,10 +176,13 @@ class _Answer:
             await pieces.aclose()
 
     def _choice(self, piece: Piece, delta: AssistantDelta) -> ChatChunkChoice:
-        entries = None if piece.token is None or not self._logprobs else self._entries([piece.token])
-        return ChatChunkChoice(
+        told = None if piece.token is None or not self._logprobs else entries(self._vocabulary, [piece.token])
+        choice = ChatChunkChoice(
             index=piece.choice, delta=delta, finish_reason=piece.finish_reason,
-            logprobs=None if entries is None else chunk_types.ChoiceLogprobs(content=entries, refusal=None))
+            logprobs=None if told is None else chunk_types.ChoiceLogprobs(content=told, refusal=None))
+        if self._token_ids and piece.token is not None:
+            choice.token_ids = [piece.token.token_id]
+        return choice
 
     def _chunk(self, choices: list[ChatChunkChoice]) -> SteeredChatChunk:
         chunk = SteeredChatChunk(id=self._id, choices=choices, created=self._created, model=self._started.model,
@@ -165,12 +191,6 @@ class _Answer:
             chunk.usage = usage(self._started) if self._running else None
         return chunk
 
-    def _entries(self, tokens: list[Token]) -> list[ChatCompletionTokenLogprob]:
-        return [ChatCompletionTokenLogprob(
-            token=self._vocabulary.token_text(t.token_id), bytes=self._vocabulary.token_bytes(t.token_id),
-            logprob=t.logprob or 0.0,
-            top_logprobs=[TopLogprob(token=self._vocabulary.token_text(i), bytes=self._vocabulary.token_bytes(i),
-                                     logprob=p) for i, p in t.top_logprobs]) for t in tokens]
 
 
 def _told(message: Message) -> AssistantMessage:

@@ -40,8 +40,11 @@ class PromptLogprob(BaseModel):
 
 
 class ScoredChoice(CompletionChoice):
-    """OpenAI's choice with what was asked for about its prompt."""
+    """OpenAI's choice with what was asked for about its prompt and its tokens."""
 
+    token_ids: list[int] | None = Field(default=None, description="Of completion or chunk, if return_token_ids asks "
+                                        "for them.")
+    prompt_token_ids: list[int] | None = Field(default=None, description="Likewise; of a stream in the first chunk.")
     prompt_logprobs: list[dict[str, PromptLogprob] | None] | None = Field(
         default=None, description="Per token of the prompt, by token id: the token itself and the likeliest ones. Null "
         "for the first one, as nothing predicts it.")
@@ -109,7 +112,7 @@ class _Answer:
     def __init__(self, started: Started, vocabulary: Vocabulary, body: CompletionRequest, completion_id: str) -> None:
         self._started = started
         self._vocabulary = vocabulary
-        self._logprobs = body.logprobs is not None
+        self._logprobs, self._token_ids = body.logprobs is not None, body.return_token_ids
         self._usage = body.stream_options is not None and body.stream_options.include_usage
         self._running = self._usage and body.stream_options is not None and body.stream_options.continuous_usage_stats
         self._id = completion_id
@@ -148,14 +151,20 @@ class _Answer:
             for i in range(open_choices) if self._echo else ():
                 # A megabyte of log-probabilities takes a while to be written.
                 yield await self._started.state.pools.complete(partial(self._echo_chunk, i, scored))
+            opened: set[int] = set()
             async for piece in pieces:
-                if not piece.delta and piece.finish_reason is None and not self._logprobs:
+                if not piece.delta and piece.finish_reason is None and not self._logprobs and not self._token_ids:
                     continue
                 # OpenAI's type has no null here, its streams do: null until the choice ends.
                 choice = ScoredChoice.model_construct(
                     index=piece.choice, text=piece.delta.text, finish_reason=cast(FinishReason, piece.finish_reason),
                     logprobs=None if piece.token is None or not self._logprobs
                     else self._tellers[piece.choice].told([piece.token]))
+                if self._token_ids:
+                    choice.token_ids = [] if piece.token is None else [piece.token.token_id]
+                    if piece.choice not in opened:
+                        choice.prompt_token_ids = self._started.run.choices[piece.choice].prompt.token_ids
+                    opened.add(piece.choice)
                 open_choices -= piece.finish_reason is not None
                 last = not open_choices and not self._usage
                 yield self._response([choice], receipt=await self._started.receipt() if last else None)
@@ -195,6 +204,9 @@ class _Answer:
                               logprobs=self._tellers[index].told(tokens) if self._logprobs else None)
         if self._prompt_top is not None and scored is not None:
             choice.prompt_logprobs = [self._by_id(token) for token in scored[self._prompt_of[index]]]
+        if self._token_ids:
+            ours = self._started.run.choices[index]
+            choice.token_ids, choice.prompt_token_ids = ours.token_ids, ours.prompt.token_ids
         return choice
 
     def _by_id(self, token: PromptToken) -> dict[str, PromptLogprob] | None:

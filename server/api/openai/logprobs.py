@@ -1,8 +1,10 @@
-"""Log-probabilities of plain completions, as OpenAI wrote them: by the text of the tokens."""
+"""Log-probabilities in OpenAI's two forms. Those of plain completions are written by the text of the tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from openai.types.chat import ChatCompletionTokenLogprob
+from openai.types.chat.chat_completion_token_logprob import TopLogprob
 from openai.types.completion_choice import Logprobs
 
 from server.engines.base import Token
@@ -52,3 +54,12 @@ def name_of(vocabulary: Vocabulary, token_id: int) -> str:
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelt)
     return vocabulary.token_text(token_id)
+
+
+def entries(vocabulary: Vocabulary, tokens: Iterable[Token]) -> list[ChatCompletionTokenLogprob]:
+    """Of a chat. OpenAI's type has no null for a log-probability that is not known, its answers do."""
+    return [ChatCompletionTokenLogprob.model_construct(
+        token=vocabulary.token_text(t.token_id), bytes=vocabulary.token_bytes(t.token_id),
+        logprob=t.logprob,  # type: ignore[arg-type]
+        top_logprobs=[TopLogprob(token=vocabulary.token_text(i), bytes=vocabulary.token_bytes(i), logprob=p)
+                      for i, p in t.top_logprobs]) for t in tokens]

@@ -12,6 +12,7 @@ from server.requests.fields import Lenient, OnlyFalse
 from server.requests.model_names import parse_model
 from server.requests.schema import Message, TokenIds, size_of
 from server.requests.state import State
+from server.text.prompts import Manner
 from steering.language.errors import InvalidRequest, PayloadTooLarge
 
 router = APIRouter(tags=["tokens"], route_class=StrictRoute)
@@ -71,7 +72,8 @@ async def tokenize(body: TokenizeRequest, state: State) -> Tokenized:
         if body.prompt is not None:
             ids = state.vocabulary.encode(body.prompt, special_tokens=body.add_special_tokens)
         else:
-            ids = state.chat_prompts.prompt(messages, roles=False, generation=body.add_generation_prompt).token_ids
+            manner = Manner(opens=body.add_generation_prompt)
+            ids = state.chat_prompts.prompt(messages, roles=False, manner=manner).token_ids
         spelt = [state.vocabulary.token_text(i) for i in ids] if body.return_token_strs else None
         return Tokenized(count=len(ids), max_model_len=state.engine.max_sequence_tokens, tokens=ids, token_strs=spelt)
 

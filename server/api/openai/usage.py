@@ -1,7 +1,7 @@
 """What a request used, in OpenAI's words."""
 
 from openai.types import CompletionUsage
-from openai.types.completion_usage import PromptTokensDetails
+from openai.types.completion_usage import CompletionTokensDetails, PromptTokensDetails
 
 from server.requests.service import Started
 
@@ -13,4 +13,6 @@ def usage(started: Started) -> CompletionUsage:
     found = CompletionUsage(prompt_tokens=prompt, completion_tokens=generated, total_tokens=prompt + generated)
     if run.cached_tokens is not None:
         found.prompt_tokens_details = PromptTokensDetails(cached_tokens=run.cached_tokens)
+    if run.reasoning_tokens is not None:
+        found.completion_tokens_details = CompletionTokensDetails(reasoning_tokens=run.reasoning_tokens)
     return found

@@ -29,9 +29,11 @@ from server.engines.checks import check_capture, check_compare, check_room, chec
 from server.engines.keeping import KeptRows, Room
 from server.engines.transformers.canary import check_batching
 from server.engines.transformers.comparing import Comparing
+from server.engines.transformers.constraints import follow
 from server.engines.transformers.delivery import Delivery
 from server.engines.transformers.finite import Watch
 from server.engines.transformers.forward import ForwardPass, TokenRun, padded_passes
+from server.engines.transformers.grammars import Grammars
 from server.engines.transformers.handover import on_loop
 from server.engines.transformers.head import Head
 from server.engines.transformers.loading import load_model
@@ -63,7 +65,7 @@ TEXTS_PER_PASS = 16
 class TransformersEngine(Engine):
     """A model in this process. See `base.Engine` for the contract."""
 
-    features = frozenset({"resume"})
+    features = frozenset({"resume", "structured_outputs"})
 
     def __init__(self, options: EngineOptions) -> None:
         self.options = options
@@ -80,6 +82,8 @@ class TransformersEngine(Engine):
         if not self.head.usable:
             log.warning("nothing_kept", why="the model's head cannot be run by itself", family=self.facts.family)
         self._room = Room(options.kept_bytes)
+        self._grammars = Grammars(options.model, self.facts.vocab_size, seconds=options.grammar_s,
+                                  cache_bytes=options.grammar_cache_bytes)
         self.roster = Roster(self._retired)
         self.steps = Steps(self.roster, self.steerer, self.watch, self.head, options.step_limit)
         self.forward = ForwardPass(self.model, self.facts.num_layers - 1, self.watch, options.step_limit)
@@ -199,6 +203,9 @@ class TransformersEngine(Engine):
 
     async def _admit(self, completion: EngineCompletion) -> None:
         running = completion.running
+        running.matcher = await self._grammars.matcher(running.generation.sampling)
+        if not follow(running.matcher, running.generation.generated_ids):
+            raise EngineUnavailable("what was generated before does not fit its grammar")
         if running.program is not None:
             running.slot = await self._turns.take(running.program)
         try:

@@ -27,6 +27,7 @@ class EngineOptions:
         restart_limit: starts in a row that may fail before only a new process helps. back_off_s: seconds before each;
             the last one repeats.
         kept_bytes: what completions that will be measured may keep of their own passes, all together.
+        grammar_s: how long one grammar may take to compile. grammar_cache_bytes: of compiled ones that are kept.
         self_test: prove at start that every offered site is reached.
     """
 
@@ -44,6 +45,8 @@ class EngineOptions:
     share_prefixes: bool = True
     step_limit: StepLimit = UNLIMITED
     kept_bytes: int = 2**28
+    grammar_s: float = 10.0
+    grammar_cache_bytes: int = 2**26
     self_test: bool = True
     stall_s: float = 60.0
     restart_limit: int = 6

@@ -195,9 +195,9 @@ class Roster:
         position = len(running.token_ids)
         running.token_ids.append(token)
         touch = running.touch
-        if touch is None or not touch.rules or position >= len(touch.on):
+        if touch is None or not touch.ruled or position >= len(touch.on):
             return
-        gets, loses = touch.rules.of(token)
+        gets, loses = touch.of_generated(position - touch.prompt_length, token)
         with self.lock:
             self._arena.on[running.base + position] |= np.uint32(gets)
             self._arena.off[running.base + position] |= np.uint32(loses)

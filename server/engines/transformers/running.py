@@ -33,7 +33,7 @@ class Running:
 
     slot, base: where the program and the touch bits are while it runs; slot 0 for an unsteered one.
     processed: tokens that went through the model at least once. measured: its steps, once it is over.
-    tally: of its tokens, where its sampling has penalties.
+    tally: of its tokens, where its sampling has penalties. matcher: xgrammar's, where its text is held to a grammar.
     drawn: what the sampler reported, one per generated token.
     before: generated tokens that the loop was given as part of the prompt. delivered: of those that it generates
     itself, how many were handed over.
@@ -50,6 +50,7 @@ class Running:
     processed: int = 0
     measured: Measured | None = None
     tally: Tally | None = None
+    matcher: Any = None
     token_ids: list[int] = field(default_factory=list)
     drawn: list[Drawn] = field(default_factory=list)
     before: int = 0
@@ -81,6 +82,8 @@ class Running:
 
     def rewind(self, token_ids: list[int]) -> None:
         """Forget what was drawn after these tokens. The same numbers will be drawn for them again."""
+        if self.matcher is not None and len(self.token_ids) > len(token_ids):
+            self.matcher.rollback(len(self.token_ids) - len(token_ids))
         del self.token_ids[len(token_ids):]
         del self.drawn[len(token_ids) - len(self.generation.prompt_ids):]
         self.tally = None
@@ -110,24 +113,28 @@ class SaltedIds(list[int]):
 
     The cache hashes page by page, each chained to the one before. A page with touched tokens gets the program's digest
     and its touch bits appended, so equal programs share it and nothing else does; pages before the first touched token
-    stay shared with everybody.
+    stay shared with everybody. A request with a salt of its own has it on every page.
     """
 
     def __init__(self, token_ids: list[int], running: Running) -> None:
         super().__init__(token_ids)
-        assert running.touch is not None and running.program is not None
-        # A token forced in after a recompute may lie past the map only if it will never be read back.
-        self._bits = running.touch.bits_of(token_ids[:len(running.touch.on)])
-        self._digest = running.program.digest.encode()
+        self._bits, self._digest = np.zeros(0, dtype=np.uint32), b""
+        if running.touch is not None and running.program is not None:
+            # A token forced in after a recompute may lie past the map only if it will never be read back.
+            self._bits = running.touch.bits_of(token_ids[:len(running.touch.on)])
+            self._digest = running.program.digest.encode()
+        salt = running.generation.cache_salt
+        self._own = None if salt is None else hashlib.sha256(salt.encode()).digest()
 
     def __getitem__(self, index):
         page = super().__getitem__(index)
         if not isinstance(index, slice):
             return page
         bits = self._bits[index]
-        if not bits.any():
+        touched = bits.any()
+        if not touched and self._own is None:
             return page
-        salt = hashlib.sha256(self._digest + bits.tobytes()).digest()
+        salt = hashlib.sha256((self._own or b"") + (self._digest + bits.tobytes() if touched else b"")).digest()
         return [*page, *np.frombuffer(salt, dtype=np.int32).tolist()]
 
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import torch
 
-from server.engines.base import Sampling
+from server.engines.base import LEAST_LOGPROB, Sampling
+from server.engines.transformers.constraints import is_ruled, listed
 from server.engines.transformers.noise import exponential, keys
 from server.engines.transformers.running import Drawn, Running
 from server.engines.transformers.tally import Tally
@@ -21,14 +22,14 @@ FIRST_LOOK, MORE = 256, 16
 # Numbers of one part of a draw: what is made beside the logits is bounded, and stays in the caches of a CPU.
 PART_NUMBERS = 2**18
 
-NO_TOKEN = -1
+NO_TOKEN, NONE_LEFT = -1, -2
 
 
 def sample(logits: torch.Tensor, running: Sequence[Running]) -> torch.Tensor:
     """Token ids `[n]` int64 for `logits [n, vocab_size]` float32, one row per request; NO_TOKEN for a row that is not
-    finite. A row never changes what another one gets."""
+    finite, NONE_LEFT for one whose request rules every token out. A row never changes what another one gets."""
     settings = [item.generation.sampling for item in running]
-    scores = _penalised(logits, running, settings)
+    scores = listed(_penalised(logits, running, settings), logits, running)
     likeliest = scores.argmax(dim=-1)
     # Of a row that holds NaN or infinity that is the likeliest; minus infinity only rules tokens out.
     fine = scores.gather(1, likeliest.unsqueeze(1)).squeeze(1).isfinite()
@@ -36,7 +37,9 @@ def sample(logits: torch.Tensor, running: Sequence[Running]) -> torch.Tensor:
     tokens = likeliest
     if drawn:
         tokens[drawn] = _draw(scores[drawn], [running[i] for i in drawn], [settings[i] for i in drawn])
-    return torch.where(fine, tokens, NO_TOKEN)
+    ruled = torch.tensor([NONE_LEFT if is_ruled(item) else NO_TOKEN for item in running], device=scores.device)
+    empty = scores.gather(1, likeliest.unsqueeze(1)).squeeze(1) == float("-inf")
+    return torch.where(fine, tokens, torch.where(empty, ruled, NO_TOKEN))
 
 
 def _penalised(logits: torch.Tensor, running: Sequence[Running], settings: Sequence[Sampling]) -> torch.Tensor:
@@ -127,6 +130,7 @@ def reports(logits: torch.Tensor, tokens: Sequence[int], running: Sequence[Runni
         return found
     logprobs = logits[wanted].log_softmax(dim=-1)
     picked = torch.tensor([tokens[i] for i in wanted], device=logits.device).unsqueeze(1)
+    logprobs.clamp_min_(LEAST_LOGPROB)
     chosen = logprobs.gather(1, picked).squeeze(1).tolist()
     for row, i in enumerate(wanted):
         found[i] = Drawn(chosen[row], _likeliest(logprobs[row], settings[i].logprobs or 0))

@@ -23,17 +23,18 @@ from transformers.generation.continuous_batching.requests import FutureRequestSt
 from server.engines.keeping import KeptRows
 from server.engines.measured import Indices
 from server.engines.transformers.attention import attend_apart
+from server.engines.transformers.constraints import follow, held
 from server.engines.transformers.courtesy import Courtesy
 from server.engines.transformers.finite import Examined, Watch, examining
 from server.engines.transformers.head import Head
 from server.engines.transformers.roster import NOBODY, Roster
 from server.engines.transformers.running import Overflow, Running, SaltedIds
-from server.engines.transformers.sampler import NO_TOKEN, reports, sample
+from server.engines.transformers.sampler import NO_TOKEN, NONE_LEFT, reports, sample
 from server.engines.transformers.suspects import Suspects
 from steering.acting.containment import Fault, StepLimit
 from steering.acting.record import Record
 from steering.acting.steerer import Steerer
-from steering.language.errors import EngineFailed, TrimtabError
+from steering.language.errors import EngineFailed, InvalidRequest, TrimtabError
 from steering.residency.plan import StepPlan
 
 
@@ -159,9 +160,10 @@ class Steps:
 
     def _salted(self, request_id: str, token_ids: list[int]) -> list[int]:
         completion = self.roster.completions.get(request_id)
-        if completion is None or completion.running.touch is None:
+        running = None if completion is None else completion.running
+        if running is None or (running.touch is None and running.generation.cache_salt is None):
             return token_ids
-        return SaltedIds(token_ids, completion.running)
+        return SaltedIds(token_ids, running)
 
     def _raised(self, request_id: str, error: Exception) -> None:
         """Alone in a step that raised."""
@@ -183,7 +185,7 @@ class Steps:
 
     def _sample(self, scores: torch.Tensor, output_ids: torch.Tensor) -> None:
         count = len(self._sampling)
-        logits = scores[0, :count]
+        logits = held(scores[0, :count], self._sampling)
         drawn = sample(logits, self._sampling)
         if self._examined is None:
             # One transfer: whether the whole pass was finite goes with the tokens.
@@ -198,6 +200,10 @@ class Steps:
         for running, token, one in zip(self._sampling, tokens, told, strict=True):
             if token == NO_TOKEN:
                 self._voiceless.append(running.request_id)
+            if token == NONE_LEFT or (token >= 0 and not follow(running.matcher, [token])):
+                self.roster.fail(running.request_id, InvalidRequest(
+                    "nothing can follow what was generated: the grammar or the lists of the request rule every token "
+                    "out", fix="Allow the end of the text, or give a grammar that this model's tokens can write."))
             running.drawn.append(one)
             self.roster.note(running, max(token, 0))
 

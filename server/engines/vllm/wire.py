@@ -5,7 +5,7 @@ A request carries only numbers that msgpack knows; tensors in `SamplingParams.ex
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -104,10 +104,10 @@ def carried_by(sampling: Any) -> dict[str, Any]:
     return carried
 
 
-def touch_of(extra: Mapping[str, Any]) -> Touch:
-    """Which tokens a request says its program acts on.
+def touch_of(extra: Mapping[str, Any], spell: Callable[[int], str] = lambda token: "") -> Touch:
+    """Which tokens a request says its program acts on. spell: the text of a token, where sections are to be told.
 
     The map has one position more than the completion, because an engine that schedules ahead may run a token past the
     end.
     """
-    return Touch.from_plain(extra["touch"], spare=1)
+    return Touch.from_plain(extra["touch"], spare=1, spell=spell)

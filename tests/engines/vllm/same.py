@@ -50,6 +50,19 @@ def requests_of(d: int, num_experts: int) -> list[dict[str, Any]]:
     # Weakened on the way: one of two, and to the end.
     bodies += [{"steering": {"interventions": [inline, {"artifact": "stored", "strength": 0.5}], "report": "tokens",
                              "guard": {"max_kl": 0.05, "every": 4, "action": action}}} for action in ("lower", "stop")]
+    # What the answer is held to writes the marks of a block of JSON, so scopes find one.
+    block = {"regex": r"[a-z]{3,9} ```json\n\{\}\n``` [a-z]{3,5}"}
+    bodies += [{"structured_outputs": block, "max_tokens": 60, "steering": {"interventions": [
+        {**inline, "scope": {"prompt": "none", "generation": scope}}], "report": "tokens"}}
+        for scope in ({"sections": ["json"]}, {"exclude": {"sections": ["json"]}})]
+    schema = {"type": "object", "properties": {"day": {"enum": ["Monday", "Friday"]}}, "required": ["day"],
+              "additionalProperties": False}
+    bodies += [{"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}},
+                "max_tokens": 40, "steering": {"interventions": [inline]}},
+               {"structured_outputs": {"choice": ["yes", "no, thanks"]}, "steering": {"interventions": [inline]}},
+               {"structured_outputs": {"grammar": 'root ::= [a-f]+ "."'}, "steering": {"interventions": [inline]}},
+               {"min_tokens": 4, "stop_token_ids": [40, 41, 42], "allowed_token_ids": list(range(40, 90)),
+                "bad_words": ["the", "a"], "steering": {"interventions": [inline]}}]
     if num_experts:
         bodies.append({"steering": {"interventions": [{"op": "expert_mask", "inline": {
             "experts": {"0": [1, 4], "2": [3]}, "mode": "off_refill"}}], "report": "tokens"}})

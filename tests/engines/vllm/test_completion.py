@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from server.engines.base import Generation, Sampling
+from server.engines.grammar import of_schema
+from server.engines.grammar_work import GrammarWork
 from server.engines.vllm.host.completion import VllmCompletion
 from server.engines.vllm.host.taken import StepSums, Taken
 from server.engines.vllm.wire import Fault
@@ -18,7 +20,7 @@ from steering.programs.program import Applied, Compiled, Program
 
 APPLIED = Applied(None, "add", (), (), {}, {})
 PROGRAM = Program((Compiled("add", Scope(), {("resid_post", 0): Row("add", {})}, APPLIED),))
-SCHEMA = {"type": "object"}
+SCHEMA = of_schema({"type": "object"}, "response_format.json_schema.schema")
 
 
 class Engine:
@@ -27,6 +29,7 @@ class Engine:
     def __init__(self, outputs: list[tuple[list[int], str | None]], taken: Taken) -> None:
         self.outputs, self._taken, self.order = outputs, taken, []  # type: ignore[var-annotated]
         self.asking = SimpleNamespace(taken=self.taken)
+        self.grammars = GrammarWork(60)
         self.silent = False
 
     async def taken(self, name: str) -> Taken:
@@ -34,6 +37,9 @@ class Engine:
         if self.silent:
             await asyncio.Event().wait()
         return self._taken
+
+    async def spell(self, program: Program) -> None:
+        return None
 
     async def pin(self, program: Program) -> Any:
         return SimpleNamespace(slot=1, release=lambda: self.order.append("released"),
@@ -81,14 +87,14 @@ async def test_a_finished_one_tells_its_steps() -> None:
 async def test_a_fault_is_told_as_what_it_is_with_a_schema_or_without(schema: Any) -> None:
     engine = Engine([([], "error")], Taken({}, Fault("step", 1)))
     with pytest.raises(SteeringOverflow):
-        await tokens(completion(engine, json_schema=schema))
+        await tokens(completion(engine, grammar=schema))
     assert engine.order == ["asked", "closed", "released"]
 
 
 async def test_a_grammar_that_cannot_be_compiled_after_all_is_the_schemas_fault() -> None:
     engine = Engine([([], "error")], Taken({}))
     with pytest.raises(InvalidRequest) as refused:
-        await tokens(completion(engine, None, json_schema=SCHEMA))
+        await tokens(completion(engine, None, grammar=SCHEMA))
     assert refused.value.param == "response_format.json_schema.schema"
 
 

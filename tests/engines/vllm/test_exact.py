@@ -9,9 +9,11 @@ import torch
 from transformers import AutoTokenizer
 
 from lab import model_path
+from server.engines.grammar import of_schema
 from tests.engines import reference as ref
 from tests.engines.cases import vector
 from tests.engines.conftest import compiled, generate, ids
+from tests.engines.section_cases import scopes_follow_sections
 from tests.engines.vllm import checks, resuming
 from tests.engines.vllm.conftest import Group, sweep_of
 from tests.engines.vllm.same import same_answers_over_http
@@ -83,6 +85,10 @@ async def test_low_temperatures_are_those_that_were_asked_for(group: Group) -> N
     await checks.low_temperatures_are_those_that_were_asked_for(group)
 
 
+async def test_scopes_that_name_sections(group: Group) -> None:
+    await scopes_follow_sections(group.engine, group.model, lambda i: checks.prompt_of(i, 24), count=8, new_tokens=40)
+
+
 async def test_same_answers_as_the_embedded_engine(group: Group, tmp_path: Path) -> None:
     await same_answers_over_http(group, tmp_path)
 
@@ -96,7 +102,8 @@ async def test_answers_of_a_json_schema(group: Group) -> None:
                                    "inline": {"vector": vector(1, group.engine.facts.d_model).tolist()}})
     for program in (None, push):
         tokens, _ = await generate(group.engine, tokenizer.encode("One day after Sunday is"), program, max_tokens=60,
-                                   json_schema=schema, stop_token_ids=group.engine.end_ids, logprobs=5)
+                                   grammar=of_schema(schema, "response_format"),
+                                   stop_token_ids=group.engine.end_ids, logprobs=5)
         assert tokens[-1].finish_reason == "stop"
         answer = json.loads(tokenizer.decode(ids(tokens), skip_special_tokens=True))
         assert answer["day"] in ("Monday", "Friday")

@@ -13,8 +13,9 @@ from server.engines.vllm.host.arguments import ONE_ONLY, check_arguments, check_
 from server.engines.vllm.host.engine import VllmEngine
 from server.engines.vllm.host.pulse import Pulses
 from server.engines.vllm.host.reading import read_model
+from server.engines.vllm.host.refusals import refusal
 from server.errors import InvalidSettings
-from steering.language.errors import UnsupportedModel
+from steering.language.errors import EngineUnavailable, InvalidRequest, UnsupportedModel
 from steering.models.families import FAMILIES
 from tests.engines.vllm.conftest import options
 from tests.tiny import SWITCHES, tiny
@@ -191,3 +192,28 @@ def test_a_model_that_asks_for_what_vllm_leaves_out(tmp_path: Path, family: str,
         read_model(replace(options("lab-dense"), model=str(tmp_path)))
     tiny(family, **{field: None if field == "clip_qkv" else False}).save_pretrained(tmp_path)
     assert read_model(replace(options("lab-dense"), model=str(tmp_path))).facts.family == family
+
+
+def test_what_vllm_refuses_is_the_request_and_what_fails_in_it_is_the_engine() -> None:
+    from vllm.exceptions import QueueOverflowError, VLLMServerError, VLLMValidationError
+    from vllm.v1.engine.exceptions import EngineGenerateError
+
+    named = refusal(VLLMValidationError("too many", parameter="logprobs", value=[0] * 1000), begun=False)
+    assert isinstance(named, InvalidRequest) and (named.message, named.param) == ("too many", "logprobs")
+    # No field of a request has that name.
+    other = refusal(VLLMValidationError("bad", parameter="trace_decode_token_ids"), begun=False)
+    assert isinstance(other, InvalidRequest) and other.param is None
+
+    def wrapped(cause: Exception) -> EngineGenerateError:
+        error = EngineGenerateError()
+        error.__cause__ = cause
+        return error
+
+    assert isinstance(refusal(wrapped(ValueError("prompt too long")), begun=False), InvalidRequest)
+    assert refusal(wrapped(ValueError("index out of range")), begun=True) is None
+    assert refusal(wrapped(RuntimeError("no memory")), begun=False) is None
+    assert refusal(VLLMServerError("broken"), begun=False) is None
+    full = refusal(QueueOverflowError(), begun=False)
+    assert isinstance(full, EngineUnavailable) and full.retry_after_s
+    typed = InvalidRequest("ours", param="prompt")
+    assert refusal(wrapped(typed), begun=True) is typed

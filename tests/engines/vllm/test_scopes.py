@@ -20,6 +20,7 @@ from steering.programs.program import Program
 from tests.engines import reference as ref
 from tests.engines.cases import vector
 from tests.engines.conftest import compiled, generate, ids
+from tests.engines.section_cases import scopes_follow_sections
 from tests.engines.vllm import checks
 from tests.engines.vllm.conftest import ONE_PROCESS, TIGHT, Group, running
 
@@ -103,6 +104,13 @@ async def test_choices_are_steered_each_by_itself(group: Group) -> None:
 
 async def test_rules_by_generated_token_id(group: Group) -> None:
     await checks.rules_by_generated_token_id(group)
+
+
+async def test_scopes_that_name_sections(group: Group) -> None:
+    """More completions than the cache holds, so some are thrown out in the middle of a section."""
+    before = checks.metric(group.engine, "num_preemptions")
+    await scopes_follow_sections(group.engine, group.model, lambda i: checks.prompt_of(i, 24), count=16, new_tokens=44)
+    assert checks.metric(group.engine, "num_preemptions") > before, "the cache was large enough; this shows too little"
 
 
 async def test_roles_pick_the_tokens_of_a_turn(group: Group) -> None:

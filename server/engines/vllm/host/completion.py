@@ -7,14 +7,13 @@ from contextlib import suppress
 from typing import Any
 
 from server.engines.base import Completion, Generation, Kept, Token, Touched
+from server.engines.grammar import check
 from server.engines.touching import count_touched
 from server.engines.vllm.host.sampling import tokens_of
-from server.engines.vllm.host.schemas import check_schema, refused
 from server.engines.vllm.host.serving import Serving
 from server.engines.vllm.host.slots import Lease
 from server.engines.vllm.host.taken import Taken
-from server.threads import in_thread
-from steering.language.errors import EngineFailed, EngineUnavailable, TrimtabError
+from steering.language.errors import EngineUnavailable, TrimtabError
 from steering.programs.touch import Touch
 
 # Seconds in which the workers may say what a request did that is left early.
@@ -32,6 +31,7 @@ class VllmCompletion(Completion):
         if self._program is not None:
             self._touch = self._program.touch(generation.prompt_ids, generation.sampling.max_tokens,
                                               generation.roles)
+            self._touch.settle(generation.generated_ids)
         self._serving = serving
         self._outputs: Any = None
         self._admitting: asyncio.Task[None] | None = None
@@ -49,10 +49,11 @@ class VllmCompletion(Completion):
         await asyncio.shield(self._admitting)
 
     async def _admit(self) -> None:
-        schema = self.generation.sampling.json_schema
-        if schema is not None:
-            await in_thread(check_schema, schema, failure=EngineFailed)
+        grammar = self.generation.sampling.grammar
+        if grammar is not None:
+            await self._serving.grammars.done(grammar, check)
         if self._program is not None:
+            await self._serving.spell(self._program)
             self._lease = await self._serving.pin(self._program)
 
     async def __aiter__(self) -> AsyncIterator[Token]:
@@ -81,9 +82,10 @@ class VllmCompletion(Completion):
         self._over = True
         if reason == "error":
             self._taken = await self._serving.asking.taken(self._name)
-            if self._taken.fault is None and self.generation.sampling.json_schema is not None and not self._token_ids:
-                # The schema passed all checks, but vLLM could not compile its grammar for this vocabulary.
-                raise refused("its grammar cannot be compiled for this model")
+            grammar = self.generation.sampling.grammar
+            if self._taken.fault is None and grammar is not None and not self._token_ids:
+                # It passed all checks, but vLLM could not compile it for this vocabulary.
+                raise grammar.refused("it cannot be compiled for this model")
             raise await self._why(self._taken)
         raise EngineUnavailable("the engine gave this request up")
 

@@ -137,7 +137,8 @@ class Connection:
         return all(in_graph for in_graph, _ in placed)
 
     async def outputs(self, request_id: str, token_ids: Sequence[int], sampling: Sampling, extra: Mapping[str, Any], *,
-                      measuring: bool = False, cached: bool = False, guest: bool = False) -> AsyncGenerator[Any]:
+                      measuring: bool = False, cached: bool = False, guest: bool = False,
+                      cache_salt: str | None = None) -> AsyncGenerator[Any]:
         """Outputs of vLLM for one request. measuring: it gives way to others, and computes every position itself unless
         `cached` lets it read prefixes from the cache. guest: it gives way to all of these (`worker/scheduling.py`)."""
         try:
@@ -150,8 +151,9 @@ class Connection:
         # Of several replicas the first measures, because what is compared must lie in the same workers.
         with self._pulses.request(self._pulses.first if measuring else None) as replica:
             self.running.add(request_id)
+            prompt = {"prompt_token_ids": list(token_ids)} | ({} if cache_salt is None else {"cache_salt": cache_salt})
             outputs = self._llm.generate(
-                {"prompt_token_ids": list(token_ids)}, params, request_id, priority=GUEST if guest else int(measuring),
+                prompt, params, request_id, priority=GUEST if guest else int(measuring),
                 data_parallel_rank=None if len(self._pulses) == 1 else replica - self._pulses.first)
             begun = False
             try:

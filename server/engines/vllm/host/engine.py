@@ -38,7 +38,7 @@ class VllmEngine(Engine):
 
     features = frozenset({"structured_outputs", "resume"})
     # vLLM takes what was generated before for prompt, which these treat differently.
-    not_resumed = ("presence_penalty", "frequency_penalty", "json_schema")
+    not_resumed = ("presence_penalty", "frequency_penalty", "bad_words", "grammar")
 
     def __init__(self, options: VllmOptions) -> None:
         """
@@ -55,7 +55,7 @@ class VllmEngine(Engine):
         self.end_ids = self.reading.end_ids
         self.connection = Connection(options, self.reading, launched=lambda: self.serving.forget_slots(),
                                      prove=self._prove, lost=self._interrupt)
-        self.serving = Serving(options, self.connection, self.facts.num_layers - 1)
+        self.serving = Serving(options, self.connection, self.facts.num_layers - 1, self.facts.vocab_size)
         self.slots, self.measuring = self.serving.slots, self.serving.measuring
 
     async def start(self) -> None:

@@ -33,6 +33,7 @@ class VllmOptions:
         start_s: how long a start may take, proof included; 0 is any time.
         stall_s: how long nothing may come from vLLM while work waits, or a process of it be stopped, before it is ended
         and started again.
+        grammar_s: how long the check of one grammar may take.
         cache_dir: where fingerprints of checkpoints are kept; None for nowhere.
         extra: further arguments of vLLM's AsyncEngineArgs.
     """
@@ -64,5 +65,6 @@ class VllmOptions:
     restart_limit: int = 10
     start_s: float = 0.0
     stall_s: float = 120.0
+    grammar_s: float = 10.0
     cache_dir: Path | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from server.engines.base import Generation
+from server.engines.grammar_work import GrammarWork
 from server.engines.vllm.host.comparing import Comparing
 from server.engines.vllm.host.config import MEASURE_SLOTS
 from server.engines.vllm.host.connection import Connection
@@ -17,6 +18,7 @@ from server.engines.vllm.host.refusals import RESTARTING
 from server.engines.vllm.host.slots import Lease, SlotTable
 from server.engines.vllm.host.taken import Asking, Taken
 from server.engines.vllm.wire import extra_of
+from server.threads import in_thread
 from steering.language.errors import EngineUnavailable, SlotsExhausted, TrimtabError
 from steering.programs.program import Program
 from steering.programs.touch import Touch
@@ -26,17 +28,20 @@ class Serving:
     """Slots for programs, and completions that run in vLLM.
 
     Args:
-        last_layer: of the model.
+        last_layer, vocab_size: of the model.
 
     Attributes:
         slots: of requests. measure_slots: of passes that measure, behind those.
     """
 
-    def __init__(self, options: VllmOptions, connection: Connection, last_layer: int) -> None:
+    def __init__(self, options: VllmOptions, connection: Connection, last_layer: int, vocab_size: int) -> None:
         self.options, self.connection, self._last_layer = options, connection, last_layer
+        self._vocab_size = vocab_size
+        self._spelled, self._spelling = False, asyncio.Lock()
         self.slots = SlotTable(options.slots, connection.place, max_waiting=options.slot_queue)
         self.measure_slots = SlotTable(MEASURE_SLOTS, connection.place, first=options.slots + 1)
         self.asking = Asking(connection)
+        self.grammars = GrammarWork(options.grammar_s)
         self.measuring = Measuring(connection, self.measure_slots, last_layer, self.asking, options.step_limit)
         self.comparing = Comparing(connection, self.measuring, self.measure_slots, last_layer, options.step_limit)
 
@@ -44,6 +49,17 @@ class Serving:
         """The workers are new and hold no program."""
         self.slots.clear()
         self.measure_slots.clear()
+        self._spelled = False
+
+    async def spell(self, program: Program) -> None:
+        """See that the workers can tell the sections that a program's scopes name."""
+        if program.sections is None or self._spelled:
+            return
+        async with self._spelling:
+            if not self._spelled:
+                spell, size = program.sections.spell, self._vocab_size
+                await self.connection.rpc("trimtab_spell", await in_thread(lambda: list(map(spell, range(size)))))
+                self._spelled = True
 
     def interrupt(self) -> None:
         """vLLM has died, so those that wait for a slot need wait no longer."""
@@ -74,9 +90,10 @@ class Serving:
             extra |= keeping(name, generation.keep_from, self._last_layer)
         if before:
             extra["generated"] = len(before)
-        sampling = replace(generation.sampling, max_tokens=generation.sampling.max_tokens - len(before))
+        sampling = replace(generation.sampling, max_tokens=generation.sampling.max_tokens - len(before),
+                           min_tokens=max(generation.sampling.min_tokens - len(before), 0))
         outputs = self.connection.outputs(generation.request_id, [*generation.prompt_ids, *before], sampling, extra,
-                                          guest=generation.guest)
+                                          guest=generation.guest, cache_salt=generation.cache_salt)
         # Closed here and now: the abort must be on its way before the slot is another's.
         async with aclosing(outputs):
             async for output in outputs:

@@ -35,7 +35,8 @@ def bind_first(runner: Any, steps: Steps) -> None:
         count, total = batch.num_reqs, scheduled.total_num_scheduled_tokens
         steps.begin(batch.req_ids, runner.query_start_loc.np[:count + 1].astype(np.int64),
                     batch.num_computed_tokens_cpu[:count].astype(np.int64), total,
-                    lambda: runner.input_ids.gpu[:total].cpu().numpy().astype(np.int64))
+                    lambda: runner.input_ids.gpu[:total].cpu().numpy().astype(np.int64),
+                    lambda row, start, stop: batch.token_ids_cpu[row, start:stop].tolist())
         return prepared
 
     def model_forward(*args: Any, **kwargs: Any) -> Any:

@@ -41,6 +41,11 @@ def trimtab_place(self: Any, slot: int, program: bytes) -> tuple[bool, str | Non
     return in_graph, state.steps.holds(slot)
 
 
+def trimtab_spell(self: Any, spellings: Sequence[str]) -> None:
+    """How each token is written, one character per byte."""
+    self.trimtab.steps.spellings = list(spellings)
+
+
 def trimtab_taken(self: Any, names: Sequence[str]) -> list[dict[str, Any] | None] | None:
     """What requests did on the layers of this worker, by their names; None on ranks that share layers with another."""
     state: WorkerState = self.trimtab
@@ -174,5 +179,5 @@ def _bytes(tensor: torch.Tensor) -> bytes:
     return tensor.contiguous().float().numpy().tobytes()
 
 
-RPC = (trimtab_describe, trimtab_place, trimtab_taken, trimtab_forget, trimtab_scores, trimtab_next, trimtab_compare,
-       trimtab_captured)
+RPC = (trimtab_describe, trimtab_place, trimtab_spell, trimtab_taken, trimtab_forget, trimtab_scores, trimtab_next,
+       trimtab_compare, trimtab_captured)

@@ -35,7 +35,9 @@ def bind_second(runner: Any, steps: Steps) -> None:
         count = len(batch.req_ids)
         steps.begin(batch.req_ids, np.asarray(batch.query_start_loc_np[:count + 1], dtype=np.int64),
                     np.asarray(batch.num_computed_tokens_np[:count], dtype=np.int64), int(batch.num_tokens),
-                    lambda: batch.input_ids[:batch.num_tokens].cpu().numpy().astype(np.int64))
+                    lambda: batch.input_ids[:batch.num_tokens].cpu().numpy().astype(np.int64),
+                    lambda row, start, stop: states.all_token_ids.gpu[
+                        states.req_id_to_index[batch.req_ids[row]], start:stop].tolist())
         return prepare(batch, states)
 
     def execute_model(*args: Any, **kwargs: Any) -> Any:

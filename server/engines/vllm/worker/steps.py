@@ -5,6 +5,7 @@ of a tensor-parallel group agree without talking to each other.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from server.engines.vllm.worker.shelf import Shelf
 from server.engines.vllm.worker.tables import GraphTables
 from server.engines.vllm.worker.tally import Tallies
 from steering.acting.containment import UNLIMITED, StepLimit
+from steering.programs.touch import Touch
 from steering.residency.plan import Stage, StepPlan, plan_step
 from steering.residency.row_table import Held, RowTable
 
@@ -40,6 +42,7 @@ class Steps:
         self.shelf = Shelf(kept_bytes)
         self.num_steps = 0
         self.readout: Readout | None = None
+        self.spellings: list[str] = []
         self._device = device
         self._held: dict[int, tuple[RowTable, Held]] = {}
         self._limited: dict[int, bool] = {}
@@ -99,14 +102,15 @@ class Steps:
         self.tallies.open(request_id, extra.get("name", request_id))
         if not extra.keys() & {"touch", "keep", "capture"}:
             return
-        touch = touch_of(extra) if "touch" in extra else None
+        touch = touch_of(extra, self._spelling) if "touch" in extra else None
         slot = int(extra.get("slot", 0))
         passenger = Passenger(slot, 0, touch, extra.get("digest"), in_graph=slot in self._in_graph)
-        if touch is not None and self._digests.get(slot) != passenger.digest:
+        told = touch is None or touch.sections is None or bool(self.spellings)
+        if touch is not None and (self._digests.get(slot) != passenger.digest or not told):
             self._disown(request_id, passenger)
         if touch is not None:
             on, off = touch.on, touch.off
-            if passenger.in_graph and not touch.rules:
+            if passenger.in_graph and not touch.ruled:
                 # Known beforehand: which row of the graph's index each position reads.
                 on, off = self.graph.variants(slot, on & ~off), np.zeros_like(off)
             passenger.base = self._arena.put(on, off)
@@ -136,7 +140,8 @@ class Steps:
     # Steps.
 
     def begin(self, request_ids: Sequence[str], starts: IntArray, computed: IntArray, num_tokens: int,
-              token_ids: Callable[[], npt.NDArray[np.int64]]) -> None:
+              token_ids: Callable[[], npt.NDArray[np.int64]],
+              tokens_of: Callable[[int, int, int], Sequence[int]] = lambda row, start, stop: ()) -> None:
         """What the coming forward pass must do.
 
         Args:
@@ -144,6 +149,8 @@ class Steps:
             starts: first row of each request in the flat batch, and the end, `[R + 1]`.
             computed: tokens of each request that were computed before, `[R]`.
             token_ids: ids of the flat batch; asked for only by rules on generated tokens.
+            tokens_of: ids of the request in a row of the batch, from one position to another; asked for only by rules
+                on sections where tokens were computed in another step than this request's own.
         """
         self.num_steps += 1
         if self._stale or self._batch != request_ids:
@@ -177,10 +184,23 @@ class Steps:
             passenger = self._passengers[self._batch[i]]
             assert passenger.touch is not None
             part = slice(int(starts[i]), int(starts[i + 1]))
+            self._catch_up(passenger.touch, int(computed[i]), partial(tokens_of, i))
             positions = np.arange(computed[i], computed[i] + lengths[i])
             bits[part] = passenger.touch.bits(positions, token_ids()[part])
         opaque = np.repeat(self._opaque_rows, lengths)
         self._fill_mixed(slots, bits, opaque)
+
+    def _catch_up(self, touch: Touch, computed: int, tokens_of: Callable[[int, int], Sequence[int]]) -> None:
+        """Read tokens that this request never ran: after it was set back another one had put them in the cache."""
+        sections = touch.sections
+        if sections is None or computed <= touch.prompt_length + sections.known:
+            return
+        start = sections.known
+        for n, token in enumerate(tokens_of(touch.prompt_length + start, computed)):
+            sections.of(start + n, int(token))
+
+    def _spelling(self, token: int) -> str:
+        return self.spellings[token] if token < len(self.spellings) else ""
 
     def _fill_mixed(self, slots: IntArray, bits: npt.NDArray[np.uint32], opaque: npt.NDArray[np.bool_]) -> None:
         graph_rows = np.where(opaque | (slots == 0), 0, bits)
@@ -215,7 +235,7 @@ class Steps:
         self._bases = np.array([0 if p is None else p.base for p in aboard], dtype=np.int64)
         self._opaque_rows = np.array([p is not None and not p.in_graph for p in aboard], dtype=np.bool_)
         self._opaque = bool((self._opaque_rows & (self._slots > 0)).any())
-        self._ruled = [i for i, p in enumerate(aboard) if p is not None and p.touch is not None and p.touch.rules]
+        self._ruled = [i for i, p in enumerate(aboard) if p is not None and p.touch is not None and p.touch.ruled]
         self._watching = [i for i, p in enumerate(aboard) if p is not None and (p.keep or p.capture)]
         self._stale = False
 

@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 
-from server.engines.vllm.host.refusals import refusal
-from server.engines.vllm.host.schemas import MAX_SCHEMAS, check_schema
-from steering.language.errors import EngineUnavailable, InvalidRequest
+from server.engines.grammar import Grammar, as_tag, check, of_choices, of_rules, of_schema, of_tag
+from server.engines.schemas import MAX_SCHEMAS
+from steering.language.errors import InvalidRequest
+
+PARAM = "response_format.json_schema.schema"
 
 
 def holding(part: dict[str, Any] | bool) -> dict[str, Any]:
@@ -41,6 +43,13 @@ WRONG: dict[str, tuple[dict[str, Any] | bool, str]] = {
     "beside a ref": ({"$ref": "#", "minimum": 3}, "minimum beside"),
     "beside branches": ({"anyOf": [{"type": "integer"}], "maximum": 1}, "maximum beside"),
     "two of all": ({"allOf": [{"type": "object"}, {"type": "object"}]}, "not supported"),
+    "length of a pattern": ({"type": "string", "pattern": "a*", "maxLength": 3}, "maxLength beside pattern"),
+    "length of a format": ({"format": "date", "minLength": 3}, "minLength beside format"),
+    "unknown format": ({"type": "string", "format": "colour"}, "colour"),
+    "names and properties": ({"type": "object", "propertyNames": {"pattern": "a"}, "properties": {}}, "propertyNames"),
+    "two patterns": ({"type": "object", "patternProperties": {"a": {}, "b": {}}}, "patternProperties"),
+    "names of a length": ({"type": "object", "propertyNames": {"pattern": "a", "maxLength": 2}}, "length"),
+    "no schema": ({"type": "object", "patternProperties": 3}, ""),
     "deep": (nested(40), "nested too deeply"),
     "many": ({"anyOf": [{"type": "integer"}] * (MAX_SCHEMAS + 1)}, str(MAX_SCHEMAS)),
 }
@@ -50,8 +59,8 @@ WRONG: dict[str, tuple[dict[str, Any] | bool, str]] = {
 def test_a_schema_that_cannot_be_held_to_is_refused_by_name(name: str) -> None:
     part, reason = WRONG[name]
     with pytest.raises(InvalidRequest, match=f"(?i){reason}") as refused:
-        check_schema(holding(part))
-    assert refused.value.param == "response_format.json_schema.schema"
+        check(of_schema(holding(part), PARAM))
+    assert refused.value.param == PARAM
     assert ".cc:" not in refused.value.message and "\n" not in refused.value.message
 
 
@@ -66,29 +75,41 @@ def test_a_schema_that_cannot_be_held_to_is_refused_by_name(name: str) -> None:
     {"type": "string", "description": "a pattern such as (?=x)"}, {"type": "string", "format": "date-time"},
 ])
 def test_what_answers_can_be_held_to_passes(part: dict[str, Any]) -> None:
-    check_schema(holding(part))
+    check(of_schema(holding(part), PARAM))
 
 
-def test_what_vllm_refuses_is_the_request_and_what_fails_in_it_is_the_engine() -> None:
-    from vllm.exceptions import QueueOverflowError, VLLMServerError, VLLMValidationError
-    from vllm.v1.engine.exceptions import EngineGenerateError
+@pytest.mark.parametrize(("grammar", "reason"), [
+    (Grammar("regex", "(?=a)b", "structured_outputs.regex"), "Lookahead"),
+    (Grammar("regex", "(", "structured_outputs.regex"), "paren"),
+    (Grammar("regex", "a\0b", "structured_outputs.regex"), "NUL"),
+    (of_rules('root ::= nothing', "structured_outputs.grammar"), "not defined"),
+    (of_rules('first ::= "a"', "structured_outputs.grammar"), "root"),
+    (of_rules('start: nothing', "structured_outputs.grammar"), "unknown name"),
+    (of_tag({"type": "sequence"}, "tools"), ""),
+])
+def test_a_grammar_that_is_none_is_refused_by_name(grammar: Grammar, reason: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"(?i){reason}") as refused:
+        check(grammar)
+    assert refused.value.param == grammar.param and ".cc:" not in refused.value.message
 
-    named = refusal(VLLMValidationError("too many", parameter="logprobs", value=[0] * 1000), begun=False)
-    assert isinstance(named, InvalidRequest) and (named.message, named.param) == ("too many", "logprobs")
-    # No field of a request has that name.
-    other = refusal(VLLMValidationError("bad", parameter="trace_decode_token_ids"), begun=False)
-    assert isinstance(other, InvalidRequest) and other.param is None
 
-    def wrapped(cause: Exception) -> EngineGenerateError:
-        error = EngineGenerateError()
-        error.__cause__ = cause
-        return error
+def test_a_grammar_is_of_lark_unless_it_defines_rules_as_ebnf_does() -> None:
+    assert of_rules('# a ::= b\nstart: "a"', "g").kind == "lark"
+    assert of_rules('root ::= "a"', "g").kind == "ebnf"
+    check(of_rules('start: "a" | "b"', "g"))
 
-    assert isinstance(refusal(wrapped(ValueError("prompt too long")), begun=False), InvalidRequest)
-    assert refusal(wrapped(ValueError("index out of range")), begun=True) is None
-    assert refusal(wrapped(RuntimeError("no memory")), begun=False) is None
-    assert refusal(VLLMServerError("broken"), begun=False) is None
-    full = refusal(QueueOverflowError(), begun=False)
-    assert isinstance(full, EngineUnavailable) and full.retry_after_s
-    typed = InvalidRequest("ours", param="prompt")
-    assert refusal(wrapped(typed), begun=True) is typed
+
+@pytest.mark.parametrize("choices", [
+    ["yes", "no"], ['a "quoted" \\ one', "two\nlines", "tab\t", "\x07", "é 😀 \u2028"]])
+def test_choices_are_those_texts_and_no_others(choices: list[str]) -> None:
+    from xgrammar import GrammarCompiler, GrammarMatcher, TokenizerInfo
+
+    from server.engines.grammar import parsed
+
+    compiler = GrammarCompiler(TokenizerInfo([chr(i) for i in range(128)], stop_token_ids=[127]))
+    for grammar in (of_choices(choices, "g"), of_tag(as_tag(of_choices(choices, "g")), "g")):
+        matcher = GrammarMatcher(compiler.compile_grammar(parsed(grammar)))
+        for choice in choices:
+            assert matcher.accept_string(choice) and matcher.is_completed()
+            matcher.reset()
+        assert not matcher.accept_string("maybe")
