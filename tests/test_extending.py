@@ -35,7 +35,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_page_has_the_three_additions() -> None:
     assert len(NEW.findall(PAGE)) == 2
-    assert len(CHANGED.findall(PAGE)) == 4
+    assert len(CHANGED.findall(PAGE)) == 5
     assert len(NAMED.findall(PAGE)) == 3
 
 
