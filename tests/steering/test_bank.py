@@ -23,6 +23,7 @@ from steering.programs.program import Applied, Compiled, Program
 from steering.residency.bank import Bank
 from steering.residency.plan import plan_step
 from steering.residency.pool import pad_rank
+from tests.steering.rows import after
 from tests.tiny import tiny
 
 torch.set_num_threads(1)
@@ -226,8 +227,7 @@ def test_step_equals_a_loop_over_tokens(seeds: list[int], data: st.DataObject) -
             touched = False
             for j, item in enumerate(programs[slot].compiled if slot else ()):
                 if mask >> j & 1 and key in item.rows:
-                    row = item.rows[key]
-                    token = get_kernel(row.kernel)(token, {name: x[None] for name, x in row.tensors.items()})
+                    token = after(item.rows[key], token)
                     touched = True
             if touched:
                 torch.testing.assert_close(stepped[t:t + 1], token, rtol=1e-4, atol=1e-4)

@@ -19,9 +19,9 @@ from steering.artifacts.source import Resolved
 from steering.language.intervention import Intervention
 from steering.models.describe import model_facts
 from steering.ops.base import Row
-from steering.ops.kernel import get_kernel
 from steering.programs.compiler import compile_program
 from tests.engines.cases import dense_cases
+from tests.steering.rows import after
 from tests.tiny import tiny
 
 D, RANK = 16, 4
@@ -86,14 +86,14 @@ def _measured(tables: GraphTables, h: torch.Tensor, dtype: torch.dtype = torch.f
 
 def _one_after_another(h: torch.Tensor, rows: list[Row]) -> torch.Tensor:
     for row in rows:
-        h = get_kernel(row.kernel)(h, {name: t.expand(len(h), *t.shape) for name, t in row.tensors.items()})
+        h = after(row, h)
     return h
 
 
 @pytest.mark.parametrize("names", [*itertools.product(MAKERS, MAKERS), ("add", "scale", "add"), ("add",) * 3,
                                    ("affine", "add", "ablate"), ("scale", "affine", "flip 0"),
                                    ("norm match", "add", "clamp")], ids="+".join)
-def test_stages_equal_kernels_in_order(names: tuple[str, ...]) -> None:
+def test_stages_equal_formulas_in_order(names: tuple[str, ...]) -> None:
     rows = [MAKERS[name](10 * i + 1) for i, name in enumerate(names)]
     tables = _tables()
     assert tables.place(2, Rows("x", tuple({("resid_post", 0): row} for row in rows), (0,) * len(rows)))
