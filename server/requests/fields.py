@@ -3,26 +3,17 @@
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, model_validator
-from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from steering.language.fields import telling_of_nulls, without_nulls
+from steering.language.fields import NullsAbsent
 from steering.language.spec import Steering
 
 
-class Lenient(BaseModel):
-    """A part of a request in which JSON `null` means that the field is absent, as OpenAI's clients mean it."""
+class Lenient(NullsAbsent):
+    """A part of a request."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, given: Any) -> Any:
-        return without_nulls(given)
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return telling_of_nulls(core, handler)
 
 
 def _refuse(value: Any) -> Any:

@@ -25,43 +25,36 @@ Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]
 Switch = Annotated[bool, Field(strict=True)]
 
 
-def without_nulls(given: Any) -> Any:
-    """A JSON object without the fields that are null; anything else as it is."""
-    if isinstance(given, dict) and None in given.values():
-        return {name: value for name, value in given.items() if value is not None}
-    return given
+class NullsAbsent(BaseModel):
+    """JSON `null` means that a field is absent, and the JSON schema says so of each field that may be left out."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        if isinstance(given, dict) and None in given.values():
+            return {name: value for name, value in given.items() if value is not None}
+        return given
 
-def telling_of_nulls(core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-    """The JSON schema of a model that takes null for an absent field, which says so of each field that may be left
-    out."""
-    found = handler(core)
-    if handler.mode == "validation":
-        described = handler.resolve_ref_schema(found)
-        for name, field in described.get("properties", {}).items():
-            if name not in described.get("required", ()) and not _takes_null(field):
-                about = {key: field.pop(key) for key in ("title", "description", "default") if key in field}
-                described["properties"][name] = {"anyOf": [dict(field), {"type": "null"}], **about}
-    return found
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        found = handler(core)
+        if handler.mode == "validation":
+            described = handler.resolve_ref_schema(found)
+            for name, field in described.get("properties", {}).items():
+                if name not in described.get("required", ()) and not _takes_null(field):
+                    about = {key: field.pop(key) for key in ("title", "description", "default") if key in field}
+                    described["properties"][name] = {"anyOf": [dict(field), {"type": "null"}], **about}
+        return found
 
 
 def _takes_null(schema: dict[str, Any]) -> bool:
     return not schema or schema.get("type") == "null" or any(map(_takes_null, schema.get("anyOf", ())))
 
 
-class Model(BaseModel):
-    """What requests and stored specs are made of. JSON `null` means that a field is absent."""
+class Model(NullsAbsent):
+    """What requests and stored specs are made of."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, given: Any) -> Any:
-        return without_nulls(given)
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return telling_of_nulls(core, handler)
 
 
 Label = Annotated[str, StringConstraints(min_length=1, max_length=256)]
