@@ -32,11 +32,12 @@ TICK = os.sysconf("SC_CLK_TCK")
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="Where the figures go.")
+    parser.add_argument("--model", default="smollm2", help="The demands are about smollm2.")
     parser.add_argument("--draws", type=int, default=20, help="Random vectors beside the tone.")
     parser.add_argument("--prompts", type=int, default=24, help="Of the prompts, how many are used.")
     parser.add_argument("--tokens", type=int, default=24, help="Written to each of them.")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as (process, url), \
+    with tempfile.TemporaryDirectory() as folder, serving(Path(folder), options.model) as (process, url), \
             Client(url, timeout=1800.0) as client:
         clock = Clock(process.pid)
         figures = hour(client, clock, options)
@@ -157,10 +158,10 @@ class Clock:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
+def serving(folder: Path, model: str) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-c", "from server.cli import app; app()", "serve", "smollm2",
+    process = subprocess.Popen([sys.executable, "-c", "from server.cli import app; app()", "serve", model,
                                 "--port", str(port), "--data-dir", str(folder / "data")])
     url = f"http://127.0.0.1:{port}"
     try:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median
+from typing import Literal
 
 import torch
 
@@ -85,17 +86,17 @@ class Bench:
         numbers = {layer: {"vector": asked.strength * vector} for layer, vector in asked.vectors.items()}
         return program_of(self.subject.facts, "vector", "add", self.plan.site, numbers, scope=self.plan.scope)
 
-    def continued(self, asked: Asked, count: int, limit: int) -> tuple[float, float]:
-        """Mean log-probability, in nats a token, of the pairs' own positive and of their negative continuations."""
+    def continued(self, asked: Asked, count: int, limit: int, side: Literal["positive", "negative"] = "positive"
+                  ) -> float:
+        """Mean log-probability, in nats a token, of the pairs' own continuations of one side; -inf where the program
+        made values that are not finite."""
         program = None if not asked.vectors else self.program(asked)
         chosen = self.plan.continuations[:count]
-        sides = [pair.positive for pair in chosen], [pair.negative for pair in chosen]
-        texts = [text[:pair.start + limit] for side in sides for text, pair in zip(side, chosen, strict=True)]
+        texts = [getattr(pair, side)[:pair.start + limit] for pair in chosen]
         try:
-            found = self.subject.continuation_logprobs(texts, [pair.start for pair in chosen] * 2, program)
+            return fmean(self.subject.continuation_logprobs(texts, [pair.start for pair in chosen], program))
         except SteeringOverflow:
-            return float("-inf"), 0.0
-        return fmean(found[:len(chosen)]), fmean(found[len(chosen):])
+            return float("-inf")
 
     def _write(self, wanted: Sequence[tuple[Question, Program | None]], step: Step
                ) -> tuple[list[tuple[str, bool]], list[float]]:

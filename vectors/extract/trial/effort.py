@@ -37,7 +37,7 @@ class Budget:
 
     def work(self, prompt: int, answer: int) -> int:
         """Tokens that go through the model, for prompts and answers of these lengths; a bound, as texts end early."""
-        scored = 2 * self.pairs * (prompt + min(answer, SCORED_TOKENS)) * (self.layers + 3)
+        scored = self.pairs * (prompt + min(answer, SCORED_TOKENS)) * (self.layers + 4)
         return scored + self.completions * (prompt + 2 * self.tokens)
 
 

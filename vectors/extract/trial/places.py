@@ -1,8 +1,7 @@
 """Where a candidate is tried: layers by their first-order effect, and what lies beside the best one.
 
-The first-order effect is what one moderate step does to the pairs' own continuations: how much likelier it makes the
-positive ones, and how much likelier than the negative ones. The former counts more, because a step that breaks the
-model makes both unlikely.
+The first-order effect is how much likelier one moderate step makes the pairs' own positive continuations. Their
+log-odds against the negative ones would not do, because a step that breaks the model makes both unlikely.
 """
 
 import math
@@ -20,8 +19,8 @@ from vectors.extract.trial.surface import Place
 
 # Layers outside of these shares of the depth only spell or read out.
 SHALLOWEST, DEEPEST = 0.1, 0.9
-# The step that is looked at, as a share of the activations' length; and what the log-odds count beside the gain.
-MODERATE, ODDS = 0.27, 0.25
+# The step that is looked at, as a share of the activations' length.
+MODERATE = 0.27
 # A band takes this share of the model's layers.
 WIDTH = 0.12
 
@@ -35,14 +34,15 @@ def promising(plan: TrialPlan, bench: Bench, budget: Budget, step: Callable[[flo
         # Nothing is known to continue: every place of a coarser grid is tried by writing.
         return [at(plan, names[0].name, (layer,)) for layer in _evenly(middle, budget.places)], []
     grid = [at(plan, names[0].name, (layer,)) for layer in _evenly(middle, budget.layers)]
-    up, down = bench.continued(Asked({}, 0.0, 0.0, ()), budget.pairs, SCORED_TOKENS)
-    bench.expect(up - down)
+    nothing = Asked({}, 0.0, 0.0, ())
+    base = bench.continued(nothing, budget.pairs, SCORED_TOKENS)
+    other = bench.continued(nothing, budget.pairs, SCORED_TOKENS, "negative")
+    bench.expect(base - other)
     effects: dict[Place, float] = {}
 
     def look(place: Place) -> None:
         step(len(effects) / (len(grid) + len(names)))
-        likely, other = bench.continued(asked_at(place, plan, MODERATE, ()), budget.pairs, SCORED_TOKENS)
-        effects[place] = (likely - up) + ODDS * (likely - other - up + down)
+        effects[place] = bench.continued(asked_at(place, plan, MODERATE, ()), budget.pairs, SCORED_TOKENS) - base
 
     for place in grid:
         look(place)
