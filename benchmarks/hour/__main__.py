@@ -26,6 +26,8 @@ from benchmarks.hour.demands import Figures, of_language, unmet
 from benchmarks.hour.pairs import FRENCH_PROMPTS, TONE_PROMPTS, asked, french, tone
 
 INSTRUCTION = "Answer in French."
+# Names of their own, so that no bundled example's are versioned.
+TONE, LANGUAGE = "hour-cheerful", "hour-french"
 TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -52,37 +54,39 @@ def main() -> int:
 
 
 def hour(client: Client, clock: "Clock", options: argparse.Namespace) -> Figures:
-    made = client.extract(tone(), name="cheerful")
+    made = client.extract(tone(), name=TONE)
     clock.lap("tone: extraction")
-    tell("cheerful", client.get_artifact(made.artifact).card)
-    made = client.extract(french(), name="french", trial={"grader": {"kind": "language", "language": "fr"},
+    tell(TONE, client.get_artifact(made.artifact).card)
+    made = client.extract(french(), name=LANGUAGE, trial={"grader": {"kind": "language", "language": "fr"},
                                                           "instruction": INSTRUCTION})
     clock.lap("french: extraction")
-    tell("french", client.get_artifact(made.artifact).card)
+    tell(LANGUAGE, client.get_artifact(made.artifact).card)
 
-    for name, prompt in (("cheerful", TONE_PROMPTS[0]), ("french", FRENCH_PROMPTS[0])):
+    unchanged = []
+    for name, prompt in ((TONE, TONE_PROMPTS[0]), (LANGUAGE, FRENCH_PROMPTS[0])):
         plain = client.chat(prompt, max_tokens=32, temperature=0.0).text
-        steered = client.chat(prompt, steering={"artifact": name}, max_tokens=32, temperature=0.0).text
+        steered = client.chat(prompt, steering=applying(name), max_tokens=32, temperature=0.0).text
         print(f"{prompt}\n  untouched: {plain!r}\n  {name}: {steered!r}")
-        assert steered != plain, f"{name} changed nothing"
+        if steered == plain:
+            unchanged.append(name)
 
-    client.calibrate("cheerful", asked(("How are you?", "Tell me a story.", "What is a tree?", "Describe a road.")),
+    client.calibrate(TONE, asked(("How are you?", "Tell me a story.", "What is a tree?", "Describe a road.")),
                      points=3, draws=1, max_tokens=12, reach=(0.2, 1.0))
-    dosed = client.chat(TONE_PROMPTS[0], steering={"artifact": "cheerful", "strength": {"kl": 0.5}}, max_tokens=32,
+    dosed = client.chat(TONE_PROMPTS[0], steering=applying(TONE, strength={"kl": 0.5}), max_tokens=32,
                         temperature=0.0)
-    print(f"  cheerful, 0.5 nats a token: {dosed.text!r}")
+    print(f"  {TONE}, 0.5 nats a token: {dosed.text!r}")
     clock.lap("tone: a dose")
 
     prompts = asked(TONE_PROMPTS[:options.prompts])
     kept = {"max_tokens": options.tokens, "samples": len(prompts)}
-    report = client.evaluate(prompts, [{"kind": "sentiment"}], spec={"interventions": [{"artifact": "cheerful"}]},
+    report = client.evaluate(prompts, [{"kind": "sentiment"}], spec=applying(TONE),
                              draws=options.draws, **kept)
     clock.lap(f"tone: evaluation beside {options.draws} random vectors")
     untouched, result = report["untouched"], report["results"][0]
     texts = samples("tone", TONE_PROMPTS, untouched, result["steered"])
 
     prompts = asked(FRENCH_PROMPTS[:options.prompts])
-    spec = {"interventions": [{"artifact": "french"}]}
+    spec = applying(LANGUAGE)
     language = [{"kind": "language", "language": "fr"}]
     steered = client.evaluate(prompts, language, spec=spec, draws=0, **kept)
     told = [[{"role": "user", "content": f"{turns[0]['content']} {INSTRUCTION}"}] for turns in prompts]
@@ -91,11 +95,12 @@ def hour(client: Client, clock: "Clock", options: argparse.Namespace) -> Figures
     texts += samples("french", FRENCH_PROMPTS, steered["untouched"], steered["results"][0]["steered"],
                      instructed["untouched"])
 
-    client.create_preset("sunny", {"interventions": [{"artifact": "cheerful"}]}, "A cheerful tone.")
+    client.create_preset("hour-sunny", applying(TONE), "A cheerful tone.")
     model = client.models()[0]
-    sunny = client.chat(TONE_PROMPTS[0], model=f"{model}:sunny", max_tokens=32, temperature=0.0)
-    assert sunny.text == client.chat(TONE_PROMPTS[0], steering={"artifact": "cheerful"}, max_tokens=32,
-                                     temperature=0.0).text
+    sunny = client.chat(TONE_PROMPTS[0], model=f"{model}:hour-sunny", max_tokens=32, temperature=0.0)
+    named = client.chat(TONE_PROMPTS[0], steering=applying(TONE), max_tokens=32, temperature=0.0)
+    if sunny.text != named.text:
+        unchanged.append("hour-sunny")
     clock.lap("a preset")
     return Figures(
         untouched=success(untouched), steered=success(result["steered"]),
@@ -103,7 +108,11 @@ def hour(client: Client, clock: "Clock", options: argparse.Namespace) -> Figures
         broken_untouched=broken(untouched), broken_steered=broken(result["steered"]),
         french=of_language(texts_of(steered["results"][0]["steered"]), "fr"),
         instructed=of_language(texts_of(instructed["untouched"]), "fr"),
-        french_by_surprise=success(steered["results"][0]["steered"]), texts=texts)
+        french_by_surprise=success(steered["results"][0]["steered"]), texts=texts, unchanged=unchanged)
+
+
+def applying(name: str, **fields: Any) -> dict[str, Any]:
+    return {"interventions": [{"artifact": name, **fields}]}
 
 
 def success(arm: dict[str, Any]) -> float:

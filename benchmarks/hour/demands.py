@@ -18,7 +18,8 @@ OF_THE_CEILING = 0.6
 class Figures:
     """Shares of the answers. random: of each vector. french, instructed: whole French texts under the vector, and where
     the prompt asks for French, by the rules that look at the text alone: a model of English finds any French unlikely.
-    french_by_surprise: as the evaluation counts it, which does not know that."""
+    french_by_surprise: as the evaluation counts it, which does not know that. unchanged: names whose text was that of
+    the untouched model, or of a preset, another than its artifact's."""
 
     untouched: float
     steered: float
@@ -29,6 +30,7 @@ class Figures:
     instructed: float
     french_by_surprise: float
     texts: list[dict[str, Any]] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def of_language(texts: Sequence[str], language: str) -> float:
 
 def unmet(found: Figures) -> list[str]:
     """A sentence for each demand that is not met."""
-    said = []
+    said = [f"{name} does not do what it should" for name in found.unchanged]
     if found.steered < found.untouched + GAINED:
         said.append(f"positive answers: {found.steered:.0%}, untouched {found.untouched:.0%}")
     if found.random and found.steered < max(found.random) + GAINED:

@@ -16,7 +16,8 @@ GOOD = Figures(untouched=0.4, steered=0.8, random=[0.3, 0.5], broken_untouched=0
     ({}, []), ({"steered": 0.69}, ["untouched 40%", "random vector 50%"]),
     ({"random": [0.3, 0.51]}, ["random vector 51%"]),
     ({"broken_steered": 0.06}, ["broken answers: 6%"]), ({"french": 0.29}, ["French answers: 29%"]),
-    ({"french": 0.0, "instructed": 0.0}, ["to no prompt"])])
+    ({"french": 0.0, "instructed": 0.0}, ["to no prompt"]),
+    ({"unchanged": ["calm"]}, ["calm does not"])])
 def test_a_demand_that_is_not_met_is_said(changes: dict[str, object], said: list[str]) -> None:
     found = unmet(replace(GOOD, **changes))  # type: ignore[arg-type]
     assert len(found) == len(said) and all(part in reason for part, reason in zip(said, found, strict=True))

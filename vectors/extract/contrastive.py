@@ -18,6 +18,7 @@ from pydantic import Field
 from steering.language.errors import InvalidRequest
 from steering.language.strength import Strength
 from steering.language.vocabulary import Op, Site
+from steering.models.facts import ModelFacts
 from steering.ops import get_operation, operations
 from steering.ops.base import RESIDUAL_SITES, VECTOR_SITES
 from steering.programs.inline import parse_options
@@ -113,7 +114,7 @@ class Contrastive(Recipe):
         data = paired(request.pairs, subject, request.seed, token=request.token)
         return Pairs(data, texts_of(request.pairs, data), given_questions(request.trial, request.pairs, subject))
 
-    def passes(self, request: ContrastiveRequest, data: Pairs) -> int:
+    def passes(self, request: ContrastiveRequest, data: Pairs, facts: ModelFacts) -> int:
         read = sum(len(pair.positive) + len(pair.negative) for pair in data.data.pairs)
         if not self._tried(request, data):
             return read

@@ -113,7 +113,7 @@ class Recipe(ABC):
             TrimtabError: InvalidData and its kinds, ExtractionCancelled.
         """
 
-    def passes(self, request: Any, data: Any) -> int | None:
+    def passes(self, request: Any, data: Any, facts: ModelFacts) -> int | None:
         """Tokens that `make` puts through the model, about; None where nobody has counted them."""
         return None
 

@@ -30,7 +30,7 @@ class Prepared:
 
     def estimate(self, sample: Sequence[int]) -> float | None:
         """Seconds that the run will take, by how long the model needs for `sample` now; None where nobody knows."""
-        tokens = self.recipe.passes(self.request, self.data)
+        tokens = self.recipe.passes(self.request, self.data, self.subject.facts)
         return None if tokens is None else seconds(tokens, self.subject, sample)
 
     def run(self, progress: Progress, cancelled: Cancelled) -> Extraction:

@@ -11,6 +11,7 @@ give `other_pairs`.
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Annotated, Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from pydantic import Field
 
 from steering.language.strength import Strength
 from steering.language.vocabulary import Site
+from steering.models.facts import ModelFacts
 from steering.programs.program import Program
 from vectors.extract.head_average import causal_heads, mean_heads, summed
 from vectors.extract.programs import LAST, adding
@@ -81,6 +83,21 @@ class FunctionVector(Recipe):
                        for pairs, param in ((request.pairs, "pairs"), (request.other_pairs, "other_pairs")))
         assert task is not None
         return task, other
+
+    def passes(self, request: FunctionVectorRequest, data: tuple[Task, Task | None], facts: ModelFacts) -> int | None:
+        if request.extraction == "causal_mediation":
+            return None
+        task = data[0]
+        bare = fmean(len(task.zero_shot(n)) for n in task.splits["train"])
+        # A demonstration has an input, an output and a line break.
+        shown = bare + request.demonstrations * (bare + 2)
+        layers, strengths = len(site_layers(request, SITE, facts)), len(request.strengths)
+        dev, test, train = (min(request.max_eval, len(task.splits[split])) for split in ("dev", "test", "train"))
+        fitting = min(request.num_prompts or 15, train) * (shown + bare)
+        points = layers * strengths
+        tried = points * dev if points <= MOST_POINTS else 2 * layers * min(SCOUTS, dev) + MOST_POINTS // 2 * dev
+        return round(fitting + len(task.splits["train"]) * bare + tried * bare
+                     + request.draws * (fitting + 2 * test * bare) + test * (shown + 2 * bare))
 
     def make(self, request: FunctionVectorRequest, data: tuple[Task, Task | None], work: Work) -> Made:
         causal = request.extraction == "causal_mediation"

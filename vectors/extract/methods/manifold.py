@@ -24,6 +24,7 @@ from steering.artifacts.spline import MAX_KNOTS, MAX_RANK, Manifold
 from steering.language.errors import InvalidPayload, InvalidRequest
 from steering.language.fields import MAX_FLOAT, Finite, Label
 from steering.language.vocabulary import Site
+from steering.models.facts import ModelFacts
 from vectors.extract.behaviour import Answers, Behaviour
 from vectors.extract.items import Examples, Labelled, labelled
 from vectors.extract.manifold_fit import Fit, Layout, chosen_pairs, fit, means_by_label, shuffled
@@ -118,6 +119,18 @@ class ManifoldSteering(Recipe):
         data = labelled(request.examples, subject, request.seed, complete=["train"])
         _values(data, request.labels)
         return data, _answers(request, subject)
+
+    def passes(self, request: ManifoldRequest, data: tuple[Labelled, Answers], facts: ModelFacts) -> int:
+        examples, answers = data
+        read = sum(map(len, examples.texts))
+        length, values = read / len(examples.texts), answers.count
+        swaps = min(request.max_eval, len(examples.splits["test"])) * (values - 1)
+        walk = min(request.max_eval, len(examples.splits["test"])) * request.steps
+        # On dev at most 6 points of at most 8 walks, which cost as much at every layer that goes on.
+        layers = len(site_layers(request, SITE, facts))
+        walked = MOST_WALKED * 8 * min(request.max_eval, len(examples.splits["dev"])) * min(request.steps, 6)
+        return round(2 * read + length * (layers * swaps + walked + (2 * request.draws + 2) * swaps
+                                          + (3 + request.draws) * request.max_pairs * walk))
 
     def make(self, request: ManifoldRequest, data: tuple[Labelled, Answers], work: Work) -> Made:
         labels, layout = request.labels, request.placed()

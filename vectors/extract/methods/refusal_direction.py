@@ -74,6 +74,15 @@ class RefusalDirection(Recipe):
             raise FitFailed(f"no layer below {MAX_DEPTH:.0%} of depth is given", param="layers")
         return layers
 
+    def passes(self, request: RefusalDirectionRequest, data: tuple[Dataset, Readout], facts: ModelFacts) -> int:
+        pairs, _ = data
+        read = sum(len(pair.positive) + len(pair.negative) for pair in pairs.pairs)
+        length = read / (2 * len(pairs.pairs))
+        count = len(self._layers(request, facts)) * request.num_positions
+        dev, test = (min(request.max_eval, len(pairs.splits[split])) for split in ("dev", "test"))
+        tried = count * dev if count <= MOST_CANDIDATES else count * min(SCOUTS, dev) + FINALISTS * dev
+        return round(read + length * (3 * tried + dev + (3 * request.draws + 6) * test))
+
     def make(self, request: RefusalDirectionRequest, data: tuple[Dataset, Readout], work: Work) -> Made:
         facts = work.facts
         layers = self._layers(request, facts)

@@ -19,12 +19,13 @@ from pydantic import Field
 from steering.language.errors import InvalidRequest
 from steering.language.gates import Reading
 from steering.language.vocabulary import Site
+from steering.models.facts import ModelFacts
 from vectors.extract.contract import Split
 from vectors.extract.items import Splits, digest_of, split_items
 from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
 from vectors.extract.refusals import EmptyText, LeakingSplit, NoContrast
 from vectors.extract.standing import auc, auc_error, rounded, standing
-from vectors.extract.subject import Subject, stream
+from vectors.extract.subject import Subject, Tokens, stream
 from vectors.extract.work import Span, Work
 from vectors.scratch import ScratchFolder
 
@@ -46,8 +47,8 @@ class SignPatternRequest(RecipeOptions):
                                    "category with; at least as many as it has for all of them.")
 
 
-Anchors = tuple[list[int], Splits]
-"""Tokens of the category, and splits of them."""
+Anchors = tuple[list[int], Splits, Tokens]
+"""Tokens of the category, splits of them, and what the tokenizer puts before every text."""
 
 
 class SignPattern(Recipe):
@@ -62,17 +63,18 @@ class SignPattern(Recipe):
         anchors, given = _anchors(request, subject)
         _vocabulary(request, subject.facts.vocab_size, anchors)
         site_layers(request, request.site, subject.facts)
-        return anchors, split_items([str(token) for token in anchors], given, request.seed, "anchors")
+        return (anchors, split_items([str(token) for token in anchors], given, request.seed, "anchors"),
+                subject.encode(""))
 
-    def passes(self, request: SignPatternRequest, data: Anchors) -> int:
-        return request.vocabulary_sample + len(data[0])
+    def passes(self, request: SignPatternRequest, data: Anchors, facts: ModelFacts) -> int:
+        anchors, _, prefix = data
+        return min(request.vocabulary_sample + len(anchors), facts.vocab_size) * (len(prefix) + 1)
 
     def make(self, request: SignPatternRequest, data: Anchors, work: Work) -> Made:
-        anchors, splits = data
+        anchors, splits, prefix = data
         layers = site_layers(request, request.site, work.facts)
         ids = _vocabulary(request, work.facts.vocab_size, anchors)
         row = {token: n for n, token in enumerate(ids)}
-        prefix = work.subject.encode("")
         with TypeCache(layers, len(ids), work.facts.width(request.site)) as cache:
             cache.fill(work.subject, request.site, prefix, ids, work.within(0.0, 0.7, "capture"))
             own = {split: [row[anchors[n]] for n in members] for split, members in splits.items()}
