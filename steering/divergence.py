@@ -36,6 +36,9 @@ class Divergence:
     def join(cls, parts: Sequence["Divergence"]) -> "Divergence":
         return cls(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)})
 
+    def part(self, tokens: slice) -> "Divergence":
+        return Divergence(**{f.name: getattr(self, f.name)[tokens] for f in fields(self)})
+
 
 def divergence(steered: torch.Tensor, other: torch.Tensor, chosen: torch.Tensor, ends: Sequence[int] = ()
                ) -> Divergence:
@@ -98,6 +101,9 @@ class ResidualShift:
     @classmethod
     def join(cls, parts: Sequence["ResidualShift"]) -> "ResidualShift":
         return cls(torch.cat([part.relative for part in parts]), torch.cat([part.cosine for part in parts]))
+
+    def part(self, tokens: slice) -> "ResidualShift":
+        return ResidualShift(self.relative[tokens], self.cosine[tokens])
 
 
 def residual_shift(steered: torch.Tensor, base: torch.Tensor) -> ResidualShift:

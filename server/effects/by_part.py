@@ -1,7 +1,5 @@
 """Effects of a completion that was made under more than one program, as guarded ones are."""
 
-from dataclasses import fields
-
 from server.engines.base import CompareRequest, Comparison, Engine
 from server.engines.parts import Part, spans
 from steering.divergence import Divergence, ResidualShift
@@ -18,13 +16,8 @@ async def compare_parts(engine: Engine, request: CompareRequest, parts: list[Par
                               request.roles, request.end_ids)
         found.append((slice(part.start, stop), await engine.compare(over)))
     return Comparison(
-        total=Divergence.join([_cut(c.total, rows) for rows, c in found]),
-        without=tuple(Divergence.join([_cut(c.without[i], rows) for rows, c in found])
+        total=Divergence.join([c.total.part(rows) for rows, c in found]),
+        without=tuple(Divergence.join([c.without[i].part(rows) for rows, c in found])
                       for i in range(len(request.program.compiled))),
-        residual=ResidualShift.join([ResidualShift(c.residual.relative[rows], c.residual.cosine[rows])
-                                     for rows, c in found]),
+        residual=ResidualShift.join([c.residual.part(rows) for rows, c in found]),
         exact=all(c.exact for _, c in found), rerun="apart")
-
-
-def _cut(found: Divergence, rows: slice) -> Divergence:
-    return Divergence(**{f.name: getattr(found, f.name)[rows] for f in fields(Divergence)})

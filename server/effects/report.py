@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-import torch
+import numpy as np
 from pydantic import BaseModel, Field
 
 from server.effects.degeneration import Degeneration
@@ -16,6 +16,8 @@ from steering.programs.program import Program
 
 # Artifact and op of what stands for a whole spec.
 ALL = "all"
+# Of a divergence, what is told beside KL by its mean over the tokens.
+MEANS = ("reverse_kl", "entropy", "other_entropy", "top1_agree", "surprise", "rank")
 
 
 class Spread(BaseModel):
@@ -118,32 +120,36 @@ class Effects(BaseModel):
 
 def choice_effect(index: int, comparison: Comparison, program: Program, signs: Degeneration, *, per_token: bool
                   ) -> ChoiceEffect:
+    total = _shift(comparison.total)
     return ChoiceEffect(
-        index=index, tokens=len(comparison.total), exact=comparison.exact, total=_shift(comparison.total),
-        interventions=[InterventionEffect(artifact=item.applied.artifact or "inline", op=item.op, shift=_shift(part),
+        index=index, tokens=len(comparison.total), exact=comparison.exact, total=total,
+        # The share of a single intervention is the total.
+        interventions=[InterventionEffect(artifact=item.applied.artifact or "inline", op=item.op,
+                                          shift=total if part is comparison.total else _shift(part),
                                           card_kl=item.applied.card_kl)
                        for item, part in zip(program.compiled, comparison.without, strict=True)],
-        residual_relative=float(comparison.residual.relative.mean()),
-        residual_cosine=float(comparison.residual.cosine.mean()),
+        residual_relative=float(comparison.residual.relative.numpy().mean()),
+        residual_cosine=float(comparison.residual.cosine.numpy().mean()),
         text=_text_signs(signs, comparison.total),
         per_token=_per_token(comparison.total, comparison.without) if per_token else None)
 
 
 def _text_signs(signs: Degeneration, total: Divergence) -> TextSigns:
-    goes_on = (1 - total.other_end.double()).clamp_min(0).prod()
-    return TextSigns(**vars(signs), end_probability=float(total.end.mean()),
-                     base_end_probability=float(total.other_end.mean()), base_ended=1 - float(goes_on))
+    other_end = total.other_end.numpy()
+    goes_on = (1 - other_end.astype(np.float64)).clip(0).prod()
+    return TextSigns(**vars(signs), end_probability=float(total.end.numpy().mean()),
+                     base_end_probability=float(other_end.mean()), base_ended=1 - float(goes_on))
 
 
 def _shift(found: Divergence) -> Shift:
-    middle, high = torch.quantile(found.kl, torch.tensor([0.5, 0.95])).tolist()
-    return Shift(
-        kl=Spread(mean=float(found.kl.mean()), p50=middle, p95=high, max=float(found.kl.max())),
-        reverse_kl=float(found.reverse_kl.mean()),
-        entropy_change=float((found.entropy - found.other_entropy).mean()),
-        top1_changed=1 - float(found.top1_agree.mean()),
-        surprise=float(found.surprise.mean()),
-        rank=float(found.rank.mean()))
+    # By numpy and at once, because a few dozen numbers are not worth the start of many operations.
+    kl = found.kl.numpy()
+    places = np.array([0.5, 0.95]) * (len(kl) - 1)
+    middle, high = np.interp(places, np.arange(len(kl)), np.sort(kl)).tolist()
+    means = np.stack([kl, *(getattr(found, name).numpy() for name in MEANS)]).mean(axis=1, dtype=np.float64)
+    mean, reverse, entropy, other_entropy, agreed, surprise, rank = means.tolist()
+    return Shift(kl=Spread(mean=mean, p50=middle, p95=high, max=float(kl.max())), reverse_kl=reverse,
+                 entropy_change=entropy - other_entropy, top1_changed=1 - agreed, surprise=surprise, rank=rank)
 
 
 def _per_token(total: Divergence, without: Sequence[Divergence]) -> PerToken:

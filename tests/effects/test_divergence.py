@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 from scipy.stats import entropy
@@ -12,6 +12,7 @@ from server.effects.degeneration import compression, degeneration, repetition
 from steering.divergence import Divergence, divergence, residual_shift
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 6), st.floats(0.1, 8))
 def test_equals_scipy(seed: int, count: int, scale: float) -> None:
     rng = np.random.default_rng(seed)
