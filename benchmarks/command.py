@@ -7,7 +7,14 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of those it started, among which vLLM runs the model."""
+    me = psutil.Process()
+    return sum(times.user + times.system for times in (p.cpu_times() for p in (me, *me.children(recursive=True))))
 
 
 def options_of(description: str | None) -> argparse.ArgumentParser:

@@ -26,13 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
 from scipy.special import rel_entr
 
-from benchmarks.command import options_of, run
+from benchmarks.command import cpu_seconds, options_of, run
 from lab import model_path
 from server.boot import build
 from server.effects.metrics import EffectMetrics
@@ -166,12 +165,6 @@ class Bench:
         expected = rel_entr(ours[rows].double().exp().numpy(), base[rows].double().exp().numpy()).sum(-1)
         worst = max(abs(a - b) for a, b in zip(told, expected, strict=True))
         assert worst < 1e-3 and max(told) > 0.01, f"reported KL is off by {worst}"
-
-
-def cpu_seconds() -> float:
-    """CPU time of this process and of those it started, among which vLLM runs the model."""
-    me = psutil.Process()
-    return sum(times.user + times.system for times in (p.cpu_times() for p in (me, *me.children(recursive=True))))
 
 
 def prompt(number: int) -> str:

@@ -36,6 +36,10 @@ class Room:
             self._left += nbytes
 
 
+# Steps whose rows may be views of what all completions of these steps keep, before a completion has copies of its own.
+MOST_VIEWS = 16
+
+
 class KeptRows(Kept):
     """The final hidden states of one completion and the last layer's residual stream, from the position `first` on.
 
@@ -50,6 +54,7 @@ class KeptRows(Kept):
         self._lost: Lost | None = None
         self._hidden: list[Tensor] = []
         self._residual: list[Tensor] = []
+        self._views = 0
 
     def __del__(self) -> None:
         self._room.give_back(self._taken)
@@ -59,7 +64,7 @@ class KeptRows(Kept):
         return self._lost
 
     def add(self, position: int, hidden: Tensor, residual: Tensor) -> None:
-        """Rows `[n, d_model]` of the positions from `position` on, which nobody else refers to."""
+        """Rows `[n, d_model]` of the positions from `position` on, which may be views of the rows of several."""
         if self._lost is not None:
             return
         if position != self.stop:
@@ -72,12 +77,23 @@ class KeptRows(Kept):
         self._taken += nbytes
         self._hidden.append(hidden)
         self._residual.append(residual)
+        self._views += 1
         self.stop += len(hidden)
+        if self._views == MOST_VIEWS:
+            self.settle()
+
+    def settle(self) -> None:
+        """Copy what are views, because they hold the rows of others as well. To be called at the end of a completion;
+        copying every row as it comes would take a multiple of the time."""
+        if self._views:
+            for rows in (self._hidden, self._residual):
+                rows[-self._views:] = [torch.cat(rows[-self._views:])]
+            self._views = 0
 
     def lose(self, why: Lost) -> None:
         """Let go of the rows, and keep no more of them."""
         self._lost = why
-        self._hidden, self._residual = [], []
+        self._hidden, self._residual, self._views = [], [], 0
         self._room.give_back(self._taken)
         self._taken = 0
 

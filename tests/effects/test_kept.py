@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from server.engines.base import CompareRequest, Comparison, Generation, Kept, Sampling
-from server.engines.keeping import KeptRows, Room
+from server.engines.keeping import MOST_VIEWS, KeptRows, Room
 from server.engines.transformers.engine import TransformersEngine
 from server.engines.transformers.head import Head
 from steering.programs.program import Program
@@ -138,3 +138,19 @@ def test_rows_that_come_again_are_the_first_ones_and_a_gap_is_a_loss() -> None:
     assert kept.rows(3) is None and kept.stop == 6
     kept.add(7, torch.zeros(1, 3), torch.zeros(1, 3))
     assert kept.lost == "incomplete" and kept.rows(1) is None and room.left == 10_000
+
+
+@pytest.mark.parametrize("steps", [3, MOST_VIEWS, MOST_VIEWS + 2])
+def test_a_completion_that_is_over_holds_no_rows_of_others(steps: int) -> None:
+    """Rows come as views of what all completions of a step keep."""
+    kept = KeptRows(0, Room(10**6))
+    shared = [torch.arange(8.0).view(4, 2) + step for step in range(steps)]
+    for step, rows in enumerate(shared):
+        kept.add(step, rows[1:2], rows[2:3])
+    kept.settle()
+    held = {part.untyped_storage().data_ptr() for part in (*kept._hidden, *kept._residual)}
+    assert not held & {rows.untyped_storage().data_ptr() for rows in shared}
+    found = kept.rows(steps)
+    assert found is not None
+    assert found[0][:, 0].tolist() == [2.0 + step for step in range(steps)]
+    assert found[1][:, 0].tolist() == [4.0 + step for step in range(steps)]

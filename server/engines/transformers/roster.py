@@ -140,7 +140,8 @@ class Roster:
             self.given_up.discard(request_id)
             if completion is None:
                 return
-            self.keeping.pop(request_id, None)
+            if (kept := self.keeping.pop(request_id, None)) is not None:
+                kept.settle()
             running = completion.running
             self._hosts -= not running.generation.guest
             row = self._row_of.pop(request_id)

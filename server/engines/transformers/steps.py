@@ -227,8 +227,7 @@ class Steps:
         hidden, residual = self.head.rows(rows), self.watch.rows(rows)
         sizes = [len(part) for part in index]
         for (kept, position), ours, streams in zip(chosen, hidden.split(sizes), residual.split(sizes), strict=True):
-            # Copies, as a view would hold the rows of all others.
-            kept.add(position, ours.clone(), streams.clone())
+            kept.add(position, ours, streams)
 
     def _settle(self, record: Record) -> None:
         """Sum up the steps of a pass and give up the requests that are at fault for what it could not carry out."""
