@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 import anyio
@@ -15,10 +17,16 @@ THREADS = 2
 
 
 class GrammarWork:
-    """Used on one event loop."""
+    """Used on one event loop.
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+    Args:
+        seconds: that one piece of work may take.
+        prepare: done once before the first of them, and not counted: xgrammar takes seconds to import.
+    """
+
+    def __init__(self, seconds: float, prepare: Callable[[], Any] | None = None) -> None:
+        self._seconds, self._prepare = seconds, prepare or partial(import_module, "xgrammar")
+        self._prepared: asyncio.Task[Any] | None = None
         self._limiter: anyio.CapacityLimiter | None = None
         self._running: dict[Grammar, tuple[asyncio.Task[Any], list[bool]]] = {}
 
@@ -29,6 +37,7 @@ class GrammarWork:
             InvalidRequest: it takes too long.
             EngineUnavailable: no thread came free in that time.
         """
+        await self._ready()
         found = self._running.get(grammar)
         if found is None:
             found = self._running[grammar] = self._begin(grammar, work)
@@ -40,6 +49,16 @@ class GrammarWork:
             raise grammar.refused(f"it takes more than {self._seconds:g} s to compile")
         raise EngineUnavailable("other grammars are being compiled", retry_after_s=self._seconds,
                                 fix="Try again in a while.")
+
+    async def _ready(self) -> None:
+        if self._prepared is None:
+            self._prepared = asyncio.create_task(in_thread(self._prepare, failure=EngineFailed))
+        try:
+            await asyncio.shield(self._prepared)
+        except Exception:
+            # Whoever comes next tries again.
+            self._prepared = None
+            raise
 
     def _begin(self, grammar: Grammar, work: Callable[[Grammar], Any]) -> tuple[asyncio.Task[Any], list[bool]]:
         if self._limiter is None:

@@ -3,8 +3,9 @@
 from typing import Any
 
 import pytest
+from xgrammar import GrammarCompiler, GrammarMatcher, TokenizerInfo
 
-from server.engines.grammar import Grammar, as_tag, check, of_choices, of_rules, of_schema, of_tag
+from server.engines.grammar import Grammar, as_tag, check, of_choices, of_rules, of_schema, of_tag, parsed
 from server.engines.schemas import MAX_SCHEMAS
 from steering.language.errors import InvalidRequest
 
@@ -102,10 +103,6 @@ def test_a_grammar_is_of_lark_unless_it_defines_rules_as_ebnf_does() -> None:
 @pytest.mark.parametrize("choices", [
     ["yes", "no"], ['a "quoted" \\ one', "two\nlines", "tab\t", "\x07", "é 😀 \u2028"]])
 def test_choices_are_those_texts_and_no_others(choices: list[str]) -> None:
-    from xgrammar import GrammarCompiler, GrammarMatcher, TokenizerInfo
-
-    from server.engines.grammar import parsed
-
     compiler = GrammarCompiler(TokenizerInfo([chr(i) for i in range(128)], stop_token_ids=[127]))
     for grammar in (of_choices(choices, "g"), of_tag(as_tag(of_choices(choices, "g")), "g")):
         matcher = GrammarMatcher(compiler.compile_grammar(parsed(grammar)))

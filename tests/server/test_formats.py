@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from xgrammar import GrammarCompiler, GrammarMatcher, TokenizerInfo
 
+from server.engines.grammar import of_tag, parsed
 from server.text.assemble import Assembler
 from server.text.dialect import BLOCK, FORMATS
 from server.text.formats.base import Tool
@@ -148,6 +150,7 @@ def test_a_deep_or_long_call_is_no_trouble(reader: Any) -> None:
         found.end()
 
 
+ROME = '{"city": "Rome"}'
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
               "required": ["city"], "additionalProperties": False}
 
@@ -155,10 +158,6 @@ PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}, "days
 @pytest.mark.parametrize("form", sorted(FORMATS))
 def test_what_a_forced_call_may_be_is_read_as_a_call_of_these_tools(form: str) -> None:
     """The grammar of each form takes what its reader reads, and no text."""
-    from xgrammar import GrammarCompiler, GrammarMatcher, TokenizerInfo
-
-    from server.engines.grammar import of_tag, parsed
-
     compiler = GrammarCompiler(TokenizerInfo([chr(i) for i in range(128)], stop_token_ids=[127]))
     tools = [Tool("weather", PARAMETERS),
              Tool("clock", {"type": "object", "properties": {}, "additionalProperties": False})]
@@ -178,3 +177,27 @@ def test_what_a_forced_call_may_be_is_read_as_a_call_of_these_tools(form: str) -
     assert not takes(two, tools, many=False) and not takes(one, tools[1:], many=False)
     assert not takes("Hello", tools, many=True) and not takes(one.replace('"Rome"', "3"), tools, many=True)
     assert calls(message([two], form)) == [("weather", {"city": "Rome", "days": 2}), ("clock", {})]
+
+
+@pytest.mark.parametrize("form", sorted(FORMATS))
+def test_free_text_may_hold_calls_of_these_tools_and_no_others(form: str) -> None:
+    tag = FORMATS[form].free([Tool("weather", PARAMETERS)], ["clock"], many=True)
+    if form in ("llama3_json", "pythonic"):
+        # Their calls have no mark in front, so text cannot be told from them.
+        assert tag is None
+        return
+    compiler = GrammarCompiler(TokenizerInfo([chr(i) for i in range(128)], stop_token_ids=[127]))
+
+    def takes(text: str, given: Any = tag) -> bool:
+        matcher = GrammarMatcher(compiler.compile_grammar(parsed(of_tag(given, "t"))))
+        return bool(matcher.accept_string(text) and matcher.is_completed())
+
+    def call(name: str, arguments: str) -> str:
+        body = f'{{"name": "{name}", "arguments": {arguments}}}'
+        return f"<tool_call>\n{body}\n</tool_call>" if form == "hermes" else f"[TOOL_CALLS][{body}]"
+
+    assert takes("Hello <tool") and takes(f'Well. {call("weather", ROME)}') and takes(call("clock", '{"any": [1]}'))
+    assert not takes(call("weather", '{"city": 3}')) and not takes(call("weather", "{}"))
+    assert not takes(call("other", "{}"))
+    single = FORMATS[form].free([Tool("weather", PARAMETERS)], [], many=False)
+    assert takes(call("weather", ROME), single) and not takes(call("weather", ROME) * 2, single)

@@ -22,7 +22,7 @@ class Grammars:
 
     def __init__(self, model: str, vocab_size: int, *, seconds: float, cache_bytes: int) -> None:
         self._model, self._vocab_size = model, vocab_size
-        self._work = GrammarWork(seconds)
+        self._work = GrammarWork(seconds, self._prepare)
         self._compiler: Any = None
         self._lock = Lock()
         self._kept: LRUCache[Grammar, Any] = LRUCache(cache_bytes, getsizeof=lambda made: made.memory_size_bytes)
@@ -43,16 +43,16 @@ class Grammars:
 
         return GrammarMatcher(compiled, override_stop_tokens=list(sampling.stop_token_ids) or None)
 
-    def _compiled(self, grammar: Grammar) -> Any:
-        """In a thread."""
+    def _prepare(self) -> None:
+        """In a thread, once."""
         from xgrammar import GrammarCompiler, TokenizerInfo
 
+        info = TokenizerInfo.from_huggingface(AutoTokenizer.from_pretrained(self._model), vocab_size=self._vocab_size)
+        self._compiler = GrammarCompiler(info, max_threads=1, cache_enabled=False)
+
+    def _compiled(self, grammar: Grammar) -> Any:
+        """In a thread."""
         parts = parsed(grammar)
-        with self._lock:
-            if self._compiler is None:
-                info = TokenizerInfo.from_huggingface(AutoTokenizer.from_pretrained(self._model),
-                                                      vocab_size=self._vocab_size)
-                self._compiler = GrammarCompiler(info, max_threads=1, cache_enabled=False)
         try:
             made = self._compiler.compile_grammar(parts)
         except (RuntimeError, ValueError) as error:

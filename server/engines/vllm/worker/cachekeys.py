@@ -41,9 +41,10 @@ def block_key(request: Any, start: int, end: int) -> bytes | None:
         setattr(request, _ATTRIBUTE, touch)
     known = min(end, len(touch.on))
     if touch.sections is not None and end > touch.prompt_length:
-        # Marks, prompt and program fix the sections of equal tokens, so nobody here has to be able to spell them.
-        described = touch.sections.sections.described
-        return hashlib.sha256(f"{extra['digest']}|{described}|{touch.prompt_length}".encode()).digest()
+        # Program, which knows the marks, and prompt fix the sections of equal tokens, so nobody here has to be able to
+        # spell them.
+        known_bits = touch.on[start:known].tobytes() + touch.off[start:known].tobytes()
+        return hashlib.sha256(f"{extra['digest']}|{touch.prompt_length}|".encode() + known_bits).digest()
     positions = np.arange(start, known)
     bits = touch.bits(positions, np.asarray(request.all_token_ids[start:known], dtype=np.int64))
     if not bits.any():
