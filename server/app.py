@@ -10,8 +10,9 @@ from starlette.types import Lifespan
 from server.api import console, lens, receipts
 from server.api.admin import capabilities, docs, effects, health, jobs
 from server.api.admin import switches as admin
+from server.api.anthropic import messages
 from server.api.library import artifacts, calibration, evaluations, extract, presets
-from server.api.openai import chat, completions, models, tokens
+from server.api.openai import chat, completions, models, responses, tokens
 from server.background.housekeeping import Housekeeping
 from server.background.jobs import Jobs
 from server.effects.metrics import EffectMetrics
@@ -33,6 +34,7 @@ from server.requests.monitor import MonitorMetrics
 from server.requests.planner import Planner
 from server.requests.rehearsal import try_default_spec
 from server.requests.state import ServerState
+from server.requests.stored.responses import StoredResponses
 from server.settings import Settings
 from server.text.dialect import Dialect
 from server.text.prompts import ChatPrompts
@@ -49,9 +51,9 @@ class Service(Protocol):
     async def stop(self) -> None: ...
 
 
-ROUTERS = (chat.router, completions.router, receipts.router, tokens.router, models.router, artifacts.router,
-           calibration.router, presets.router, capabilities.router, extract.router, evaluations.router, jobs.router,
-           effects.router, lens.router, admin.router)
+ROUTERS = (chat.router, completions.router, responses.router, messages.router, receipts.router, tokens.router,
+           models.router, artifacts.router, calibration.router, presets.router, capabilities.router, extract.router,
+           evaluations.router, jobs.router, effects.router, lens.router, admin.router)
 DESCRIPTION = "Inference-time steering behind OpenAI's API: each request may carry a `steering` field."
 
 
@@ -77,6 +79,9 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
             await parts.enter_async_context(_running(engine))
             store = EffectStore(settings.effect_store_url)
             parts.callback(store.close)
+            responses = StoredResponses(settings.responses_url, seconds=settings.responses_kept_s,
+                                        most_bytes=settings.responses_kept_bytes)
+            parts.callback(responses.close)
             kill_switch = KillSwitch(library.switches, metrics.registry, always=settings.kill_switch)
             await parts.enter_async_context(_running(kill_switch))
             shadow = Shadow(engine, EffectMetrics(metrics.registry, settings.model_name), store,
@@ -96,6 +101,7 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
                 planner=Planner(settings, library, engine.facts, kill_switch, dialect.sections(tools=False)),
                 kill_switch=kill_switch, jobs=jobs, shadow=shadow, monitor_metrics=MonitorMetrics(metrics.registry),
                 guard_metrics=GuardMetrics(metrics.registry), effect_store=store, queue=queue,
+                responses=responses,
                 receipts=KeptReceipts(most_bytes=settings.receipts_kept_bytes, seconds=settings.receipts_kept_s),
                 share=Share(lambda: queue.running > 0))
             await try_default_spec(state)

@@ -86,6 +86,12 @@ class BodyTimeout(InvalidRequest):
     code = "body_timeout"
 
 
+class ResponseCancelled(InvalidRequest):
+    """A response was ended by a request to cancel it."""
+
+    code = "response_cancelled"
+
+
 class ClientTooSlow(InvalidRequest):
     """The client reads its answer too slowly for the server to keep what it leaves unread."""
 
@@ -170,7 +176,7 @@ _CODES: Mapping[int, str] = {
     405: "method_not_allowed",
     408: "body_timeout client_too_slow",
     409: "artifact_mismatch calibration_cancelled conflict extraction_cancelled library_full not_calibrated "
-         "rehearsal_failed",
+         "rehearsal_failed response_cancelled",
     413: "payload_too_large program_too_large",
     415: "unsupported_media_type",
     431: "headers_too_large",
@@ -196,6 +202,18 @@ def error_body(error: TrimtabError) -> dict[str, Any]:
     """OpenAI's shape."""
     message = f"{error.message.rstrip('.')}. {error.fix}" if error.fix else error.message
     return {"error": {"message": message, "type": _type(error), "param": error.param, "code": error.code}}
+
+
+_ANTHROPIC: Mapping[int, str] = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
+                                 404: "not_found_error", 413: "request_too_large", 503: "overloaded_error",
+                                 504: "timeout_error"}
+
+
+def anthropic_body(error: TrimtabError) -> dict[str, Any]:
+    """Anthropic's shape, with the field and the code of OpenAI's beside it."""
+    status = status_of(error)
+    kind = _ANTHROPIC.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return {"type": "error", "error": {**error_body(error)["error"], "type": kind}}
 
 
 def _type(error: TrimtabError) -> str:

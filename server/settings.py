@@ -169,6 +169,12 @@ class Settings(BaseSettings):
         "had from /v1/receipts after the end of their requests; 0: not at all.")
     receipts_kept_bytes: int = Field(default=16 * 2**20, ge=0, le=2**36, description="Bytes that such receipts may "
         "take in memory; the oldest make room first, and one that takes more than a quarter of it is not kept.")
+    responses_kept_s: float = Field(default=86400.0, ge=0, le=10**8, description="Seconds for which responses "
+        "of /v1/responses are stored, with the conversation behind them; 0: not at all.")
+    responses_kept_bytes: int = Field(default=2**28, ge=0, le=2**40, description="Bytes that stored responses may "
+        "take; the oldest make room.")
+    responses_database_url: str | None = Field(default=None, description="SQLAlchemy URL of stored responses; by "
+                                               "default SQLite in `data_dir`.")
     require_steering: bool = Field(default=False, description="Refuse completion requests to which nothing would be "
         "applied, because a gateway in between may have dropped their `steering` field. While the kill switch is on "
         "requests are served unsteered all the same.")
@@ -221,6 +227,10 @@ class Settings(BaseSettings):
     @property
     def effect_store_url(self) -> str:
         return self.effects_database_url or f"sqlite:///{(self.data_dir / 'effects.db').absolute()}"
+
+    @property
+    def responses_url(self) -> str:
+        return self.responses_database_url or f"sqlite:///{(self.data_dir / 'responses.db').absolute()}"
 
     @property
     def library_blob_url(self) -> str:

@@ -99,9 +99,12 @@ def _host_of(authority: str) -> str | None:
 
 
 def _bearer(headers: Headers) -> bytes | None:
+    """Of the header that OpenAI's clients send, or of Anthropic's."""
     scheme, _, given = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        given = headers.get("x-api-key", "")
     # Starlette reads the bytes of headers as Latin-1; compared are the bytes.
-    return given.strip().encode("latin-1") if scheme.lower() == "bearer" else None
+    return given.strip().encode("latin-1") or None
 
 
 def _password(headers: Headers) -> bytes | None:

@@ -13,6 +13,7 @@ from server.errors import (
     MethodNotAllowed,
     RouteNotFound,
     Unauthorized,
+    anthropic_body,
     error_body,
     status_of,
 )
@@ -24,6 +25,8 @@ log = structlog.get_logger("trimtab.server")
 # Of nginx: the client closed the connection. Nobody reads it; logs and metrics do.
 CLIENT_GONE = 499
 _REFUSAL = "refusal"
+# Who asks here reads errors as Anthropic writes them.
+MESSAGES = "/v1/messages"
 
 
 def add_handlers(app: FastAPI, metrics: Metrics) -> None:
@@ -48,7 +51,8 @@ def answer(request: Request, error: TrimtabError, metrics: Metrics) -> JSONRespo
     status = status_of(error)
     if status in (429, 503):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s or 1)))
-    return JSONResponse(error_body(error), status, headers)
+    body = anthropic_body(error) if request.scope["path"].startswith(MESSAGES) else error_body(error)
+    return JSONResponse(body, status, headers)
 
 
 def note(request: Request, error: TrimtabError, metrics: Metrics) -> None:

@@ -49,7 +49,8 @@ class Piece:
 class Choice:
     """State of one choice; `token_ids` are those generated, the one that ended it included. measured: its effect will
     be measured, so the engine keeps what that needs, and gives it as `kept`. cached: tokens of its prompt that the
-    engine had in its cache; None where that is not known (yet)."""
+    engine had in its cache; None where that is not known (yet).
+    stopped_at: the stop string that ended it."""
 
     index: int
     prompt: Prompt
@@ -57,6 +58,7 @@ class Choice:
     measured: bool = False
     kept: Kept | None = None
     cached: int | None = None
+    stopped_at: str | None = None
     token_ids: list[int] = field(default_factory=list)
     touched: list[Touched] = field(default_factory=list)
     parts: Sequence[Part] = ()
@@ -218,7 +220,7 @@ class Run:
                 break
         rest = ""
         if matcher.stopped:
-            reason = "stop"
+            reason, choice.stopped_at = "stop", matcher.matched
             await completion.cancel()
         elif isinstance(completion, SwitchedCompletion) and completion.ended:
             # The completion ended without a last token, so the text that was held back is still to be sent.

@@ -1,7 +1,7 @@
 """What the routes share, made once per app."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request
 
@@ -19,6 +19,7 @@ from server.requests.monitor import MonitorMetrics
 from server.requests.planner import Planner
 from server.requests.pools import Pools
 from server.requests.runs import Runs
+from server.requests.stored.responses import StoredResponses
 from server.settings import Settings
 from server.text.dialect import Dialect
 from server.text.pool import TextPool
@@ -46,8 +47,11 @@ class ServerState:
     queue: AdmissionQueue
     kill_switch: KillSwitch
     receipts: KeptReceipts
+    responses: StoredResponses
     share: Share
     runs: Runs = field(default_factory=Runs)
+    # Responses that are being written, by id, so that they can be cancelled.
+    running_responses: dict[str, Any] = field(default_factory=dict)
     texts: TextPool = field(default_factory=TextPool)
     pools: Pools = field(default_factory=Pools)
 

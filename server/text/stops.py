@@ -8,17 +8,19 @@ class StopMatcher:
         self._stops = tuple(stops)
         self._held = ""
         self.stopped = False
+        self.matched: str | None = None
 
     def push(self, text: str) -> str:
-        """Text that can be sent. After a match `stopped` is set and nothing more comes."""
+        """Text that can be sent. After a match `stopped` and `matched` are set and nothing more comes."""
         if self.stopped:
             return ""
         text = self._held + text
-        found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
+        found = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
+            first, self.matched = min(found)
             self.stopped = True
             self._held = ""
-            return text[:min(found)]
+            return text[:first]
         keep = self._partial(text)
         self._held = text[len(text) - keep:]
         return text[:len(text) - keep]

@@ -69,6 +69,17 @@ def test_a_receipt_can_be_had_later(client: Client) -> None:
         client.receipt("req-0")
 
 
+def test_responses_are_kept_and_gone_on_from(client: Client) -> None:
+    first = client.respond("The sky", max_output_tokens=4, temperature=0)
+    assert client.response(first["id"])["output"] == first["output"] and first["steering"]["applied"] == []
+    second = client.respond("And", previous_response_id=first["id"], max_output_tokens=2, temperature=0)
+    assert second["usage"]["input_tokens"] > first["usage"]["input_tokens"]
+    assert client.cancel_response(first["id"])["status"] == first["status"]
+    client.delete_response(first["id"])
+    with pytest.raises(NotFound):
+        client.response(first["id"])
+
+
 def test_tokens_there_and_back(client: Client) -> None:
     tokens = client.tokenize(prompt="The sky")
     assert client.complete(tokens, max_tokens=2, temperature=0).usage.prompt_tokens == len(tokens)

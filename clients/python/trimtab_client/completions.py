@@ -8,7 +8,7 @@ from urllib.parse import quote
 from trimtab_client.errors import refusal
 from trimtab_client.flow import Answer, Call, Flow, Stream
 from trimtab_client.models import Completion, Delta, Receipt, Usage
-from trimtab_client.reading import reader
+from trimtab_client.reading import plain, reader
 
 Steering = str | Sequence[str] | Mapping[str, Any] | None
 """A reference ("cheerful", "cheerful@3"), several, the full `steering` object, or None for none."""
@@ -57,6 +57,30 @@ def stream_complete(prompt: str | Sequence[int], *, steering: Steering = None, m
 def receipt(request_id: str) -> Call[Receipt]:
     """The receipt of a finished request, by the id of its answer; it is kept for some minutes only."""
     return Call("GET", f"/v1/receipts/{quote(request_id, safe='')}", reader(Receipt))
+
+
+def respond(input: str | Sequence[Mapping[str, Any]], *, steering: Steering = None, model: str | None = None,
+            **fields: Any) -> Flow[dict[str, Any]]:
+    """A turn of a conversation that the server may store, as OpenAI's /v1/responses writes it. fields: any other of the
+    API, `previous_response_id` to go on from one."""
+    body = yield from _body(steering, model, fields)
+    found: dict[str, Any] = yield Call("POST", "/v1/responses", plain, json={
+        "input": input if isinstance(input, str) else [dict(item) for item in input], **body})
+    return found
+
+
+def response(response_id: str) -> Call[dict[str, Any]]:
+    """A stored response."""
+    return Call("GET", f"/v1/responses/{quote(response_id, safe='')}", plain)
+
+
+def delete_response(response_id: str) -> Call[None]:
+    return Call("DELETE", f"/v1/responses/{quote(response_id, safe='')}", lambda answer: None)
+
+
+def cancel_response(response_id: str) -> Call[dict[str, Any]]:
+    """End a response that is being written."""
+    return Call("POST", f"/v1/responses/{quote(response_id, safe='')}/cancel", plain)
 
 
 def tokenize(text: Messages | None = None, *, prompt: str | None = None) -> Call[list[int]]:

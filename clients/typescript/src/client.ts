@@ -30,7 +30,9 @@ import type {
   Preset,
   PresetPage,
   Query,
+  ModelResponse,
   Receipt,
+  ResponsesRequest,
   Spec,
   Steer,
   Steering,
@@ -50,6 +52,8 @@ type Fields<Body, Taken extends string> = Partial<Omit<Body, Taken | "steering" 
 export type ChatFields = Fields<ChatRequest, "messages">;
 /** Other fields of a completion request. `model` is the server's base model if it is left out. */
 export type CompletionFields = Fields<CompletionRequest, "prompt">;
+/** Other fields of a response. `model` is the server's base model if it is left out. */
+export type ResponseFields = Fields<ResponsesRequest, "input">;
 /** Other fields of a reading. `model` is the server's base model if it is left out. */
 export type LensFields = Fields<LensRequest, "input">;
 
@@ -101,6 +105,25 @@ export class Client {
   /** The receipt of a finished request, by the id of its answer; kept for some minutes only. */
   receipt(request_id: string, options: CallOptions = {}): Promise<Receipt> {
     return this.#http.json("GET", "/v1/receipts/{request_id}", { ...options, path: { request_id } });
+  }
+
+  /** A turn of a conversation that the server may store; `previous_response_id` goes on from one. */
+  async respond(input: ResponsesRequest["input"], fields: ResponseFields = {}): Promise<ModelResponse> {
+    return this.#http.json("POST", "/v1/responses", await this.#call({ input }, fields));
+  }
+
+  /** A stored response. */
+  response(response_id: string, options: CallOptions = {}): Promise<ModelResponse> {
+    return this.#http.json("GET", "/v1/responses/{response_id}", { ...options, path: { response_id } });
+  }
+
+  async deleteResponse(response_id: string, options: CallOptions = {}): Promise<void> {
+    await this.#http.send("DELETE", "/v1/responses/{response_id}", { ...options, path: { response_id } });
+  }
+
+  /** End a response that is being written. */
+  cancelResponse(response_id: string, options: CallOptions = {}): Promise<ModelResponse> {
+    return this.#http.json("POST", "/v1/responses/{response_id}/cancel", { ...options, path: { response_id } });
   }
 
   /** Tokens that a chat has with these messages, or that a completion has with `{ prompt }`. */

@@ -18,6 +18,8 @@ const NOT_CALLED = new Set(["GET /health", "GET /health/live", "GET /v1/spec/sch
 NOT_CALLED.add("POST /v1/extract");
 // Always refused.
 NOT_CALLED.add("POST /v1/embeddings");
+// The form of another vendor, whose own client is used for it.
+NOT_CALLED.add("POST /v1/messages").add("POST /v1/messages/count_tokens");
 
 const CALLS: Record<string, (client: Client) => Promise<unknown>> = {
   models: (c) => c.models(),
@@ -26,6 +28,10 @@ const CALLS: Record<string, (client: Client) => Promise<unknown>> = {
   complete: (c) => c.complete("Hi", { model: "m" }),
   streamComplete: async (c) => drained(c.streamComplete("Hi", { model: "m" })),
   receipt: (c) => c.receipt("req-1"),
+  respond: (c) => c.respond("Hi", { model: "m" }),
+  response: (c) => c.response("resp_1"),
+  deleteResponse: (c) => c.deleteResponse("resp_1"),
+  cancelResponse: (c) => c.cancelResponse("resp_1"),
   tokenize: (c) => c.tokenize("Hi"),
   detokenize: (c) => c.detokenize([1]),
   version: (c) => c.version(),

@@ -31,7 +31,7 @@ from server.requests.service import Started, plan_for, start
 from server.requests.state import ServerState, State
 from server.requests.told import told_ahead, told_of
 from server.text.message import CallDelta, Delta, FinishReason, Message
-from server.text.prompts import Manner
+from server.text.prompts import Manner, Prompt
 from server.text.vocabulary import Vocabulary
 
 router = APIRouter(tags=["completions"], route_class=StrictRoute)
@@ -82,7 +82,7 @@ async def create_chat_completion(body: ChatRequest, request: Request, state: Sta
     caller = caller_of(request, state.settings, body.timeout_s)
     with state.queue.entering(caller.client):
         async with caller.deadline.held():
-            started = await _start(body, request.state.request_id, state, caller)
+            started = await start_chat(body, request.state.request_id, state, caller)
     answer = _Answer(started, state.vocabulary, body,
                      f"chatcmpl-{request.state.request_id.removeprefix('req-')}")
     if body.stream:
@@ -93,8 +93,19 @@ async def create_chat_completion(body: ChatRequest, request: Request, state: Sta
                                                          headers=told_of(completion.steering)))
 
 
-async def _start(body: ChatRequest, request_id: str, state: ServerState, caller: Caller) -> Started:
+async def start_chat(body: ChatRequest, request_id: str, state: ServerState, caller: Caller) -> Started:
+    """Begin a chat, in whatever API it was asked for."""
     _, plan = await plan_for(body, state)
+    prompt = await chat_prompt(body, state, roles=plan.names_roles)
+    form = await state.pools.complete(lambda: chat_form(body, state, prompt.opening))
+    field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    return await start(body, state, plan, [prompt], request_id=request_id, max_tokens=body.max_completion_tokens
+                       or body.max_tokens, max_tokens_field=field, prompt_field="messages",
+                       logprobs=(body.top_logprobs or 0) if body.logprobs else None, form=form, caller=caller)
+
+
+async def chat_prompt(body: ChatRequest, state: ServerState, *, roles: bool) -> Prompt:
+    """The tokens of a chat, with `roles` where a scope names them."""
     messages = [message.as_template() for message in body.messages]
     tools = offered_tools(body)
     if tools and state.dialect.tools is None:
@@ -103,15 +114,10 @@ async def _start(body: ChatRequest, request_id: str, state: ServerState, caller:
     manner = Manner([tool.as_template() for tool in tools], template_variables(body, state.dialect),
                     opens=body.add_generation_prompt is not False, continues=body.continue_final_message,
                     thoughtful=state.dialect.thought is not None)
-    prompt = await state.texts.run(
-        lambda: state.chat_prompts.prompt(messages, roles=plan.names_roles, manner=manner,
+    return await state.texts.run(
+        lambda: state.chat_prompts.prompt(messages, roles=roles, manner=manner,
                                           at_most=state.engine.max_sequence_tokens),
         sum(map(size_of, [*messages, *manner.tools])))
-    form = await state.pools.complete(lambda: chat_form(body, state, prompt.opening))
-    field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-    return await start(body, state, plan, [prompt], request_id=request_id, max_tokens=body.max_completion_tokens
-                       or body.max_tokens, max_tokens_field=field, prompt_field="messages",
-                       logprobs=(body.top_logprobs or 0) if body.logprobs else None, form=form, caller=caller)
 
 
 class _Answer:

@@ -27,7 +27,8 @@ def caller_of(request: Request, settings: Settings, wanted_s: float | None) -> C
     if settings.api_key is not None:
         # Tables hold a digest in place of the key. A server without keys ignores the header, because clients could vary
         # it as they like.
-        key = hashlib.sha256(request.headers.get("authorization", "").encode("latin-1")).hexdigest()[:16]
+        given = request.headers.get("authorization") or request.headers.get("x-api-key", "")
+        key = hashlib.sha256(given.encode("latin-1")).hexdigest()[:16]
     host, port = (request.client.host, str(request.client.port)) if request.client is not None else ("", "")
     seconds = min((one for one in (settings.request_timeout_s or None, wanted_s) if one is not None), default=None)
     return Caller((key, host, port), Deadline(seconds))

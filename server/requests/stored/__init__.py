@@ -1,0 +1,1 @@
+"""Conversations of `/v1/responses` that clients go on from."""
