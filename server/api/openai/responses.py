@@ -168,6 +168,9 @@ class _Answer:
         counts = usage(self.started)
         self.response.usage = ResponseUsage(input_tokens=counts.prompt_tokens, output_tokens=counts.completion_tokens,
                                             total_tokens=counts.total_tokens)
+        if counts.completion_tokens_details is not None:
+            told = counts.completion_tokens_details.reasoning_tokens or 0
+            self.response.usage.output_tokens_details.reasoning_tokens = told
         if counts.prompt_tokens_details is not None:
             self.response.usage.input_tokens_details.cached_tokens = counts.prompt_tokens_details.cached_tokens or 0
         if reason != "cancelled":
