@@ -160,7 +160,7 @@ def _messages(items: Sequence[Item]) -> Iterator[dict[str, Any]]:
             elif isinstance(item, InputCall):
                 turn["tool_calls"].append({"id": item.call_id, "type": "function", "function": {
                     "name": item.name, "arguments": item.arguments}})
-            else:
+            elif isinstance(item, InputMessage):
                 turn["content"] = _joined(item.content)
             continue
         if turn is not None:

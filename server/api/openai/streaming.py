@@ -112,7 +112,7 @@ class _Sent:
 class _Source:
     """Chunks, of which the first one is under way."""
 
-    def __init__(self, chunks: AsyncIterator[BaseModel]) -> None:
+    def __init__(self, chunks: AsyncIterator[Any]) -> None:
         self._chunks = chunks
         self._first = asyncio.ensure_future(anext(chunks))
 
@@ -123,7 +123,7 @@ class _Source:
         if self._first.done():
             self._first.result()
 
-    async def __aiter__(self) -> AsyncIterator[BaseModel]:
+    async def __aiter__(self) -> AsyncIterator[Any]:
         yield await self._first
         async for chunk in self._chunks:
             yield chunk
@@ -135,7 +135,7 @@ class _Source:
         await close(self._chunks)
 
 
-async def stream(chunks: AsyncIterator[BaseModel], request: Request, headers: Mapping[str, str],
+async def stream(chunks: AsyncIterator[Any], request: Request, headers: Mapping[str, str],
                  wire: Wire = COMPLETIONS) -> EventStream:
     """The response of a stream, with further `headers`. What fails before the first chunk is raised here, and becomes
     the status, unless the first chunk takes so long that the stream has to begin without it."""
