@@ -93,6 +93,7 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
             await in_thread(jobs.load)
             await parts.enter_async_context(_running(Housekeeping(library, metrics.registry, settings.gc_interval_s)))
             dialect = Dialect(vocabulary, tools=settings.tool_parser, thoughts=settings.reasoning_parser)
+            library.serve(engine.facts.fingerprint)
             # After the engine's start: the self-test has narrowed the facts to what it reached.
             app.state.server = state = ServerState(
                 settings=settings, engine=engine, engine_name=engine_name, library=library, vocabulary=vocabulary,

@@ -14,6 +14,7 @@ from server.cli.given import json_object
 app = typer.Typer(cls=Commands, no_args_is_help=True, help="The artifacts of the library.")
 
 Ref = Annotated[str, typer.Argument(help='"name", "name@3" or "name@alias".')]
+Everything = Annotated[bool, typer.Option("--all", help="Also those of other models.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 PAGE = 200
 
@@ -23,14 +24,14 @@ def list_(
     query: Annotated[str | None, typer.Argument(help="Searched in name, description and tags.")] = None,
     kind: Annotated[str | None, typer.Option(help="Only of this kind.")] = None,
     tag: Annotated[str | None, typer.Option(help="Only with this tag.")] = None,
-    as_json: AsJson = False, url: Url = DEFAULT_URL, key: Key = None,
+    everything: Everything = False, as_json: AsJson = False, url: Url = DEFAULT_URL, key: Key = None,
 ) -> None:
-    """List artifacts, one line per name."""
+    """List the artifacts of the model that is served, one line per name."""
     with connect(url, key) as client:
-        page = client.list_artifacts(q=query, kind=kind, tag=tag, limit=PAGE)
+        page = client.list_artifacts(q=query, kind=kind, tag=tag, all=everything, limit=PAGE)
         found = list(page.data)
         while page.cursor is not None:
-            page = client.list_artifacts(q=query, kind=kind, tag=tag, limit=PAGE, cursor=page.cursor)
+            page = client.list_artifacts(q=query, kind=kind, tag=tag, all=everything, limit=PAGE, cursor=page.cursor)
             found += page.data
     if as_json:
         print_json([artifact.model_dump(mode="json") for artifact in found])

@@ -2,18 +2,19 @@
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from server.cli.bundled import folder
 from server.settings import Settings
+from steering.language.errors import NotFound
 from steering.language.spec import Spec
 from vectors.formats import get_format
 from vectors.library import Library
 
 PRODUCTION = "production"
-TAG = "bundled"
 
 
 class ExamplePreset(BaseModel):
@@ -37,8 +38,8 @@ def fill_library(settings: Settings, model: str) -> list[str]:
 def load_examples(library: Library, model_name: str, marker: Path) -> list[str]:
     """Put the example artifacts and presets of a bundled model into the library, unless that was done before.
 
-    marker: file that remembers which examples were loaded, so that one that a user deleted stays deleted. A newer
-    bundle adds new versions; `production` moves to them only where it stood on a bundled version.
+    marker: file that remembers which examples were loaded, so that one that a user deleted stays deleted. A name that
+    the model has already keeps its versions and aliases as they are, whoever made it.
 
     Returns the references that were stored.
     """
@@ -52,21 +53,20 @@ def load_examples(library: Library, model_name: str, marker: Path) -> list[str]:
         *contents, presets.read_bytes() if presets.exists() else b""])).hexdigest()
     if marker.exists() and marker.read_text().strip() == digest:
         return []
-    stored = [_store(library, data) for data in contents]
-    if presets.exists():
-        for entry in json.loads(presets.read_text()):
-            preset = ExamplePreset.model_validate(entry)
-            stored.append(library.presets.create(preset.name, preset.spec, preset.description).ref)
+    stored = []
+    for data in contents:
+        metadata, payload = get_format("safetensors").read(data, {}, library.limits)
+        # Presets belong with the artifacts that they name.
+        library.serve(metadata.fingerprint or "")
+        if not library.holds("artifact", metadata.name):
+            stored.append(library.create(metadata, payload).ref)
+            library.set_alias(metadata.name, PRODUCTION, 1)
+    for entry in json.loads(presets.read_text()) if presets.exists() else ():
+        preset = ExamplePreset.model_validate(entry)
+        # Where a name of the user's own has no such version, the preset that names it is left out.
+        with suppress(NotFound):
+            if not library.holds("preset", preset.name):
+                stored.append(library.presets.create(preset.name, preset.spec, preset.description).ref)
     marker.parent.mkdir(parents=True, exist_ok=True)
     marker.write_text(digest + "\n")
     return stored
-
-
-def _store(library: Library, data: bytes) -> str:
-    metadata, payload = get_format("safetensors").read(data, {}, library.limits)
-    artifact = library.create(metadata, payload)
-    versions = library.versions(metadata.name)
-    holder = next((version for version in versions if PRODUCTION in version.aliases), None)
-    if holder is None or TAG in holder.metadata.tags:
-        library.set_alias(metadata.name, PRODUCTION, artifact.version)
-    return artifact.ref

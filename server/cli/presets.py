@@ -16,13 +16,16 @@ PAGE = 200
 
 
 @app.command("ls")
-def list_(url: Url = DEFAULT_URL, key: Key = None) -> None:
-    """List presets, one line per name."""
+def list_(
+    everything: Annotated[bool, typer.Option("--all", help="Also those of other models.")] = False,
+    url: Url = DEFAULT_URL, key: Key = None,
+) -> None:
+    """List the presets of the model that is served, one line per name."""
     with connect(url, key) as client:
-        page = client.list_presets(limit=PAGE)
+        page = client.list_presets(all=everything, limit=PAGE)
         found = list(page.data)
         while page.cursor is not None:
-            page = client.list_presets(limit=PAGE, cursor=page.cursor)
+            page = client.list_presets(all=everything, limit=PAGE, cursor=page.cursor)
             found += page.data
     table = Table(Column("ref", overflow="fold"), Column("model name", overflow="fold"), "interventions", "aliases",
                   "description", box=None)

@@ -14,10 +14,10 @@ from contextlib import asynccontextmanager
 
 STEP_S = 0.2
 WEIGHT = 2.0
-ALONE = 4
+ALONE = 2
 # Tokens of a step: the fewest that are worth one, and the most. They follow the speed of late; NEWEST is the part of it
 # that the last step tells.
-FEWEST, MOST = 64, 2048
+FEWEST, MOST = 32, 2048
 FIRST = 128
 NEWEST = 0.3
 # How often it is looked whether requests are still there.

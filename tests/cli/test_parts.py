@@ -24,7 +24,7 @@ from steering.artifacts.payload import Payload
 from steering.language.errors import EngineUnavailable, InvalidSpec, NotFound
 from vectors.artifact import Metadata
 from vectors.formats import get_format
-from vectors.library import Library
+from vectors.library import Filter, Library
 
 
 @pytest.mark.parametrize(("written", "expected"), [
@@ -70,9 +70,9 @@ def library(tmp_path: Path) -> Any:
     opened.close()
 
 
-def write_bundle(folder: Path, value: float) -> None:
+def write_bundle(folder: Path, value: float, **fields: str) -> None:
     metadata = Metadata.parse({"name": "cheerful", "kind": "vector", "op": "add", "site": "resid_post",
-                               "tags": ["bundled"]})
+                               "tags": ["bundled"], **fields})
     payload = Payload.build("vector", {1: {"vector": torch.full((4,), value)}})
     place = folder / "artifacts" / "lab-x"
     place.mkdir(parents=True, exist_ok=True)
@@ -90,9 +90,10 @@ def test_examples_are_loaded_once_and_anew_when_they_change(tmp_path: Path, libr
     assert library.resolve("cheerful@production").version == 1
     library.presets.delete("happy")
     assert load_examples(library, "lab-x", marker) == []
+    # A newer bundle brings what is not there, and neither moves nor versions what is.
     write_bundle(tmp_path, 2.0)
-    assert load_examples(library, "lab-x", marker)[0] == "cheerful@2"
-    assert library.resolve("cheerful@production").version == 2
+    assert load_examples(library, "lab-x", marker) == ["happy@2"]
+    assert [one.version for one in library.versions("cheerful")] == [1]
 
 
 def test_a_users_own_production_version_stays(tmp_path: Path, library: Library,
@@ -102,8 +103,24 @@ def test_a_users_own_production_version_stays(tmp_path: Path, library: Library,
                          Payload.build("vector", {1: {"vector": torch.ones(4)}}))
     library.set_alias("cheerful", "production", own.version)
     write_bundle(tmp_path, 3.0)
-    assert load_examples(library, "lab-x", tmp_path / "marker") == ["cheerful@2", "happy@1"]
-    assert library.resolve("cheerful@production").version == own.version
+    assert load_examples(library, "lab-x", tmp_path / "marker") == ["happy@1"]
+    assert [one.ref for one in library.versions("cheerful")] == [own.ref]
+
+
+def test_an_example_stands_beside_what_another_model_has_of_its_name(tmp_path: Path, library: Library,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examples, "folder", lambda kind: tmp_path / kind)
+    write_bundle(tmp_path, 3.0, fingerprint="a" * 64)
+    other = {"name": "cheerful", "kind": "vector", "op": "add", "site": "resid_post", "fingerprint": "b" * 64}
+    payload = Payload.build("vector", {1: {"vector": torch.ones(4)}})
+    library.create(Metadata.parse(other), payload)
+    assert load_examples(library, "lab-x", tmp_path / "marker") == ["cheerful@1", "happy@1"]
+    for model in ("a" * 64, "b" * 64):
+        library.serve(model)
+        assert library.resolve("cheerful").metadata.fingerprint == model
+        assert [one.metadata.fingerprint for one in library.list().items] == [model]
+        assert len(library.list(Filter(everything=True)).items) == 2
+    assert library.presets.list().items == [] and len(library.presets.list(everything=True).items) == 1
 
 
 def test_a_model_without_examples_has_none(tmp_path: Path, library: Library, monkeypatch: pytest.MonkeyPatch) -> None:

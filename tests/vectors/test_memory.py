@@ -134,7 +134,7 @@ def test_lists_say_what_a_migration_finds(stocked: Library) -> None:
     kept = rows()
     assert [row["name"] for row in kept] == ["cheerful", "other", "calm"]
     assert kept[1]["tags"] == "\ncalm\nlow\n" and kept[1]["site"] == "resid_post"
-    with stocked._database.engine.connect().execution_options(write=True) as connection, connection.begin():
+    with stocked._database.migrating() as connection:
         config = alembic_config(connection)
         command.downgrade(config, "0003")
         command.upgrade(config, "head")

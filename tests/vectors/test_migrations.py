@@ -35,7 +35,7 @@ def test_migrations_lead_to_exactly_the_tables_of_the_code(tmp_path: Path) -> No
 
 def test_every_migration_goes_down_and_up_again(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path}/library.db")
-    with database.engine.connect().execution_options(write=True) as connection, connection.begin():
+    with database.migrating() as connection:
         config = alembic_config(connection)
         command.downgrade(config, "base")
         assert inspect(connection).get_table_names() == ["alembic_version"]

@@ -95,7 +95,7 @@ def test_documents_of_an_older_library_are_counted(tmp_path: Path) -> None:
     library.presets.create("p", SPEC)
     before = library.usage()
     database = Database(f"sqlite:///{tmp_path}/library.db")
-    with database.engine.connect().execution_options(write=True) as connection, connection.begin():
+    with database.migrating() as connection:
         command.downgrade(alembic_config(connection), "0001")
     database.close()
     with sqlite3.connect(tmp_path / "library.db") as raw:

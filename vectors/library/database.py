@@ -39,6 +39,9 @@ LOCK_WAIT_S = 30.0
 # Serialises migrations of processes that open the same PostgreSQL database at once.
 ADVISORY_LOCK = 0x7472696D
 
+# Where a session says which model is served.
+MODEL = "model"
+
 # alembic keeps its running environment in module globals.
 _migrating = threading.Lock()
 
@@ -55,6 +58,8 @@ class Database:
             LibraryUnavailable: the URL is wrong, the database is out of reach or newer than this code.
         """
         self._wait_s = wait_s
+        # Fingerprint of the model whose names come first; "" where none is served.
+        self.model = ""
         try:
             parsed = make_url(url)
             self._sqlite = parsed.get_backend_name() == "sqlite"
@@ -87,7 +92,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A consistent snapshot."""
-        with _typed(), Session(self._reader) as session:
+        with _typed(), Session(self._reader, info={MODEL: self.model}) as session:
             yield session
 
     def snapshot(self, work: Callable[[Session], Result]) -> Result:
@@ -121,15 +126,35 @@ class Database:
             return self._attempt(work)
 
     def _attempt(self, work: Callable[[Session], Result]) -> tuple[Result, int]:
-        with self._writer() as connection, Session(connection, expire_on_commit=False) as session, session.begin():
+        with (self._writer() as connection,
+              Session(connection, expire_on_commit=False, info={MODEL: self.model}) as session, session.begin()):
             return work(session), raised(session)
 
     def _writer(self) -> Connection:
         return self.engine.connect().execution_options(write=True)
 
+    @contextmanager
+    def migrating(self) -> Iterator[Connection]:
+        """A transaction in which tables may be changed that others refer to: on SQLite they are made anew for that,
+        which is allowed only where nobody looks after references. To say so has no effect within a transaction."""
+        with self._writer() as connection:
+            if self._sqlite:
+                _pragma(connection, "foreign_keys=OFF")
+            try:
+                with connection.begin():
+                    yield connection
+            finally:
+                if self._sqlite:
+                    _pragma(connection, "foreign_keys=ON")
+
     def _migrate(self) -> None:
-        with self._writer() as connection, connection.begin():
+        with self.migrating() as connection:
             migrate(connection, MIGRATIONS)
+
+
+def _pragma(connection: Connection, text: str) -> None:
+    driver: Any = connection.connection.driver_connection
+    driver.execute(f"PRAGMA {text}").close()
 
 
 def migrate(connection: Connection, migrations: Path, *, found: str | None = None) -> None:

@@ -29,14 +29,15 @@ from vectors.library.quota import Usage, check_room, usage
 from vectors.library.references import users_of
 from vectors.library.sources import Sources
 from vectors.library.switches import Switches
-from vectors.library.tables import ArtifactRow, Listing, Named, Setting, Version
+from vectors.library.tables import ArtifactRow, Collection, Listing, Named, Setting, Version
 from vectors.library.versioned import Versioned
 from vectors.storage_errors import CorruptBlob
 
 
 @dataclass(frozen=True)
 class Filter:
-    """Which artifacts to list: those for which everything given holds. `q` is searched in name, description, tags."""
+    """Which artifacts to list: those for which all that is given holds. `q` is searched in name, description, tags.
+    everything: also those of other models than the one that is served."""
 
     q: str | None = None
     kind: Kind | None = None
@@ -44,6 +45,7 @@ class Filter:
     site: Site | None = None
     tag: str | None = None
     model_id: str | None = None
+    everything: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,16 @@ class Library(Versioned[Artifact]):
     def close(self) -> None:
         self._database.close()
 
+    def serve(self, fingerprint: str) -> None:
+        """Names are those of this model from now on, where it has them. Call it before the library is used."""
+        self._database.model = fingerprint
+
+    def holds(self, collection: Collection, name: str) -> bool:
+        """Whether the model that is served, or none in particular, has something of this name."""
+        with self._database.read() as session:
+            named = naming.find_own(session, collection, name, self._database.model)
+            return named is not None and naming.has_versions(session, named)
+
     def create(self, metadata: Metadata, payload: Payload) -> Artifact:
         """Store a new version under `metadata.name` and return it once it is durable.
 
@@ -101,7 +113,8 @@ class Library(Versioned[Artifact]):
 
         with self._database.read() as session:
             # Before the numbers are written; what counts is the check within the transaction.
-            self._check_room(session, naming.find_name(session, "artifact", metadata.name), data, document, content)
+            named = naming.find_own(session, "artifact", metadata.name, self._model_of(metadata))
+            self._check_room(session, named, data, document, content)
         self._blobs.put(data)
         return self._database.write(partial(self._insert, metadata, document, payload, data, content))
 
@@ -142,7 +155,7 @@ class Library(Versioned[Artifact]):
             conditions.append(has_tag(naming.searchable(filter.tag, "tag")))
         if filter.q is not None:
             conditions.append(holds(naming.searchable(filter.q, "q")))
-        return self._page(conditions, order, limit, cursor)
+        return self._page(conditions, filter.everything, order, limit, cursor)
 
     def patch(self, ref: str, patch: Patch) -> Artifact:
         """Change the description, tags or card of one version. Numbers and the rest of the metadata never change."""
@@ -217,12 +230,16 @@ class Library(Versioned[Artifact]):
     def _read(self, session: Session, version_ids: Sequence[int]) -> Sequence[Artifact]:
         return read_artifacts(session, version_ids)
 
-    def _users(self, session: Session, name: str) -> Sequence[tuple[Ref, str]]:
-        return users_of(session, name)
+    def _users(self, session: Session, named: Named) -> Sequence[tuple[Ref, str]]:
+        return users_of(session, named)
+
+    def _model_of(self, metadata: Metadata) -> str:
+        """The model that an artifact belongs to: the one it was made on, else the one that is served."""
+        return metadata.fingerprint or self._database.model
 
     def _changed(self, session: Session, version: Version) -> Artifact:
         """The version after a change of what describes it. Raises PayloadTooLarge, LibraryFull."""
-        relist(session, "artifact", version.named.name)
+        relist(session, version.named)
         session.flush()
         artifact = read_artifacts(session, [version.id])[0]
         check_storable(artifact.metadata, self.limits)
@@ -250,7 +267,7 @@ class Library(Versioned[Artifact]):
                 session: Session) -> Artifact:
         """The new version, or the old one of the same content."""
         _lock_blobs(session, shared=True)
-        named = naming.take_name(session, "artifact", metadata.name)
+        named = naming.take_name(session, "artifact", metadata.name, self._model_of(metadata))
         version = naming.same_content(session, named, content)
         if version is None:
             self._check_room(session, named, data, document, content)
@@ -263,7 +280,7 @@ class Library(Versioned[Artifact]):
                 version=version, blob=blob, nbytes=len(data), layers=list(payload.layers), kind=metadata.kind,
                 op=metadata.op, site=metadata.site, model_id=metadata.model_id, description=metadata.description,
                 card=metadata.card, document=document, tags=tag_rows(metadata.tags)))
-            relist(session, "artifact", metadata.name)
+            relist(session, named)
         return read_artifacts(session, [version.id])[0]
 
 

@@ -16,20 +16,19 @@ from vectors.library.tables import ArtifactRow, Collection, Listing, Named, Pres
 MARK = "\n"
 
 
-def relist(session: Session, collection: Collection, name: str) -> None:
+def relist(session: Session, named: Named) -> None:
     """Bring the row of a name in line with its versions and aliases. Call it after every change of them."""
     session.flush()
-    named = naming.find_name(session, collection, name)
-    version_id = None if named is None else session.scalar(
-        select(naming.current_version()).select_from(Named).where(Named.id == named.id))
-    row = session.get(Listing, (collection, name))
-    if named is None or version_id is None:
+    collection, name = named.collection, named.name
+    version_id = session.scalar(select(naming.current_version()).select_from(Named).where(Named.id == named.id))
+    row = session.get(Listing, (collection, name, named.model))
+    if version_id is None:
         if row is not None:
             session.delete(row)
         return
     told = {"named_id": named.id, "version_id": version_id, **_told(session, collection, name, version_id)}
     if row is None:
-        session.add(Listing(collection=collection, name=name, **told))
+        session.add(Listing(collection=collection, name=name, model=named.model, **told))
         return
     for column, value in told.items():
         setattr(row, column, value)

@@ -8,12 +8,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import ScalarSelect, delete, exists, func, select
+from sqlalchemy import ColumnElement, ScalarSelect, delete, exists, func, select
 from sqlalchemy.orm import Session, aliased
 
 from steering.language.errors import InvalidRequest, NotFound, Path
 from steering.language.fields import NAME_PATTERN, REF_PATTERN
-from vectors.library.tables import Alias, Collection, Named, Version
+from vectors.library.tables import Alias, Collection, Listing, Named, Version
 
 DEFAULT_ALIAS = "production"
 # Means the newest version and can therefore not be set.
@@ -65,11 +65,12 @@ def searchable(text: str, param: str) -> str:
     return text
 
 
-def take_name(session: Session, collection: Collection, name: str) -> Named:
-    """The row of the name, made if it is new, and locked against other writers."""
-    named = find_name(session, collection, name, lock=True)
+def take_name(session: Session, collection: Collection, name: str, model: str) -> Named:
+    """The row of a model's name, made if it is new, and locked against other writers. A name that belongs to no model
+    is everybody's, and is gone on with."""
+    named = find_own(session, collection, name, model, lock=True)
     if named is None:
-        named = Named(collection=collection, name=name, last_number=0)
+        named = Named(collection=collection, name=name, model=model, last_number=0)
         session.add(named)
         session.flush()
     return named
@@ -151,12 +152,14 @@ def set_alias(session: Session, collection: Collection, name: str, alias: str, n
     return version
 
 
-def remove_alias(session: Session, collection: Collection, name: str, alias: str) -> None:
+def remove_alias(session: Session, collection: Collection, name: str, alias: str) -> Named:
+    """The name that it was of."""
     named = find_name(session, collection, name, lock=True)
     row = None if named is None else session.get(Alias, (named.id, alias))
-    if row is None:
+    if named is None or row is None:
         raise NotFound(f"there is no {collection} alias {name}@{alias}", param="alias")
     session.delete(row)
+    return named
 
 
 def drop_aliases(session: Session, version_ids: Iterable[int]) -> None:
@@ -164,9 +167,25 @@ def drop_aliases(session: Session, version_ids: Iterable[int]) -> None:
 
 
 def find_name(session: Session, collection: Collection, name: str, lock: bool = False) -> Named | None:
-    """The row of a name; one may be there that has no versions any more."""
-    statement = select(Named).where(Named.collection == collection, Named.name == name)
-    return session.scalars(statement.with_for_update() if lock else statement).one_or_none()
+    """The row that a name means: of the model that is served, else of no model in particular, else of another one. A
+    row that has no versions any more comes last."""
+    served = session.info.get("model", "")
+    empty = ~exists().where(Version.named_id == Named.id)
+    statement = select(Named).where(Named.collection == collection, Named.name == name).order_by(
+        empty, Named.model != served, Named.model != "", Named.id).limit(1)
+    return session.scalars(statement.with_for_update() if lock else statement).first()
+
+
+def find_own(session: Session, collection: Collection, name: str, model: str, lock: bool = False) -> Named | None:
+    """The row of the name that a new version for this model belongs to, if there is one."""
+    statement = select(Named).where(Named.collection == collection, Named.name == name,
+                                    Named.model.in_({model, ""})).order_by(Named.model != model).limit(1)
+    return session.scalars(statement.with_for_update() if lock else statement).first()
+
+
+def fits_model(model: str) -> ColumnElement[bool]:
+    """Of the listing: names of this model, and of none in particular."""
+    return Listing.model.in_({model, ""})
 
 
 def _select(session: Session, named: Named, ref: Ref) -> int | None:

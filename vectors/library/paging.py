@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, get_args
 
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import ColumnElement, Select
+from sqlalchemy import ColumnElement, Select, tuple_
 from sqlalchemy.orm import Session
 
 from steering.language.errors import InvalidRequest
@@ -15,6 +15,8 @@ from vectors.library.tables import Listing
 Order = Literal["name", "-name", "created", "-created"]
 ORDERS: tuple[Order, ...] = get_args(Order)
 MAX_LIMIT = 1000
+# Stands in a cursor between a name and its model, and in neither.
+BETWEEN = "\n"
 
 Item = TypeVar("Item")
 _CURSOR = TypeAdapter(tuple[Order, str | int])
@@ -28,9 +30,9 @@ class Page(Generic[Item]):
     cursor: str | None
 
 
-def fetch(session: Session, statement: "Select[str, int, int]", order: str, limit: int, cursor: str | None, *,
+def fetch(session: Session, statement: "Select[str, str, int, int]", order: str, limit: int, cursor: str | None, *,
           filtered: bool) -> Page[int]:
-    """One page of `statement`, which selects from the listing the name, its id and what belongs to it.
+    """One page of `statement`, which selects from the listing the name, its model, its id and what belongs to it.
 
     Orders are by name, or by when the name was first used; neither ever changes for an entry. `filtered`: the statement
     leaves entries out, so that most of the listing may have to be read for a page.
@@ -41,16 +43,19 @@ def fetch(session: Session, statement: "Select[str, int, int]", order: str, limi
         raise InvalidRequest(f"limit must be between 1 and {MAX_LIMIT}", param="limit")
     # Read in this order, a filtered listing would be looked up entry by entry; as a sum it is read through and sorted.
     first_used = Listing.named_id + 0 if filtered else Listing.named_id
-    key: ColumnElement[Any] = Listing.name.expression if order.endswith("name") else first_used.expression
+    down, by_name = order.startswith("-"), order.endswith("name")
+    keys: list[ColumnElement[Any]] = ([Listing.name.expression, Listing.model.expression] if by_name
+                                      else [first_used.expression])
     if cursor is not None:
         after = _decode(cursor, order)
-        statement = statement.where(key < after if order.startswith("-") else key > after)
-    statement = statement.order_by(key.desc() if order.startswith("-") else key.asc()).limit(limit + 1)
+        at: list[Any] = list(after.partition(BETWEEN)[::2]) if isinstance(after, str) else [after]
+        statement = statement.where(tuple_(*keys) < tuple_(*at) if down else tuple_(*keys) > tuple_(*at))
+    statement = statement.order_by(*(key.desc() if down else key.asc() for key in keys)).limit(limit + 1)
     rows = session.execute(statement).all()
     if len(rows) <= limit:
-        return Page([item for _, _, item in rows], None)
-    name, named_id, _ = rows[limit - 1]
-    return Page([item for _, _, item in rows[:limit]], _encode(order, name if order.endswith("name") else named_id))
+        return Page([row[-1] for row in rows], None)
+    name, model, named_id, _ = rows[limit - 1]
+    return Page([row[-1] for row in rows[:limit]], _encode(order, f"{name}{BETWEEN}{model}" if by_name else named_id))
 
 
 def _encode(order: str, key: str | int) -> str:

@@ -91,7 +91,7 @@ class Presets(Versioned[Preset]):
 
         def work(session: Session) -> Preset:
             check_refs(session, spec)
-            named = naming.take_name(session, "preset", name)
+            named = naming.take_name(session, "preset", name, self._database.model)
             version = naming.same_content(session, named, digest)
             if version is None:
                 check_room(session, self.limits, names=not naming.has_versions(session, named), versions=1,
@@ -100,7 +100,7 @@ class Presets(Versioned[Preset]):
                 uses = sorted({(ref.name, ref.selector) for _, ref in refs_of(spec)})
                 session.add(PresetRow(version=version, description=description, spec=document,
                                       uses=[PresetUse(name=used, selector=selector) for used, selector in uses]))
-                relist(session, "preset", name)
+                relist(session, named)
             return self._read(session, [version.id])[0]
 
         return self._database.write(work)
@@ -134,10 +134,11 @@ class Presets(Versioned[Preset]):
                 self._kept[preset.digest] = preset, size
         return preset
 
-    def list(self, *, q: str | None = None, order: str = "name", limit: int = 50,
+    def list(self, *, q: str | None = None, everything: bool = False, order: str = "name", limit: int = 50,
              cursor: str | None = None) -> Page[Preset]:
-        """One preset per name: the version that the bare name means. `q` is searched in name and description."""
-        return self._page([] if q is None else [holds(naming.searchable(q, "q"))], order, limit, cursor)
+        """One preset per name: the version that the bare name means. `q` is searched in name and description.
+        everything: also those of other models than the one that is served."""
+        return self._page([] if q is None else [holds(naming.searchable(q, "q"))], everything, order, limit, cursor)
 
     def _read(self, session: Session, version_ids: Sequence[int]) -> Sequence[Preset]:
         found = session.execute(select(PresetRow, Named.name).join(Version, Version.id == PresetRow.version_id)

@@ -8,11 +8,15 @@ from vectors.library.switches import default_refs
 from vectors.library.tables import Named, PresetUse, Version
 
 
-def users_of(session: Session, name: str) -> list[tuple[Ref, str]]:
-    """Every reference to the artifact that something stored holds, with a name for what holds it."""
+def users_of(session: Session, named: Named) -> list[tuple[Ref, str]]:
+    """Every reference to an artifact that something stored holds which may mean it, with a name for what holds it. A
+    preset of one model means the artifacts of that model."""
+    name = named.name
     statement = (select(PresetUse.selector, Named.name, Version.number)
                  .join(Version, Version.id == PresetUse.version_id).join(Named, Named.id == Version.named_id)
                  .where(PresetUse.name == name))
+    if named.model:
+        statement = statement.where(Named.model.in_({named.model, ""}))
     presets = [(Ref(name, selector), f"the preset {preset}@{number}")
                for selector, preset, number in session.execute(statement)]
     return presets + [(ref, "the default spec") for ref in default_refs(session) if ref.name == name]

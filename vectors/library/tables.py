@@ -40,12 +40,16 @@ class Base(DeclarativeBase):
 
 
 class Named(Base):
+    """`model`: fingerprint of the model that the name belongs to; "" for a name of no model in particular. Several
+    models may each have something of the same name."""
+
     __tablename__ = "named"
-    __table_args__ = (UniqueConstraint("collection", "name"),)
+    __table_args__ = (UniqueConstraint("collection", "name", "model"),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     collection: Mapped[Collection] = mapped_column(String(16))
     name: Mapped[str] = mapped_column(String(64))
+    model: Mapped[str] = mapped_column(String(64), default="")
     last_number: Mapped[int] = mapped_column(default=0)
 
 
@@ -148,14 +152,15 @@ class EvaluationUse(Base):
 
 
 class Listing(Base):
-    """What a list or a search reads of a name: what its bare name means now. `tags`: each with a line break before and
-    behind it. `text`: what is searched, in lower case."""
+    """What a list or a search reads of a name of one model: what its bare name means now. `tags`: each with a line
+    break before and behind it. `text`: what is searched, in lower case."""
 
     __tablename__ = "listing"
     __table_args__ = (Index(None, "collection", "named_id"), {"sqlite_with_rowid": False})
 
     collection: Mapped[Collection] = mapped_column(String(16), primary_key=True)
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    model: Mapped[str] = mapped_column(String(64), primary_key=True)
     named_id: Mapped[int]
     version_id: Mapped[int]
     kind: Mapped[str | None] = mapped_column(String(32))

@@ -14,7 +14,7 @@ from vectors.library.database import Database
 from vectors.library.listing import relist
 from vectors.library.naming import Ref
 from vectors.library.paging import Page, fetch
-from vectors.library.tables import ArtifactRow, Collection, Listing, PresetRow, Version
+from vectors.library.tables import ArtifactRow, Collection, Listing, Named, PresetRow, Version
 
 Item = TypeVar("Item")
 
@@ -38,7 +38,7 @@ class Versioned(ABC, Generic[Item]):
     def _read(self, session: Session, version_ids: Sequence[int]) -> Sequence[Item]:
         """Items in the order of `version_ids`."""
 
-    def _users(self, session: Session, name: str) -> Sequence[tuple[Ref, str]]:
+    def _users(self, session: Session, named: Named) -> Sequence[tuple[Ref, str]]:
         """References to this name that something stored holds, with a name for what holds each."""
         return []
 
@@ -61,15 +61,16 @@ class Versioned(ABC, Generic[Item]):
 
         def work(session: Session) -> list[str]:
             every = naming.versions(session, self.collection, wanted.name, lock=True)
+            named = every[0].named
             doomed = [naming.resolve(session, self.collection, wanted)] if wanted.selector else every
             if not force:
-                self._check_unused(session, wanted.name, doomed, every)
+                self._check_unused(session, named, doomed, every)
             naming.drop_aliases(session, [version.id for version in doomed])
             for version in doomed:
                 session.delete(session.get_one(self.row, version.id))
                 session.flush()
                 session.delete(version)
-            relist(session, self.collection, wanted.name)
+            relist(session, named)
             return [f"{wanted.name}@{version.number}" for version in doomed]
 
         return self._database.write(work)
@@ -81,7 +82,7 @@ class Versioned(ABC, Generic[Item]):
 
         def work(session: Session) -> Item:
             moved = naming.set_alias(session, self.collection, name, alias, version)
-            relist(session, self.collection, name)
+            relist(session, moved.named)
             return self._read(session, [moved.id])[0]
 
         return self._database.write(work)
@@ -92,13 +93,13 @@ class Versioned(ABC, Generic[Item]):
         naming.check_alias(alias)
 
         def work(session: Session) -> None:
-            naming.remove_alias(session, self.collection, name, alias)
-            relist(session, self.collection, name)
+            relist(session, naming.remove_alias(session, self.collection, name, alias))
 
         self._database.write(work)
 
-    def _check_unused(self, session: Session, name: str, doomed: list[Version], every: list[Version]) -> None:
+    def _check_unused(self, session: Session, named: Named, doomed: list[Version], every: list[Version]) -> None:
         """Raises Conflict if an alias or something stored needs one of the versions `doomed`, out of `every`."""
+        name = named.name
         aliases = naming.aliases_of(session, [version.id for version in doomed])
         for version in doomed:
             if version.id in aliases:
@@ -106,16 +107,19 @@ class Versioned(ABC, Generic[Item]):
                                param=self.collection, fix="Move or remove the alias first, or force.")
         numbers = {version.number for version in doomed}
         gone = len(doomed) == len(every)
-        for ref, user in self._users(session, name):
+        for ref, user in self._users(session, named):
             if gone or ref.number in numbers:
                 raise Conflict(f"{user} uses {name}{'@' if ref.selector else ''}{ref.selector}", param=self.collection,
                                fix="Delete or change that first, or force.")
 
-    def _page(self, conditions: Sequence[ColumnElement[bool]], order: str, limit: int,
+    def _page(self, conditions: Sequence[ColumnElement[bool]], everything: bool, order: str, limit: int,
               cursor: str | None) -> Page[Item]:
-        """One page of the names whose current version meets all `conditions`; see `vectors.library.paging.fetch`."""
-        statement = select(Listing.name, Listing.named_id, Listing.version_id).where(
-            Listing.collection == self.collection, *conditions)
+        """One page of the names whose current version meets all `conditions`; see `vectors.library.paging.fetch`.
+        everything: also names that belong to other models than the one that is served."""
+        model = self._database.model
+        own = [] if everything or not model else [naming.fits_model(model)]
+        statement = select(Listing.name, Listing.model, Listing.named_id, Listing.version_id).where(
+            Listing.collection == self.collection, *own, *conditions)
         with self._database.read() as session:
             page = fetch(session, statement, order, limit, cursor, filtered=bool(conditions))
             return Page(list(self._read(session, page.items)), page.cursor)

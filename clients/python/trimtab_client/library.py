@@ -13,12 +13,13 @@ Order = Literal["name", "-name", "created", "-created"]
 
 
 def list_artifacts(*, q: str | None = None, kind: str | None = None, op: str | None = None, site: str | None = None,
-                   tag: str | None = None, model_id: str | None = None, order: Order = "name", limit: int = 50,
-                   cursor: str | None = None) -> Call[Page[Artifact]]:
-    """One entry per name: the version that the bare name means. q: searched in name, description and tags."""
+                   tag: str | None = None, model_id: str | None = None, all: bool = False, order: Order = "name",
+                   limit: int = 50, cursor: str | None = None) -> Call[Page[Artifact]]:
+    """One entry per name: the version that the bare name means. q: searched in name, description and tags. all: also
+    those that belong to other models than the one that is served."""
     return Call("GET", "/v1/artifacts", reader(Page[Artifact]),
-                params={"q": q, "kind": kind, "op": op, "site": site, "tag": tag, "model_id": model_id, "order": order,
-                        "limit": limit, "cursor": cursor})
+                params={"q": q, "kind": kind, "op": op, "site": site, "tag": tag, "model_id": model_id,
+                        "all": all or None, "order": order, "limit": limit, "cursor": cursor})
 
 
 def get_artifact(ref: str) -> Call[Artifact]:
@@ -75,11 +76,11 @@ def remove_alias(name: str, alias: str) -> Call[None]:
     return Call("DELETE", f"/v1/artifacts/{_segment(name)}/aliases/{_segment(alias)}", nothing)
 
 
-def list_presets(*, q: str | None = None, order: Order = "name", limit: int = 50, cursor: str | None = None
-                 ) -> Call[Page[Preset]]:
-    """One entry per name: the version that the bare name means."""
+def list_presets(*, q: str | None = None, all: bool = False, order: Order = "name", limit: int = 50,
+                 cursor: str | None = None) -> Call[Page[Preset]]:
+    """One entry per name: the version that the bare name means. all: also those that belong to other models."""
     return Call("GET", "/v1/presets", reader(Page[Preset]),
-                params={"q": q, "order": order, "limit": limit, "cursor": cursor})
+                params={"q": q, "all": all or None, "order": order, "limit": limit, "cursor": cursor})
 
 
 def get_preset(ref: str) -> Call[Preset]:

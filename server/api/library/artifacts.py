@@ -71,6 +71,8 @@ class ListQuery(BaseModel):
     site: Site | None = None
     tag: str | None = None
     model_id: str | None = None
+    all: bool = Field(default=False, description="Also those that belong to other models than the one that is served. "
+                      "Several models may each have an artifact of the same name.")
     order: Order = "name"
     limit: int = Field(default=50, ge=1, le=MAX_LIMIT)
     cursor: str | None = Field(default=None, description="From the page before.")
@@ -118,7 +120,8 @@ async def import_artifact(request: Request, state: State, metadata: Annotated[st
 @router.get("")
 def list_artifacts(query: Annotated[ListQuery, Query()], state: State) -> ArtifactList:
     """One entry per name: the version that the bare name means."""
-    wanted = Filter(q=query.q, kind=query.kind, op=query.op, site=query.site, tag=query.tag, model_id=query.model_id)
+    wanted = Filter(q=query.q, kind=query.kind, op=query.op, site=query.site, tag=query.tag, model_id=query.model_id,
+                    everything=query.all)
     page = state.library.list(wanted, order=query.order, limit=query.limit, cursor=query.cursor)
     return ArtifactList(data=[view(artifact) for artifact in page.items], cursor=page.cursor)
 

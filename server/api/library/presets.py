@@ -48,6 +48,7 @@ class ListQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     q: str | None = Field(default=None, description="Searched in name and description.")
+    all: bool = Field(default=False, description="Also those that belong to other models than the one that is served.")
     order: Order = "name"
     limit: int = Field(default=50, ge=1, le=MAX_LIMIT)
     cursor: str | None = Field(default=None, description="From the page before.")
@@ -68,7 +69,8 @@ async def create_preset(body: NewPreset, state: State) -> PresetView:
 @router.get("")
 def list_presets(query: Annotated[ListQuery, Query()], state: State) -> PresetList:
     """One entry per name: the version that the bare name means."""
-    page = state.library.presets.list(q=query.q, order=query.order, limit=query.limit, cursor=query.cursor)
+    page = state.library.presets.list(q=query.q, everything=query.all, order=query.order, limit=query.limit,
+                                      cursor=query.cursor)
     return PresetList(data=[_view(preset, state) for preset in page.items], cursor=page.cursor)
 
 

@@ -56,7 +56,7 @@ def _fill(connection: sa.Connection) -> None:
     while rows := connection.execute(sa.select(named.c.id, named.c.collection, named.c.name, means.label("version_id"))
                                      .where(named.c.id > last).order_by(named.c.id).limit(AT_ONCE)).all():
         last = rows[-1].id
-        told = _told(connection, tables, [row.version_id for row in rows if row.version_id is not None])
+        told = told_of(connection, tables, [row.version_id for row in rows if row.version_id is not None])
         listed = [{"collection": row.collection, "name": row.name, "named_id": row.id, "version_id": row.version_id,
                    **told[row.version_id], "text": f"{row.name}\n{told[row.version_id]['text']}".lower()}
                   for row in rows if row.version_id is not None]
@@ -64,7 +64,7 @@ def _fill(connection: sa.Connection) -> None:
             connection.execute(tables.tables["listing"].insert(), listed)
 
 
-def _told(connection: sa.Connection, tables: sa.MetaData, version_ids: list[int]) -> dict[int, dict[str, Any]]:
+def told_of(connection: sa.Connection, tables: sa.MetaData, version_ids: list[int]) -> dict[int, dict[str, Any]]:
     """What the rows tell of each version; `text` without the name."""
     artifact, preset, tag = (tables.tables[name] for name in ("artifact", "preset", "tag"))
     tags: dict[int, list[str]] = {}
