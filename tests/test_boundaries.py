@@ -111,11 +111,12 @@ STEERING = {
 VECTORS = {
     "vectors/calibration.py": set(),
     "vectors/artifact.py": {"calibration.py"},
+    "vectors/checks.py": {"artifact.py"},
     "vectors/extras.py": set(),
     "vectors/storage_errors.py": set(),
     "vectors/locks.py": set(),
     "vectors/scratch.py": {"locks.py", "storage_errors.py"},
-    "vectors/library": {"artifact.py", "calibration.py", "storage_errors.py"},
+    "vectors/library": {"artifact.py", "calibration.py", "checks.py", "storage_errors.py"},
     "vectors/formats": {"artifact.py", "scratch.py", "storage_errors.py"},
     "vectors/evaluate/graders": {"extras.py"},
     "vectors/extract": {"artifact.py", "extras.py", "scratch.py", "evaluate/graders"},

@@ -7,7 +7,8 @@ from steering.language.errors import PayloadTooLarge
 from steering.ops import get_operation
 from tests.vectors.making import every_kind, metadata, vector_payload
 from vectors import InvalidMetadata, Limits, Metadata
-from vectors.artifact import check, ops_of_kind
+from vectors.artifact import ops_of_kind
+from vectors.checks import check
 
 
 @pytest.mark.parametrize("fields", [

@@ -15,7 +15,7 @@ from steering.artifacts.payload import Payload
 from steering.language.errors import InvalidPayload
 from tests.vectors.making import metadata, vector_payload
 from vectors import Limits
-from vectors.artifact import check
+from vectors.checks import check
 from vectors.formats import detect, get_format
 
 FIELDS = {"name": "x", "kind": "vector", "op": "add", "site": "resid_post"}

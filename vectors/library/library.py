@@ -13,9 +13,10 @@ from sqlalchemy.orm import Session
 from steering.artifacts.payload import Kind, Payload
 from steering.artifacts.source import Source
 from steering.language.vocabulary import Op, Site
-from vectors.artifact import Artifact, Limits, Metadata, Patch, check, check_storable
+from vectors.artifact import Artifact, Limits, Metadata, Patch
 from vectors.calibration import Setting as CalibratedSetting
 from vectors.calibration import with_settings
+from vectors.checks import check, check_storable
 from vectors.library import naming
 from vectors.library.artifacts import read_artifacts, tag_rows
 from vectors.library.blobs import BlobStore, Stored, digest_of
@@ -104,7 +105,7 @@ class Library(Versioned[Artifact]):
         The same metadata and numbers again give the version that holds them already.
 
         Raises:
-            InvalidMetadata, PayloadTooLarge: see `vectors.artifact.check`. LibraryFull: there is no room for it.
+            InvalidMetadata, PayloadTooLarge: see `vectors.checks.check`. LibraryFull: there is no room for it.
         """
         metadata = check(metadata, payload, self.limits)
         data = save(payload.to_tensors())

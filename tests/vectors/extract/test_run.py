@@ -24,7 +24,8 @@ from tests.vectors.extract.planted import (
     run,
     silent,
 )
-from vectors.artifact import Limits, Metadata, check
+from vectors.artifact import Limits, Metadata
+from vectors.checks import check
 from vectors.extract import Extraction
 from vectors.extract.refusals import ConstantActivations, ExtractionCancelled, FitFailed
 from vectors.extract.scratch import Scratch
