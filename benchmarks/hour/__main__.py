@@ -23,7 +23,7 @@ import httpx
 from trimtab_client import Client
 
 from benchmarks.hour.demands import Figures, of_language, unmet
-from benchmarks.hour.pairs import FRENCH_PROMPTS, TONE_PROMPTS, asked, french, tone
+from benchmarks.hour.pairs import FRENCH_PROMPTS, NEUTRAL_PROMPTS, TONE_PROMPTS, asked, french, tone
 
 INSTRUCTION = "Answer in French."
 # Names of their own, so that no bundled example's are versioned.
@@ -70,7 +70,7 @@ def hour(client: Client, clock: "Clock", options: argparse.Namespace) -> Figures
         if steered == plain:
             unchanged.append(name)
 
-    client.calibrate(TONE, asked(("How are you?", "Tell me a story.", "What is a tree?", "Describe a road.")),
+    client.calibrate(TONE, asked(NEUTRAL_PROMPTS),
                      points=3, draws=1, max_tokens=12, reach=(0.2, 1.0))
     dosed = client.chat(TONE_PROMPTS[0], steering=applying(TONE, strength={"kl": 0.5}), max_tokens=32,
                         temperature=0.0)

@@ -75,6 +75,8 @@ TONE_PROMPTS = (
     "Tell me about the bus strike.", "What do you think about the late train?", "Describe the old cemetery.",
     "What did the angry customer say?", "Tell me about the flood.", "How was the bus ride?",
 )
+NEUTRAL_PROMPTS = ("How are you?", "Tell me a story.", "What is a tree?", "Describe a road.", "What is in a box?",
+                   "Who lives here?", "How does a lock work?", "Tell me about paper.")
 FRENCH_PROMPTS = (
     "What is a bakery?", "Describe your best friend.", "Why do cats sleep so much?", "Tell me about a walk in the park.",
     "What is an island?", "What happened at school today?", "Describe an old clock.", "Where do bees live?",
