@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.markup import escape
 from rich.table import Column, Table
+from trimtab_client import Client
 
 from server.cli.connection import DEFAULT_URL, Key, Url, connect
 from server.cli.console import Commands, out, print_json
@@ -72,7 +73,7 @@ def import_(
         data, fields = _converted(path, fields, first_layer), {}
     with connect(url, key) as client:
         stored = client.import_artifact(data, fields or None)
-    out.print(f"stored {stored.ref}")
+        out.print(stored_as(client, stored.ref))
     said = stored.provenance.get("layers_from")
     if said is not None:
         out.print(f"layers {', '.join(map(str, stored.stored_layers))}, as {said} says; site {stored.site}, strength "
@@ -137,3 +138,13 @@ def _converted(path: Path, fields: dict[str, Any], first_layer: int | None) -> b
     from vectors.formats.torch_pt import read_pt
 
     return get_format("safetensors").write(*read_pt(path, fields, Limits(), first_layer))
+
+
+def stored_as(client: Client, ref: str) -> str:
+    """What was stored, and what the bare name means where that is another version."""
+    name = ref.partition("@")[0]
+    current = client.get_artifact(name).ref
+    if current == ref:
+        return f"stored {ref}"
+    return (f"stored {ref}; {name} alone still means {current}, because its alias production points there "
+            f"(trimtab artifacts alias {name} production {ref.partition('@')[2]} moves it)")

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 from trimtab_client import Client, Extracted, Job, Method
 
+from server.cli.artifacts import stored_as
 from server.cli.connection import DEFAULT_URL, Key, Url, connect
 from server.cli.console import out
 from server.cli.given import assigned, json_or_text
@@ -102,7 +103,7 @@ def extract(
         file = output if offline is None or output is not None else Path(f"{name}.safetensors")
         found = finish(client, client.start_extraction(method=chosen.name, **fields), file)
         if offline is None:
-            out.print(f"stored {found.artifact}")
+            out.print(stored_as(client, found.artifact))
 
 
 def finish(client: Client, job: Job, output: Path | None) -> Extracted:

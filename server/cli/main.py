@@ -2,7 +2,7 @@
 
 import typer
 
-from server.cli import artifacts, jobs, library, presets
+from server.cli import artifacts, jobs, library, presets, switches
 from server.cli.calibrate import calibrate
 from server.cli.capabilities import capabilities
 from server.cli.chat import chat
@@ -23,6 +23,9 @@ app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(presets.app, name="presets")
 app.add_typer(library.app, name="library")
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(switches.default_spec, name="default-spec")
+app.add_typer(switches.kill_switch, name="kill-switch")
+app.command()(switches.effects)
 app.command()(extract)
 app.command()(calibrate)
 app.command()(evaluate)

@@ -71,3 +71,20 @@ def delete(
         typer.confirm(f"Delete {ref}{'' if '@' in ref else ' with all its versions'}?", abort=True)
     with connect(url, key) as client:
         out.print(f"deleted {', '.join(client.delete_preset(ref, force=force))}")
+
+
+@app.command()
+def alias(
+    name: Annotated[str, typer.Argument(help="Name of the preset.")],
+    alias: Annotated[str, typer.Argument(help="Alias, production say.")],
+    version: Annotated[int | None, typer.Argument(help="Version it points at; leave it out to remove the alias.")
+                       ] = None,
+    url: Url = DEFAULT_URL, key: Key = None,
+) -> None:
+    """Point an alias at a version, or remove it."""
+    with connect(url, key) as client:
+        if version is None:
+            client.remove_preset_alias(name, alias)
+            out.print(f"{name}@{alias} is gone")
+        else:
+            out.print(f"{name}@{alias} is now {client.set_preset_alias(name, alias, version).ref}")

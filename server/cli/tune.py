@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from server.cli.artifacts import stored_as
 from server.cli.connection import DEFAULT_URL, Key, Url, connect
 from server.cli.console import out
 from server.cli.extract import finish
@@ -45,4 +46,4 @@ def tune(
         body["pairs"] = read_records(pairs)
     with connect(url, key) as client:
         found = finish(client, client.start_tuning(ref, **body), None)
-        out.print(f"stored {found.artifact}")
+        out.print(stored_as(client, found.artifact))

@@ -105,6 +105,34 @@ def test_preset_commands(run: Run, client: Client) -> None:
     assert "deleted cli-preset@1" in run("presets", "delete", "cli-preset", "-y").output
 
 
+def test_switches_effects_and_aliases_of_presets(run: Run, client: Client) -> None:
+    store(client, "cli-switch")
+    assert json.loads(run("default-spec", "set", "-s", "cli-switch=0.5").output)["interventions"]
+    assert json.loads(run("default-spec", "show").output)["interventions"][0]["artifact"] == "cli-switch"
+    run("default-spec", "clear")
+    assert json.loads(run("default-spec", "show").output) is None
+    assert "nothing is steered" in run("kill-switch", "on").output
+    assert json.loads(run("kill-switch", "show").output)["on"] is True
+    run("kill-switch", "off")
+    assert client.kill_switch().on is False
+    assert run("effects").exit_code == 0 and isinstance(json.loads(run("effects", "--json").output), list)
+    run("presets", "create", "cli-aliased", "-s", "cli-switch=1")
+    assert "cli-aliased@stable is now cli-aliased@1" in run("presets", "alias", "cli-aliased", "stable", "1").output
+    assert client.get_preset("cli-aliased@stable").version == 1
+    assert "is gone" in run("presets", "alias", "cli-aliased", "stable").output
+    run("presets", "delete", "cli-aliased", "-y")
+
+
+def test_what_was_stored_is_told_with_what_the_bare_name_means(run: Run, client: Client, tmp_path: Path) -> None:
+    store(client, "cli-hint")
+    file = tmp_path / "hint.safetensors"
+    file.write_bytes(client.download_artifact("cli-hint"))
+    client.set_alias("cli-hint", "production", 1)
+    done = run("artifacts", "import", str(file), "--metadata", '{"description": "another one"}').output
+    assert "stored cli-hint@2; cli-hint alone still means cli-hint@1" in done
+    assert "trimtab artifacts alias cli-hint production 2 moves it" in done
+
+
 def test_the_library_says_what_it_holds_and_is_collected(run: Run, client: Client) -> None:
     store(client, "cli-library-vector")
     held = client.library()
