@@ -23,7 +23,7 @@ WEB     := $(shell find clients/web/src clients/web/public clients/typescript/sr
            clients/web/package-lock.json clients/web/vite.config.ts docs/openapi.json
 NPM     := PATH="$(abspath $(VENV))/node:$$PATH" npm --no-fund --no-audit
 
-.PHONY: help serve serve-vllm install console test test-all test-typescript size screenshots lint fmt types bench docs hour \
+.PHONY: help serve serve-vllm install console test test-all test-clients test-typescript size screenshots lint fmt types bench docs hour \
         replications library lock sbom clean
 
 help:
@@ -31,6 +31,7 @@ help:
 	@echo "serve-vllm  the same on vLLM instead of the embedded engine"
 	@echo "console  build the page at /      test-typescript  the TypeScript client and the parts of the page, in Node"
 	@echo "test   the tests, without long sweeps      test-all  all of them      size  lines of code, against BASE"
+	@echo "test-clients  published clients (openai, anthropic, litellm, lm-eval) against both engines"
 	@echo "lint   ruff       types  mypy        fmt   ruff, fixing"
 	@echo "bench  the benchmarks   docs   regenerate reference docs      clean  remove what make made"
 	@echo "hour   the first hour of a new user on SmolLM2, with demands on the texts"
@@ -75,10 +76,16 @@ serve-vllm: $(VENV)/.test $(CONSOLE)
 
 # Under ten minutes on two idle cores. What is marked `slow` is left out: sweeps, of which one case runs here.
 test: $(VENV)/.test $(CONSOLE)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow and not clients" $(PYTEST_ARGS)
 
 test-all: $(VENV)/.test $(CONSOLE)
-	OMP_NUM_THREADS=1 $(PY) -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not clients" $(PYTEST_ARGS)
+
+# Published clients in environments of their own, against a server of each engine. Not part of the tests above: it takes
+# minutes, and the environments half a gigabyte.
+test-clients: $(VENV)/.test
+	scripts/client_environments.sh $(PY) $(VENV)/clients
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m clients tests/clients/real
 
 # Node of this machine if it is new enough, else one from the Python registry.
 $(VENV)/.node: scripts/install_node.sh | $(VENV)/.venv

@@ -3,6 +3,7 @@
 import typer
 
 from server.cli import artifacts, jobs, library, presets, switches
+from server.cli.batch import run_batch
 from server.cli.calibrate import calibrate
 from server.cli.capabilities import capabilities
 from server.cli.chat import chat
@@ -26,6 +27,7 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(switches.default_spec, name="default-spec")
 app.add_typer(switches.kill_switch, name="kill-switch")
 app.command()(switches.effects)
+app.command()(run_batch)
 app.command()(extract)
 app.command()(calibrate)
 app.command()(evaluate)

@@ -69,7 +69,7 @@ async def _moved(serving: Serving, facts: ModelFacts, prompt: list[int], place: 
 async def _scores(serving: Serving, prompt: list[int], program: Program | None) -> torch.Tensor:
     given = Pass(prompt, len(prompt), program, None, keep_from=0)
     await serving.measuring.run(given, serving.slots)
-    chosen, _ = await serving.connection.first_answer("trimtab_scores", given.tag, prompt, False)
+    (chosen,), _ = await serving.connection.first_answer("trimtab_scores", given.tag, prompt, False, None)
     return torch.frombuffer(bytearray(chosen), dtype=torch.float32)[:-1]
 
 
