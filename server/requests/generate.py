@@ -233,9 +233,9 @@ class Run:
         last = delta(rest)
         finish: message.FinishReason = reason
         if assembler is not None:
+            last = last.then(assembler.end())
             if reason == "stop" and assembler.calls and not assembler.within:
                 finish = "tool_calls"
-            last = last.then(assembler.end())
         yield Piece(choice.index, last, None, finish)
 
 

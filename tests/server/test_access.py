@@ -71,7 +71,7 @@ async def test_a_refusal_is_one_line_that_says_why(client: httpx.AsyncClient, en
 async def test_metrics(client: httpx.AsyncClient) -> None:
     steering = {"interventions": [{"op": "add", "inline": {"vector": {"1": [1.0] * 8}}}]}
     await client.post("/v1/chat/completions", json=chat(steering=steering))
-    await client.post("/v1/chat/completions", json=chat(tools=[{}]))
+    await client.post("/v1/chat/completions", json=chat(audio={"voice": "x"}))
     await client.get("/v1/artifacts/nobody-has-this")
     await client.get("/nowhere/at/all")
     text = (await client.get("/metrics")).text

@@ -309,6 +309,12 @@ async def test_log_probabilities_are_told_by_token(api: AsyncOpenAI, say: Any, e
     assert entries(vocabulary, [Token(65)])[0].logprob is None
 
 
+async def test_capabilities_say_how_the_model_calls_and_thinks(client: httpx.AsyncClient) -> None:
+    found = (await client.get("/v1/capabilities")).json()
+    assert (found["tool_calls"], found["reasoning"], found["structured_outputs"]) == (
+        "hermes", ["<think>", "</think>"], False)
+
+
 @pytest.fixture
 async def unthinking(settings: Settings, engine: ScriptedEngine, library: Library, vocabulary: Vocabulary
                      ) -> AsyncIterator[FastAPI]:

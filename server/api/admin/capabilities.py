@@ -18,7 +18,7 @@ router = APIRouter(tags=["capabilities"], route_class=StrictRoute)
 @router.get("/v1/capabilities")
 def show_capabilities(state: State) -> dict[str, Any]:
     """Sites and ops of the loaded model as the self-test of this start proved them, and the limits of this server."""
-    settings = state.settings
+    settings, thought = state.settings, state.dialect.thought
     return {
         **state.engine.capabilities(),
         "model_name": settings.model_name,
@@ -26,6 +26,10 @@ def show_capabilities(state: State) -> dict[str, Any]:
         "context_length": state.engine.max_sequence_tokens,
         "model_context_length": state.engine.facts.context_length,
         "vocab_size": state.vocabulary.vocab_size,
+        # How the model writes calls of tools, and the marks around its thoughts; null where it has none.
+        "tool_calls": None if state.dialect.tools is None else state.dialect.tools.name,
+        "reasoning": None if thought is None else [thought.begin, thought.end],
+        "structured_outputs": "structured_outputs" in state.engine.features,
         "ops": {op.name: {"sites": list(op.sites), "kinds": list(op.kinds),
                           "strength_units": ["raw", "unit", "rel", "sigma"] if op.adds_direction else ["raw"]}
                 for op in operations()},
