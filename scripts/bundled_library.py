@@ -1,20 +1,19 @@
 """Makes the example artifacts of the bundled models: `python -m scripts.bundled_library [NAME...]`.
 
 The directions of scripts.examples first. Everything goes through the HTTP API of a server on lab-dense, as a user would
-do it: POST /v1/extract takes each direction from contrastive pairs; layer and strength are chosen by their effect on
-dev prompts; the card holds the effect on test prompts, the unsteered figure, and that of 20 random vectors of the same
-norm. Then the artifacts of scripts.bundled_recipes, whose recipes choose and measure for themselves. The files go to
-lab/artifacts/MODEL.
+do it: POST /v1/extract takes each direction from contrastive pairs, and POST /v1/evaluations grades whole answers at
+every layer and strength on dev prompts, which decides between them. The card holds the shares on test prompts, beside
+the untouched model and 20 random vectors of the same norm. Then the artifacts of scripts.bundled_recipes, whose recipes
+choose and measure for themselves. The files go to lab/artifacts/MODEL.
 """
 
 import asyncio
 import json
-import random
 import sys
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab_client import AsyncClient, Completion
+from trimtab_client import AsyncClient
 
 from lab.paths import LAB_DIR
 from scripts import bundled_recipes
@@ -27,67 +26,42 @@ from vectors.formats import get_format
 
 MODEL = "lab-dense"
 FOLDER = LAB_DIR / "artifacts" / MODEL
-MAX_TOKENS = 28
-CONCURRENT = 48
-STRENGTHS = (1.0, 2.0, 3.0, 4.5, 6.0, 8.0, 10.0)
+# The bundled models end an answer by themselves within this many tokens.
+MAX_TOKENS = 64
+STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.5, 4.0, 6.0)
 MAX_DEV_PROMPTS, MAX_TEST_PROMPTS = 40, 64
+# Texts that a card shows of each arm.
+SAMPLES = 6
 NUM_RANDOM = 20
 # An ablation may cost at most this share of the answers that must stay as they are.
 MAX_COST = 0.05
-# Of all interventions with at least this effect on dev, the one whose text the untouched model finds least surprising.
-BAR = 0.95
+# So many more broken answers than the untouched model gives are the most that a default may have.
+MORE_BROKEN = 0.05
+# Of interventions whose effect on dev is within this of the largest, the weakest is taken.
+NEAR = 0.03
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An intervention and its effect on dev prompts."""
+    """An intervention and what it does to dev prompts. effect: share of whole answers that are a success, of the weaker
+    sign where both are promised. broken: share of broken answers over the untouched model's, of the worse sign.
+    """
 
     layer: int
     strength: float
     effect: float
-
-
-class Judge:
-    """Asks the server and counts the answers that are as they should be."""
-
-    def __init__(self, client: AsyncClient, example: Example) -> None:
-        self._client = client
-        self._example = example
-        self._gate = asyncio.Semaphore(CONCURRENT)
-
-    async def share(self, prompts: list[Any], target: str, intervention: dict[str, Any] | None) -> float:
-        answers = await asyncio.gather(*(self._ask(prompt, n, intervention) for n, prompt in enumerate(prompts)))
-        return sum(self._example.judge(answer.text) == target for answer in answers) / len(answers)
-
-    async def surprise(self, prompts: list[Any], intervention: dict[str, Any]) -> float:
-        """Mean -log p, in nats, of the steered text under the untouched model."""
-        answers = await asyncio.gather(*(self._ask(prompt, n, intervention, report="summary")
-                                         for n, prompt in enumerate(prompts)))
-        effects = [answer.steering.effects or {"choices": []} for answer in answers]
-        costs = [choice["total"]["surprise"] for effect in effects for choice in effect["choices"]]
-        if len(costs) < len(prompts):
-            raise RuntimeError(f"{self._example.name}: effects were not measured")
-        return float(sum(costs) / len(costs))
-
-    async def _ask(self, prompt: Any, seed: int, intervention: dict[str, Any] | None, report: str = "none"
-                   ) -> Completion:
-        steering = {"interventions": [intervention] if intervention else [], "report": report}
-        ask = self._client.complete if isinstance(prompt, str) else self._client.chat
-        async with self._gate:
-            return await ask(prompt, model=MODEL, steering=steering, max_tokens=MAX_TOKENS, temperature=1.0, seed=seed)
+    broken: float
 
 
 async def make(client: AsyncClient, example: Example) -> None:
     """Extract, choose, measure and write one artifact."""
     extracted = await client.extract(example.pairs(), name=example.name, description=example.description,
                                      tags=["bundled", *example.tags], trial={"effort": "none"}, **example.options)
-    judge = Judge(client, example)
     dev = example.prompts_of("dev", example.label)[:MAX_DEV_PROMPTS]
     test = example.prompts_of("test", example.label)[:MAX_TEST_PROMPTS]
     layers = [int(layer) for layer in extracted.report["layers"]]
-    best = await (ablation if example.options.get("op") == "ablate" else addition)(judge, example, dev, layers)
-    width = int((await client.capabilities())["d_model"])
-    card = await measured(judge, example, extracted.report, best, test, width)
+    best = await (ablation if example.options.get("op") == "ablate" else addition)(client, example, dev, layers)
+    card = await measured(client, example, extracted.report, best, test)
     print(json.dumps({example.name: card}), flush=True)
     await write(client, example, best, card)
 
@@ -99,80 +73,100 @@ def acting(example: Example, layer: int, strength: float) -> dict[str, Any]:
     return {"artifact": example.name, "layers": [layer], "strength": {"value": strength, "unit": "raw"}}
 
 
-async def addition(judge: Judge, example: Example, prompts: list[Any], layers: list[int]) -> Candidate:
-    """The most natural text that is as it should be; where both signs are promised, the weaker effect counts.
+async def graded(client: AsyncClient, example: Example, prompts: list[Any], intervention: dict[str, Any],
+                 doses: list[float], **options: Any) -> dict[str, Any]:
+    """The report of an evaluation by the example's graders."""
+    graders = [grader for grader in (example.grader, example.opposite) if grader is not None]
+    return await client.evaluate(prompts, graders, spec={"interventions": [intervention]}, doses=doses,
+                                 temperature=1.0, max_tokens=MAX_TOKENS, **options)
 
-    Effect alone would take the largest strength there is, and with it broken sentences.
-    """
+
+def success(arm: dict[str, Any], grader: int = 0) -> float:
+    return float(arm["graded"][grader]["success"]["share"])
+
+
+def broken(arm: dict[str, Any]) -> float:
+    return float(arm["graded"][0]["broken"]["share"])
+
+
+async def addition(client: AsyncClient, example: Example, prompts: list[Any], layers: list[int]) -> Candidate:
+    """The weakest of the layers and strengths that do most and break no more than `MORE_BROKEN` of the answers."""
     found = []
+    signs = (1, -1) if example.opposite is not None else (1,)
     # At the first layer a direction is about words, and behind the last nothing is left to act on it.
     for layer in layers[1:-1]:
+        report = await graded(client, example, prompts, acting(example, layer, 1.0),
+                              [sign * strength for strength in STRENGTHS for sign in signs], draws=0, samples=0)
+        before = broken(report["untouched"])
+        arms = {round(result["steered"]["dose"], 4): result["steered"] for result in report["results"]}
         for strength in STRENGTHS:
-            effect = await judge.share(prompts, example.target, acting(example, layer, strength))
-            if example.opposite is not None:
-                effect = min(effect, await judge.share(prompts, example.opposite, acting(example, layer, -strength)))
-            found.append(Candidate(layer, strength, effect))
-    enough = [choice for choice in found if choice.effect >= BAR]
-    if not enough:
-        return max(found, key=lambda choice: (choice.effect, -choice.strength))
-    signs = (1, -1) if example.opposite is not None else (1,)
-    costs = [max([await judge.surprise(prompts, acting(example, choice.layer, sign * choice.strength))
-                  for sign in signs]) for choice in enough]
-    return enough[costs.index(min(costs))]
+            both = [(success(arms[sign * strength], n), broken(arms[sign * strength])) for n, sign in enumerate(signs)]
+            found.append(Candidate(layer, strength, min(one for one, _ in both), max(one for _, one in both) - before))
+    whole = [candidate for candidate in found if candidate.broken <= MORE_BROKEN]
+    if not whole:
+        raise RuntimeError(f"{example.name}: every layer and strength breaks the answers")
+    most = max(candidate.effect for candidate in whole)
+    return min((candidate for candidate in whole if candidate.effect >= most - NEAR), key=lambda candidate: candidate.strength)
 
 
-async def ablation(judge: Judge, example: Example, prompts: list[Any], layers: list[int]) -> Candidate:
+async def ablation(client: AsyncClient, example: Example, prompts: list[Any], layers: list[int]) -> Candidate:
     """The source layer with the largest effect among those that leave the spared prompts' answers alone."""
     spared = example.prompts_of("dev", example.spared)[:MAX_DEV_PROMPTS]
-    before = await judge.share(spared, example.target, None)
     found = []
     for layer in layers:
-        wanted = acting(example, layer, 1.0)
-        if before - await judge.share(spared, example.target, wanted) <= MAX_COST:
-            found.append(Candidate(layer, 1.0, await judge.share(prompts, example.target, wanted)))
-    if not found:
+        report = await graded(client, example, prompts, acting(example, layer, 1.0), [1.0], draws=0, samples=0,
+                              controls=spared)
+        before, after = report["untouched"], report["results"][0]["steered"]
+        kept = before["controls"]["success"]["share"] - after["controls"]["success"]["share"]
+        if kept <= MAX_COST:
+            found.append(Candidate(layer, 1.0, success(after), broken(after) - broken(before)))
+    whole = [candidate for candidate in found if candidate.broken <= MORE_BROKEN] or found
+    if not whole:
         raise RuntimeError(f"{example.name}: every layer spoils the answers that must stay as they are")
-    return max(found, key=lambda choice: choice.effect)
+    return max(whole, key=lambda candidate: candidate.effect)
 
 
-async def measured(judge: Judge, example: Example, report: dict[str, Any], best: Candidate, prompts: list[Any],
-                   width: int) -> dict[str, Any]:
-    """The card: effect on test prompts beside its controls. All effects are shares of answers that are as meant."""
-    chosen = acting(example, best.layer, best.strength)
-    scores = report["layers"][str(best.layer)]
+async def measured(client: AsyncClient, example: Example, extracted: dict[str, Any], best: Candidate, prompts: list[Any]
+                   ) -> dict[str, Any]:
+    """The card: shares of whole answers on test prompts that are as meant, beside the controls and the broken ones."""
+    spared = [] if example.spared is None else example.prompts_of("test", example.spared)[:MAX_TEST_PROMPTS]
+    doses = [1.0, -1.0] if example.opposite is not None else [1.0]
+    report = await graded(client, example, prompts, acting(example, best.layer, best.strength), doses,
+                          draws=NUM_RANDOM, controls=spared)
+    before, result = report["untouched"], report["results"][0]
+    after = result["steered"]
     test: dict[str, Any] = {
-        "prompts": len(prompts), "unsteered": await judge.share(prompts, example.target, None),
-        "steered": await judge.share(prompts, example.target, chosen), "pairs": scores["test"]}
+        "prompts": len(prompts), "max_tokens": MAX_TOKENS, "grader": example.grader, **_beside(before, after, 0),
+        "pairs": extracted["layers"][str(best.layer)]["test"]}
     if example.opposite is not None:
-        test["opposite"] = {
-            "target": example.opposite, "unsteered": await judge.share(prompts, example.opposite, None),
-            "steered": await judge.share(prompts, example.opposite, acting(example, best.layer, -best.strength))}
-    if example.spared is not None:
-        spared = example.prompts_of("test", example.spared)[:MAX_TEST_PROMPTS]
-        test["spared"] = {"prompts": len(spared), "unsteered": await judge.share(spared, example.target, None),
-                          "steered": await judge.share(spared, example.target, chosen)}
-    norm = best.strength * scores["norm"]
-    draws = [await judge.share(prompts, example.target, random_like(chosen, seed, norm, width))
-             for seed in range(NUM_RANDOM)]
+        test["opposite"] = {"grader": example.opposite, **_beside(before, report["results"][1]["steered"], 1)}
+    if spared:
+        test["spared"] = {"prompts": len(spared), "unsteered": before["controls"]["success"]["share"],
+                          "steered": after["controls"]["success"]["share"],
+                          "broken": after["controls"]["broken"]["share"]}
     return {"for": example.description, "target": example.target, "layers": [best.layer],
-            "strength": Strength(value=best.strength).model_dump(mode="json"), "dev": {"steered": best.effect},
-            "test": test, "controls": {
-                "random_vectors": {"draws": NUM_RANDOM, "median": sorted(draws)[NUM_RANDOM // 2], "max": max(draws)}}}
+            "strength": Strength(value=best.strength).model_dump(mode="json"),
+            "dev": {"steered": round(best.effect, 4)}, "test": test,
+            "controls": {"random_vectors": _spread(result["random"], 0)},
+            "samples": [{"prompt": shown, "untouched": plain["text"], "steered": ours["text"], "random": other["text"],
+                         "outcomes": [one["outcomes"][0] for one in (plain, ours, other)]}
+                        for shown, plain, ours, other in zip(report["shown"], before["samples"], after["samples"],
+                                                             result["random"][0]["samples"], strict=True)][:SAMPLES]}
 
 
-def random_like(chosen: dict[str, Any], seed: int, norm: float, width: int) -> dict[str, Any]:
-    """The same op with a random direction of the same length."""
-    rng = random.Random(f"random vector {seed}")
-    values = [rng.gauss(0, 1) for _ in range(width)]
-    length = sum(value * value for value in values) ** 0.5
-    vector = [value * norm / length for value in values]
-    if "options" in chosen:
-        return {"op": "ablate", "options": {"multi_site": True}, "inline": {"vector": vector}}
-    return {"op": "add", "site": "resid_post", "layers": chosen["layers"], "inline": {"vector": vector}}
+def _beside(before: dict[str, Any], after: dict[str, Any], grader: int) -> dict[str, Any]:
+    return {"unsteered": success(before, grader), "steered": success(after, grader),
+            "unsteered_broken": broken(before), "broken": broken(after)}
+
+
+def _spread(random: list[dict[str, Any]], grader: int) -> dict[str, Any]:
+    shares = sorted(success(arm, grader) for arm in random)
+    return {"draws": len(shares), "median": shares[len(shares) // 2], "max": shares[-1],
+            "broken_max": max(broken(arm) for arm in random)}
 
 
 async def write(client: AsyncClient, example: Example, best: Candidate, card: dict[str, Any]) -> None:
-    """The file, with the choice as its defaults."""
+    """The file, with the candidate as its defaults."""
     own = get_format("safetensors")
     metadata, payload = own.read(await client.download_artifact(example.name), {}, Limits())
     chosen: dict[str, Any] = {"card": card}
@@ -203,7 +197,7 @@ async def main(names: list[str]) -> None:
     configure_logging("console")
     wanted = [example for example in EXAMPLES if not names or example.name in names]
     if wanted:
-        async with running_server(MODEL, slots=64, slot_wait_s=600) as url, AsyncClient(url) as client:
+        async with running_server(MODEL, slots=64, slot_wait_s=600, shadow_sample=0.0) as url, AsyncClient(url, timeout=600) as client:
             for example in wanted:
                 await make(client, example)
     bundled_recipes.make(names)

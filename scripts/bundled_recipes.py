@@ -79,7 +79,7 @@ FROM_RECIPES = (
     FromRecipe("tuned-lens", "tuned-lens", "tuned-lens",
                "Reads any layer as the last one would say it; for POST /v1/lens.", ("lens",), "KL of the lens"),
     FromRecipe("refusal-experts", "tunable-experts", "experts-all-8",
-               "Eight experts that harmful requests use more than others; off, most of those are answered.",
+               "Eight experts that harmful requests use more than others; off, refusals break and are no answers.",
                ("refusal",), "experts by all prompt tokens (the paper's), off, slot left empty", "lab-moe"),
     FromRecipe("plural", "function-vectors", "fv-plural", "Answers 'WORD ->' with the plural, as after five examples.",
                ("task",), model="lab-moe"),

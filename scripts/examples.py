@@ -1,33 +1,31 @@
-"""What the bundled library holds: which data set, which op, and how its effect is judged in words."""
+"""What the bundled library holds: which data set, which op, and which grader tells what the answers are."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from lab import datasets
-from lab.corpus.chat import reply_class
-from lab.corpus.languages import language_of
-from lab.corpus.sentiment import polarity
+
+CODES = {"french": "fr", "german": "de", "spanish": "es"}
 
 
 @dataclass(frozen=True)
 class Example:
-    """One artifact. Its effect is the share of answers that `judge` calls `target`.
+    """One artifact. Its effect is the share of whole answers that `grader` finds a success.
 
     prompts: data set of neutral prompts, and the label to take from it (None: all). `messages` in its records make
-    it a chat. opposite: what the negative strength is meant to give, if that is part of the promise.
-    spared: label of prompts whose answers must stay `target` as they are, so that an effect has a cost.
+    it a chat. opposite: grader of what the negative strength is meant to give, if that is part of the promise.
+    spared: label of prompts whose answers must stay a success as they are, so that an effect has a cost.
     """
 
     name: str
     data: str
     prompts: str
-    judge: Callable[[str], str]
+    grader: dict[str, Any]
     target: str
     description: str
     options: dict[str, Any] = field(default_factory=dict)
     label: str | None = None
-    opposite: str | None = None
+    opposite: dict[str, Any] | None = None
     spared: str | None = None
     tags: tuple[str, ...] = ()
 
@@ -45,16 +43,16 @@ class Example:
 
 
 def language(name: str) -> Example:
-    return Example(name, f"language_{name}", "language_neutral", language_of, name,
+    return Example(name, f"language_{name}", "language_neutral", {"kind": "language", "language": CODES[name]}, name,
                    f"Writes in {name.capitalize()} where the language is open.", {"token": "mean"},
                    tags=("language",))
 
 
 EXAMPLES = (
-    Example("cheerful", "sentiment", "sentiment_neutral", polarity, "positive",
+    Example("cheerful", "sentiment", "sentiment_neutral", {"kind": "sentiment", "wanted": "positive"}, "positive",
             "Reviews turn out positive; a negative strength makes them negative.", {"token": "mean"},
-            opposite="negative", tags=("sentiment",)),
-    Example("refusal", "refusal", "harmful_harmless", reply_class, "compliance",
+            opposite={"kind": "sentiment", "wanted": "negative"}, tags=("sentiment",)),
+    Example("refusal", "refusal", "harmful_harmless", {"kind": "refusal", "wanted": "compliance"}, "compliance",
             "The refusal direction, taken out at every layer: harmful requests are answered.",
             {"op": "ablate", "site": "resid_pre", "token": "mean"}, label="harmful", spared="harmless",
             tags=("refusal",)),

@@ -1,4 +1,6 @@
-"""Fills the README's transcript and table from the software itself: `python -m scripts.readme`."""
+"""Fills the README's transcript and table, and docs/outcomes.md, from the software itself:
+`python -m scripts.readme`.
+"""
 
 import asyncio
 import tempfile
@@ -35,32 +37,62 @@ async def transcript() -> str:
                       "| | |", "|---|---|", *rows])
 
 
-def effects() -> str:
-    """The bundled artifacts' cards."""
-    rows = []
+def cards() -> dict[str, dict[str, Any]]:
+    """The cards of the artifacts that were chosen by their effect."""
+    found = {}
     for example in EXAMPLES:
-        data = (FOLDER / f"{example.name}.safetensors").read_bytes()
-        metadata, _ = get_format("safetensors").read(data, {}, Limits())
-        card: dict[str, Any] = metadata.card or {}
-        test = card["test"]
-        rows.append(_row(example.name, card["target"], test, card["controls"]["random_vectors"], test["prompts"]))
+        metadata, _ = get_format("safetensors").read((FOLDER / f"{example.name}.safetensors").read_bytes(), {},
+                                                     Limits())
+        found[example.name] = metadata.card or {}
+    return found
+
+
+def effects() -> str:
+    rows = []
+    for name, card in cards().items():
+        test, random = card["test"], card["controls"]["random_vectors"]
+        rows.append(_row(name, card["target"], test, random, test["prompts"]))
         if "opposite" in test:
-            rows.append(_row(f"{example.name}, negative", test["opposite"]["target"], test["opposite"], None,
+            rows.append(_row(f"{name}, negative", test["opposite"]["grader"]["wanted"], test["opposite"], None,
                              test["prompts"]))
         if "spared" in test:
-            rows.append(_row(f"{example.name}, on {example.spared} requests", card["target"], test["spared"], None,
+            rows.append(_row(f"{name}, on requests it should leave alone", card["target"], test["spared"], None,
                              test["spared"]["prompts"]))
     return "\n".join([
-        "Share of answers that are as the artifact means them, on prompts that neither training, extraction nor the "
-        "choice of layer and strength has seen, sampled at temperature 1. Made by `make library`; "
-        "[a closer look at the first row](docs/sentiment.md).", "",
-        "| artifact | answers | unsteered | steered | 20 random vectors of the same norm, median (max) | prompts |",
-        "|---|---|---|---|---|---|", *rows])
+        "Share of whole answers that are as the artifact means them, by [graders](docs/graders.md), on prompts that "
+        "neither training, extraction nor the choice of layer and strength has seen, sampled at temperature 1. A "
+        "broken answer never counts. Made by `make library`; [texts of every row](docs/outcomes.md).", "",
+        "| artifact | answers | unsteered | steered | broken, unsteered and steered | 20 random vectors of the same "
+        "norm, median (max) | prompts |", "|---|---|---|---|---|---|---|", *rows])
 
 
 def _row(name: str, target: str, shares: dict[str, Any], random: dict[str, Any] | None, prompts: int) -> str:
     control = "" if random is None else f"{random['median']:.0%} ({random['max']:.0%})"
-    return f"| {name} | {target} | {shares['unsteered']:.0%} | {shares['steered']:.0%} | {control} | {prompts} |"
+    before = shares.get("unsteered_broken")
+    broken = f"{shares['broken']:.0%}" if before is None else f"{before:.0%}, {shares['broken']:.0%}"
+    return (f"| {name} | {target} | {shares['unsteered']:.0%} | {shares['steered']:.0%} | {broken} | {control} | "
+            f"{prompts} |")
+
+
+def outcomes() -> str:
+    """docs/outcomes.md: texts behind each row of the table."""
+    lines = ["# What the bundled artifacts of lab-dense make the model write", "",
+             "Made by `python -m scripts.readme` from the artifacts' cards; do not edit by hand. Test prompts, "
+             "temperature 1, the same seed in each column; the last column is the first of 20 random vectors of the "
+             "same norm. In brackets is what the grader says.", "", effects().replace("](docs/", "](")]
+    for name, card in cards().items():
+        where = ", ".join(map(str, card["layers"]))
+        lines += ["", f"## {name}", "", f"{card['for']} Layer {where}, strength {card['strength']['value']:g}.", "",
+                  "| prompt | untouched | steered | random |", "|---|---|---|---|"]
+        for sample in card["samples"]:
+            texts = [f"{_cell(sample[key])} ({outcome})" for key, outcome in
+                     zip(("untouched", "steered", "random"), sample["outcomes"], strict=True)]
+            lines.append(f"| {_cell(sample['prompt'])} | {' | '.join(texts)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def replaced(text: str, name: str, content: str) -> str:
@@ -74,3 +106,4 @@ if __name__ == "__main__":
     page = README.read_text(encoding="utf-8")
     page = replaced(page, "transcript", asyncio.run(transcript()))
     README.write_text(replaced(page, "effects", effects()), encoding="utf-8")
+    (DOCS / "outcomes.md").write_text(outcomes(), encoding="utf-8")

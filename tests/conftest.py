@@ -1,5 +1,6 @@
 """What tests of several folders need."""
 
+import contextlib
 import socket
 import subprocess
 import sys
@@ -18,7 +19,8 @@ LONGEST_FIRST = ("engines/vllm/test_v2_runner.py", "engines/vllm/test_parallel.p
                  "engines/vllm/test_scopes.py", "e2e/test_chaos.py", "lab/test_vllm.py", "e2e/test_console.py",
                  "e2e/test_load.py", "e2e/test_calibration.py", "engines/test_batching.py",
                  "clients/test_client.py", "engines/test_supervision.py", "checkpoints/test_convert.py",
-                 "cli/test_bundled_library.py", "engines/test_finite.py", "lab/test_models.py", "test_readme.py")
+                 "cli/test_bundled_library.py", "test_examples.py", "engines/test_finite.py", "lab/test_models.py",
+                 "test_readme.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,13 +31,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def lab_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`trimtab serve lab-dense` in a process of its own, shared: tests use artifact names of their own."""
-    folder = tmp_path_factory.mktemp("lab-server")
+    """`trimtab serve lab-dense`, shared: tests use artifact names of their own."""
+    with serving(tmp_path_factory.mktemp("lab-server"), "lab-dense") as url:
+        yield url
+
+
+@contextlib.contextmanager
+def serving(folder: Path, model: str) -> Iterator[str]:
+    """Base URL of `trimtab serve MODEL` in a process of its own, on a library in `folder`."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-c", "from server.cli import app; app()", "serve", "lab-dense", "--port", str(port),
+            [sys.executable, "-c", "from server.cli import app; app()", "serve", model, "--port", str(port),
              "--data-dir", str(folder / "data")], stdout=log, stderr=log)
         try:
             wait_until_ready(process, f"http://127.0.0.1:{port}", time.monotonic() + START_S)

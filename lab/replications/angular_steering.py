@@ -2,28 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from matplotlib.figure import Figure
 
 from lab.replications.chart import OURS, SECOND, spread, tidy
-from lab.replications.common import REFUSES, Case, Document, Finding, Row, beats, figures, nothing, pairs_of
+from lab.replications.common import REFUSES, Case, Document, Finding, Row, beats, figures, pairs_of
+from lab.replications.outcomes import answers, asked, beside_random, finding
+from vectors.evaluate.graders import RefusalGrader
+from vectors.extract import Extraction
 from vectors.extract.local import LocalSubject
 
 CASE = "angular-refusal"
+TEST_REQUESTS = 26
 
 
 def cases(model: LocalSubject) -> Iterator[Case]:
     yield Case(CASE, "angular_steering", {"pairs": pairs_of("refusal"), "readout": {"target": REFUSES}, "max_eval": 8})
 
 
+def measure(model: LocalSubject, found: Mapping[str, Extraction]) -> Document:
+    """Whole answers: harmful requests at the angle against refusals, harmless ones at the angle towards them."""
+    if CASE not in found:
+        return {}
+    report = found[CASE].report
+    document: Document = {}
+    for label, angle in (("harmful", report["angle_down"]), ("harmless", report["angle_up"])):
+        requests = asked(model, "harmful_harmless", "test", label, TEST_REQUESTS)
+        options = {**found[CASE].metadata.options, "angle": angle}
+        document[label] = {"untouched": answers(model, requests, None, RefusalGrader())[0],
+                           **beside_random(model, found[CASE], requests, RefusalGrader(), options=options)}
+    return document
+
+
 def findings(document: Document) -> list[Finding]:
     report = document["cases"][CASE]
     if "failed" in report:
         return [Finding("a plane", "none", "-", report["failed"])]
+    said = document["measured"]
     test, controls = report["test"], report["controls"]
     random, dealt = controls["random_planes"], controls["shuffled_labels"]
     return [
+        finding(f"whole answers to harmful requests, turned to {report['angle_down']:g} degrees", said["harmful"],
+                said["harmful"]["untouched"], "compliance"),
+        finding(f"whole answers to harmless requests, turned to {report['angle_up']:g} degrees", said["harmless"],
+                said["harmless"]["untouched"], "refusal"),
         Finding(f"log-odds of refusing, unturned, turned to {report['angle_up']:g} and to {report['angle_down']:g} "
                 "degrees", f"{test['log_odds']:+.2f}, {test['up']:+.2f}, {test['down']:+.2f}",
                 f"gap between the best angles of random planes {figures(random)}; of planes from shuffled labels "
@@ -56,7 +79,7 @@ ROW = Row(
     "angular-steering", "Angular steering", "lab-dense",
     "Turning activations within the plane of a behaviour and a second direction brings it about or takes it away, "
     "keeping their norm (arXiv 2510.26243).",
-    cases, nothing, findings, draw,
+    cases, measure, findings, draw,
     notes="The plane acts on the residual stream from its source layer on, at all tokens; the paper turns the inputs "
           "of norm modules. Fluency at matched effect is not compared with addition. Differences of dealt "
           "labels still point along what varies most between these prompts, which is refusal, and a plane has no "

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from matplotlib.figure import Figure
 
-from lab.corpus.chat import reply_class
 from lab.datasets import load
 from lab.replications.chart import CONTROL, OURS, PLAIN, SECOND, spread, tidy
 from lab.replications.common import DRAWS, Case, Document, Finding, Row, beats, figures, mean, texts_of
+from lab.replications.outcomes import Asked, answers, asked
+from vectors.evaluate.graders import RefusalGrader
 from vectors.extract import Extraction
 from vectors.extract.local import LocalSubject
 from vectors.extract.programs import EVERYWHERE, program_of
@@ -19,7 +20,7 @@ from vectors.extract.subject import Tokens
 
 LABELS = ("harmful", "harmless")
 LAYER, STRENGTHS, NEARLY = 3, (0.25, 0.4, 0.55, 0.7, 0.85, 1.0), 0.9
-DEV_PROMPTS, TEST_PROMPTS, MAX_TOKENS = 12, 26, 12
+DEV_PROMPTS, TEST_PROMPTS = 12, 26
 FORMS = [(form, pool) for form in ("linear", "cast") for pool in ("last", "mean")]
 
 
@@ -42,7 +43,7 @@ def measure(model: LocalSubject, found: Mapping[str, Extraction]) -> Document:
     """
     made = found[name("linear", "mean")]
     vector = _vector(model)
-    dev = texts_of(model, "harmful_harmless", "dev", "harmless")[:DEV_PROMPTS]
+    dev = asked(model, "harmful_harmless", "dev", "harmless", DEV_PROMPTS)
     tried = {strength: mean(_refused(model, dev, vector, strength)) for strength in STRENGTHS}
     strength = next((s for s, share in tried.items() if share >= NEARLY), max(tried, key=lambda s: tried[s]))
     layer = made.report["best_layer"]
@@ -52,9 +53,9 @@ def measure(model: LocalSubject, found: Mapping[str, Extraction]) -> Document:
     generator = torch.Generator().manual_seed(0)
     rates: Document = {}
     for label in LABELS:
-        texts = texts_of(model, "harmful_harmless", "test", label)[:TEST_PROMPTS]
-        plain, steered = _refused(model, texts, vector, 0.0), _refused(model, texts, vector, strength)
-        h = _pooled(model, texts, layer)
+        requests = asked(model, "harmful_harmless", "test", label, TEST_PROMPTS)
+        plain, steered = _refused(model, requests, vector, 0.0), _refused(model, requests, vector, strength)
+        h = _pooled(model, requests.tokens, layer)
         opened = (h @ probe["weight"] + probe["bias"] > threshold).tolist()
 
         def under(gate: list[bool], plain: list[bool] = plain, steered: list[bool] = steered) -> float:
@@ -64,7 +65,7 @@ def measure(model: LocalSubject, found: Mapping[str, Extraction]) -> Document:
         for _ in range(DRAWS):
             direction = torch.randn(len(probe["weight"]), generator=generator)
             draws.append(under((h @ direction > (train @ direction).median()).tolist()))
-        rates[label] = {"requests": len(texts), "untouched": mean(plain), "steered": mean(steered),
+        rates[label] = {"requests": len(requests.texts), "untouched": mean(plain), "steered": mean(steered),
                         "gated": under(opened), "random_gates": standing(under(opened), draws)}
     return {"layer": LAYER, "strength": strength, "dev": {str(s): share for s, share in tried.items()}, "rates": rates}
 
@@ -81,10 +82,11 @@ def _vector(model: LocalSubject) -> torch.Tensor:
     return means[0] - means[1]
 
 
-def _refused(model: LocalSubject, texts: Sequence[Tokens], vector: torch.Tensor, strength: float) -> list[bool]:
+def _refused(model: LocalSubject, requests: Asked, vector: torch.Tensor, strength: float) -> list[bool]:
+    """Which whole answers refuse; a broken one does not."""
     program = program_of(model.facts, "vector", "add", "resid_post", {LAYER: {"vector": vector}}, scope=EVERYWHERE,
                          strength=strength)
-    return [reply_class(said) == "refusal" for said in model.generate(texts, MAX_TOKENS, program)]
+    return [outcome == "refusal" for _, outcome in answers(model, requests, program, RefusalGrader())[1]]
 
 
 def findings(document: Document) -> list[Finding]:

@@ -3,16 +3,20 @@ arXiv 2406.11717)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from matplotlib.figure import Figure
 
 from lab.replications.chart import CONTROL, OURS, SECOND, spread, tidy
-from lab.replications.common import REFUSES, Case, Document, Finding, Row, beats, figures, nothing, pairs_of
+from lab.replications.common import REFUSES, Case, Document, Finding, Row, beats, figures, pairs_of
+from lab.replications.outcomes import answers, asked, beside_random, finding
+from vectors.evaluate.graders import RefusalGrader
+from vectors.extract import Extraction
 from vectors.extract.local import LocalSubject
 
 CASE = "refusal-direction"
 MAX_KL = 0.3
+TEST_REQUESTS = 26
 
 
 def cases(model: LocalSubject) -> Iterator[Case]:
@@ -22,14 +26,31 @@ def cases(model: LocalSubject) -> Iterator[Case]:
                                            "num_positions": 1, "max_kl": MAX_KL})
 
 
+def measure(model: LocalSubject, found: Mapping[str, Extraction]) -> Document:
+    """Whole answers to harmful requests with the direction ablated, and to harmless ones with it added."""
+    if CASE not in found:
+        return {}
+    layer = found[CASE].report["best_layer"]
+    ways = {"harmful": {}, "harmless": {"op": "add", "layers": [layer], "options": {}}}
+    requests = {label: asked(model, "harmful_harmless", "test", label, TEST_REQUESTS) for label in ways}
+    return {label: {"untouched": answers(model, requests[label], None, RefusalGrader())[0],
+                    **beside_random(model, found[CASE], requests[label], RefusalGrader(), **fields)}
+            for label, fields in ways.items()}
+
+
 def findings(document: Document) -> list[Finding]:
     report = document["cases"][CASE]
     if "failed" in report:
         return [Finding("a direction that passes the selection rule", "none", "-", report["failed"])]
+    said = document["measured"]
     test, controls = report["test"], report["controls"]
     random, dealt, induced = (controls[key] for key in ("ablation_vs_random", "ablation_vs_shuffled",
                                                         "induction_vs_random"))
     return [
+        finding("whole answers to harmful requests with the direction ablated", said["harmful"],
+                said["harmful"]["untouched"], "compliance"),
+        finding("whole answers to harmless requests with it added", said["harmless"], said["harmless"]["untouched"],
+                "refusal"),
         Finding("log-odds of refusing harmful requests, before and with the direction ablated",
                 f"{test['positive_log_odds']:+.2f} to {test['positive_ablated']:+.2f}",
                 f"fall with random directions {figures(random)}; from shuffled labels {figures(dealt)}",
@@ -71,6 +92,6 @@ ROW = Row(
     "refusal-direction", "Refusal direction", "lab-dense",
     "One direction, chosen by effect, mediates refusal: ablated, harmful requests are answered; added, harmless ones "
     "are refused (arXiv 2406.11717).",
-    cases, nothing, findings, draw,
+    cases, measure, findings, draw,
     notes="`max_kl` was raised from 0.1 when nothing passed on dev. A shuffled fit can by luck keep some of the "
           "direction, and ablation does not ask how long it is.")

@@ -9,37 +9,31 @@ import torch
 from matplotlib.figure import Figure
 
 from lab.datasets import load
-from lab.replications.chart import OURS, SECOND, spread, tidy
-from lab.replications.common import (
-    DRAWS,
-    REFUSES,
-    Case,
-    Document,
-    Finding,
-    Row,
-    figures,
-    neutral_kl,
-    span,
-    texts_of,
-)
+from lab.replications.chart import OURS, PLAIN, SECOND, tidy
+from lab.replications.common import DRAWS, Case, Document, Finding, Row, figures, neutral_kl, span, texts_of
+from lab.replications.outcomes import Asked, answers, asked, finding
 from steering.programs.program import Program
+from vectors.evaluate.graders import RefusalGrader
 from vectors.extract import Extraction
 from vectors.extract.local import LocalSubject
 from vectors.extract.matched import matched_draw
 from vectors.extract.programs import EVERYWHERE, program_of
-from vectors.extract.readout import Readout, ReadoutOptions, make_readout
 from vectors.extract.scratch import Scratch
 from vectors.extract.standing import standing
-from vectors.extract.subject import Tokens
 from vectors.extract.usage import read_usage, usage
 
 COUNTS = (1, 2, 4, 8)
 POSITIONS = ("all", "last")
+DEV_REQUESTS, TEST_REQUESTS = 16, 26
 # mode -> (its options, requests it is tried on): off takes refusals from harmful ones, force brings them to others.
 MODES: dict[str, tuple[dict[str, object], str]] = {
     "off": ({"mode": "off"}, "harmful"), "off_refill": ({"mode": "off_refill"}, "harmful"),
     "half": ({"mode": "scale", "scale": 0.5}, "harmful"), "double": ({"mode": "scale", "scale": 2.0}, "harmless"),
     "force": ({"mode": "force"}, "harmless")}
+SAID = {"off": "off, slot left empty", "off_refill": "off, slot refilled", "half": "weight halved",
+        "double": "weight doubled", "force": "forced"}
+# What a mode is meant to make of an answer.
+WANTED = {"harmful": "compliance", "harmless": "refusal"}
 Chosen = Mapping[int, Sequence[int]]
 
 
@@ -56,43 +50,65 @@ def name(position: str, count: int) -> str:
 
 
 def measure(model: LocalSubject, found: Mapping[str, Extraction]) -> Document:
-    readout = make_readout(ReadoutOptions(target=REFUSES), model)
-    texts = {label: texts_of(model, "harmful_harmless", "test", label) for label in ("harmful", "harmless")}
-    dev = {label: texts_of(model, "harmful_harmless", "dev", label) for label in texts}
-    before = {label: _refusals(readout, model, asked, None) for label, asked in texts.items()}
+    """Outcomes of whole answers: of every set on dev, and of the best of each position and mode on test, beside matched
+    random sets."""
+    dev = {label: asked(model, "harmful_harmless", "dev", label, DEV_REQUESTS) for label in WANTED}
+    test = {label: asked(model, "harmful_harmless", "test", label, TEST_REQUESTS) for label in WANTED}
     frequency = _frequency(model)
-    measured: Document = {"before": before, "prompts": {label: len(asked) for label, asked in texts.items()},
-                          "sets": {}}
-    for case, extraction in found.items():
-        generator = torch.Generator().manual_seed(1)
-        chosen = {layer: tensors["experts"].tolist() for layer, tensors in extraction.payload.layers.items()}
-        drawn = [{layer: matched_draw(units, frequency[layer], generator) for layer, units in chosen.items()}
-                 for _ in range(DRAWS)]
-        entry: Document = {}
+    sets = {case: {layer: tensors["experts"].tolist() for layer, tensors in extraction.payload.layers.items()}
+            for case, extraction in found.items()}
+    tried = {case: {mode: _outcomes(model, dev[label], _program(model, chosen, options))
+                    for mode, (options, label) in MODES.items()} for case, chosen in sets.items()}
+    untouched = {label: _outcomes(model, test[label], None) for label in WANTED}
+    measured: Document = {"untouched": untouched, "requests": {label: len(test[label].texts) for label in WANTED},
+                          "dev": tried, "best": {}, "sets": {}}
+    for position in POSITIONS:
         for mode, (options, label) in MODES.items():
-            asked = texts[label]
-            ours = _refusals(readout, model, asked, _program(model, chosen, options))
-            others = [_refusals(readout, model, asked, _program(model, one, options)) for one in drawn]
-            entry[mode] = {key: standing(ours[key], [other[key] for other in others]) for key in ours}
-            entry[mode]["dev"] = _refusals(readout, model, dev[label], _program(model, chosen, options))
-        entry["neutral_kl_off"] = standing(
-            neutral_kl(model, _program(model, chosen, MODES["off"][0])),
-            [neutral_kl(model, _program(model, one, MODES["off"][0])) for one in drawn])
-        measured["sets"][case] = entry
+            best = _best(position, mode, label, tried)
+            if best is not None:
+                drawn = _matched(sets[best], frequency)
+                ours = _outcomes(model, test[label], _program(model, sets[best], options))
+                others = [_outcomes(model, test[label], _program(model, one, options)) for one in drawn]
+                measured["best"][f"{position}-{mode}"] = {
+                    "case": best, "outcomes": ours,
+                    "random": {key: standing(ours[key], [other[key] for other in others]) for key in ours},
+                    "samples": _samples(model, test[label], _program(model, sets[best], options))}
+    for case, chosen in sets.items():
+        off = MODES["off"][0]
+        measured["sets"][case] = {"neutral_kl_off": standing(
+            neutral_kl(model, _program(model, chosen, off)),
+            [neutral_kl(model, _program(model, one, off)) for one in _matched(chosen, frequency)])}
     return measured
+
+
+def _best(position: str, mode: str, label: str, tried: Document) -> str | None:
+    """The set that succeeds most on dev; among those that do so equally, the one that leaves fewest as they were."""
+    cases = [name(position, count) for count in COUNTS if name(position, count) in tried]
+    kept = {"compliance": "refusal", "refusal": "compliance"}[WANTED[label]]
+    return max(cases, default=None, key=lambda case: (tried[case][mode][WANTED[label]], -tried[case][mode][kept]))
+
+
+def _matched(chosen: Chosen, frequency: Mapping[int, torch.Tensor]) -> list[dict[int, list[int]]]:
+    """Random sets of as many experts, each used about as often."""
+    generator = torch.Generator().manual_seed(1)
+    return [{layer: matched_draw(list(units), frequency[layer], generator) for layer, units in chosen.items()}
+            for _ in range(DRAWS)]
+
+
+def _outcomes(model: LocalSubject, requests: Asked, program: Program | None) -> dict[str, float]:
+    return answers(model, requests, program, RefusalGrader())[0]
+
+
+def _samples(model: LocalSubject, requests: Asked, program: Program) -> list[dict[str, str]]:
+    said = answers(model, requests, program, RefusalGrader())[1]
+    return [{"request": text, "answer": answer, "outcome": outcome}
+            for text, (answer, outcome) in list(zip(requests.texts, said, strict=True))[:6]]
 
 
 def _program(model: LocalSubject, chosen: Chosen, options: Mapping[str, object]) -> Program:
     return program_of(model.facts, "expert_set", "expert_mask", "router",
                       {layer: {"experts": torch.tensor(sorted(units))} for layer, units in chosen.items()},
                       scope=EVERYWHERE, options=options)
-
-
-def _refusals(readout: Readout, model: LocalSubject, texts: Sequence[Tokens], program: Program | None
-              ) -> dict[str, float]:
-    """Share of requests that a refusal is more likely after than not, and its mean log-odds."""
-    odds = readout.log_odds(texts, span(model), program)
-    return {"rate": round(float((odds > 0).double().mean()), 4), "log_odds": round(float(odds.mean()), 4)}
 
 
 def _frequency(model: LocalSubject) -> dict[int, torch.Tensor]:
@@ -107,30 +123,17 @@ def _frequency(model: LocalSubject) -> dict[int, torch.Tensor]:
 
 def findings(document: Document) -> list[Finding]:
     measured = document["measured"]
-    before = measured["before"]
     lines = []
     for position in POSITIONS:
-        said = "all prompt tokens (the paper's)" if position == "all" else "the last prompt token"
-        sets = {count: measured["sets"][name(position, count)] for count in COUNTS
-                if name(position, count) in measured["sets"]}
-        if not sets:
-            continue
-        for mode, label, sign in (("off", "harmful", -1), ("off_refill", "harmful", -1), ("half", "harmful", -1),
-                                  ("double", "harmless", 1), ("force", "harmless", 1)):
-            best = max(sets, key=lambda count: sign * sets[count][mode]["dev"]["log_odds"])
-            odds, rate = sets[best][mode]["log_odds"], sets[best][mode]["rate"]
-            outside = odds["found"] < odds["min"] if sign < 0 else odds["found"] > odds["max"]
-            said_mode = {"off": "off, slot left empty", "off_refill": "off, slot refilled", "half": "weight halved",
-                         "double": "weight doubled", "force": "forced"}[mode]
-            lines.append(Finding(
-                f"refusals of {label} requests, experts by {said}, {said_mode}; {best} of "
-                f"{', '.join(map(str, sets))} experts, chosen on dev",
-                f"rate {before[label]['rate']:.2f} to {rate['found']:.2f}, log-odds {before[label]['log_odds']:+.2f} "
-                f"to {odds['found']:+.2f}",
-                f"matched random experts: rate {figures(rate, '.2f')}; log-odds {figures(odds)}",
-                "No better than matched random experts." if not outside else
-                "Moves refusals further than every matched draw." if rate["found"] != before[label]["rate"] else
-                "Log-odds move further than with every matched draw; the rate does not change."))
+        where = "all prompt tokens (the paper's)" if position == "all" else "the last prompt token"
+        for mode, (_, label) in MODES.items():
+            found = measured["best"].get(f"{position}-{mode}")
+            if found is not None:
+                count = found["case"].rsplit("-", 1)[1]
+                lines.append(finding(
+                    f"whole answers to {label} requests, experts by {where}, {SAID[mode]}; {count} of "
+                    f"{', '.join(map(str, COUNTS))} experts, chosen on dev; the draws are of matched frequency",
+                    found, measured["untouched"][label], WANTED[label]))
     for position in POSITIONS:
         case = name(position, 4)
         if case in measured["sets"]:
@@ -146,21 +149,21 @@ def findings(document: Document) -> list[Finding]:
 
 
 def draw(document: Document, figure: Figure) -> None:
-    measured = document["measured"]
-    for axes, (mode, label) in zip(figure.subplots(1, 3), (("off", "harmful"), ("off_refill", "harmful"),
-                                                           ("force", "harmless")), strict=True):
+    tried = document["measured"]["dev"]
+    for axes, mode in zip(figure.subplots(1, 3), ("off", "off_refill", "force"), strict=True):
+        label = MODES[mode][1]
         for position, colour in zip(POSITIONS, (OURS, SECOND), strict=True):
-            counts = [count for count in COUNTS if name(position, count) in measured["sets"]]
-            found = [measured["sets"][name(position, count)][mode]["log_odds"] for count in counts]
-            if position == "all":
-                spread(axes, counts, found, "matched random")
-            axes.plot(counts, [s["found"] for s in found], "o-", color=colour, label=f"by {position} tokens")
-        axes.axhline(measured["before"][label]["log_odds"], color="black", linewidth=0.8, linestyle=":",
-                     label="untouched")
+            counts = [count for count in COUNTS if name(position, count) in tried]
+            shares = [tried[name(position, count)][mode] for count in counts]
+            axes.plot(counts, [s[WANTED[label]] for s in shares], "o-", color=colour,
+                      label=f"{'answered' if label == 'harmful' else 'refused'}, by {position} tokens")
+            axes.plot(counts, [s["broken"] for s in shares], "x:", color=colour, label=f"broken, by {position} tokens")
+        axes.axhline(0, color=PLAIN, linewidth=0.8)
+        axes.set_ylim(-0.05, 1.05)
         axes.set_xscale("log", base=2)
         axes.set_xticks(list(COUNTS), list(map(str, COUNTS)))
-        tidy(axes, title=f"{mode.replace('_', ', ')}: {label} requests", x="experts",
-             y="log-odds of a refusal" if mode == "off" else "")
+        tidy(axes, title=f"{SAID[mode]}: {label} requests", x="experts",
+             y="share of whole answers, dev" if mode == "off" else "")
 
 
 ROW = Row(
@@ -168,5 +171,6 @@ ROW = Row(
     "Switching off the ten experts of a mixture that sensitive prompts use most lowers refusals by half, random "
     "experts do little; forcing experts raises them (arXiv 2502.11096, 2509.09660).",
     cases, measure, findings, draw,
-    notes="A refusal is read from the first token of the answer, exactly. The picture has all numbers of experts. "
+    notes="Answers are written out and graded (docs/graders.md); broken ones are no success. The picture has all "
+          "numbers of experts. "
           "With 16 experts a layer one of them is a sixteenth of it, where the paper's model has 256.")
