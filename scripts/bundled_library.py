@@ -106,7 +106,8 @@ async def addition(client: AsyncClient, example: Example, prompts: list[Any], la
     if not whole:
         raise RuntimeError(f"{example.name}: every layer and strength breaks the answers")
     most = max(candidate.effect for candidate in whole)
-    return min((candidate for candidate in whole if candidate.effect >= most - NEAR), key=lambda candidate: candidate.strength)
+    near = [candidate for candidate in whole if candidate.effect >= most - NEAR]
+    return min(near, key=lambda candidate: candidate.strength)
 
 
 async def ablation(client: AsyncClient, example: Example, prompts: list[Any], layers: list[int]) -> Candidate:
@@ -197,7 +198,8 @@ async def main(names: list[str]) -> None:
     configure_logging("console")
     wanted = [example for example in EXAMPLES if not names or example.name in names]
     if wanted:
-        async with running_server(MODEL, slots=64, slot_wait_s=600, shadow_sample=0.0) as url, AsyncClient(url, timeout=600) as client:
+        async with (running_server(MODEL, slots=64, slot_wait_s=600, shadow_sample=0.0) as url,
+                    AsyncClient(url, timeout=600) as client):
             for example in wanted:
                 await make(client, example)
     bundled_recipes.make(names)
