@@ -22,7 +22,7 @@ from steering.language.errors import TrimtabError
 log = structlog.get_logger("trimtab.access")
 
 UNMATCHED = "unmatched"
-POLLED = ("/metrics", "/health", "/v1/jobs")
+POLLED = ("/metrics", "/v1/jobs")
 # Nothing that could end a line of a log or of a head.
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 # What the server's own connections offer beyond ASGI: to drop the client at once.
@@ -106,7 +106,7 @@ class RequestFrame:
         if error is not None and status >= 500:
             why["message"] = str(error)
         # What is asked again and again, by machines, and went well is no news.
-        quiet = status < 400 and scope["method"] == "GET" and route.startswith(POLLED)
+        quiet = status < 400 and route not in HEALTH and scope["method"] == "GET" and route.startswith(POLLED)
         write = log.warning if status >= 500 else log.debug if quiet else log.info
         write("request", request_id=request_id, method=scope["method"], route=route, status=status,
               elapsed_ms=round(elapsed_s * 1e3, 1), **why)

@@ -191,6 +191,8 @@ class Scheduler:
     def __init__(self, blocks: dict[str, list[int]]) -> None:
         self.kv_cache_manager = Manager(blocks)
         self.cache_config = SimpleNamespace(block_size=32)
+        self.running: list[Any] = []
+        self.waiting: list[Any] = []
         self.requests = {name: SimpleNamespace(is_finished=lambda: False) for name in blocks}
         self.grammar_compile_error_reqs: set[str] = set()
         self.given: list[tuple[dict[str, list[int]], list[list[int]]]] = []
