@@ -26,7 +26,7 @@ ADDRESS = "http://127.0.0.1:8000"
 OPENING = "Review of a hotel. I stayed at it with my team on Monday."
 # Pages whose blocks are no commands for a server on lab-dense, and the test that holds them instead.
 ELSEWHERE = {"extending": "tests/test_extending.py", "verify": "tests/verify", "vllm": "tests/engines/vllm", "cli":
-             "tests/test_docs.py", "errors": "tests/test_docs.py"}
+             "tests/test_docs.py", "errors": "tests/test_docs.py", "clients": "tests/clients/real"}
 TIMEOUT_S = 900
 pytestmark = pytest.mark.slow
 
@@ -153,7 +153,7 @@ CHECKS: dict[str, list[Callable[[Ran], None]]] = {
     "api": [steers_cheerfully, has_the_shape_of_a_response, lambda ran: answers_instead_of_refusing(ran.said),
             artifacts_as_told, presets_as_told, a_job, a_job, says("past-by-command", "month-signs"),
             says("past-by-python@1"), steers_cheerfully],
-    "calibration": [says("past@1", "nats"), is_a_spec],
+    "calibration": [says("past@1", "KL per token", "0.1 kl"), is_a_spec],
     "concepts": [says("upbeat@1", "upbeat@2"), is_a_spec],
     "effects": [measured_effects],
     "gates": [an_opened_gate, a_job],

@@ -32,11 +32,12 @@ def entries(records: Sequence[Any], request: Schema, field: str, *, target: str 
         InvalidRequest: naming the entry.
     """
     properties = request.get("properties", {})
-    if field not in properties or properties[field].get("type") != "array":
-        lists = [name for name, schema in properties.items() if schema.get("type") == "array"]
+    lists = {name: found for name, schema in properties.items()
+             for found in schema.get("anyOf", [schema]) if found.get("type") == "array"}
+    if field not in lists:
         raise InvalidRequest(f"{field} is no list of this method", param="--also",
                              fix=f"Its lists are {', '.join(lists)}.")
-    item = _resolved(properties[field].get("items", {}), request)
+    item = _resolved(lists[field].get("items", {}), request)
     if "properties" not in item:
         return [f"{prefix}{_text(record, n)}{suffix}" for n, record in enumerate(records)]
     fields = item["properties"]

@@ -22,6 +22,7 @@ from steering.models.fingerprints import fingerprint
 from steering.programs.compiler import compile_program
 from vectors.artifact import Limits, Metadata
 from vectors.calibration import calibration_of
+from vectors.evaluate.graders import Answer, SentimentGrader, grade
 from vectors.formats import get_format
 
 FOLDER = LAB_DIR / "artifacts" / "lab-dense"
@@ -118,7 +119,7 @@ def test_a_card_is_calibrated_on_the_committed_model(path: Path) -> None:
     calibration = calibration_of(metadata.card)
     assert calibration is not None, "run make library"
     setting = calibration.settings[0]
-    assert setting.fingerprint == facts.fingerprint and setting.draws == 20 and len(setting.floor) >= 3
+    assert setting.fingerprint == facts.fingerprint and setting.draws == 20 and len(setting.floor) >= 2
     assert setting.target_prompts >= 8 and all(row.target is not None for row in setting.floor)
     results = CALIBRATED[metadata.name]
     assert results["fingerprint"] == facts.fingerprint and results["doses"]
@@ -141,7 +142,7 @@ def test_a_fresh_server_offers_them_as_models(lab_url: str) -> None:
         names = client.models()
         assert {f"lab-dense:{preset.name}" for preset in PRESETS} <= set(names)
         opening = "Review of a hotel. I stayed at it with my team on Monday."
-        texts = {name: client.complete(opening, model=f"lab-dense:{name}", max_tokens=28, temperature=0).text
+        texts = {name: client.complete(opening, model=f"lab-dense:{name}", max_tokens=64, temperature=0).text
                  for name in ("cheerful", "gloomy")}
-    judge = next(example.judge for example in EXAMPLES if example.name == "cheerful")
-    assert {name: judge(text) for name, text in texts.items()} == {"cheerful": "positive", "gloomy": "negative"}
+    verdicts = grade(SentimentGrader(), [Answer(texts["cheerful"]), Answer(texts["gloomy"])])
+    assert [verdict.outcome for verdict in verdicts] == ["positive", "negative"]

@@ -56,7 +56,7 @@ def test_from_the_open_page_to_a_copied_call(page: Page, lab_url: str) -> None:
     assert [untouched.strip().splitlines()[0], steered.strip().splitlines()[0]] == [
         text.splitlines()[0] for text in expected]
     assert untouched != steered
-    expect(page.get_by_text("cheerful@1 added at layer 2 to")).to_be_visible()
+    expect(page.get_by_text("cheerful@1 added at layer 3 to")).to_be_visible()
 
     page.get_by_label("dose", exact=True).check()
     slider = page.get_by_role("slider")
