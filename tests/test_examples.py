@@ -111,13 +111,13 @@ def artifacts_as_told(ran: Ran) -> None:
     assert created["ref"] == "calm@1" and imported["ref"] == "calm@2"
     assert [entry["name"] for entry in listed["data"]] == ["calm"] and one["version"] == 2
     assert [version["version"] for version in versions["data"]] == [2, 1]
-    assert patched["description"] == "Keeps calm." and moved["aliases"] == {"production": 2}
+    assert patched["description"] == "Keeps calm." and moved["aliases"] == ["production"]
 
 
 def presets_as_told(ran: Ran) -> None:
     stored, models, default, _, on, off = ran.values()
     assert stored["name"] == "sunny" and "lab-dense:sunny" in [model["id"] for model in models["data"]]
-    assert default["spec"]["preset"] == "sunny" and on["on"] is True and off["on"] is False
+    assert default["spec"]["interventions"][0]["artifact"] == "cheerful" and on["on"] is True and off["on"] is False
 
 
 def an_opened_gate(ran: Ran) -> None:
@@ -152,7 +152,8 @@ def graded_french(ran: Ran) -> None:
 CHECKS: dict[str, list[Callable[[Ran], None]]] = {
     "api": [steers_cheerfully, has_the_shape_of_a_response, lambda ran: answers_instead_of_refusing(ran.said),
             artifacts_as_told, presets_as_told, a_job, a_job, says("past-by-command", "month-signs"),
-            says("past-by-python@1"), steers_cheerfully],
+            says("past-by-python@1"), steers_cheerfully,
+            says("True")],
     "calibration": [says("past@1", "KL per token", "0.1 kl"), is_a_spec],
     "concepts": [says("upbeat@1", "upbeat@2"), is_a_spec],
     "effects": [measured_effects],

@@ -1,7 +1,7 @@
 """What completions, measurements and the test at the start use of the engine: its slots and its connection to vLLM."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -37,7 +37,8 @@ class Serving:
     def __init__(self, options: VllmOptions, connection: Connection, last_layer: int, vocab_size: int) -> None:
         self.options, self.connection, self._last_layer = options, connection, last_layer
         self._vocab_size = vocab_size
-        self._spelled, self._spelling = False, asyncio.Lock()
+        self._spelled: Callable[[int], str] | None = None
+        self._spelling = asyncio.Lock()
         self.slots = SlotTable(options.slots, connection.place, max_waiting=options.slot_queue)
         self.measure_slots = SlotTable(MEASURE_SLOTS, connection.place, first=options.slots + 1)
         self.asking = Asking(connection)
@@ -49,17 +50,17 @@ class Serving:
         """The workers are new and hold no program."""
         self.slots.clear()
         self.measure_slots.clear()
-        self._spelled = False
+        self._spelled = None
 
     async def spell(self, program: Program) -> None:
         """See that the workers can tell the sections that a program's scopes name."""
-        if program.sections is None or self._spelled:
+        if program.sections is None or self._spelled == program.sections.spell:
             return
         async with self._spelling:
-            if not self._spelled:
-                spell, size = program.sections.spell, self._vocab_size
+            spell, size = program.sections.spell, self._vocab_size
+            if self._spelled != spell:
                 await self.connection.rpc("trimtab_spell", await in_thread(lambda: list(map(spell, range(size)))))
-                self._spelled = True
+                self._spelled = spell
 
     def interrupt(self) -> None:
         """vLLM has died, so those that wait for a slot need wait no longer."""
