@@ -1,5 +1,6 @@
 """Where a measured number stands among the same number for things that cannot know the concept."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,7 +45,7 @@ def share_error(share: float, count: int) -> float:
 
 def mean_error(values: torch.Tensor) -> float:
     """Standard error of the mean of `[n]`; 0 of one value."""
-    return float(values.double().std(correction=min(1, len(values) - 1))) / len(values) ** 0.5
+    return float(values.double().std(correction=min(1, len(values) - 1))) / math.sqrt(len(values))
 
 
 def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
