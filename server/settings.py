@@ -106,7 +106,7 @@ class Settings(BaseSettings):
         description="Take control tokens that a chat message holds for what they stand for, so that a message can end "
         "its turn and open others. Off: they are text like any other.")
     tool_parser: Literal["auto", "none", "hermes", "llama3_json", "mistral", "pythonic"] = Field(default="auto",
-        description="Form in which the model writes calls of tools; auto: what its chat template shows.")
+        description="Form in which the model writes tool calls; auto: what its chat template shows.")
     reasoning_parser: Literal["auto", "none", "think", "mistral"] = Field(default="auto",
         description="Marks around what the model thinks: `<think>` or `[THINK]`; auto: what its chat template shows.")
     max_grammar_bytes: int = Field(default=128 * 2**10, ge=1024, le=2**24, description="Characters that a JSON schema, "

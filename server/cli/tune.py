@@ -32,7 +32,7 @@ def tune(
 ) -> None:
     """Choose the layers and the strength of a stored vector anew, by what the model writes, as a new version."""
     if grader is None and pairs is None:
-        raise InvalidRequest("nothing tells a success", param="--grader",
+        raise InvalidRequest("nothing says which answers are a success", param="--grader",
                              fix="Give --grader with --prompts, or --pairs.")
     trial: dict[str, Any] = {"effort": effort}
     if grader is not None:

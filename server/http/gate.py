@@ -62,7 +62,7 @@ class Gate:
         # Without Host it is HTTP/1.0, which no browser speaks.
         host = headers.get("host")
         if host is not None and not self._own(host):
-            raise ForbiddenHost(f"this server is not {host[:100]!r}", param="Host",
+            raise ForbiddenHost(f"this server does not answer for the host {host[:100]!r}", param="Host",
                                 fix="Name it in TRIMTAB_ALLOWED_HOSTS, or set an API key.")
 
     def _check_origin(self, headers: Headers, method: str) -> None:
@@ -72,8 +72,8 @@ class Gate:
         foreign = origin is not None and not self._own(urlsplit(origin).netloc)
         # A browser that leaves Origin out still says that another site asks.
         if foreign or (method not in SAFE_METHODS and headers.get("sec-fetch-site") == "cross-site"):
-            raise ForbiddenOrigin("a page of another site asks, and this server has no key", param="Origin",
-                                  fix="Name the page's host in TRIMTAB_ALLOWED_HOSTS or its origin in "
+            raise ForbiddenOrigin("the request comes from a page of another site, and this server has no API "
+                                  "key", param="Origin", fix="Name the page's host in TRIMTAB_ALLOWED_HOSTS or its origin in "
                                   "TRIMTAB_CORS_ORIGINS, or set an API key.")
 
     def _own(self, authority: str) -> bool:

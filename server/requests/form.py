@@ -221,7 +221,7 @@ def _allowed(grammar: Grammar | None, state: ServerState) -> Grammar | None:
     if grammar is None:
         return None
     if "structured_outputs" not in state.engine.features:
-        raise UnsupportedParameter(f"the {state.engine_name} engine writes free text only", param=grammar.param,
+        raise UnsupportedParameter(f"the {state.engine_name} engine has no structured output", param=grammar.param,
                                    fix="Leave it out.")
     if len(grammar.text) > state.settings.max_grammar_bytes:
         raise grammar.refused(f"it has {len(grammar.text)} characters, this server allows "

@@ -1,4 +1,4 @@
-"""How the model that is served writes calls of tools and thoughts, and what its chat template can be told."""
+"""How the model that is served writes tool calls and thoughts, and what its chat template can be told."""
 
 from collections.abc import Mapping
 from functools import cached_property

@@ -174,11 +174,12 @@ class ChatPrompts:
                                        fix="Leave tools out, or serve a model whose template offers them.")
         for i, message in enumerate(messages):
             if message.get("tool_calls") and "tool_calls" not in str(self._vocabulary.tokenizer.chat_template):
-                raise InvalidRequest("the chat template of this model has no place for calls of tools",
-                                     param=("messages", i, "tool_calls"), fix="Tell of the call in words, as content.")
+                raise InvalidRequest("the chat template of this model has no place for tool calls",
+                                     param=("messages", i, "tool_calls"), fix="Describe the call in words, in content.")
             if message["role"] == "tool" and message["content"].strip() not in text:
-                raise InvalidRequest("the chat template of this model has no place for results of tools",
-                                     param=("messages", i), fix="Tell of the result in words, as a user's message.")
+                raise InvalidRequest("the chat template of this model has no place for tool results",
+                                     param=("messages", i),
+                                     fix="Describe the result in words, in a message of the user.")
 
     def _encoded(self, text: str, where: Path, places: Sequence[int] | None = None) -> Encoded:
         """Tokens of a rendered text with marks. places: what to find again in the characters of the offsets.
@@ -249,7 +250,7 @@ def _each_text(value: Any, change: Callable[[str], str]) -> Any:
 def check_length(least: int, at_most: int, where: str | Path) -> None:
     """Raises ContextLengthExceeded for a text of at least `least` tokens where `at_most` fit."""
     if least > at_most:
-        raise ContextLengthExceeded(at_most, f"the text has {least} at the least", param=where, fix="Shorten it.")
+        raise ContextLengthExceeded(at_most, f"the text has {least} at least", param=where, fix="Shorten it.")
 
 
 def _roles_of(offsets: Sequence[tuple[int, int]], ends: Sequence[int], roles: Sequence[str]) -> list[str]:

@@ -46,7 +46,7 @@ class GenerationPick(_Select):
         default=None, min_length=1, max_length=MAX_LIST, description="Half-open windows [start, stop); null for open.")
     sections: list[Section] | None = Field(
         default=None, min_length=1, max_length=len(SECTIONS),
-        description="What the model thinks before it answers (reasoning), calls of tools (tool_call), JSON that it is "
+        description="What the model thinks before it answers (reasoning), tool calls (tool_call), JSON that it is "
         "held to or that stands in a ```json block (json), and the rest (answer).")
 
 

@@ -159,7 +159,7 @@ def _coordinate(shape: Shape, options: ManifoldOptions, name: str) -> torch.Tens
     """
     param, given = ("options", name), getattr(options, name)
     if given is None:
-        raise InvalidSpec("nothing says where to go", param="options",
+        raise InvalidSpec("neither a target nor a shift is given", param="options",
                           fix=f"Give a target or a shift. {_known(options.labels)}")
     if isinstance(given, str):
         if given not in options.labels:

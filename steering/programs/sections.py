@@ -1,4 +1,4 @@
-"""Sections of what a model writes (its thoughts, its answer, calls of tools, JSON), told from marks in the text.
+"""Sections of what a model writes (its thoughts, its answer, tool calls, JSON), told from marks in the text.
 
 The same reader goes over text, where the server takes a message apart, and over tokens, where an engine needs to know
 which of them to steer. A token belongs to the section that it leaves the text in. So the token that completes the mark

@@ -42,7 +42,7 @@ def test_a_vector_is_tuned_for_other_prompts(lab_url: str, tmp_path: Path) -> No
 
 def test_what_cannot_be_tuned_is_refused_at_once(lab_url: str) -> None:
     with Client(lab_url) as client:
-        with pytest.raises(BadRequest, match="nothing tells a success"):
+        with pytest.raises(BadRequest, match="nothing says which answers are a success"):
             client.start_tuning("french", trial={"effort": "quick"})
         with pytest.raises(NotFound):
             client.start_tuning("nowhere", trial={"grader": {"kind": "whole"}, "prompts": PROMPTS})

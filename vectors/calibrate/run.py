@@ -150,8 +150,8 @@ class _Sweep:
         """Strengths to measure, rising."""
         if not get_operation(place.applied.op).adds_direction:
             if former is not None:
-                raise CalibrationFailed(f"the op {place.applied.op} has no more than all of its change",
-                                        param="extend", fix="Leave extend out.")
+                raise CalibrationFailed(f"the op {place.applied.op} carries out its whole change already, so "
+                                        "the curve cannot go further", param="extend", fix="Leave extend out.")
             return list(self._options.strengths) or _spaced(LEAST_SHARE, 1.0, self._options.points)
         if self._options.strengths:
             measured = set() if former is None else {point.strength for point in former.up}
@@ -164,8 +164,8 @@ class _Sweep:
         seeker = Seeker(lambda strength: self._pilot(place, strength), place.start)
         first, last = seeker.below(low), seeker.above(high)
         if first is None or last is None or first >= last:
-            raise CalibrationFailed(f"doses of {low:g} to {high:g} nats lie between no two strengths", param="reach",
-                                    fix="Give the strengths.")
+            raise CalibrationFailed(f"doses of {low:g} to {high:g} nats cannot be found between any two "
+                                    "strengths", param="reach", fix="Give the strengths.")
         return _spaced(first, last, self._options.points)
 
     def _beyond(self, place: _Place, former: Setting) -> list[float]:
@@ -183,8 +183,8 @@ class _Sweep:
             steps = max(round(abs(math.log(reached / end.strength)) / math.log(ratio)), 1)
             found += _spaced(end.strength, reached, steps + 1)[1:]
         if not found:
-            raise CalibrationFailed("the curve has the doses that were asked for, or the model bears no others",
-                                    param="reach", fix="Ask for doses beyond it.")
+            raise CalibrationFailed("the curve covers these doses already, or the model's text breaks before it "
+                                    "reaches them", param="reach", fix="Ask for doses beyond it.")
         return sorted(found)
 
     def _pilot(self, place: _Place, strength: float) -> float:

@@ -67,9 +67,9 @@ def labelled(examples: Sequence[Example], subject: Subject, seed: int, *, param:
     for n, text in enumerate(texts):
         first = seen.setdefault(text, n)
         if labels[first] != labels[n]:
-            raise NoContrast(f"the text is that of {param}[{first}], which has another label", param=(param, n))
+            raise NoContrast(f"the text repeats {param}[{first}], which has another label", param=(param, n))
         if items[first] != items[n]:
-            raise LeakingSplit(f"the text is that of {param}[{first}], under another item", param=(param, n),
+            raise LeakingSplit(f"the text repeats {param}[{first}], under another item", param=(param, n),
                                fix="Leave it out, or give both the same item.")
     splits = split_items(items, [example.split for example in examples], seed, param,
                          strata=[label == target if target is not None else label for label in labels])

@@ -75,7 +75,7 @@ def make_task(pairs: Sequence[TaskPair], template: str, shots: int, subject: Sub
     for n, pair in enumerate(pairs):
         first = seen.setdefault((pair.input.strip(), pair.output.strip()), n)
         if first != n and pairs[first].split != pair.split:
-            raise LeakingSplit(f"the pair is that of {param}[{first}], in another split", param=(param, n),
+            raise LeakingSplit(f"the pair repeats {param}[{first}], in another split", param=(param, n),
                                fix="Leave it out.")
     numbers = [n for n, pair in enumerate(pairs)
                if not single_token or len(subject.encode_continuation(_spaced(pair.output))) == 1]

@@ -87,16 +87,17 @@ class Tuning:
 
 
 def prepare_tuning(metadata: Metadata, payload: Payload, request: TuneRequest, subject: Subject) -> Tuning:
-    """Raises InvalidRequest: what is stored is no vector of known scale, or nothing tells a success; InvalidData."""
+    """Raises InvalidRequest: what is stored is no vector of known scale, or nothing says which answers are a success;
+    InvalidData."""
     if metadata.kind != "vector" or metadata.op != "add" or not metadata.residual_norm:
         raise InvalidRequest(f"{metadata.name} is not a vector to add whose layers have a residual_norm", param="name",
                              fix="Tune what an extraction made for the op add.")
     if metadata.fingerprint not in (None, subject.facts.fingerprint):
         raise InvalidRequest(f"{metadata.name} was made on another model", param="name")
     if request.trial.effort == "none":
-        raise InvalidRequest("a tuning without a trial does nothing", param="trial.effort", fix="Use quick.")
+        raise InvalidRequest("tuning needs a trial, and effort is none", param="trial.effort", fix="Use quick.")
     if not request.pairs and (request.trial.grader is None or not request.trial.prompts):
-        raise InvalidRequest("nothing tells a success", param="pairs",
+        raise InvalidRequest("nothing says which answers are a success", param="pairs",
                              fix="Give pairs of texts, or both trial.grader and trial.prompts.")
     data = paired(request.pairs, subject, request.seed) if request.pairs else Dataset((), dict.fromkeys(SPLITS, ()), "")
     texts = texts_of(request.pairs, data)

@@ -26,7 +26,7 @@ def show_capabilities(state: State) -> dict[str, Any]:
         "context_length": state.engine.max_sequence_tokens,
         "model_context_length": state.engine.facts.context_length,
         "vocab_size": state.vocabulary.vocab_size,
-        # How the model writes calls of tools, and the marks around its thoughts; null where it has none.
+        # How the model writes tool calls, and the marks around its thoughts; null where it has none.
         "tool_calls": None if state.dialect.tools is None else state.dialect.tools.name,
         "reasoning": None if thought is None else [thought.begin, thought.end],
         "structured_outputs": "structured_outputs" in state.engine.features,

@@ -157,7 +157,7 @@ def _check_judges(body: EvaluateBody, state: ServerState) -> None:
     """A judge is asked over the network by the server: only where the operator allows it."""
     for n, grader in enumerate(body.graders):
         if isinstance(grader, LlmJudge) and not _below(str(grader.url), state.settings.judge_urls):
-            raise InvalidRequest(f"this server asks no judge at {grader.url}", param=("graders", n, "url"),
+            raise InvalidRequest(f"this server may not ask a judge at {grader.url}", param=("graders", n, "url"),
                                  fix="Start it with TRIMTAB_JUDGE_URLS, a JSON list of URLs that it may ask.")
 
 

@@ -109,7 +109,7 @@ async def chat_prompt(body: ChatRequest, state: ServerState, *, roles: bool) -> 
     messages = [message.as_template() for message in body.messages]
     tools = offered_tools(body)
     if tools and state.dialect.tools is None:
-        raise UnsupportedParameter("in which form this model writes calls of tools is not known", param="tools",
+        raise UnsupportedParameter("the form in which this model writes tool calls is not known", param="tools",
                                    fix="Leave tools out, or name the form in the setting tool_parser.")
     manner = Manner([tool.as_template() for tool in tools], template_variables(body, state.dialect),
                     opens=body.add_generation_prompt is not False, continues=body.continue_final_message,

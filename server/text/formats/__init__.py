@@ -1,1 +1,1 @@
-"""How models write calls of tools, one form per file, and what they think."""
+"""How models write tool calls, one form per file, and what they think."""

@@ -105,7 +105,7 @@ class AngularSteering(Recipe):
                 if other is not None:
                     results.append(trial.reach(prompts("dev"), test, other.contiguous(), layer, part))
         if not dealt:
-            raise FitFailed("dealt labels make no plane to compare with", param="pairs")
+            raise FitFailed("shuffled labels give no plane to compare with", param="pairs")
         gap = moved[0] - moved[1]
         report: dict[str, Any] = {
             "method": self.name, "site": SITE, "best_layer": layer, "layers": trial.acting(layer),

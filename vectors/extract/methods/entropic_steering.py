@@ -169,10 +169,10 @@ class EntropicSteering(Recipe):
                             f"less than {request.min_mass}", param="actions",
                             fix="Spell the actions as they follow the prompts, or lower min_mass.")
         if float(before.entropy[list(splits["train"])].std(correction=0)) < MIN_SPREAD:
-            raise OneClass("the model is equally certain after every prompt", param="prompts",
+            raise OneClass("the model's entropy is the same after every prompt", param="prompts",
                            fix="Give histories of different length and outcome.")
         if request.center == "episode" and len({p.episode for p in request.prompts}) == len(request.prompts):
-            raise NoContrast("every prompt is an episode of its own, so that nothing is left after centring",
+            raise NoContrast("every prompt is an episode of its own, so centring by episode leaves nothing",
                              param="center", fix='Use center "step" or "all".')
 
 
@@ -224,7 +224,7 @@ def _data(request: EntropicSteeringRequest, subject: Subject) -> Histories:
         first = seen.setdefault(text, n)
         # Short histories recur in many episodes; only across given splits would one be a leak.
         if first != n and request.prompts[first].split != request.prompts[n].split:
-            raise LeakingSplit(f"the text is that of prompts[{first}], in another split", param=("prompts", n),
+            raise LeakingSplit(f"the text repeats prompts[{first}], in another split", param=("prompts", n),
                                fix="Leave it out.")
     splits = split_items(episodes, [prompt.split for prompt in request.prompts], request.seed, "prompts")
     # A recurring history stays in train, or else in dev, so that no score rests on a text seen in fitting.

@@ -141,7 +141,7 @@ def _check(texts: Sequence[tuple[int, ...]], answers: Sequence[int], items: Sequ
     for n, text in enumerate(texts):
         first = seen.setdefault(text, n)
         if items[first] != items[n]:
-            raise LeakingSplit(f"the text is that of examples[{first}], under another item", param=("examples", n),
+            raise LeakingSplit(f"the text repeats examples[{first}], under another item", param=("examples", n),
                                fix="Leave it out, or give both the same item.")
     if len(set(answers)) < 2:
         raise NoContrast("every answer begins with the same token: any head would do that keeps saying it",

@@ -158,7 +158,7 @@ class ManifoldSteering(Recipe):
             draft = None
             if not usable:
                 if not fits:
-                    raise FitFailed("the activations make a manifold at no layer", param="layers",
+                    raise FitFailed("no layer's activations could be fitted by a manifold", param="layers",
                                     fix="Give more examples, or other layers.")
                 # Kept, so that what was tried can be looked at.
                 usable = list(fits)

@@ -215,7 +215,7 @@ def _data(request: NativeSkillsRequest, texts: Sequence[Tokens]
     for n, text in enumerate(texts):
         first = seen.setdefault(text, n)
         if items[first] != items[n]:
-            raise LeakingSplit(f"the text is that of sequences[{first}], under another item", param=("sequences", n),
+            raise LeakingSplit(f"the text repeats sequences[{first}], under another item", param=("sequences", n),
                                fix="Leave it out, or give both the same item.")
     given = [s.label for s in sequences if s.label is not None]
     if given and len(given) < len(sequences):

@@ -221,7 +221,7 @@ def _anchors(request: SignPatternRequest, subject: Subject) -> tuple[list[int], 
                                  param=("anchors", n), fix="Put a space before it, or set single_token to leave out "
                                                             "such anchors.")
         if ids[0] in tokens:
-            raise LeakingSplit(f"the token is that of anchors[{tokens.index(ids[0])}]", param=("anchors", n),
+            raise LeakingSplit(f"the token repeats anchors[{tokens.index(ids[0])}]", param=("anchors", n),
                                fix="Leave it out.")
         tokens.append(ids[0])
         splits.append(None if request.splits is None else request.splits[n])

@@ -95,7 +95,8 @@ class TunedLens(Recipe):
         facts.check_site(SITE, last, "layers")
         layers = [layer for layer in site_layers(request, SITE, facts) if layer != last]
         if not layers:
-            raise FitFailed("the last layer is its own lens", param="layers", fix="Name an earlier one.")
+            raise FitFailed("the last layer needs no lens, because its logits are the model's own", param="layers",
+                            fix="Name an earlier one.")
         return layers
 
     def make(self, request: TunedLensRequest, data: tuple[list[Tokens], Splits], work: Work) -> Made:

@@ -100,7 +100,7 @@ class Comparing:
         """Of passes that were run, and the shift of the stream where a pair names a layer. Drops the other passes."""
         answers = await self._connection.first_answer("trimtab_compare", list(pairs), [])
         if any(isinstance(answer, str) for answer in answers):
-            raise EngineUnavailable("the engine lost what it was to compare", retry_after_s=1)
+            raise EngineUnavailable("the engine lost the rows that it was to compare", retry_after_s=1)
         return [(divergence_of(answer), shift) for answer, shift in answers]
 
     # Of what was kept while a completion was generated.
