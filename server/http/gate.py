@@ -73,8 +73,8 @@ class Gate:
         # A browser that leaves Origin out still says that another site asks.
         if foreign or (method not in SAFE_METHODS and headers.get("sec-fetch-site") == "cross-site"):
             raise ForbiddenOrigin("the request comes from a page of another site, and this server has no API "
-                                  "key", param="Origin", fix="Name the page's host in TRIMTAB_ALLOWED_HOSTS or its origin in "
-                                  "TRIMTAB_CORS_ORIGINS, or set an API key.")
+                                  "key", param="Origin", fix="Name the page's host in TRIMTAB_ALLOWED_HOSTS or its "
+                                  "origin in TRIMTAB_CORS_ORIGINS, or set an API key.")
 
     def _own(self, authority: str) -> bool:
         name = _host_of(authority)
