@@ -23,7 +23,7 @@ def invalid(complaints: Sequence[Complaint], value: Any, annotation: Any) -> Inv
         value: the parsed body that was validated.
         annotation: the type it was validated against.
     """
-    located = [(_path(c, value), c) for c in complaints]
+    located = _relevant([(_path(c, value), c) for c in complaints], annotation)
     depth = max(len(path) for path, _ in located)
     deepest = [(path, c) for path, c in located if len(path) == depth]
     path, _ = next((item for item in deepest if item[1]["type"] == "extra_forbidden"), deepest[0])
@@ -42,6 +42,13 @@ def invalid(complaints: Sequence[Complaint], value: Any, annotation: Any) -> Inv
         return kind("the field is required", param=param, fix=f"Give {path[-1]}.")
     messages = list(dict.fromkeys(_message(c) for c in same))
     return kind(", or ".join(messages[:4]), param=param)
+
+
+def _relevant(located: list[tuple[Path, Complaint]], annotation: Any) -> list[tuple[Path, Complaint]]:
+    """Without what a form that the value has not says of names that belong to another form of the same field."""
+    others = {c["loc"][:-1] for path, c in located
+              if c["type"] == "extra_forbidden" and path and path[-1] in _known_fields(path[:-1], annotation)}
+    return [(path, c) for path, c in located if c["loc"][:-1] not in others] or located
 
 
 def _message(complaint: Complaint) -> str:

@@ -43,6 +43,8 @@ OnlyTrue = Annotated[Literal[True] | None, only(True)]
 Nothing = Annotated[list[Any] | None, Field(max_length=0), only([])]
 Note = Annotated[str, Field(max_length=4096)]
 TokenId = Annotated[int, Field(ge=0)]
+# In less than a millisecond nothing is answered, so a smaller number is a mistake and no deadline.
+Timeout = Annotated[float, Field(ge=1e-3, le=86400)]
 
 
 class JsonSchema(Lenient):
@@ -135,8 +137,8 @@ class CompletionFields(Lenient):
     stop: Annotated[str, Field(min_length=1, max_length=1024)] | Annotated[
         list[Annotated[str, Field(min_length=1, max_length=1024)]], Field(max_length=16)] | None = Field(
         default=None, description="Texts that end a completion; they are not part of it.")
-    timeout_s: float | None = Field(default=None, gt=0, le=86400, description="Seconds the request may take in all, "
-                                    "less than the server allows; then it ends with the error request_timeout.")
+    timeout_s: Timeout | None = Field(default=None, description="Seconds the request may take in all, less than the "
+                                      "server allows; then it ends with the error request_timeout.")
     ignore_eos: bool = Field(default=False, description="Do not end at the end-of-text token.")
 
     user: Note | None = Field(default=None, description="Accepted, not used.")

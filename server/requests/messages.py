@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from server.requests.fields import Lenient, Note, Nothing, Unsupported, only
+from server.requests.fields import Lenient, Note, Nothing, Timeout, Unsupported, only
 from server.requests.schema import TextPart, Word
 from steering.language.spec import Steering
 
@@ -128,7 +128,7 @@ class MessagesRequest(CountRequest):
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0, le=2**24)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63, description="The same seed, the same text.")
-    timeout_s: float | None = Field(default=None, gt=0, le=86400, description="As of a chat.")
+    timeout_s: Timeout | None = Field(default=None, description="As of a chat.")
     metadata: dict[str, Any] | None = Field(default=None, max_length=16, description="Accepted, not used.")
     service_tier: Annotated[str | None, only("auto", "standard_only")] = None
     container: Unsupported = None

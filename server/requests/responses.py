@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from server.requests.fields import JsonSchema, Lenient, Note, OnlyFalse, Unsupported, only
+from server.requests.fields import JsonSchema, Lenient, Note, OnlyFalse, Timeout, Unsupported, only
 from server.requests.schema import TextPart, Word
 from steering.language.spec import Steering
 
@@ -107,7 +107,7 @@ class ResponsesRequest(Lenient):
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63, description="The same seed, the same text.")
-    timeout_s: float | None = Field(default=None, gt=0, le=86400, description="As of a chat.")
+    timeout_s: Timeout | None = Field(default=None, description="As of a chat.")
     text: TextOptions = TextOptions()
     reasoning: ReasoningOptions | None = None
     tools: Annotated[list[dict[str, Any]], Field(max_length=128)] = []

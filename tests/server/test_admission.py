@@ -237,6 +237,17 @@ def test_who_asks(settings: Settings, keyed: bool) -> None:
     assert (first == other) is not keyed and "k" not in first
 
 
+@pytest.mark.parametrize(("path", "fields"), [
+    ("/v1/chat/completions", {}), ("/v1/messages", {}), ("/v1/responses", {"messages": None, "max_tokens": None,
+                                                                         "input": "hi"}),
+    ("/v1/completions", {"messages": None, "prompt": "hi"})])
+async def test_a_deadline_in_which_nothing_can_be_answered_is_refused(clients: list[httpx.AsyncClient], path: str,
+                                                                     fields: dict[str, Any]) -> None:
+    body = {name: value for name, value in chat(timeout_s=5e-324, **fields).items() if value is not None}
+    answer = await clients[0].post(path, json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "timeout_s")
+
+
 @pytest.mark.parametrize("where", ["generating", "waiting"])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_request_that_takes_too_long_ends(app: FastAPI, clients: list[httpx.AsyncClient],

@@ -60,4 +60,4 @@ def parse_request(name: str, fields: Mapping[str, Any]) -> RecipeOptions:
         return get_recipe(name).request.model_validate(dict(fields))
     except ValidationError as error:
         first = error.errors()[0]
-        raise InvalidRequest(first["msg"], param=first["loc"]) from None
+        raise InvalidRequest(first["msg"].removeprefix("Value error, "), param=first["loc"]) from None

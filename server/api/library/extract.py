@@ -5,16 +5,17 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Path, Response
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from server.api.route import StrictRoute
+from server.api.validation import invalid
 from server.background.apart import apart
 from server.background.jobs import Cancelled, Control, Job
 from server.requests.state import ServerState, State
 from server.threads import in_thread
 from server.workbench.subject import EngineSubject, sample
 from steering.language.errors import InvalidRequest, NotFound
-from vectors.extract import RECIPES, Prepared, RecipeOptions, get_recipe, parse_request, prepare
+from vectors.extract import RECIPES, Prepared, RecipeOptions, get_recipe, prepare
 from vectors.extract.contrastive import ContrastiveRequest
 from vectors.extract.refusals import ExtractionCancelled
 from vectors.extract.trial.picture import draw
@@ -49,9 +50,7 @@ async def create_by_method(method: Annotated[str, Path(max_length=64)],
                            body: Annotated[dict[str, Any], Body(description="Fields of the method.")],
                            state: State) -> Job:
     """Start the job. Its result names the artifact it stored and holds the report with its controls."""
-    get_recipe(method)
-    return await _start(method, parse_request(method, _without_method(method, body)), state,
-                        f"POST /v1/extract/{method}")
+    return await _start(method, _request(method, _without_method(method, body)), state, f"POST /v1/extract/{method}")
 
 
 @router.post("/v1/artifacts/{ref}/tune", status_code=202, tags=["artifacts"])
@@ -83,6 +82,15 @@ def _without_method(method: str, body: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidRequest(f"the path says {method}, the body another method", param="method",
                              fix="Leave it out of the body.")
     return {name: value for name, value in body.items() if name != "method"}
+
+
+def _request(method: str, body: Mapping[str, Any]) -> RecipeOptions:
+    """Raises NotFound: there is no such method. InvalidRequest: naming the field."""
+    kind = get_recipe(method).request
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        raise invalid(error.errors(), body, kind) from None
 
 
 async def _start(method: str, request: RecipeOptions, state: ServerState, created_by: str) -> Job:
