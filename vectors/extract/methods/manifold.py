@@ -27,22 +27,15 @@ from steering.language.vocabulary import Site
 from steering.models.facts import ModelFacts
 from vectors.extract.behaviour import Answers, Behaviour
 from vectors.extract.items import Examples, Labelled, labelled
-from vectors.extract.manifold_fit import Fit, Layout, chosen_pairs, fit, means_by_label, shuffled
-from vectors.extract.manifold_trial import (
-    READ_OUT,
-    Trial,
-    along_chord,
-    along_manifold,
-    as_long_as,
-    by_distance,
-    sign_flip_p,
-)
+from vectors.extract.manifold_fit import Fit, Layout, fit
+from vectors.extract.manifold_report import dev_swaps, dev_walks, swaps, walks
+from vectors.extract.manifold_trial import READ_OUT, Trial
 from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
 from vectors.extract.refusals import FitFailed, NoContrast, OneClass
 from vectors.extract.scratch import Scratch
-from vectors.extract.standing import rounded, share_error, standing
+from vectors.extract.standing import rounded
 from vectors.extract.subject import Subject, answer_logprobs, first_token, stream
-from vectors.extract.work import Span, Work
+from vectors.extract.work import Work
 
 SITE: Site = "resid_post"
 ORDER_P = 0.05
@@ -171,26 +164,26 @@ class ManifoldSteering(Recipe):
                              [int(values[n]) for n in base])
 
             span = work.within(0.3, 0.4, "fit")
-            dev = {layer: _dev_swaps(tried(layer, "dev"), span.part(n, len(usable))) for n, layer in enumerate(usable)}
+            dev = {layer: dev_swaps(tried(layer, "dev"), span.part(n, len(usable))) for n, layer in enumerate(usable)}
             most = max(score["swap"] for score in dev.values())
             # Walks cost far more than swaps: only where swaps do as well as anywhere.
             good = sorted((n for n in usable if dev[n]["swap"] >= most - SWAP_MARGIN),
                           key=lambda n: (-dev[n]["swap"], n))[:MOST_WALKED]
             span = work.within(0.4, 0.5, "fit")
             for n, layer in enumerate(good):
-                dev[layer] |= _dev_walks(tried(layer, "dev"), request, layout, span.part(n, len(good)))
+                dev[layer] |= dev_walks(tried(layer, "dev"), request, layout, span.part(n, len(good)))
             layer = min(good, key=lambda n: dev[n]["energy"])
             rows = store.rows(layer, train)
         trial, best = tried(layer, "test"), fits[layer]
-        swaps, controls = _swaps(trial, request, rows, values[train], work.within(0.5, 0.6, "control"))
-        energy, walk, controls["shuffled_knots"] = _walks(trial, request, layout, work.within(0.6, 1.0, "control"))
+        moved, controls = swaps(trial, request, rows, values[train], work.within(0.5, 0.6, "control"))
+        energy, walk, controls["shuffled_knots"] = walks(trial, request, layout, work.within(0.6, 1.0, "control"))
         report: dict[str, Any] = {
             "method": self.name, "site": SITE, "layout": request.layout, "labels": labels, "best_layer": layer,
             "rank": len(best.basis), "examples": examples.counts(),
             "layers": {str(n): {"order": made.natural, "order_p": rounded(made.order_p), "dev": dev.get(n),
                                 "test_reading": rounded(reading[n])} for n, made in fits.items()},
             "natural_energy": rounded(float(trial.energies(natural[test].view(1, len(test), 1, -1)))),
-            "test": swaps | {"answered": rounded(float((behaviour.nearest_value(natural[test]) == values[test])
+            "test": moved | {"answered": rounded(float((behaviour.nearest_value(natural[test]) == values[test])
                                                        .double().mean()))},
             "energy": energy, "walk": walk, "controls": controls}
         return Made(
@@ -278,77 +271,6 @@ def _spread(members: Sequence[int], values: torch.Tensor, most: int) -> list[int
 def _numbers(made: Fit) -> dict[str, torch.Tensor]:
     return {"basis": made.basis, "mean": made.mean, "knots": made.manifold.knots, "points": made.manifold.points,
             "period": made.manifold.period}
-
-
-def _dev_swaps(trial: Trial, span: Span) -> dict[str, float]:
-    swap, mass = trial.swaps(trial.fit.centroids, span)
-    return {"swap": rounded(swap), "target_mass": rounded(mass)}
-
-
-def _dev_walks(trial: Trial, request: ManifoldRequest, layout: Layout, span: Span) -> dict[str, float]:
-    """The energy of a few walks."""
-    own = torch.arange(len(trial.fit.centroids))
-    path = along_manifold(trial.fit.manifold, own, min(request.steps, 6))
-    pairs = chosen_pairs(layout, min(request.max_pairs, 8), request.generator(1000))
-    return {"energy": rounded(float(trial.energies(trial.walks([path(a, b) for a, b in pairs], span)).mean()))}
-
-
-def _swaps(trial: Trial, request: ManifoldRequest, rows: torch.Tensor, values: torch.Tensor, span: Span
-           ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Swaps on test, and what centroids of dealt labels and other subspaces do."""
-    generator, count = request.generator(1001), 2 * request.draws + 2
-    centroids = trial.fit.centroids
-    swap, mass = trial.swaps(centroids, span.part(0, count))
-    nothing = trial.swaps(torch.zeros_like(centroids), span.part(1, count))[0]
-    raw = means_by_label(rows - trial.fit.mean, values, len(centroids))
-    inside = trial.fit.inside(rows)
-    dealt, elsewhere = [], []
-    for n in range(request.draws):
-        order = torch.randperm(len(values), generator=generator)
-        dealt.append(trial.swaps(means_by_label(inside, values[order], len(centroids)), span.part(2 * n + 2, count))[0])
-        draw = torch.randn(raw.shape[1], len(trial.fit.basis), generator=generator, dtype=torch.float64)
-        basis = torch.linalg.qr(draw).Q.T.contiguous()
-        elsewhere.append(trial.swaps(raw @ basis.T, span.part(2 * n + 3, count), basis)[0])
-    made = len(trial.prompts) * (len(centroids) - 1)
-    return ({"swap": rounded(swap), "swap_error": rounded(share_error(swap, made)), "target_mass": rounded(mass),
-             "mean_instead": rounded(nothing),
-             "swaps": made},
-            {"shuffled_labels": standing(swap, dealt), "random_subspaces": standing(swap, elsewhere)})
-
-
-def _walks(trial: Trial, request: ManifoldRequest, layout: Layout, span: Span
-           ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Energies of walks on test by distance; the longest walk written out; where the energy (less is better: with its
-    sign turned) stands among those of splines with dealt knots."""
-    made, steps = trial.fit, request.steps
-    pairs = chosen_pairs(layout, request.max_pairs, request.generator(1002))
-    far = torch.tensor([max(1, round(float(layout.distances()[a, b]))) for a, b in pairs])
-    manifold = along_manifold(made.manifold, torch.arange(len(made.centroids)), steps)
-    chord = along_chord(made, steps)
-    kinds = {"manifold": manifold, "chord": chord, "norm_matched_chord": as_long_as(chord, manifold)}
-    count = len(kinds) + request.draws
-    walked = {name: trial.walks([path(a, b) for a, b in pairs], span.part(n, count))
-              for n, (name, path) in enumerate(kinds.items())}
-    energies = {name: trial.energies(found) for name, found in walked.items()}
-    generator = request.generator(1003)
-    drawn = []
-    for n in range(request.draws):
-        path = along_manifold(*shuffled(made, generator), steps)
-        drawn.append(trial.energies(trial.walks([path(a, b) for a, b in pairs], span.part(len(kinds) + n, count))))
-    energies["shuffled_knots"] = torch.stack(drawn).mean(dim=0)
-    away = far > 1 if bool((far > 1).any()) else far > 0
-    means = {name: rounded(float(values[away].mean())) for name, values in energies.items()}
-    ends = max(range(len(pairs)), key=lambda n: int(far[n]))
-    return (
-        {"pairs": len(pairs), "steps": steps, "prompts": len(trial.prompts), "by_distance": by_distance(energies, far),
-         "far": means,
-         "p_below": {name: rounded(sign_flip_p((energies["manifold"] - values)[away], generator))
-                     for name, values in energies.items() if name != "manifold"},
-         "peak_other": {name: rounded(float(found[..., -1].amax(dim=2).mean())) for name, found in walked.items()}},
-        {"source": request.labels[pairs[ends][0]], "target": request.labels[pairs[ends][1]],
-         **{name: [[round(float(p), 4) for p in step] for step in walked[name][ends].mean(dim=0)]
-            for name in ("manifold", "chord")}},
-        standing(-means["manifold"], [-float(values[away].mean()) for values in drawn]))
 
 
 METHOD = ManifoldSteering()
