@@ -8,17 +8,15 @@ import asyncio
 import os
 import re
 import secrets
-import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import structlog
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 
+from server.background.job import FINISHED, Behind, Cancelled, Control, Job, Work
 from server.background.lease import Lease
 from server.background.line import Line
 from server.errors import TooManyJobs, error_body
@@ -29,113 +27,14 @@ from vectors.storage_errors import storage_error
 
 log = structlog.get_logger("trimtab.jobs")
 
-Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
-FINISHED: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
 KEPT = 500
 # How long work that is cancelled may take to notice.
 GRACE_S = 1.0
-T = TypeVar("T")
 # Half-written files so old belong to a process that was killed.
 LEFT_BEHIND_S = 600.0
 # How long it is kept what jobs that were cut off had found, for when they are asked for again.
 UNFINISHED_S = 7 * 86400.0
 _ID = re.compile(r"job-[0-9a-f]{24}")
-
-
-class Behind(BaseModel):
-    """The job before one that waits."""
-
-    id: str
-    kind: str
-    about: str
-
-
-class Job(BaseModel):
-    """State of one job as the API shows it."""
-
-    id: str
-    kind: str = Field(description="What it does, extract say.")
-    about: str = Field(default="", description="What it works on, the name of an artifact say.")
-    status: Status = "queued"
-    estimate_s: float | None = Field(default=None, description="Seconds it will take once it runs, from the speed of a "
-                                     "small pass when it was submitted; null where nobody knows.")
-    progress: float = Field(default=0.0, description="0 to 1.")
-    stage: str = Field(default="", description="What it is doing.")
-    place: int | None = Field(default=None, description="In the queue: 0 has its turn, 1 is next. Null for a job that "
-                              "is over, or that another server runs.")
-    behind: Behind | None = Field(default=None, description="The job before it in the queue.")
-    owner: str = Field(default="", description="The server process that runs it.")
-    created_at: float = Field(description="Unix time.")
-    started_at: float | None = None
-    finished_at: float | None = None
-    result: dict[str, Any] | None = Field(default=None, description="Of a job that succeeded.")
-    error: dict[str, Any] | None = Field(default=None, description="Of a job that failed, in the shape of errors.")
-
-
-class Cancelled(Exception):
-    """Raised by work that noticed it should stop."""
-
-
-class Control:
-    """A job's own end of its state. Safe to use from a worker thread, but for what is said to belong to the event
-    loop."""
-
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self._cancelled = False
-        self._go = asyncio.Event()
-        self._lock = threading.Lock()
-        self._waits_for: Future[Any] | None = None
-
-    def progress(self, fraction: float, stage: str) -> None:
-        """Progress never goes back, whatever a stage makes of its share. Raises Cancelled."""
-        self.check()
-        self._job.progress = max(self._job.progress, min(max(fraction, 0.0), 1.0))
-        self._job.stage = stage
-
-    def cancelled(self) -> bool:
-        return self._cancelled
-
-    def check(self) -> None:
-        """Raises Cancelled: the work is no longer wanted."""
-        if self._cancelled:
-            raise Cancelled
-
-    def result(self, work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
-        """The result of a coroutine on the event loop, waited for in the job's thread. Raises Cancelled in the moment
-        in which the job is, and begins nothing for one that is cancelled already."""
-        with self._lock:
-            if self._cancelled:
-                work.close()
-                raise Cancelled
-            future = self._waits_for = asyncio.run_coroutine_threadsafe(work, loop)
-        try:
-            return future.result()
-        except CancelledError:
-            self.check()
-            raise
-        finally:
-            self._waits_for = None
-
-    async def turn(self) -> None:
-        """Wait while a shorter job has the turn; on the event loop, before every step."""
-        await self._go.wait()
-
-    def cancel(self) -> None:
-        with self._lock:
-            self._cancelled = True
-            if self._waits_for is not None:
-                self._waits_for.cancel()
-
-    def go(self, turn: bool) -> None:
-        """On the event loop."""
-        if turn:
-            self._go.set()
-        else:
-            self._go.clear()
-
-
-Work = Callable[[Control], Awaitable[dict[str, Any]]]
 
 
 class Jobs:

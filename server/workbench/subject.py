@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from server.background.jobs import Control
+from server.background.job import Control
 from server.effects.degeneration import degeneration
 from server.engines.base import CaptureRequest, CompareRequest, Comparison, Generation, Kept, Sampling
 from server.requests.gates import decide_program

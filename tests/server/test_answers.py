@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 from structlog.testing import capture_logs
 
-from server.background.jobs import Control
+from server.background.job import Control
 from server.http.answers import JsonAnswer
 from tests.server.test_steering import store
 from vectors.artifact import Patch

@@ -12,7 +12,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.background.jobs import Cancelled, Control, Job, Jobs
+from server.background.job import Cancelled, Control, Job
+from server.background.jobs import Jobs
 from server.background.lease import Lease
 from server.errors import TooManyJobs
 from server.settings import Settings

@@ -15,7 +15,8 @@ import torch
 from fastapi import FastAPI
 
 from server.background.apart import NICE, apart
-from server.background.jobs import Cancelled, Control, Job, Jobs
+from server.background.job import Cancelled, Control, Job
+from server.background.jobs import Jobs
 from server.background.line import LOSS, TIMES, UNKNOWN_S, Line
 from server.engines.base import CaptureRequest
 from server.engines.guests import Share

@@ -4,7 +4,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from server.api.route import StrictRoute
-from server.background.jobs import Job
+from server.background.job import Job
 from server.requests.state import State
 from server.threads import in_thread
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from server.api.route import StrictRoute
 from server.background.apart import apart
-from server.background.jobs import Control, Job
+from server.background.job import Control, Job
 from server.requests.plan import Plan
 from server.requests.state import ServerState, State
 from server.threads import in_thread

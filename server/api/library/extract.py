@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 from server.api.route import StrictRoute
 from server.api.validation import invalid
 from server.background.apart import apart
-from server.background.jobs import Cancelled, Control, Job
+from server.background.job import Cancelled, Control, Job
 from server.requests.state import ServerState, State
 from server.threads import in_thread
 from server.workbench.subject import EngineSubject, sample
