@@ -15,7 +15,8 @@ from server.api.library import artifacts, calibration, evaluations, extract, pre
 from server.api.openai import chat, completions, models, responses, tokens
 from server.background.housekeeping import Housekeeping
 from server.background.jobs import Jobs
-from server.effects.metrics import EffectMetrics
+from server.effects.live_grading import LiveGrading
+from server.effects.metrics import EffectMetrics, OutcomeMetrics
 from server.effects.shadow import Shadow
 from server.effects.store import EffectStore
 from server.engines.base import Engine
@@ -27,6 +28,7 @@ from server.http.handlers import add_handlers
 from server.http.open_requests import OpenRequests
 from server.observability.metrics import Metrics
 from server.requests.admission.queue import AdmissionQueue
+from server.requests.asked_graders import text_graders
 from server.requests.guard import GuardMetrics
 from server.requests.kept_receipts import KeptReceipts
 from server.requests.killswitch import KillSwitch
@@ -88,6 +90,10 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
                             sample=settings.shadow_sample, budget=settings.shadow_budget, decode=vocabulary.decode,
                             end_ids=vocabulary.end_ids)
             await parts.enter_async_context(_running(shadow))
+            live_grading = LiveGrading(OutcomeMetrics(metrics.registry, settings.model_name), store,
+                                       text_graders(settings.outcome_graders),
+                                       sample=settings.outcome_sample, measured=settings.shadow_sample)
+            await parts.enter_async_context(_running(live_grading))
             jobs = Jobs(settings.data_dir / "jobs", settings.max_jobs)
             parts.push_async_callback(jobs.stop)
             await in_thread(jobs.load)
@@ -100,7 +106,8 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
                 chat_prompts=ChatPrompts(vocabulary, control_in_messages=settings.control_in_messages),
                 dialect=dialect, metrics=metrics,
                 planner=Planner(settings, library, engine.facts, kill_switch, dialect.sections(tools=False)),
-                kill_switch=kill_switch, jobs=jobs, shadow=shadow, monitor_metrics=MonitorMetrics(metrics.registry),
+                kill_switch=kill_switch, jobs=jobs, shadow=shadow,
+                live_grading=live_grading, monitor_metrics=MonitorMetrics(metrics.registry),
                 guard_metrics=GuardMetrics(metrics.registry), effect_store=store, queue=queue,
                 responses=responses,
                 receipts=KeptReceipts(most_bytes=settings.receipts_kept_bytes, seconds=settings.receipts_kept_s),

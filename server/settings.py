@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from platformdirs import user_cache_path
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from server.errors import InvalidSettings
-from steering.language.spec import Spec
+from steering.language.errors import InvalidSpec, path_text
+from steering.language.spec import MAX_GRADERS, AskedGrader, Spec
 from steering.language.vocabulary import SITES, Site
 
 MODEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}$"
@@ -165,6 +166,12 @@ class Settings(BaseSettings):
     effects_database_url: str | None = Field(default=None, description="SQLAlchemy URL of measured effects; by "
                                              "default SQLite in `data_dir`.")
 
+    outcome_sample: float = Field(default=0.05, ge=0, le=1, description="Share of answers, steered or not, that are "
+        "graded without being asked for; 0: none.")
+    outcome_graders: tuple[AskedGrader, ...] = Field(default=("refusal",), max_length=MAX_GRADERS,
+        description='What grades them (JSON list): "refusal", "language=fr" or a grader as an object. Not a judge and '
+        "not a probe, because both take more than the answer's text.")
+
     receipts_kept_s: float = Field(default=900.0, ge=0, le=86400, description="Seconds for which receipts can be "
         "had from /v1/receipts after the end of their requests; 0: not at all.")
     receipts_kept_bytes: int = Field(default=16 * 2**20, ge=0, le=2**36, description="Bytes that such receipts may "
@@ -194,6 +201,18 @@ class Settings(BaseSettings):
         if self.api_key is None and not is_loopback(self.host):
             raise ValueError(f"host {self.host} can be reached from other machines; set api_key, or use 127.0.0.1")
         return self
+
+    @field_validator("outcome_graders")
+    @classmethod
+    def _graders_known(cls, asked: tuple[AskedGrader, ...]) -> tuple[AskedGrader, ...]:
+        # The graders bring libraries along that take seconds to import; the default needs no look.
+        from server.requests.asked_graders import text_graders
+
+        try:
+            text_graders(asked)
+        except InvalidSpec as error:
+            raise ValueError(f"{path_text(error.path)}: {error.message}") from error
+        return asked
 
     @model_validator(mode="after")
     def _origins(self) -> Self:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 import yaml
 
-from server.effects.metrics import EffectMetrics
+from server.effects.metrics import EffectMetrics, OutcomeMetrics
 from server.observability.instruments import Registry
 from server.observability.metrics import Metrics
 from server.requests.killswitch import KillSwitch
@@ -27,6 +27,7 @@ def known() -> dict[str, set[str]]:
     """Every series name that the server may expose, with its labels."""
     metrics = Metrics()
     EffectMetrics(metrics.registry, "m")
+    OutcomeMetrics(metrics.registry, "m")
     KillSwitch(cast(Any, None), metrics.registry, always=False)
     found: dict[str, set[str]] = {}
     for collector in metrics.registry._collector_to_names:
@@ -74,10 +75,11 @@ def test_the_check_above_finds_what_is_not_there() -> None:
 def test_the_board_shows_every_metric_of_effects() -> None:
     registry = Registry()
     EffectMetrics(registry, "m")
+    OutcomeMetrics(registry, "m")
     names = {family.name for collector in registry._collector_to_names
              for family in collector.describe()}  # type: ignore[attr-defined]
     shown = " ".join(target["expr"] for panel in BOARD["panels"] for target in panel["targets"])
-    wanted = {name for name in names if name.startswith(("trimtab_effect", "trimtab_shadow"))}
+    wanted = {name for name in names if name.startswith(("trimtab_effect", "trimtab_shadow", "trimtab_outcome"))}
     assert {name for name in wanted if name not in shown} == set()
 
 

@@ -102,12 +102,13 @@ def _grader(text: str) -> dict[str, Any]:
     """A grader of one word, of a word and its main option, or as JSON."""
     if text.lstrip().startswith("{"):
         return json_object(text, "--grader")
-    kind, _, value = text.partition("=")
-    main = {"language": "language", "regex": "pattern", "sentiment": "wanted", "refusal": "wanted"}
-    if value and kind not in main:
-        raise InvalidRequest(f"the grader {kind!r} has no main option", param="--grader",
-                             fix=f"Give it as JSON, or use one of {', '.join(main)}.")
-    return {"kind": kind, main[kind]: value} if value else {"kind": kind}
+    # The graders bring libraries along that take seconds to import.
+    from vectors.evaluate.graders.named import spelled
+
+    try:
+        return spelled(text)
+    except InvalidRequest as error:
+        raise error.about("--grader") from None
 
 
 def _share(share: dict[str, Any]) -> str:

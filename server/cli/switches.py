@@ -1,6 +1,6 @@
 """`trimtab default-spec`, `trimtab kill-switch` and `trimtab effects`: what acts on every request, and what it did."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -72,14 +72,25 @@ def effects(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every figure.")] = False,
     url: Url = DEFAULT_URL, key: Key = None,
 ) -> None:
-    """What interventions did to the requests that were measured, largest effect first."""
+    """What interventions did to the requests that were measured, largest effect first, and what graded answers were."""
     with connect(url, key) as client:
-        found = client.effects(group=group, limit=limit)["data"]
-    if as_json or not found:
+        found = client.effects(group=group, limit=limit)
+    if as_json:
         print_json(found)
         return
-    plain = [name for name in found[0] if not isinstance(found[0][name], (dict, list))]
+    _print(found["data"], "no effect was measured yet")
+    graded = [{**row, "shares": ", ".join(f"{name} {share:.0%}" for name, share in row["shares"].items())}
+              for row in found["outcomes"]]
+    out.print()
+    _print(graded, "no answer was graded yet")
+
+
+def _print(rows: list[dict[str, Any]], none: str) -> None:
+    if not rows:
+        out.print(none)
+        return
+    plain = [name for name in rows[0] if not isinstance(rows[0][name], (dict, list))]
     table = Table(*plain, box=None)
-    for row in found:
+    for row in rows:
         table.add_row(*(f"{row[name]:.4g}" if isinstance(row[name], float) else str(row[name]) for name in plain))
     out.print(table)

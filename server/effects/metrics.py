@@ -1,5 +1,7 @@
 """Effects as Prometheus metrics. Labels are bounded: names beyond the limit are counted under "other"."""
 
+from collections.abc import Sequence
+
 from server.effects.report import ChoiceEffect
 from server.engines.base import Lost
 from server.observability.instruments import Counter, Histogram, Registry
@@ -8,6 +10,37 @@ NATS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 MAX_NAMES = 200
 OTHER = "other"
+
+
+class OutcomeMetrics:
+    """What graded answers were. An answer counts under artifact "all" and under each artifact that acted on it, or
+    under "untouched"."""
+
+    def __init__(self, registry: Registry, model: str) -> None:
+        self._model = model
+        self._names: set[str] = set()
+        self._answers = Counter("trimtab_outcome_answers", "Sampled answers, by what a grader says they are.",
+                                ["model", "preset", "artifact", "grader", "outcome"], registry=registry)
+        self._by_rules = Counter("trimtab_outcome_by_rules", "Graded steered answers of which it was not measured how "
+                                 "likely the untouched model finds them, so that half of the broken ones pass.",
+                                 registry=registry)
+        self._dropped = Counter("trimtab_outcome_dropped", "Answers that were to be graded and were not.", ["reason"],
+                                registry=registry)
+        self._lost = Counter("trimtab_outcome_records_lost", "Graded answers that could not be stored.",
+                             registry=registry)
+
+    def graded(self, preset: str, artifacts: Sequence[str], grader: str, outcome: str, *, measured: bool) -> None:
+        shown = bounded(self._names, preset)
+        for artifact in artifacts:
+            self._answers.labels(self._model, shown, bounded(self._names, artifact), grader, outcome).inc()
+        if not measured and "all" in artifacts:
+            self._by_rules.inc()
+
+    def dropped(self, reason: str) -> None:
+        self._dropped.labels(reason).inc()
+
+    def lost(self, answers: int) -> None:
+        self._lost.inc(answers)
 
 
 class EffectMetrics:
@@ -85,7 +118,12 @@ class EffectMetrics:
         self._lost.inc(records)
 
     def _bounded(self, name: str) -> str:
-        if name not in self._names and len(self._names) >= MAX_NAMES:
-            return OTHER
-        self._names.add(name)
-        return name
+        return bounded(self._names, name)
+
+
+def bounded(names: set[str], name: str) -> str:
+    """The name as a label, which is "other" where there are too many of them."""
+    if name not in names and len(names) >= MAX_NAMES:
+        return OTHER
+    names.add(name)
+    return name

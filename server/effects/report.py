@@ -16,6 +16,8 @@ from steering.programs.program import Program
 
 # Artifact and op of what stands for a whole spec.
 ALL = "all"
+# What stands in the artifact's place of an answer to which nothing was applied.
+UNTOUCHED = "untouched"
 # Of a divergence, what is told beside KL by its mean over the tokens.
 MEANS = ("reverse_kl", "entropy", "other_entropy", "top1_agree", "surprise", "rank")
 
@@ -81,6 +83,9 @@ class TextSigns(BaseModel):
     compression: float = Field(description="Bytes of the text over its zlib-compressed bytes.")
     length: int = Field(description="Tokens generated.")
     ended: bool = Field(description="The model ended the text itself.")
+    excess_surprise: float = Field(description="Mean surprise of the text under the untouched model less the mean "
+                                   "entropy of that model at the same places, in nats: near 0 of a text such as it "
+                                   "writes itself, far above of word salad.")
     end_probability: float = Field(description="Mean probability that the text ends at a token.")
     base_end_probability: float = Field(description="The same under the untouched model, on the same tokens.")
     base_ended: float = Field(description="Chance that the untouched model would have ended this text within its "
@@ -137,7 +142,9 @@ def choice_effect(index: int, comparison: Comparison, program: Program, signs: D
 def _text_signs(signs: Degeneration, total: Divergence) -> TextSigns:
     other_end = total.other_end.numpy()
     goes_on = (1 - other_end.astype(np.float64)).clip(0).prod()
-    return TextSigns(**vars(signs), end_probability=float(total.end.numpy().mean()),
+    surprise, usual = total.surprise.numpy(), total.other_entropy.numpy()
+    return TextSigns(**vars(signs), excess_surprise=float(surprise.mean() - usual.mean()),
+                     end_probability=float(total.end.numpy().mean()),
                      base_end_probability=float(other_end.mean()), base_ended=1 - float(goes_on))
 
 

@@ -41,7 +41,8 @@ MOST_UNWRITTEN = 10_000
 class Finished:
     """One steered completion that has been generated. `preset` names it in metrics, "" for none. `parts`: of a guarded
     one, the programs it was made under. kept: by the engine, of its own passes. drawn: whether it was drawn to be
-    measured before it ran; None where that is still to be done."""
+    measured before it ran; None where that is still to be done. then: is told the effect of one that nobody waits for,
+    once, or that there is none."""
 
     index: int
     program: Program
@@ -53,6 +54,7 @@ class Finished:
     parts: Sequence[Part] = ()
     kept: Kept | None = None
     drawn: bool | None = None
+    then: Callable[[ChoiceEffect | None], None] = lambda effect: None
 
     @property
     def num_tokens(self) -> int:
@@ -125,12 +127,15 @@ class Shadow:
         """Completions that nobody waits for: a sample of them is measured later."""
         for finished in completions:
             if not finished.generated_ids or not (self.draws() if finished.drawn is None else finished.drawn):
+                finished.then(None)
                 continue
             if not self._budget.take(finished.cost):
                 self._drop("budget")
+                finished.then(None)
                 continue
             if self._queue.full() or self._queued_tokens + finished.num_tokens > QUEUE_TOKENS:
                 self._drop("queue")
+                finished.then(None)
                 continue
             self._queued_tokens += finished.num_tokens
             self._queue.put_nowait(finished)
@@ -155,11 +160,13 @@ class Shadow:
         while True:
             finished = await self._queue.get()
             self._queued_tokens -= finished.num_tokens
+            effect = None
             try:
                 if await self._idle():
-                    await self._measured(finished, per_token=False)
+                    effect = await self._measured(finished, per_token=False)
                 else:
                     self._drop("busy")
+                finished.then(effect if isinstance(effect, ChoiceEffect) else None)
             finally:
                 self._queue.task_done()
 

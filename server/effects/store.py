@@ -128,7 +128,7 @@ class EffectStore:
         self._engine.dispose()
 
     @contextmanager
-    def _session(self) -> Iterator[Session]:
+    def session(self) -> Iterator[Session]:
         """Raises EffectsUnavailable for whatever the database complains about."""
         try:
             with self._opening:
@@ -160,13 +160,13 @@ class EffectStore:
             else:
                 groups.setdefault((sample.minute, sample.artifact, sample.op, sample.preset), []).append(sample)
         try:
-            with self._session() as session:
+            with self.session() as session:
                 session.add_all(_row(key, found) for key, found in groups.items())
         except RowRefused:
             # One of the rows was refused. Each is written on its own then, so that no other is lost with it.
             for key, found in groups.items():
                 try:
-                    with self._session() as session:
+                    with self.session() as session:
                         session.add(_row(key, found))
                 except RowRefused as error:
                     refused += len(found)
@@ -204,7 +204,7 @@ class EffectStore:
         if preset is not None:
             query = query.where(EffectMinute.preset == preset)
         order: Any = EffectMinute.minute.desc() if group == "minute" else means[0].desc()
-        with self._session() as session:
+        with self.session() as session:
             rows = session.execute(query.group_by(*columns).order_by(order).limit(limit)).all()
         return [_total(names, tuple(row)) for row in rows]
 

@@ -25,7 +25,7 @@ from server.requests.runs import Runs
 from server.requests.switched import SwitchedCompletion
 from server.text import message
 from server.text.detokenize import Detokenizer
-from server.text.message import Delta
+from server.text.message import Delta, Message
 from server.text.prompts import Prompt
 from server.text.stops import StopMatcher
 from server.text.vocabulary import Vocabulary
@@ -50,12 +50,13 @@ class Choice:
     """State of one choice; `token_ids` are those generated, the one that ended it included. measured: its effect will
     be measured, so the engine keeps what that needs, and gives it as `kept`. cached: tokens of its prompt that the
     engine had in its cache; None where that is not known (yet).
-    stopped_at: the stop string that ended it."""
+    stopped_at: the stop string that ended it. graded: its `message` is kept to be graded."""
 
     index: int
     prompt: Prompt
     decided: Decided
     measured: bool = False
+    graded: bool = False
     kept: Kept | None = None
     cached: int | None = None
     stopped_at: str | None = None
@@ -66,6 +67,7 @@ class Choice:
     checks: int | None = None
     switched_off: int | None = None
     sections: Counter[Section] = field(default_factory=Counter)
+    message: Message = field(default_factory=Message)
 
     def outcome(self) -> Outcome:
         return Outcome(self.index, self.prompt.token_ids, self.token_ids, self.prompt.roles, self.touched,
@@ -174,6 +176,8 @@ class Run:
                     if self._events.qsize() >= MAX_UNREAD:
                         raise ClientTooSlow(f"the client left {MAX_UNREAD} tokens unread",
                                             fix="Read the stream as it comes.")
+                    if choice.graded:
+                        choice.message.add(piece.delta, piece.finish_reason)
                     self._events.put_nowait(piece)
                     place.generated = len(choice.token_ids)
         except TrimtabError as error:

@@ -10,9 +10,11 @@ from steering.artifacts.source import Resolved
 from steering.language.errors import Path, TrimtabError, path_text
 from steering.language.guard import Guard
 from steering.language.scope import PromptSelection, Scope
+from steering.language.spec import Report
 from steering.programs.program import Program
 from steering.programs.sections import Sections
 from steering.programs.touch import Touch
+from vectors.evaluate.graders.contract import Grader
 
 Origin = Literal["default", "model", "preset", "request"]
 
@@ -49,6 +51,7 @@ class Plan:
         planned: what the program was compiled from, one entry per intervention.
         disabled: why the kill switch held the steering back, else None.
         presets: resolved presets by what named them ("model", "preset").
+        graders: of the answers, where the report is one of outcomes.
         monitors: what to read of the finished completion.
         guards: limits, all of which hold.
         required: the request is not to be served unsteered.
@@ -59,7 +62,8 @@ class Plan:
     planned: tuple[Planned, ...] = ()
     disabled: str | None = None
     presets: Mapping[str, str] | None = None
-    report: Literal["none", "summary", "tokens"] = "none"
+    report: Report = "none"
+    graders: tuple[Grader, ...] = ()
     monitors: tuple[Monitor, ...] = ()
     guards: tuple[Guard, ...] = ()
     required: bool = False

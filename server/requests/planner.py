@@ -10,6 +10,7 @@ from typing import Any
 from cachetools import LRUCache
 
 from server.errors import NotSteered, SteeringDisabled
+from server.requests.asked_graders import text_graders
 from server.requests.killswitch import KillSwitch
 from server.requests.monitor import Monitor
 from server.requests.plan import Origin, Plan, Planned, localised, unusable_default
@@ -26,6 +27,7 @@ from steering.programs.gate import gates_of
 from steering.programs.program import Program
 from steering.programs.reading import compile_reader
 from steering.programs.sections import Sections
+from vectors.evaluate.graders.contract import Grader
 from vectors.library import Library
 
 NUMBERS = {int, float}
@@ -54,6 +56,7 @@ class Planner:
             TrimtabError: `path` is the place in the request, ("steering", "interventions", 1, "layers") for example.
         """
         monitors = tuple(self._monitor(ref, i) for i, ref in enumerate(steering.monitor))
+        graders = _graders(steering)
         disabled = self._kill_switch.reason
         system = self._system(None if disabled is not None else self.default_spec())
         if disabled is not None:
@@ -61,17 +64,19 @@ class Planner:
                 raise SteeringDisabled(f"the kill switch is on ({disabled}), and the request is not to be served "
                                        "unsteered", param=("steering", "required"), fix="Leave required out, or wait.")
             # Monitors change nothing, so they are read even while steering is off.
-            return Plan(None, disabled=disabled, report=steering.report, monitors=monitors, system=system)
+            return Plan(None, disabled=disabled, report=steering.report, graders=graders, monitors=monitors,
+                        system=system)
         if steering.default == "none" and model_preset is not None:
             raise InvalidSpec('default "none" means no steering at all, and the model name asks for a preset',
                               param=("steering", "default"), fix="Use the base model's name.")
         planned, presets, guards = self._collect(steering, model_preset)
         if planned:
             program, compiled = self._compiled(planned)
-            plan = Plan(program, compiled, presets=presets, report=steering.report, monitors=monitors, guards=guards,
-                        required=steering.required, system=system)
+            plan = Plan(program, compiled, presets=presets, report=steering.report, graders=graders, monitors=monitors,
+                        guards=guards, required=steering.required, system=system)
         else:
-            plan = Plan(None, presets=presets, report=steering.report, monitors=monitors, system=system)
+            plan = Plan(None, presets=presets, report=steering.report, graders=graders, monitors=monitors,
+                        system=system)
         if steering.required and not plan.steers:
             raise not_steered(("steering", "required"))
         return plan
@@ -130,6 +135,8 @@ class Planner:
             planned += [Planned(item, origin=origin, path=path, preset=preset.ref)
                         for item in preset.spec.interventions]
         planned += _planned(steering.interventions, "request", "steering", "interventions")
+        if steering.short is not None:
+            planned.append(Planned(steering.short, path=("steering",)))
         guards.append(steering.guard)
         return planned, presets, tuple(guard for guard in guards if guard is not None)
 
@@ -196,6 +203,15 @@ class Planner:
         if item.intervention.inline is not None and _inline_bytes(item.intervention.inline) > limit:
             raise item.place(PayloadTooLarge(f"the inline numbers take more than {limit} bytes", fix="Upload them once "
                                              "to /v1/artifacts and name them."), ("inline",))
+
+
+def _graders(steering: Steering) -> tuple[Grader, ...]:
+    if steering.report != "outcome":
+        return ()
+    try:
+        return text_graders(steering.graders or ["refusal"])
+    except InvalidSpec as error:
+        raise error.at("steering", "graders") from None
 
 
 def not_steered(param: Path) -> NotSteered:

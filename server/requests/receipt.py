@@ -7,12 +7,14 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, Field
 
+from server.effects.outcomes import Outcomes
 from server.effects.report import Effects
 from server.engines.base import Touched
 from server.requests.gates import Decided
 from server.requests.guard import Event
 from server.requests.monitor import MonitorReport
 from server.requests.plan import Plan
+from steering.language.spec import Report
 from steering.language.vocabulary import Direction, Form, Op, Pooling, Section, Site
 from steering.programs.gate import CompiledGate, Decision
 from steering.programs.touch import Bits, names_sections
@@ -123,8 +125,9 @@ class Receipt(BaseModel):
     reason: str | None = Field(default=None, description="Why it is disabled.")
     presets: dict[str, str] = Field(default={}, description='Presets with version: by "model" name and by "preset".')
     engine: str
-    report: Literal["none", "summary", "tokens"]
+    report: Report
     effects: Effects | None = Field(default=None, description="What it did, measured; only if a report is asked for.")
+    outcomes: Outcomes | None = Field(default=None, description='What the answers were; only with "report": "outcome".')
     monitor: list[MonitorReport] = Field(default=[], description="What the monitors read, in the order asked for.")
     guard_checks: list[int | None] = Field(default=[], description="Per choice, how often its guards were checked; "
                                            "null where nothing was guarded.")
@@ -154,7 +157,7 @@ class Outcome:
 
 
 def receipt(plan: Plan, outcomes: Sequence[Outcome], engine: str, effects: Effects | None = None,
-            monitor: Sequence[MonitorReport] = ()) -> Receipt:
+            monitor: Sequence[MonitorReport] = (), graded: Outcomes | None = None) -> Receipt:
     ordered = sorted(outcomes, key=lambda outcome: outcome.index)
     # One look at all tokens of a choice tells of every intervention.
     bits = {o.index: _bits(o) for o in ordered} if plan.report == "tokens" and plan.program is not None else {}
@@ -175,7 +178,7 @@ def receipt(plan: Plan, outcomes: Sequence[Outcome], engine: str, effects: Effec
             choices=choices))
     return Receipt(applied=applied, disabled=plan.disabled is not None, reason=plan.disabled,
                    presets=dict(plan.presets or {}), engine=engine, report=plan.report, effects=effects,
-                   monitor=list(monitor), guard_checks=[o.checks for o in ordered],
+                   outcomes=graded, monitor=list(monitor), guard_checks=[o.checks for o in ordered],
                    switched_off=[o.switched_off for o in ordered],
                    sections=[dict(o.sections) for o in ordered] if plan.program is not None
                    and any(map(names_sections, plan.program.scopes)) else [],

@@ -3,11 +3,13 @@
 model name -> plan (what steering applies) -> prompt tokens and roles -> checks against the context -> a running `Run`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
+from server.effects.outcomes import Ended, Outcomes, outcomes_of
+from server.effects.report import ChoiceEffect, Effects
 from server.effects.shadow import Finished
 from server.engines.base import Completion, Generation, Sampling
 from server.errors import ContextLengthExceeded
@@ -18,7 +20,7 @@ from server.requests.admission.queue import Cost
 from server.requests.fields import CompletionFields
 from server.requests.form import Form, plain_form
 from server.requests.gates import Decided, decide
-from server.requests.generate import Run
+from server.requests.generate import Choice, Run
 from server.requests.guard import GuardedCompletion
 from server.requests.model_names import ModelName, parse_model
 from server.requests.monitor import Watched, watch
@@ -31,6 +33,7 @@ from server.requests.switched import SwitchedCompletion
 from server.text.prompts import Prompt
 from steering.language.errors import InvalidRequest, InvalidSpec, TrimtabError
 from steering.programs.program import Program
+from vectors.evaluate.graders.contract import Answer
 
 # Entries of a receipt that are written as JSON at once, in less time than a thread takes to begin.
 SMALL_RECEIPT = 64
@@ -58,12 +61,13 @@ class Started:
             if self.plan.report != "none":
                 effects = await shadow.measure(self._finished(), per_token=self.plan.report == "tokens")
             else:
-                shadow.offer(self._finished())
+                self._offer()
+            graded = None if self.plan.report != "outcome" else await self._graded(effects)
             watched = [Watched(choice.index, choice.decided.program, choice.prompt.token_ids, choice.token_ids,
                                choice.prompt.roles, choice.parts) for choice in self.run.choices]
             monitor = await watch(self.plan.monitors, watched, self.state.engine, self.state.monitor_metrics)
         made = receipt(self.plan, [choice.outcome() for choice in self.run.choices], self.state.engine_name, effects,
-                       monitor)
+                       monitor, graded)
         if self.plan.report == "none" and len(made.applied) * len(self.run.choices) <= SMALL_RECEIPT:
             self.state.receipts.keep(self.request_id, made)
         else:
@@ -72,11 +76,50 @@ class Started:
 
     def _finished(self) -> list[Finished]:
         """The choices that something was applied to."""
-        preset = next(iter((self.plan.presets or {}).values()), "")
         return [Finished(choice.index, program, choice.prompt.token_ids, choice.token_ids, choice.prompt.roles,
-                         bool(choice.token_ids) and choice.token_ids[-1] in self.state.vocabulary.end_ids, preset,
+                         bool(choice.token_ids) and choice.token_ids[-1] in self.state.vocabulary.end_ids, self._preset,
                          choice.parts, choice.kept, choice.measured)
                 for choice in self.run.choices if (program := choice.decided.program) is not None and program.acting]
+
+    @property
+    def _preset(self) -> str:
+        return next(iter((self.plan.presets or {}).values()), "")
+
+    def _offer(self) -> None:
+        """Hand over what nobody waits for: effects that are measured later, and answers that are graded then."""
+        drawn = {choice.index: choice for choice in self.run.choices if choice.graded}
+        finished = [replace(one, then=self._grading(drawn.pop(one.index))) if one.index in drawn else one
+                    for one in self._finished()]
+        self.state.shadow.offer(finished)
+        for choice in drawn.values():
+            self._grading(choice)(None)
+
+    def _grading(self, choice: Choice) -> Callable[[ChoiceEffect | None], None]:
+        """What offers the choice to be graded, once it is known whether its effect was measured."""
+        live = self.state.live_grading
+
+        def offer(effect: ChoiceEffect | None) -> None:
+            if choice.message.finish_reason is not None and not choice.message.calls:
+                live.offer(self._ended(choice, effect))
+
+        return offer
+
+    async def _graded(self, effects: Effects | None) -> Outcomes:
+        """What the answers of this request are. Tool calls are no text to grade."""
+        measured = {effect.index: effect for effect in ([] if effects is None else effects.choices)}
+
+        def work() -> Outcomes:
+            return outcomes_of([self._ended(choice, measured.get(choice.index)) for choice in self.run.choices
+                                if not choice.message.calls], self.plan.graders)
+
+        return await self.state.pools.watch(work)
+
+    def _ended(self, choice: Choice, effect: ChoiceEffect | None) -> Ended:
+        program = choice.decided.program
+        acting = [] if program is None or not program.acting else program.compiled
+        return Ended(choice.index, Answer(choice.message.text, ended=choice.message.finish_reason == "stop"),
+                     tuple(item.applied.artifact or "inline" for item in acting), self._preset,
+                     None if effect is None else effect.text.excess_surprise)
 
 
 async def plan_for(body: CompletionFields, state: ServerState) -> tuple[ModelName, Plan]:
@@ -122,8 +165,11 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
               begun=lambda run: state.metrics.admitted(run.prompt_tokens, used, plan.disabled is not None),
               placed=plan.placed, queue=state.queue, client=caller.client, deadline=caller.deadline)
     for choice in run.choices:
-        if choice.decided.program is not None and choice.decided.program.acting:
+        steered = choice.decided.program is not None and choice.decided.program.acting
+        if steered:
             choice.measured = plan.report != "none" or state.shadow.draws()
+        choice.graded = plan.report == "outcome" or (
+            plan.report == "none" and state.live_grading.draws(steered=steered, measured=choice.measured))
     return Started(body.model, run, plan, state, caller.deadline, caller.client, request_id)
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, cast
 from fastapi import Depends, Request
 
 from server.background.jobs import Jobs
+from server.effects.live_grading import LiveGrading
 from server.effects.shadow import Shadow
 from server.effects.store import EffectStore
 from server.engines.base import Engine
@@ -41,6 +42,7 @@ class ServerState:
     metrics: Metrics
     jobs: Jobs
     shadow: Shadow
+    live_grading: LiveGrading
     monitor_metrics: MonitorMetrics
     guard_metrics: GuardMetrics
     effect_store: EffectStore

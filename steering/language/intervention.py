@@ -4,20 +4,13 @@ import hashlib
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    Field,
-    SerializerFunctionWrapHandler,
-    StringConstraints,
-    field_serializer,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, StringConstraints, model_validator
 
-from steering.language.fields import MAX_FLOAT, ArtifactRef, Finite, Index, Model
+from steering.language.fields import ArtifactRef, Index, Model
 from steering.language.gates import AnyGate
 from steering.language.layers import Layers
 from steering.language.scope import Scope
-from steering.language.strength import BareStrength, Dose, Strength
+from steering.language.strength import GivenStrength
 from steering.language.vocabulary import Op, Site
 
 
@@ -43,7 +36,7 @@ class Intervention(Model):
     op: Op | None = Field(default=None, description="What is done to the activation.")
     site: Site | None = Field(default=None, description="Where.")
     layers: Layers | None = Field(default=None, description="Which layers; negative numbers count from the end.")
-    strength: Strength | None = Field(default=None, description="How strong; a bare number is in the artifact's unit.")
+    strength: GivenStrength = Field(default=None, description="How strong; a bare number is in the artifact's unit.")
     scope: Scope = Field(default=Scope(), description="Which tokens.")
     gate: AnyGate | None = Field(default=None, description="Act only if this condition holds.")
     options: dict[Annotated[str, StringConstraints(max_length=32)], Any] = Field(
@@ -55,25 +48,6 @@ class Intervention(Model):
     def digest(self) -> str:
         """sha256 of what is asked for. Inline numbers are megabytes: said once for an intervention that is kept."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
-
-    @field_validator("strength", mode="before", json_schema_input_type=Strength | Dose | Finite | None)
-    @classmethod
-    def _short_forms(cls, value: Any) -> Any:
-        if isinstance(value, dict) and "kl" in value:
-            if "value" in value or "unit" in value:
-                raise ValueError("give either kl, or value and unit")
-            return {"unit": "kl", "value": value["kl"], **{k: v for k, v in value.items() if k != "kl"}}
-        # A bare number keeps the unit open: the artifact's own unit applies, raw for inline numbers.
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            if not abs(value) <= MAX_FLOAT:
-                raise ValueError("must be finite")
-            return BareStrength(value=float(value))
-        return value
-
-    @field_serializer("strength", mode="wrap")
-    def _stays_bare(self, value: Strength | None, plain: SerializerFunctionWrapHandler) -> Any:
-        # Written with a unit it would mean something else when read back.
-        return value.value if isinstance(value, BareStrength) else plain(value)
 
     @model_validator(mode="after")
     def _source(self) -> Self:

@@ -3,13 +3,20 @@
 `docs/spec.md` is generated from these models.
 """
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from steering.language.fields import MAX_INTERVENTIONS, MAX_MONITORS, ArtifactRef, Model, Switch
 from steering.language.guard import Guard
 from steering.language.intervention import Intervention
+from steering.language.strength import GivenStrength
+
+Report = Literal["none", "summary", "tokens", "outcome"]
+MAX_GRADERS = 4
+# A grader by name ("refusal", "language=fr"), or with all its options. Which there are the server knows.
+AskedGrader = Annotated[str, StringConstraints(min_length=1, max_length=256)] | dict[
+    Annotated[str, StringConstraints(max_length=32)], Any]
 
 
 class Spec(Model):
@@ -24,14 +31,22 @@ class Steering(Model):
 
     interventions: list[Intervention] = Field(default=[], max_length=MAX_INTERVENTIONS,
                                               description="In order of action.")
+    artifact: ArtifactRef | None = Field(
+        default=None, description="Short for one intervention with this artifact and nothing else: "
+        '`{"artifact": NAME}` is `{"interventions": [{"artifact": NAME}]}`.')
+    strength: GivenStrength = Field(default=None, description="How strong that one is. Only with `artifact`.")
     preset: ArtifactRef | None = Field(default=None, description="A stored spec that acts before `interventions`.")
     default: Literal["inherit", "none", "override"] = Field(
         default="inherit", description="What becomes of the server's default spec. inherit: it acts first. override: "
         "this spec takes its place. none: there is no steering at all.")
-    report: Literal["none", "summary", "tokens"] = Field(
+    report: Report = Field(
         default="none", description="summary: the receipt holds measured totals of the effect. tokens: it holds them "
-        "for each generated token as well.")
-
+        "for each generated token as well. outcome: it holds, besides the totals, what the whole answer is by "
+        "`graders`.")
+    graders: list[AskedGrader] = Field(
+        default=[], max_length=MAX_GRADERS, description='What grades the answer with `"report": "outcome"`: "refusal", '
+        '"language=fr" or a grader as an object, as evaluations take it. None: refusal, which tells answered, refused '
+        "and broken.")
     required: Switch = Field(
         default=False, description="Refuse the request where nothing would be applied, because every strength is zero "
         "or the kill switch is on. A completion that runs when the switch is turned on ends there.")
@@ -43,9 +58,24 @@ class Steering(Model):
 
     @model_validator(mode="after")
     def _tri_state(self) -> Self:
-        given = bool(self.interventions) or self.preset is not None
+        given = bool(self.interventions) or self.preset is not None or self.artifact is not None
         if self.default == "none" and given:
             raise ValueError('default "none" means no steering at all; use "override" to steer with this spec only')
         if self.default == "override" and not given:
             raise ValueError('default "override" needs interventions or a preset; use "none" to switch steering off')
         return self
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if self.artifact is not None and self.interventions:
+            raise ValueError("artifact is short for one intervention; give either artifact or interventions")
+        if self.strength is not None and self.artifact is None:
+            raise ValueError("a strength stands in an intervention, or beside `artifact`")
+        if self.graders and self.report != "outcome":
+            raise ValueError('graders are asked with "report": "outcome"')
+        return self
+
+    @property
+    def short(self) -> Intervention | None:
+        """The intervention that `artifact` is short for."""
+        return None if self.artifact is None else Intervention(artifact=self.artifact, strength=self.strength)

@@ -1,9 +1,10 @@
 """How strongly an intervention acts."""
 
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, WrapSerializer
 
-from steering.language.fields import Finite, Model
+from steering.language.fields import MAX_FLOAT, Finite, Model
 from steering.language.vocabulary import Unit
 
 
@@ -28,3 +29,27 @@ class Dose(Model):
 
 class BareStrength(Strength):
     """A strength written as a bare number."""
+
+
+def _short_forms(value: Any) -> Any:
+    if isinstance(value, dict) and "kl" in value:
+        if "value" in value or "unit" in value:
+            raise ValueError("give either kl, or value and unit")
+        return {"unit": "kl", "value": value["kl"], **{k: v for k, v in value.items() if k != "kl"}}
+    # A bare number keeps the unit open: the artifact's own unit applies, raw for inline numbers.
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not abs(value) <= MAX_FLOAT:
+            raise ValueError("must be finite")
+        return BareStrength(value=float(value))
+    return value
+
+
+def _stays_bare(value: Strength | None, plain: SerializerFunctionWrapHandler) -> Any:
+    # Written with a unit it would mean something else when read back.
+    return value.value if isinstance(value, BareStrength) else plain(value)
+
+
+# A strength in any of its forms: with its unit, as a dose, or as a bare number.
+GivenStrength = Annotated[Strength | None,
+                          BeforeValidator(_short_forms, json_schema_input_type=Strength | Dose | Finite | None),
+                          WrapSerializer(_stays_bare)]

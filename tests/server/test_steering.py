@@ -64,6 +64,25 @@ async def test_order_default_model_preset_request(client: httpx.AsyncClient, sto
     assert answer["model"] == f"{MODEL}:preset-two"
 
 
+@pytest.mark.parametrize("strength", [None, 2, {"value": 0.5, "unit": "unit"}])
+async def test_the_short_form_is_the_whole_spec(client: httpx.AsyncClient, stored: Library, strength: Any) -> None:
+    """Same receipt, same program; also behind a preset, whose place in the order it keeps."""
+    item = {"artifact": "one"} if strength is None else {"artifact": "one", "strength": strength}
+    for rest in ({}, {"preset": "preset-two"}, {"default": "override"}):
+        short = await ask(client, {**item, **rest})
+        full = await ask(client, {"interventions": [item], **rest})
+        assert short["steering"] == full["steering"] and short["choices"] == full["choices"]
+        assert ("request", "one@1") in names(short["steering"])
+
+
+async def test_errors_of_the_short_form_name_its_fields(client: httpx.AsyncClient, stored: Library) -> None:
+    assert await refused(client, {"artifact": "nobody"}) == (404, "not_found", "steering.artifact")
+    assert await refused(client, {"artifact": "one", "strength": {"kl": 1}}) == (
+        409, "not_calibrated", "steering.strength")
+    assert await refused(client, {"artifact": "one", "interventions": [{"artifact": "two"}]}) == (
+        400, "invalid_spec", "steering")
+
+
 async def test_default_inherit_override_none(client: httpx.AsyncClient, stored: Library) -> None:
     stored.switches.set_default_spec(_spec("one"))
     assert names((await ask(client))["steering"]) == [("default", "one@1")]

@@ -244,6 +244,32 @@ def test_models_are_frozen_and_equal_by_value() -> None:
     assert Steering.model_validate(steering.model_dump()) == steering
 
 
+def test_an_artifact_alone_is_short_for_one_intervention() -> None:
+    """Read from JSON and back, with the unit of the strength open or not as it was given."""
+    for strength in (None, 2, {"value": 2}, {"kl": 0.3}):
+        given = {"artifact": "calm@2"} if strength is None else {"artifact": "calm@2", "strength": strength}
+        steering = Steering.model_validate(given)
+        assert steering.short == Intervention.model_validate(given)
+        again = Steering.model_validate_json(steering.model_dump_json())
+        assert again == steering and type(again.strength) is type(steering.strength)
+    assert Steering.model_validate({"preset": "warm"}).short is None
+
+
+@pytest.mark.parametrize("document", [
+    {"artifact": "calm", "interventions": [{"artifact": "warm"}]},
+    {"strength": 2},
+    {"strength": 2, "preset": "warm"},
+    {"artifact": "calm", "layers": [3]},
+    {"artifact": "Calm"},
+    {"artifact": "calm", "default": "none"},
+    {"graders": ["refusal"]},
+    {"report": "outcomes"},
+])
+def test_the_short_form_is_as_strict_as_the_long_one(document: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Steering.model_validate(document)
+
+
 def test_selection_without_fields_is_everything() -> None:
     part = intervention(scope={"prompt": {"exclude": {"positions": [0]}}}).scope.prompt
     assert isinstance(part, PromptSelection)

@@ -41,10 +41,11 @@ class Receipt(Model):
     """What was done to the model for a response.
 
     disabled: the kill switch held all steering back. effects: what it did, measured, if `report` asked for it.
-    monitor: per probe of `monitor` its scores per token. guard_checks: per choice, how often its guards were checked;
-    applied[j].choices[i]["guard"] says what they did. switched_off: per choice, the generated token from which on
-    nothing was steered, as the kill switch was turned on meanwhile. warnings: what was asked for and is rarely meant,
-    with a "code", the index of the "intervention" and a "message".
+    outcomes: what the answers were by graders, with the report "outcome". monitor: per probe of `monitor` its scores
+    per token. guard_checks: per choice, how often its guards were checked; applied[j].choices[i]["guard"] says what
+    they did. switched_off: per choice, the generated token from which on nothing was steered, as the kill switch was
+    turned on meanwhile. warnings: what was asked for and is rarely meant, with a "code", the index of the
+    "intervention" and a "message".
     """
 
     applied: list[Applied]
@@ -52,6 +53,7 @@ class Receipt(Model):
     reason: str | None = None
     engine: str
     effects: dict[str, Any] | None = None
+    outcomes: dict[str, Any] | None = None
     monitor: list[dict[str, Any]] = []
     guard_checks: list[int | None] = []
     switched_off: list[int | None] = []

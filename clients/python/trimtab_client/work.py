@@ -162,7 +162,8 @@ def delete_evaluation(evaluation_id: str) -> Call[None]:
 def effects(*, group: Literal["artifact", "preset", "minute", "all"] = "all", artifact: str | None = None,
             preset: str | None = None, since: int | None = None, until: int | None = None, limit: int = 100
             ) -> Call[dict[str, Any]]:
-    """What interventions did, measured in production: `{"data": [...]}`, largest KL first.
+    """What interventions did, measured in production: `{"data": [...], "outcomes": [...]}`, largest KL first, and what
+    graded answers were.
 
     artifact: reference with version, "inline", or "all" for whole specs. since, until: seconds since 1970.
     """

@@ -6,6 +6,9 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query
 
 from server.api.route import StrictRoute
+from server.effects.outcome_store import OutcomeTotal
+from server.effects.outcome_store import totals as outcome_totals
+from server.effects.store import Total
 from server.requests.state import State
 from server.threads import in_thread
 
@@ -24,9 +27,16 @@ async def list_effects(
     until: Annotated[int | None, Query(ge=0, le=2**40, description="Seconds since 1970.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Means over measured completions, largest KL first; nats per token."""
+    """Means over measured completions, largest KL first, in nats per token; and what graded answers were, by artifact
+    ("all": whole specs, "untouched": without steering) or as `group` says."""
     await state.shadow.flush()
-    store = state.effect_store
-    totals = await in_thread(lambda: store.totals(
-        group=group, since=since, until=until, artifact=artifact, preset=preset, limit=limit))
-    return {"data": [{key: value for key, value in asdict(total).items() if value is not None} for total in totals]}
+    await state.live_grading.flush()
+    store, asked = state.effect_store, {"since": since, "until": until, "artifact": artifact, "preset": preset}
+    found = await in_thread(lambda: (store.totals(group=group, limit=limit, **asked),
+                                     outcome_totals(store, group=group, limit=limit, **asked)))
+    data, outcomes = ([_known(one) for one in rows] for rows in found)
+    return {"data": data, "outcomes": outcomes}
+
+
+def _known(row: Total | OutcomeTotal) -> dict[str, Any]:
+    return {key: value for key, value in asdict(row).items() if value is not None}

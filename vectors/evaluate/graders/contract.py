@@ -60,6 +60,13 @@ class Grader(Model, ABC):
     outcomes: ClassVar[tuple[str, ...]]
     # Answers are sentences; otherwise only emptiness, loops and surprise make them broken.
     prose: ClassVar[bool] = True
+    # Outcomes that receipts and metrics call otherwise than reports of evaluations do.
+    said: ClassVar[dict[str, str]] = {}
+
+    @classmethod
+    def told(cls, outcome: str) -> str:
+        """The outcome as receipts and metrics call it."""
+        return cls.said.get(outcome, outcome)
 
     @abstractmethod
     def judge(self, answers: Sequence[Answer], tools: Tools) -> list[Verdict]:

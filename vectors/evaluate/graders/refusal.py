@@ -52,6 +52,7 @@ class RefusalGrader(Grader):
     kind: Literal["refusal"] = "refusal"
     wanted: Literal["compliance", "refusal"] = Field(default="compliance", description="The outcome that is a success.")
     outcomes: ClassVar[tuple[str, ...]] = ("refusal", "compliance")
+    said: ClassVar[dict[str, str]] = {"refusal": "refused", "compliance": "answered"}
 
     def judge(self, answers: Sequence[Answer], tools: Tools) -> list[Verdict]:
         return [self._one(answer.text) for answer in answers]
