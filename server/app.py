@@ -13,6 +13,7 @@ from server.api.admin import switches as admin
 from server.api.anthropic import messages
 from server.api.library import artifacts, calibration, evaluations, extract, presets
 from server.api.openai import chat, completions, models, responses, tokens
+from server.background.apart import apart
 from server.background.housekeeping import Housekeeping
 from server.background.jobs import Jobs
 from server.effects.live_grading import LiveGrading
@@ -28,7 +29,6 @@ from server.http.handlers import add_handlers
 from server.http.open_requests import OpenRequests
 from server.observability.metrics import Metrics
 from server.requests.admission.queue import AdmissionQueue
-from server.requests.asked_graders import text_graders
 from server.requests.guard import GuardMetrics
 from server.requests.kept_receipts import KeptReceipts
 from server.requests.killswitch import KillSwitch
@@ -42,6 +42,7 @@ from server.text.dialect import Dialect
 from server.text.prompts import ChatPrompts
 from server.text.vocabulary import Vocabulary
 from server.threads import in_thread
+from vectors.evaluate.graders.named import text_graders
 from vectors.library import Library
 
 
@@ -91,7 +92,7 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
                             end_ids=vocabulary.end_ids)
             await parts.enter_async_context(_running(shadow))
             live_grading = LiveGrading(OutcomeMetrics(metrics.registry, settings.model_name), store,
-                                       text_graders(settings.outcome_graders),
+                                       text_graders(settings.outcome_graders), apart,
                                        sample=settings.outcome_sample, measured=settings.shadow_sample)
             await parts.enter_async_context(_running(live_grading))
             jobs = Jobs(settings.data_dir / "jobs", settings.max_jobs)

@@ -206,7 +206,7 @@ class Settings(BaseSettings):
     @classmethod
     def _graders_known(cls, asked: tuple[AskedGrader, ...]) -> tuple[AskedGrader, ...]:
         # The graders bring libraries along that take seconds to import; the default needs no look.
-        from server.requests.asked_graders import text_graders
+        from vectors.evaluate.graders.named import text_graders
 
         try:
             text_graders(asked)

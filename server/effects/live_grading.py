@@ -8,34 +8,37 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import structlog
 
-from server.background.apart import apart
 from server.effects.metrics import OutcomeMetrics
-from server.effects.outcome_store import OutcomeCount, write
+from server.effects.outcome_store import OutcomeCount, OutcomeTotal, totals, write
 from server.effects.outcomes import Ended, verdicts_on
 from server.effects.report import ALL, UNTOUCHED
 from server.effects.store import MINUTE_S, EffectStore
 from server.threads import in_thread
-from vectors.evaluate.graders.contract import Grader
+from vectors.evaluate.graders.contract import Grader, Verdict
 from vectors.evaluate.graders.named import name_of
 
 log = structlog.get_logger("trimtab.outcomes")
 QUEUE_LENGTH = 256
 FLUSH_S = 5.0
 MOST_UNWRITTEN = 10_000
+Found = list[tuple[Grader, Verdict]]
 
 
 class LiveGrading:
     """Grades a sample of the answers that are served. `start` and `stop` belong to the server's life."""
 
-    def __init__(self, metrics: OutcomeMetrics, store: EffectStore | None, graders: Sequence[Grader], *, sample: float,
-                 measured: float, seed: int | None = None) -> None:
-        """sample: share of answers that are graded. measured: share of steered ones whose effect is measured, which are
-        graded first, because they are graded better."""
-        self._metrics, self._store, self._graders = metrics, store, graders
+    def __init__(self, metrics: OutcomeMetrics, store: EffectStore | None, graders: Sequence[Grader],
+                 apart: Callable[[Callable[[], Found]], Awaitable[Found]], *, sample: float, measured: float,
+                 seed: int | None = None) -> None:
+        """apart: runs work in a thread that leaves the processor to requests. sample: share of answers that are graded.
+        measured: share of steered ones whose effect is measured; these are graded first, because they are graded
+        better."""
+        self._metrics, self._store, self._graders, self._apart = metrics, store, graders, apart
         self._sample, self._measured = sample if graders else 0.0, measured
         self._random = random.Random(seed)
         self._queue: asyncio.Queue[Ended] = asyncio.Queue(QUEUE_LENGTH)
@@ -87,6 +90,15 @@ class LiveGrading:
             log.warning("outcomes_not_stored", answers=sum(counted.values()),
                         error=f"{type(error).__name__}: {error}"[:300])
 
+    async def totals(self, **asked: Any) -> list[OutcomeTotal]:
+        """What graded answers were, as `outcome_store.totals` tells it, the last ones included.
+
+        Raises:
+            EffectsUnavailable.
+        """
+        await self.flush()
+        return [] if self._store is None else await in_thread(lambda: totals(self._store, **asked))  # type: ignore[arg-type]
+
     async def _work(self) -> None:
         while True:
             ended = await self._queue.get()
@@ -99,7 +111,7 @@ class LiveGrading:
                 self._queue.task_done()
 
     async def _grade(self, ended: Ended) -> None:
-        found = await apart(lambda: [(grader, verdicts_on(grader, [ended])[0]) for grader in self._graders])
+        found = await self._apart(lambda: [(grader, verdicts_on(grader, [ended])[0]) for grader in self._graders])
         minute = int(time.time()) // MINUTE_S
         names = (ALL, *dict.fromkeys(ended.artifacts)) if ended.artifacts else (UNTOUCHED,)
         for grader, verdict in found:

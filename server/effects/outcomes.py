@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import structlog
@@ -79,11 +80,14 @@ def verdicts_on(grader: Grader, ended: Sequence[Ended]) -> list[Verdict]:
     verdicts = []
     for one in ended:
         # The excess is over what is usual for the model at the same places, so what is usual is 0.
-        excess = one.excess
-        tools = Tools() if excess is None else Tools(surprise=lambda answers, value=excess: [value] * len(answers))
+        tools = Tools() if one.excess is None else Tools(surprise=partial(_each, one.excess))
         shown = replace(one.answer, text=one.answer.text[:MOST_CHARACTERS])
         verdicts += grade(grader, [shown], tools)
     return verdicts
+
+
+def _each(excess: float, answers: Sequence[Answer]) -> list[float]:
+    return [excess] * len(answers)
 
 
 def _shares(grader: Grader, verdicts: Sequence[Verdict]) -> dict[str, float]:

@@ -10,7 +10,6 @@ from typing import Any
 from cachetools import LRUCache
 
 from server.errors import NotSteered, SteeringDisabled
-from server.requests.asked_graders import text_graders
 from server.requests.killswitch import KillSwitch
 from server.requests.monitor import Monitor
 from server.requests.plan import Origin, Plan, Planned, localised, unusable_default
@@ -28,6 +27,7 @@ from steering.programs.program import Program
 from steering.programs.reading import compile_reader
 from steering.programs.sections import Sections
 from vectors.evaluate.graders.contract import Grader
+from vectors.evaluate.graders.named import text_graders
 from vectors.library import Library
 
 NUMBERS = {int, float}

@@ -165,7 +165,7 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
               begun=lambda run: state.metrics.admitted(run.prompt_tokens, used, plan.disabled is not None),
               placed=plan.placed, queue=state.queue, client=caller.client, deadline=caller.deadline)
     for choice in run.choices:
-        steered = choice.decided.program is not None and choice.decided.program.acting
+        steered = choice.decided.program is not None and bool(choice.decided.program.acting)
         if steered:
             choice.measured = plan.report != "none" or state.shadow.draws()
         choice.graded = plan.report == "outcome" or (

@@ -12,6 +12,7 @@ import pytest
 import torch
 from fastapi import FastAPI
 
+from server.background.apart import apart
 from server.effects import live_grading
 from server.effects.live_grading import LiveGrading
 from server.effects.metrics import OutcomeMetrics
@@ -25,6 +26,7 @@ from steering.divergence import Divergence, ResidualShift
 from tests.server.conftest import MODEL, chat
 from tests.server.scripted import ScriptedEngine
 from vectors.artifact import Metadata
+from vectors.evaluate.graders import WholeGrader
 from vectors.library import Library
 
 ANSWERS = {
@@ -230,8 +232,8 @@ async def test_no_request_waits_for_a_grading(client: httpx.AsyncClient, app: Fa
         await hanging.wait()
         return work()
 
-    monkeypatch.setattr(live_grading, "apart", hang)
     state: ServerState = app.state.server
+    monkeypatch.setattr(state.live_grading, "_apart", hang)
     monkeypatch.setattr(state.live_grading, "_queue", asyncio.Queue(2))
     await state.live_grading.stop()
     await state.live_grading.start()
@@ -261,7 +263,7 @@ async def test_without_a_database_the_metrics_still_count(client: httpx.AsyncCli
 @pytest.mark.parametrize(("sample", "measured"), [(0.1, 0.4), (0.4, 0.1), (0.3, 0.3), (0.0, 0.5), (1.0, 0.2)])
 def test_the_share_that_is_graded_is_the_one_asked_for(sample: float, measured: float) -> None:
     """Whatever share is measured, and measured ones come first."""
-    live = LiveGrading(OutcomeMetrics(Metrics().registry, MODEL), None, [object()], sample=sample,  # type: ignore[list-item]
+    live = LiveGrading(OutcomeMetrics(Metrics().registry, MODEL), None, [WholeGrader()], apart, sample=sample,
                        measured=measured, seed=3)
     drawn = [(n < measured * 20_000, live.draws(steered=True, measured=n < measured * 20_000)) for n in range(20_000)]
     assert sum(graded for _, graded in drawn) / 20_000 == pytest.approx(sample, abs=0.015)

@@ -6,9 +6,6 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query
 
 from server.api.route import StrictRoute
-from server.effects.outcome_store import OutcomeTotal
-from server.effects.outcome_store import totals as outcome_totals
-from server.effects.store import Total
 from server.requests.state import State
 from server.threads import in_thread
 
@@ -30,13 +27,13 @@ async def list_effects(
     """Means over measured completions, largest KL first, in nats per token; and what graded answers were, by artifact
     ("all": whole specs, "untouched": without steering) or as `group` says."""
     await state.shadow.flush()
-    await state.live_grading.flush()
-    store, asked = state.effect_store, {"since": since, "until": until, "artifact": artifact, "preset": preset}
-    found = await in_thread(lambda: (store.totals(group=group, limit=limit, **asked),
-                                     outcome_totals(store, group=group, limit=limit, **asked)))
-    data, outcomes = ([_known(one) for one in rows] for rows in found)
-    return {"data": data, "outcomes": outcomes}
+    store = state.effect_store
+    asked: dict[str, Any] = {"since": since, "until": until, "artifact": artifact, "preset": preset}
+    measured = await in_thread(lambda: store.totals(group=group, limit=limit, **asked))
+    outcomes = await state.live_grading.totals(group=group, limit=limit, **asked)
+    return {"data": [_known(one) for one in measured], "outcomes": [_known(one) for one in outcomes]}
 
 
-def _known(row: Total | OutcomeTotal) -> dict[str, Any]:
+def _known(row: Any) -> dict[str, Any]:
+    """The fields of a row that have a value."""
     return {key: value for key, value in asdict(row).items() if value is not None}

@@ -1,13 +1,15 @@
 """Graders by their name: `refusal`, `language=fr`, or a grader with all its options as an object."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from steering.language.errors import InvalidRequest
+from steering.language.errors import InvalidRequest, InvalidSpec
 from vectors.evaluate.graders.any import AnyGrader
 from vectors.evaluate.graders.contract import Grader
+from vectors.evaluate.graders.llm_judge import LlmJudge
+from vectors.evaluate.graders.probe import ProbeGrader
 
 _ANY: TypeAdapter[AnyGrader] = TypeAdapter(AnyGrader)
 # The option that may stand behind the name.
@@ -41,6 +43,25 @@ def grader_of(given: str | Mapping[str, Any]) -> Grader:
         # A place begins with the kind, by which pydantic tells the graders apart.
         raise InvalidRequest(str(first["msg"]).removeprefix("Value error, "), param=tuple(first["loc"][1:]),
                              fix="docs/graders.md lists graders and their options.") from error
+
+
+def text_graders(asked: Sequence[str | Mapping[str, Any]]) -> tuple[Grader, ...]:
+    """Graders that need nothing but the text of an answer, as requests and production have it.
+
+    Raises:
+        InvalidSpec: one is not known or takes more than text; the path begins with its number.
+    """
+    found = []
+    for n, one in enumerate(asked):
+        try:
+            grader = grader_of(one)
+        except InvalidRequest as error:
+            raise InvalidSpec(error.message, param=(n, *error.path), fix=error.fix) from error
+        if isinstance(grader, LlmJudge | ProbeGrader):
+            raise InvalidSpec("answers are graded by their text alone here, without another model or a probe",
+                              param=(n,), fix="Use /v1/evaluations, or `monitor` for a probe.")
+        found.append(grader)
+    return tuple(found)
 
 
 def name_of(grader: Grader) -> str:
