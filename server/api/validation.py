@@ -8,10 +8,11 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from server.api.repairs import place_of, repaired
 from server.errors import UnsupportedParameter
 from steering.language.errors import InvalidRequest, InvalidSpec, Path, printable
 
-_PYTHON_WORDS = re.compile(r"a valid dictionary( or object to extract fields from)?")
+_PYTHON_WORDS = re.compile(r"a valid dictionary( or (object to extract fields from|instance of \w+))?")
 Complaint = Mapping[str, Any]
 
 
@@ -23,7 +24,7 @@ def invalid(complaints: Sequence[Complaint], value: Any, annotation: Any) -> Inv
         value: the parsed body that was validated.
         annotation: the type it was validated against.
     """
-    located = _relevant([(_path(c, value), c) for c in complaints], annotation)
+    located = _relevant([(place_of(c, value), c) for c in complaints], annotation)
     depth = max(len(path) for path, _ in located)
     deepest = [(path, c) for path, c in located if len(path) == depth]
     path, _ = next((item for item in deepest if item[1]["type"] == "extra_forbidden"), deepest[0])
@@ -34,14 +35,16 @@ def invalid(complaints: Sequence[Complaint], value: Any, annotation: Any) -> Inv
         return UnsupportedParameter(str(first["msg"]), param=param, fix="Leave the field out.")
     kind = InvalidSpec if path and path[0] == "steering" else InvalidRequest
     if first["type"] == "extra_forbidden":
-        return kind(f"unknown field {printable(str(path[-1]))!r}", param=param,
-                    fix=_suggestion(str(path[-1]), _known_fields(path[:-1], annotation)))
+        works = repaired(path, value, annotation)
+        return kind(f"unknown field {printable(str(path[-1]))!r}", param=param, fix=f"Write {works}." if works else
+                    _suggestion(str(path[-1]), _known_fields(path[:-1], annotation)))
     if first["type"] == "missing" and not path:
         return kind("the body is null", param=param, fix="Send a JSON object.")
     if first["type"] == "missing":
         return kind("the field is required", param=param, fix=f"Give {path[-1]}.")
     messages = list(dict.fromkeys(_message(c) for c in same))
-    return kind(", or ".join(messages[:4]), param=param)
+    works = repaired(path, value, annotation)
+    return kind(", or ".join(messages[:4]), param=param, fix=None if works is None else f"Write {works}.")
 
 
 def _relevant(located: list[tuple[Path, Complaint]], annotation: Any) -> list[tuple[Path, Complaint]]:
@@ -54,26 +57,6 @@ def _relevant(located: list[tuple[Path, Complaint]], annotation: Any) -> list[tu
 def _message(complaint: Complaint) -> str:
     text = str(complaint["msg"]).removeprefix("Value error, ").removeprefix("Input ")
     return _PYTHON_WORDS.sub("an object", text)[:300]
-
-
-def _path(complaint: Complaint, value: Any) -> Path:
-    """The complaint's location without the names of union branches, which are no part of the body."""
-    path: list[str | int] = []
-    parts = complaint["loc"]
-    node = value
-    for i, part in enumerate(parts):
-        if _has(node, part):
-            node = node[part]
-            path.append(part)
-        elif complaint["type"] == "missing" and i == len(parts) - 1:
-            path.append(part)
-    return tuple(path)
-
-
-def _has(node: Any, part: str | int) -> bool:
-    if isinstance(part, int):
-        return isinstance(node, list) and 0 <= part < len(node)
-    return isinstance(node, dict) and part in node
 
 
 def _suggestion(name: str, known: Sequence[str]) -> str:

@@ -1,16 +1,18 @@
 """`trimtab artifacts`: the library of a running server."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
 from rich.table import Column, Table
-from trimtab_client import Client
+from trimtab_client import Artifact, Client
 
 from server.cli.connection import DEFAULT_URL, Key, Url, connect
 from server.cli.console import Commands, out, print_json
-from server.cli.given import json_object
+from server.cli.given import json_object, layers_of
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, help="The artifacts of the library.")
 
@@ -40,17 +42,22 @@ def list_(
     table = Table(Column("ref", overflow="fold"), "kind", "op", "site", "layers", "aliases", "model", "description",
                   box=None)
     for one in found:
-        draft = "" if not (one.card or {}).get("draft") else "[bold yellow]draft[/bold yellow] "
+        draft = marks(one.card or {})
         table.add_row(one.ref, one.kind, one.op, one.site, shown_layers(one.layers, one.stored_layers),
                       " ".join(one.aliases), one.model_id or "", draft + escape(one.description))
     out.print(table)
 
 
 @app.command()
-def show(ref: Ref, url: Url = DEFAULT_URL, key: Key = None) -> None:
-    """Everything recorded about one version, as JSON."""
+def show(ref: Ref, as_json: AsJson = False, url: Url = DEFAULT_URL, key: Key = None) -> None:
+    """What one version is and how to use it; with --json everything that is recorded about it."""
     with connect(url, key) as client:
-        print_json(client.get_artifact(ref).model_dump(mode="json"))
+        found = client.get_artifact(ref)
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+        return
+    for name, value in described(found):
+        out.print(f"[bold]{name:<12}[/bold]{escape(value)}")
 
 
 @app.command("import")
@@ -87,12 +94,14 @@ def export(
     ref: Ref,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File; by default by the name.")] = None,
     format: Annotated[Literal["safetensors", "gguf"], typer.Option(help="File format.")] = "safetensors",
+    layers: Annotated[str | None, typer.Option(help="Only these layers: 3, 3,4 or 3-6. A reader of GGUF files applies "
+                                               "every layer in the file.")] = None,
     url: Url = DEFAULT_URL, key: Key = None,
 ) -> None:
     """Write an artifact to a file."""
     with connect(url, key) as client:
         artifact = client.get_artifact(ref)
-        data = client.download_artifact(artifact.ref, format=format)
+        data = client.download_artifact(artifact.ref, format=format, layers=layers_of(layers))
     path = output or Path(f"{artifact.name}-{artifact.version}.{format}")
     path.write_bytes(data)
     out.print(f"wrote {path} ({len(data)} bytes)")
@@ -124,10 +133,49 @@ def alias(
         out.print(f"{name}@{alias} is now {client.set_alias(name, alias, version).ref}")
 
 
+def marks(card: dict[str, Any]) -> str:
+    """What a listing says of an artifact before its description: that it is a draft, or that its card warns."""
+    if card.get("draft"):
+        return "[bold yellow]draft[/bold yellow] "
+    return "[yellow]warning[/yellow] " if card.get("warnings") else ""
+
+
+def described(found: Artifact) -> Iterator[tuple[str, str]]:
+    """What a person wants to know of an artifact, a line each."""
+    card = found.card or {}
+    yield "artifact", f"{found.ref}  {' '.join(f'@{alias}' for alias in found.aliases)}".rstrip()
+    if found.description:
+        yield "what", found.description
+    yield "kind", f"{found.kind}, for {found.op} at {found.site}"
+    yield "acts on", shown_layers(found.layers, found.stored_layers)
+    yield "strength", " ".join(str(part) for part in (found.strength.get("value"), found.strength.get("unit")) if part)
+    band = (card.get("trial") or {}).get("band")
+    if band:
+        yield "band", f"{band['low']:g} to {band['high']:g}: visible, and the text whole"
+    if found.model_id:
+        yield "made on", found.model_id
+    if "method" in found.provenance:
+        yield "made by", str(found.provenance["method"])
+    if card.get("test"):
+        figures = {name: value for name, value in card["test"].items() if isinstance(value, int | float)}
+        yield "on test", ", ".join(f"{name} {value:g}" for name, value in figures.items())
+    for warning in card.get("warnings", []):
+        yield "warning", str(warning)
+    if found.tags:
+        yield "tags", ", ".join(found.tags)
+    yield "made", f"{found.created_at:%Y-%m-%d %H:%M}, {found.nbytes} bytes, sha256 {found.digest[:12]}"
+    yield "use", json.dumps({"steering": {"artifact": found.ref}})
+    yield "more", f"trimtab artifacts show {found.ref} --json"
+
+
 def shown_layers(layers: Any, stored: list[int]) -> str:
-    """Where it acts by default, out of the layers that have numbers."""
-    where = "all" if layers is None else ",".join(map(str, layers)) if isinstance(layers, list) else str(layers)
-    return f"{where} of {len(stored)}"
+    """Where it acts by default, and of how many layers there are numbers where it could act at others, too."""
+    if layers is None:
+        return f"layer {stored[0]}" if len(stored) == 1 else f"all {len(stored)} layers"
+    if not isinstance(layers, list):
+        return f"layers {layers} (of {len(stored)} made)"
+    where = f"layer{'s' if len(layers) > 1 else ''} {','.join(map(str, layers))}"
+    return where if len(layers) >= len(stored) else f"{where} (of {len(stored)} made)"
 
 
 def _converted(path: Path, fields: dict[str, Any], first_layer: int | None) -> bytes:

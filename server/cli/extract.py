@@ -1,5 +1,6 @@
 """`trimtab extract`: an artifact from data of one's own, by any method that the server offers, with a progress bar."""
 
+import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -127,8 +128,10 @@ def find_method(methods: Sequence[Method], name: str | None) -> Method:
     for method in methods:
         if method.name == wanted:
             return method
-    raise InvalidRequest("name a method" if name is None else f"there is no extraction method {name!r}",
-                         param="METHOD", fix=f"Use one of {', '.join(m.name for m in methods)}.")
+    known = [method.name for method in methods]
+    close = difflib.get_close_matches(wanted, known, n=2)
+    raise InvalidRequest("name a method" if name is None else f"there is no extraction method {name!r}", param="METHOD",
+                         fix=f"Did you mean {' or '.join(close)}?" if close else f"Use one of {', '.join(known)}.")
 
 
 def method_table(methods: Sequence[Method]) -> Table:

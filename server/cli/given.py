@@ -1,6 +1,7 @@
 """What flags and files of prompts hold, as values. Whatever cannot be read is refused with the name of the flag."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,20 @@ def numbers(text: str, kind: type[int] | type[float], option: str) -> list[int] 
         return [kind(part) for part in text.split(",")]
     except ValueError as error:
         raise InvalidRequest(f"{text!r} is no list of numbers", param=option, fix="Write 3 or 3,4.") from error
+
+
+def layers_of(text: str | None, option: str = "--layers") -> list[int] | None:
+    """Layers as they are written, `3`, `3,4` or `3-6`; None where none are."""
+    if text is None:
+        return None
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(-?\d{1,4})(?:-(\d{1,4}))?\s*", part)
+        if match is None:
+            raise InvalidRequest(f"{text!r} names no layers", param=option, fix="Write 3, 3,4 or 3-6.")
+        first = int(match[1])
+        found += range(first, int(match[2] or first) + 1)
+    return found
 
 
 def questions(path: Path, option: str) -> list[tuple[Any, list[str] | None]]:

@@ -68,7 +68,7 @@ def test_library_commands(run: Run, client: Client, tmp_path: Path) -> None:
     assert "cli-lib for tests" in listed
     found = json.loads(run("artifacts", "ls", "cli-lib", "--json").output)
     assert [one["ref"] for one in found] == [ref]
-    assert json.loads(run("artifacts", "show", "cli-lib").output)["digest"] == found[0]["digest"]
+    assert json.loads(run("artifacts", "show", "cli-lib", "--json").output)["digest"] == found[0]["digest"]
     file = tmp_path / "out.safetensors"
     assert run("artifacts", "export", "cli-lib", "-o", str(file)).exit_code == 0
     assert "stored cli-copy@1" in run("artifacts", "import", str(file), "--name", "cli-copy").output

@@ -4,6 +4,7 @@
 newest one; `name@alias` what the alias points at.
 """
 
+import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ DEFAULT_ALIAS = "production"
 # Means the newest version and can therefore not be set.
 NEWEST = "latest"
 MAX_QUERY = 256
+# Names that one that does not exist is compared with.
+MOST_COMPARED = 2000
 _REF = re.compile(REF_PATTERN.removesuffix("$"))
 _NAME = re.compile(NAME_PATTERN.removesuffix("$"))
 _ALIAS = re.compile(r"[a-z][a-z0-9._-]{0,31}")
@@ -104,7 +107,8 @@ def versions(session: Session, collection: Collection, name: str, *, lock: bool 
     found = [] if named is None else session.scalars(
         select(Version).where(Version.named_id == named.id).order_by(Version.number.desc())).all()
     if not found:
-        raise NotFound(f"there is no {collection} named {name!r}", param=collection)
+        raise NotFound(f"there is no {collection} named {name!r}", param=collection,
+                       fix=_near(session, collection, name))
     return list(found)
 
 
@@ -118,8 +122,33 @@ def resolve(session: Session, collection: Collection, ref: Ref, *, lock: bool = 
     version = None if named is None else session.get(Version, _select(session, named, ref) or 0)
     if version is None:
         known = f"{ref.name}@{ref.selector}" if ref.selector else ref.name
-        raise NotFound(f"there is no {collection} {known!r}", param=collection)
+        fix = _near(session, collection, ref.name) if named is None or not has_versions(session, named) else (
+            _selectors(session, named))
+        raise NotFound(f"there is no {collection} {known!r}", param=collection, fix=fix)
     return version
+
+
+def _near(session: Session, collection: Collection, name: str) -> str | None:
+    """The names that may have been meant, those of the served model first."""
+    served = session.info.get("model", "")
+    rows = session.execute(
+        select(Named.name, Named.model).where(Named.collection == collection,
+                                              exists().where(Version.named_id == Named.id))
+        .order_by(Named.model.not_in({served, ""}), Named.name).limit(MOST_COMPARED)).all()
+    fitting = [known for known, model in rows if model in (served, "")]
+    for known in (fitting, [other for other, _ in rows]):
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+        if close:
+            return f"Did you mean {' or '.join(dict.fromkeys(close))}?"
+    return None
+
+
+def _selectors(session: Session, named: Named) -> str:
+    """The versions and aliases that a name has, the newest ones."""
+    numbers = session.scalars(select(Version.number).where(Version.named_id == named.id)
+                              .order_by(Version.number.desc()).limit(5)).all()
+    others = session.scalars(select(Alias.alias).where(Alias.named_id == named.id).order_by(Alias.alias).limit(5)).all()
+    return f"There is {', '.join(f'{named.name}@{one}' for one in [*numbers, *others])}."
 
 
 def current_version() -> ScalarSelect[int | None]:
