@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.types import Lifespan
 
 from server.api import console, lens, receipts
-from server.api.admin import capabilities, docs, effects, health, jobs
+from server.api.admin import capabilities, docs, effects, health, history, jobs
 from server.api.admin import switches as admin
 from server.api.anthropic import messages
 from server.api.library import artifacts, calibration, evaluations, extract, presets
@@ -22,6 +22,8 @@ from server.effects.shadow import Shadow
 from server.effects.store import EffectStore
 from server.engines.base import Engine
 from server.engines.guests import Share
+from server.history.history import History
+from server.history.store import HistoryStore
 from server.http.answers import JsonAnswer
 from server.http.cors import add_cors
 from server.http.frame import RequestFrame
@@ -56,7 +58,7 @@ class Service(Protocol):
 
 ROUTERS = (chat.router, completions.router, responses.router, messages.router, receipts.router, tokens.router,
            models.router, artifacts.router, calibration.router, presets.router, capabilities.router, extract.router,
-           evaluations.router, jobs.router, effects.router, lens.router, admin.router)
+           evaluations.router, jobs.router, effects.router, history.router, lens.router, admin.router)
 DESCRIPTION = "Inference-time steering behind OpenAI's API: each request may carry a `steering` field."
 
 
@@ -82,6 +84,8 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
             await parts.enter_async_context(_running(engine))
             store = EffectStore(settings.effect_store_url)
             parts.callback(store.close)
+            counted = HistoryStore(settings.history_url, kept_s=settings.history_kept_s)
+            parts.callback(counted.close)
             responses = StoredResponses(settings.responses_url, seconds=settings.responses_kept_s,
                                         most_bytes=settings.responses_kept_bytes)
             parts.callback(responses.close)
@@ -95,6 +99,8 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
                                        text_graders(settings.outcome_graders), apart,
                                        sample=settings.outcome_sample, measured=settings.shadow_sample)
             await parts.enter_async_context(_running(live_grading))
+            record = History(engine, metrics, counted if settings.history_kept_s else None)
+            await parts.enter_async_context(_running(record))
             jobs = Jobs(settings.data_dir / "jobs", settings.max_jobs)
             parts.push_async_callback(jobs.stop)
             await in_thread(jobs.load)
@@ -109,8 +115,8 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
                 planner=Planner(settings, library, engine.facts, kill_switch, dialect.sections(tools=False)),
                 kill_switch=kill_switch, jobs=jobs, shadow=shadow,
                 live_grading=live_grading, monitor_metrics=MonitorMetrics(metrics.registry),
-                guard_metrics=GuardMetrics(metrics.registry), effect_store=store, queue=queue,
-                responses=responses,
+                guard_metrics=GuardMetrics(metrics.registry), effect_store=store, history=record,
+                queue=queue, responses=responses,
                 receipts=KeptReceipts(most_bytes=settings.receipts_kept_bytes, seconds=settings.receipts_kept_s),
                 share=Share(lambda: queue.running > 0))
             await try_default_spec(state)

@@ -183,9 +183,9 @@ _CODES: Mapping[int, str] = {
     500: "cannot_start corrupt_blob engine_failed internal_error invalid_settings model_overflow",
     501: "extra_missing",
     502: "judge_failed",
-    503: "default_spec_unusable effects_unavailable engine_unavailable library_unavailable model_unavailable "
-         "overloaded program_lost shutting_down slots_exhausted steering_disabled storage_unavailable "
-         "too_many_connections too_many_jobs",
+    503: "default_spec_unusable effects_unavailable engine_unavailable history_unavailable library_unavailable "
+         "model_unavailable overloaded program_lost shutting_down slots_exhausted steering_disabled "
+         "storage_unavailable too_many_connections too_many_jobs",
     504: "request_timeout",
     507: "storage_full",
 }

@@ -172,6 +172,10 @@ class Settings(BaseSettings):
         description='What grades them (JSON list): "refusal", "language=fr" or a grader as an object. Not a judge and '
         "not a probe, because both take more than the answer's text.")
 
+    history_kept_s: float = Field(default=28 * 86400.0, ge=0, le=10**8, description="Seconds for which counts of "
+        "traffic, latency and alerts are kept, by the minute for two days and by the hour after that; 0: not at all.")
+    history_database_url: str | None = Field(default=None, description="SQLAlchemy URL of these counts; by default "
+                                             "SQLite in `data_dir`.")
     receipts_kept_s: float = Field(default=900.0, ge=0, le=86400, description="Seconds for which receipts can be "
         "had from /v1/receipts after the end of their requests; 0: not at all.")
     receipts_kept_bytes: int = Field(default=16 * 2**20, ge=0, le=2**36, description="Bytes that such receipts may "
@@ -246,6 +250,10 @@ class Settings(BaseSettings):
     @property
     def effect_store_url(self) -> str:
         return self.effects_database_url or f"sqlite:///{(self.data_dir / 'effects.db').absolute()}"
+
+    @property
+    def history_url(self) -> str:
+        return self.history_database_url or f"sqlite:///{(self.data_dir / 'history.db').absolute()}"
 
     @property
     def responses_url(self) -> str:

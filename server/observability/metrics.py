@@ -35,6 +35,8 @@ class Metrics:
                                    registry=r)
         self._uses = Counter("trimtab_artifact_uses", f"Interventions by artifact name; {OTHER} beyond "
                              f"{MAX_ARTIFACT_LABELS} names.", ["artifact", "op"], registry=r)
+        self._gates = Counter("trimtab_gate_decisions", "Gates decided for a prompt, by what they decided.",
+                              ["decision"], registry=r)
         self._engine = Gauge("trimtab_engine", "Gauges of the engine: running, waiting, slots, cache blocks.",
                              ["stat"], registry=r)
         self._ready = Gauge("trimtab_engine_ready", "1 while the engine serves requests.", registry=r)
@@ -80,7 +82,13 @@ class Metrics:
         for item in interventions:
             self._uses.labels(self._bounded(item.artifact), item.op).inc()
 
-    def render(self, engine: Engine) -> bytes:
+    def gates(self, opened: int, shut: int) -> None:
+        """Decisions of gates for the prompts of a request."""
+        self._gates.labels("open").inc(opened)
+        self._gates.labels("shut").inc(shut)
+
+    def refresh(self, engine: Engine) -> None:
+        """Take over what the engine counts by itself."""
         with self._rendering:
             for stat, value in engine.stats().items():
                 self._engine.labels(stat).set(value)
@@ -90,6 +98,9 @@ class Metrics:
             for reason, count in engine.restarts().items():
                 self._restarts.labels(reason).inc(count - self._restarts_told.get(reason, 0))
                 self._restarts_told[reason] = count
+
+    def render(self, engine: Engine) -> bytes:
+        self.refresh(engine)
         return generate_latest(self.registry) + engine.metrics()
 
     def _bounded(self, ref: str | None) -> str:

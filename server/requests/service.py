@@ -156,6 +156,8 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
     if plan.guards:
         _check_guarded(sampling[0], state)
     decided = await _decided(plan, prompts, state, caller)
+    opened = [gate.open for one in decided for gate in one.gates.values()]
+    state.metrics.gates(sum(opened), len(opened) - sum(opened))
     # A gate that stayed shut for every prompt leaves its intervention unused.
     used = [item.applied for j, item in enumerate(plan.program.compiled if plan.program else ())
             if any(j not in one.gates or one.gates[j].open for one in decided)]

@@ -11,6 +11,7 @@ from server.effects.shadow import Shadow
 from server.effects.store import EffectStore
 from server.engines.base import Engine
 from server.engines.guests import Share
+from server.history.history import History
 from server.observability.metrics import Metrics
 from server.requests.admission.queue import AdmissionQueue
 from server.requests.guard import GuardMetrics
@@ -46,6 +47,7 @@ class ServerState:
     monitor_metrics: MonitorMetrics
     guard_metrics: GuardMetrics
     effect_store: EffectStore
+    history: History
     queue: AdmissionQueue
     kill_switch: KillSwitch
     receipts: KeptReceipts

@@ -54,6 +54,11 @@ def stream_complete(prompt: str | Sequence[int], *, steering: Steering = None, m
     return Stream("POST", "/v1/completions", _read_event, json={"prompt": prompt, **body, "stream": True})
 
 
+def receipts(*, artifact: str | None = None, limit: int = 50) -> Call[dict[str, Any]]:
+    """Lines of the receipts that are kept, newest first: `{"data": [...]}`."""
+    return Call("GET", "/v1/receipts", plain, params={"artifact": artifact, "limit": limit})
+
+
 def receipt(request_id: str) -> Call[Receipt]:
     """The receipt of a finished request, by the id of its answer; it is kept for some minutes only."""
     return Call("GET", f"/v1/receipts/{quote(request_id, safe='')}", reader(Receipt))

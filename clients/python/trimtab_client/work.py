@@ -6,7 +6,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from trimtab_client.errors import JobFailed
-from trimtab_client.flow import Call, Flow, Pause
+from trimtab_client.flow import Call, Flow, Pause, Stream
 from trimtab_client.models import (
     Calibrated,
     Collected,
@@ -169,6 +169,22 @@ def effects(*, group: Literal["artifact", "preset", "minute", "all"] = "all", ar
     """
     return Call("GET", "/v1/effects", plain, params={"group": group, "artifact": artifact, "preset": preset,
                                                      "since": since, "until": until, "limit": limit})
+
+
+def history(*, since: int | None = None, until: int | None = None, bucket_s: int | None = None) -> Call[dict[str, Any]]:
+    """What was counted, in buckets: traffic, latency, load, refusals. since, until: seconds since 1970."""
+    return Call("GET", "/v1/history", plain, params={"since": since, "until": until, "bucket_s": bucket_s})
+
+
+def live() -> Flow[Stream[dict[str, Any]]]:
+    """The same as it happens, every few seconds, until the iteration is left."""
+    yield from ()
+    return Stream("GET", "/v1/live", json.loads)
+
+
+def alerts() -> Call[dict[str, Any]]:
+    """What stands out now: `{"data": [...]}`, what fires first."""
+    return Call("GET", "/v1/alerts", plain)
 
 
 def jobs() -> Call[Page[Job]]:

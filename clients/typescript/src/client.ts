@@ -18,7 +18,9 @@ import type {
   EvaluateOptions,
   Evaluation,
   EvaluationSummary,
+  Alerts,
   Extracted,
+  History,
   Job,
   KillSwitch,
   LensReading,
@@ -27,11 +29,13 @@ import type {
   Message,
   Metadata,
   Method,
+  Now,
   Preset,
   PresetPage,
   Query,
   ModelResponse,
   Receipt,
+  ReceiptPage,
   ResponsesRequest,
   Spec,
   Steer,
@@ -100,6 +104,11 @@ export class Client {
     for await (const event of this.#http.events("POST", "/v1/completions", call)) {
       yield delta(event as Chunk);
     }
+  }
+
+  /** Lines of the receipts that are kept, newest first. */
+  receipts(query: Query<"list_receipts"> = {}, options: CallOptions = {}): Promise<ReceiptPage> {
+    return this.#http.json("GET", "/v1/receipts", { ...options, query });
   }
 
   /** The receipt of a finished request, by the id of its answer; kept for some minutes only. */
@@ -260,6 +269,23 @@ export class Client {
   /** What steering did, from the server's store, in rows as `query.group` asks. */
   effects(query: Query<"list_effects"> = {}, options: CallOptions = {}): Promise<Record<string, unknown>> {
     return this.#http.json("GET", "/v1/effects", { ...options, query });
+  }
+
+  /** What was counted, in buckets: traffic, latency, load, refusals. */
+  history(query: Query<"show_history"> = {}, options: CallOptions = {}): Promise<History> {
+    return this.#http.json("GET", "/v1/history", { ...options, query });
+  }
+
+  /** The same as it happens, every few seconds, until the iteration is left. */
+  async *live(options: CallOptions = {}): AsyncGenerator<Now, void, void> {
+    for await (const event of this.#http.events("GET", "/v1/live", options)) {
+      yield event as Now;
+    }
+  }
+
+  /** What stands out now, what fires first. */
+  alerts(options: CallOptions = {}): Promise<Alerts> {
+    return this.#http.json("GET", "/v1/alerts", options);
   }
 
   // Making artifacts

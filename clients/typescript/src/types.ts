@@ -18,6 +18,15 @@ export type CompletionRequest = Taken["CompletionRequest"];
 export type ChatCompletion = Given["SteeredChatCompletion"];
 export type TextCompletion = Given["SteeredCompletion"];
 export type Receipt = Given["Receipt"];
+export type ReceiptPage = Given["ReceiptList"];
+export type ReceiptSummary = Given["ReceiptSummary"];
+export type History = Given["HistoryView"];
+export type Counts = Given["Counts"];
+export type Bucket = Given["Bucket"];
+/** What was counted since the event before; `at` in seconds since 1970. */
+export type Now = Counts & { at: number };
+export type Alerts = Given["AlertList"];
+export type Alert = Given["AlertView"];
 export type ResponsesRequest = Taken["ResponsesRequest"];
 export type ModelResponse = Given["SteeredResponse"];
 export type Usage = Given["CompletionUsage"];

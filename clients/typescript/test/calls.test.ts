@@ -27,6 +27,7 @@ const CALLS: Record<string, (client: Client) => Promise<unknown>> = {
   streamChat: async (c) => drained(c.streamChat("Hi", { model: "m" })),
   complete: (c) => c.complete("Hi", { model: "m" }),
   streamComplete: async (c) => drained(c.streamComplete("Hi", { model: "m" })),
+  receipts: (c) => c.receipts({ limit: 3 }),
   receipt: (c) => c.receipt("req-1"),
   respond: (c) => c.respond("Hi", { model: "m" }),
   response: (c) => c.response("resp_1"),
@@ -73,6 +74,9 @@ const CALLS: Record<string, (client: Client) => Promise<unknown>> = {
   evaluationPage: (c) => c.evaluationPage("eval-1"),
   evaluationPicture: (c) => c.evaluationPicture("eval-1", "png"),
   deleteEvaluation: (c) => c.deleteEvaluation("eval-1"),
+  history: (c) => c.history({ since: 0 }),
+  live: async (c) => drained(c.live()),
+  alerts: (c) => c.alerts(),
   jobs: (c) => c.jobs(),
   getJob: (c) => c.getJob("job-1"),
   cancelJob: (c) => c.cancelJob("job-1"),
@@ -137,7 +141,8 @@ async function recorded(call: (client: Client) => Promise<unknown>): Promise<{ m
   const asked: { method: string; url: URL }[] = [];
   const fetched: typeof fetch = async (input, init) => {
     asked.push({ method: init?.method ?? "GET", url: new URL(String(input)) });
-    const streamed = typeof init?.body === "string" && init.body.includes('"stream":true');
+    const asksStream = typeof init?.body === "string" && init.body.includes('"stream":true');
+    const streamed = asksStream || String(input).endsWith("/v1/live");
     const body = streamed
       ? "data: [DONE]\n\n"
       : JSON.stringify({ id: "job-1", status: "succeeded", result: {}, data: [], deleted: [] });

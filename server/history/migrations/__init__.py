@@ -1,0 +1,1 @@
+"""Schema migrations of the effects database, run by alembic when it is first used."""
