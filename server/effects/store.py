@@ -89,7 +89,8 @@ class Sample:
 class Total:
     """Rows of a group taken together, weighted by completions. p50, p95: of the minutes' own, weighted likewise.
 
-    length, base_ended: None where rows of a former version, which did not record them, are among these.
+    length, base_ended: None where rows of a former version, which did not record them, are among these. first, last:
+    start of the first and of the last minute among them, in seconds since 1970.
     """
 
     artifact: str | None
@@ -106,6 +107,8 @@ class Total:
     repetition: float
     length: float | None
     base_ended: float | None
+    first: int
+    last: int
 
 
 MEANS = ("kl_mean", "kl_p50", "kl_p95", "entropy_change", "top1_changed", "repetition", "length",
@@ -191,7 +194,8 @@ class EffectStore:
         columns: list[Any] = [getattr(EffectMinute, name) for name in names]
         weight = EffectMinute.completions
         means: list[Any] = [func.sum(getattr(EffectMinute, name) * weight) / func.sum(weight) for name in MEANS]
-        query = select(*columns, func.sum(weight), func.sum(EffectMinute.tokens), *means)
+        query = select(*columns, func.min(EffectMinute.minute), func.max(EffectMinute.minute), func.sum(weight),
+                       func.sum(EffectMinute.tokens), *means)
         if since is not None:
             query = query.where(EffectMinute.minute >= since // MINUTE_S)
         if until is not None:
@@ -223,7 +227,8 @@ def _row(key: tuple[int, str, str, str], found: Sequence[Sample]) -> EffectMinut
 
 def _total(names: tuple[str, ...], row: tuple[Any, ...]) -> Total:
     known = dict(zip(names, row, strict=False))
-    completions, tokens, *numbers = row[len(names):]
+    first, last, completions, tokens, *numbers = row[len(names):]
     return Total(artifact=known.get("artifact"), op=known.get("op"), preset=known.get("preset"),
                  minute=known.get("minute"), completions=completions, tokens=tokens,
+                 first=first * MINUTE_S, last=last * MINUTE_S,
                  **dict(zip(MEANS, numbers, strict=True)))

@@ -94,6 +94,18 @@ def tokenize(text: Messages | None = None, *, prompt: str | None = None) -> Call
     return Call("POST", "/v1/tokenize", lambda answer: list(json.loads(answer.content)["tokens"]), json=body)
 
 
+def token_texts(text: Messages | None = None, *, prompt: str | None = None) -> Call[list[tuple[int, str, str | None]]]:
+    """Id, text and, in a chat, the role of the turn of each token; special ones are spelt by their name."""
+    body = {"prompt": prompt} if text is None else {"messages": _messages(text)}
+
+    def read(answer: Answer) -> list[tuple[int, str, str | None]]:
+        found = json.loads(answer.content)
+        roles = found.get("token_roles") or [None] * len(found["tokens"])
+        return list(zip(found["tokens"], found["token_strs"], roles, strict=True))
+
+    return Call("POST", "/v1/tokenize", read, json={**body, "return_token_strs": True, "return_token_roles": True})
+
+
 def detokenize(tokens: Sequence[int]) -> Call[str]:
     """The text of some tokens, special ones by their name."""
     return Call("POST", "/v1/detokenize", lambda answer: str(json.loads(answer.content)["prompt"]),

@@ -17,6 +17,7 @@ class Endpoints:
     delete_response = Endpoint(completions.delete_response)
     cancel_response = Endpoint(completions.cancel_response)
     tokenize = Endpoint(completions.tokenize)
+    token_texts = Endpoint(completions.token_texts)
     detokenize = Endpoint(completions.detokenize)
     lens = Endpoint(lenses.lens)
 

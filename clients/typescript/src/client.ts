@@ -137,9 +137,17 @@ export class Client {
 
   /** Tokens that a chat has with these messages, or that a completion has with `{ prompt }`. */
   async tokenize(text: string | readonly Message[] | { prompt: string }, options: CallOptions = {}): Promise<number[]> {
-    const messages = typeof text === "string" ? [{ role: "user", content: text }] : text;
-    const json = typeof text === "object" && "prompt" in text ? text : { messages };
-    return (await this.#http.json<{ tokens: number[] }>("POST", "/v1/tokenize", { ...options, json })).tokens;
+    return (await this.#http.json<{ tokens: number[] }>("POST", "/v1/tokenize", { ...options, json: asked(text) })).tokens;
+  }
+
+  /** The same with the text of each token, special ones by their name, and in a chat whose turn it is in. */
+  async tokenTexts(
+    text: string | readonly Message[] | { prompt: string },
+    options: CallOptions = {},
+  ): Promise<{ id: number; text: string; role: string | null }[]> {
+    const call = { ...options, json: { ...asked(text), return_token_strs: true, return_token_roles: true } };
+    const found = await this.#http.json<{ tokens: number[]; token_strs: string[]; token_roles?: string[] }>("POST", "/v1/tokenize", call);
+    return found.tokens.map((id, i) => ({ id, text: found.token_strs[i] ?? "", role: found.token_roles?.[i] ?? null }));
   }
 
   /** The text of some tokens, special ones by their name. */
@@ -463,6 +471,13 @@ export function steeringField(steering: Steer): Steering {
   return { interventions: names.map((artifact) => ({ artifact })) } as Steering;
 }
 
+function asked(text: string | readonly Message[] | { prompt: string }): object {
+  if (typeof text === "object" && "prompt" in text) {
+    return text;
+  }
+  return { messages: typeof text === "string" ? [{ role: "user", content: text }] : text };
+}
+
 interface ChatLogprob {
   token: string;
   logprob: number;
@@ -485,7 +500,10 @@ interface Chunk {
     delta?: { content?: string | null };
     finish_reason?: string | null;
     logprobs?: Logprobs | null;
+    token_ids?: number[] | null;
+    prompt_token_ids?: number[] | null;
   }[];
+  prompt_token_ids?: number[] | null;
   usage?: Delta["usage"];
   steering?: Delta["steering"];
 }
@@ -496,6 +514,8 @@ function delta(chunk: Chunk): Delta {
     text: choice?.text ?? choice?.delta?.content ?? "",
     index: choice?.index ?? 0,
     tokens: tokensOf(choice?.logprobs),
+    ids: choice?.token_ids ?? [],
+    promptIds: chunk.prompt_token_ids ?? choice?.prompt_token_ids ?? null,
     finishReason: choice?.finish_reason ?? null,
     usage: chunk.usage ?? null,
     steering: chunk.steering ?? null,

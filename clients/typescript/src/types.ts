@@ -91,6 +91,9 @@ export interface Delta {
   index: number;
   /** The tokens of this piece with their likeliest alternatives, where log-probabilities were asked for. */
   tokens: TokenLogprob[];
+  /** Ids of these tokens, and in the first piece those of the prompt, where `return_token_ids` asks for them. */
+  ids: number[];
+  promptIds: number[] | null;
   finishReason: string | null;
   usage: Usage | null;
   steering: Receipt | null;

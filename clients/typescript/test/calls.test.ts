@@ -34,6 +34,7 @@ const CALLS: Record<string, (client: Client) => Promise<unknown>> = {
   deleteResponse: (c) => c.deleteResponse("resp_1"),
   cancelResponse: (c) => c.cancelResponse("resp_1"),
   tokenize: (c) => c.tokenize("Hi"),
+  tokenTexts: (c) => c.tokenTexts("Hi"),
   detokenize: (c) => c.detokenize([1]),
   version: (c) => c.version(),
   lens: (c) => c.lens("Hi", { model: "m" }),
@@ -145,7 +146,7 @@ async function recorded(call: (client: Client) => Promise<unknown>): Promise<{ m
     const streamed = asksStream || String(input).endsWith("/v1/live");
     const body = streamed
       ? "data: [DONE]\n\n"
-      : JSON.stringify({ id: "job-1", status: "succeeded", result: {}, data: [], deleted: [] });
+      : JSON.stringify({ id: "job-1", status: "succeeded", result: {}, data: [], deleted: [], tokens: [], token_strs: [] });
     return new Response(body);
   };
   await call(new Client({ fetch: fetched }));

@@ -2,8 +2,10 @@ import { describe, expect, it } from "vitest";
 
 import { doseAt, dosing, floorAt, place, strengthAt } from "../src/lib/dose.js";
 import { bytes, nats, percent, runs } from "../src/lib/format.js";
-import { by, rowsOf, sum } from "../src/lib/metrics.js";
+import { changes } from "../src/lib/changes.js";
+import { likeliest } from "../src/lib/likeliest.js";
 import { readPairs } from "../src/lib/pairs.js";
+import { pointsOf } from "../src/lib/points.js";
 import { header } from "../src/lib/tensorfile.js";
 import { sentences } from "../src/lib/words.js";
 
@@ -55,15 +57,48 @@ describe("numbers for people", () => {
   });
 });
 
-describe("Prometheus' text format", () => {
-  const rows = rowsOf('# HELP x y\na_total{k="one",l="q\\"uo\\nte"} 3\na_total{k="two"} 4.5\nb 1e3\n');
+describe("versions that took the place of others", () => {
+  const row = (artifact: string, kl_mean: number, first: number) => ({ artifact, op: "add", kl_mean, first, last: first, completions: 1, tokens: 1, kl_p95: 0, entropy_change: 0, top1_changed: 0, repetition: 0 });
 
-  it("is read with its labels", () => {
-    expect(rows).toHaveLength(3);
-    expect(rows[0]?.labels).toEqual({ k: "one", l: 'q"uo\nte' });
-    expect(sum(rows, "a_total")).toBe(7.5);
-    expect(sum(rows, "b")).toBe(1000);
-    expect(by(rows, "a_total", "k")).toEqual([{ key: "two", value: 4.5 }, { key: "one", value: 3 }]);
+  it("are named with how much stronger they act, the largest move first", () => {
+    const found = changes([row("calm@1", 0.2, 60), row("calm@2", 0.22, 120), row("loud@10", 0.9, 60), row("loud@9", 0.3, 60), row("alone@1", 1, 0), row("inline", 1, 0)]);
+    expect(found.map((one) => [one.before.artifact, one.after.artifact])).toEqual([["loud@9", "loud@10"], ["calm@1", "calm@2"]]);
+    expect(found[0]?.ratio).toBeCloseTo(3);
+  });
+
+  it("are the last two of several", () => {
+    const found = changes([row("calm@1", 0.1, 0), row("calm@3", 0.4, 180), row("calm@2", 0.2, 60)]);
+    expect(found.map((one) => [one.before.artifact, one.after.artifact])).toEqual([["calm@2", "calm@3"]]);
+  });
+
+  it("rolled back, the one that acts now is the later one", () => {
+    expect(changes([row("calm@2", 0.4, 60), row("calm@1", 0.1, 120)])[0]?.after.artifact).toBe("calm@1");
+  });
+});
+
+describe("what was counted", () => {
+  const timing = { count: 0, mean: null, p50: null, p95: null };
+  const counts = (more: object) => ({ requests: {}, generated_tokens: 0, running: 0, waiting: 0, queued: 0, queue: timing, first_token: timing, between_tokens: timing, ...more });
+
+  it("is rates by the width of a bucket, and by the time between events where they are known", () => {
+    const history = { bucket_s: 60, data: [counts({ start: 0, requests: { "2xx": 30, "4xx": 30 }, generated_tokens: 600 }), counts({ start: 60, generated_tokens: 999 })] };
+    const recent = [counts({ at: 90 }), counts({ at: 95, generated_tokens: 50 })];
+    const points = pointsOf(history as never, recent as never, 600);
+    expect(points.map((one) => [one.time, one.requests, one.rate])).toEqual([[30, 1, 10], [95, 0, 10]]);
+  });
+
+  it("over days is the stored buckets alone", () => {
+    const history = { bucket_s: 360, data: [counts({ start: 0, generated_tokens: 36 })] };
+    expect(pointsOf(history as never, [counts({ at: 1 }), counts({ at: 2 })] as never, 86400).map((one) => one.rate)).toEqual([0.1]);
+    expect(pointsOf(null, [], 600)).toEqual([]);
+  });
+});
+
+describe("alternatives of the untouched model", () => {
+  it("are the likeliest in order, without the token that only stands there because it was said", () => {
+    const place = { 7: { logprob: -9, rank: 80, decoded_token: "said" }, 3: { logprob: -2, rank: 2, decoded_token: "b" }, 1: { logprob: -0.1, rank: 1, decoded_token: "a" } };
+    expect(likeliest(place)).toEqual([{ text: "a", logprob: -0.1 }, { text: "b", logprob: -2 }]);
+    expect(likeliest(null)).toEqual([]);
   });
 });
 
@@ -116,6 +151,23 @@ describe("a receipt in words", () => {
     const effects = { status: "measured", choices: [{ interventions: [{ shift: { kl: { mean: 0.42 } }, card_kl: 0.4 }], text: { repetition: 0 } }] };
     expect(sentences({ applied: [applied], disabled: false, engine: "transformers", effects } as never)).toEqual([
       { text: "calm@3 added at layer 14 to 31 tokens, which moved the answer by 0.42 nats a token (its card says 0.40 nats).", tone: "done" },
+    ]);
+  });
+
+  it("says what a random artifact of that size does", () => {
+    const effects = { status: "measured", choices: [{ interventions: [{ shift: { kl: { mean: 0.42 } }, card_kl: null }], text: { repetition: 0 } }] };
+    expect(sentences({ applied: [applied], disabled: false, effects } as never, { "calm@3": 0.05 })[0]?.text).toBe(
+      "calm@3 added at layer 14 to 31 tokens, which moved the answer by 0.42 nats a token; a random one of that size: 0.050 nats.",
+    );
+  });
+
+  it("says what gates and guards did", () => {
+    const choices = [{ gate: { open: false, scores: [{ 3: -0.5 }] }, guard: [{ token: 15, factor: 0.5, reason: "kl", kl: 1.2, repetition: 0 }, { token: 31, factor: 0, reason: "repetition", kl: null, repetition: 0.6 }] }];
+    const said = sentences({ applied: [{ ...applied, choices }], disabled: false } as never).map((one) => one.text);
+    expect(said.slice(1)).toEqual([
+      "The gate of calm@3 stayed shut, reading -0.5.",
+      "From token 16 on the guard left 50 % of calm@3, because it moved the text by 1.20 nats a token.",
+      "From token 32 on the guard stopped calm@3, because the text repeated itself (60 %).",
     ]);
   });
 

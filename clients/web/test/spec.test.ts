@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 
 import { program } from "../src/lib/code.js";
-import { bodyOf, FIRST, intervention, newItem, packed, parseLayers, steeringOf, Unreadable, unpacked, type Column } from "../src/lib/spec.js";
+import { bodyOf, FIRST, intervention, newItem, packed, parseLayers, pathOf, specOf, steeringOf, Unreadable, unpacked, type Column } from "../src/lib/spec.js";
 
 describe("layers as people type them", () => {
   it("reads single layers, lists and ranges", () => {
@@ -33,6 +33,26 @@ describe("an intervention", () => {
     });
   });
 
+  it("acts on what was painted, in as few words as it takes", () => {
+    const painted = (positions: number[]) => intervention({ ...newItem("calm"), prompt: "painted", painted: positions }).scope;
+    expect(painted([2, 9, 4])).toEqual({ prompt: { positions: [2, 4, 9] } });
+    expect(painted([5, 3, 4, 9])).toEqual({ prompt: { windows: [[3, 6], [9, 10]] } });
+    expect(painted([])).toEqual({ prompt: "none" });
+  });
+
+  it("acts in sections of the answer", () => {
+    expect(intervention({ ...newItem("calm"), generation: "sections", sections: ["reasoning", "json"] }).scope).toEqual({ generation: { sections: ["reasoning", "json"] } });
+    expect(() => intervention({ ...newItem("calm"), generation: "sections" })).toThrow(Unreadable);
+  });
+
+  it("has a gate, whose card says what is left open, and options", () => {
+    const gate = { probe: "harmful", threshold: "", direction: "", when: "prompt" } as const;
+    expect(intervention({ ...newItem("calm"), gate, options: '{"norm_match": true}' })).toEqual({ artifact: "calm", gate: { probe: "harmful" }, options: { norm_match: true } });
+    expect(intervention({ ...newItem("calm"), gate: { ...gate, threshold: "-0.5", direction: "below", when: "token" } }).gate).toEqual({ probe: "harmful", threshold: -0.5, direction: "below", when: "token" });
+    expect(() => intervention({ ...newItem("calm"), gate: { ...gate, threshold: "high" } })).toThrow(Unreadable);
+    expect(() => intervention({ ...newItem("calm"), gate: { ...gate, probe: " " } })).toThrow(Unreadable);
+  });
+
   it("refuses further fields that are no object", () => {
     expect(() => intervention({ ...newItem("calm"), extra: "[1]" })).toThrow(Unreadable);
     expect(() => intervention({ ...newItem("calm"), extra: "{" })).toThrow(Unreadable);
@@ -47,8 +67,27 @@ describe("a column", () => {
   });
 });
 
+describe("a guard", () => {
+  it("is a part of what is asked and of what is saved", () => {
+    const column: Column = { preset: "", items: [newItem("calm")], guard: { max_kl: 1, max_repetition: null, action: "stop" } };
+    expect(steeringOf(column)?.guard).toEqual({ max_kl: 1, action: "stop" });
+    expect(specOf(column)).toEqual({ interventions: [{ artifact: "calm" }], guard: { max_kl: 1, action: "stop" } });
+    expect(() => steeringOf({ ...column, guard: { max_kl: null, max_repetition: null, action: "lower" } })).toThrow(Unreadable);
+  });
+});
+
+describe("a fork", () => {
+  it("has prompt and answer up to a token as its prompt, whatever the kind of prompt", () => {
+    const ask = { ...FIRST.ask, prompt: "Hi", fork: { ids: [1, 2, 3], text: "Yes" } };
+    expect(bodyOf(ask, "m", null)).toMatchObject({ prompt: [1, 2, 3] });
+    expect(bodyOf(ask, "m", null)).not.toHaveProperty("messages");
+    expect(pathOf(ask)).toBe("/v1/completions");
+    expect(pathOf({ ...ask, fork: null })).toBe("/v1/chat/completions");
+  });
+});
+
 describe("the address of the page", () => {
-  const columns: Column[] = [{ preset: "", items: [{ ...newItem("grüße"), strength: { kind: "value", value: -2, unit: "raw" } }] }];
+  const columns: Column[] = [{ preset: "", guard: null, items: [{ ...newItem("grüße"), strength: { kind: "value", value: -2, unit: "raw" } }] }];
 
   it("holds the whole state, any script included", () => {
     const table = { ask: { ...FIRST.ask, prompt: "Ça va? 🌍 \"' </script>" }, columns };

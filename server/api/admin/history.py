@@ -63,6 +63,8 @@ class Counts(BaseModel):
     guard_checks: int
     guard_breaches: dict[str, int] = Field(description='What guards did, by what was over its limit: "kl lowered".')
     uses: dict[str, int] = Field(description="Interventions, by the name of their artifact.")
+    drift: dict[str, float] = Field(description="What was measured of an artifact over what its card tells for the same "
+                                    "strengths, by reference with version.")
     restarts: dict[str, int] = Field(description="Restarts of the engine, by what was wrong.")
 
     @classmethod
@@ -83,7 +85,9 @@ class Counts(BaseModel):
             first_token=Timing.of(seen.spread("first_token")), between_tokens=Timing.of(seen.spread("between_tokens")),
             refusals=by("refusals"), dropped=by("dropped"), records_lost=round(seen.total("records_lost")),
             gates=by("gates"), guard_checks=round(seen.total("guard_checks")), guard_breaches=by("guard_breaches"),
-            uses=by("uses"), restarts=by("restarts"))
+            uses=by("uses"), restarts=by("restarts"),
+            drift={name: seen.by("card_measured").get(name, 0.0) / told
+                   for name, told in sorted(seen.by("card_expected").items()) if told > 0})
 
 
 class Bucket(Counts):

@@ -1,5 +1,6 @@
 """`/v1/tokenize` and `/v1/detokenize`, in the form that vLLM gave them. `/tokenize` and `/detokenize` are the same."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
 from fastapi import APIRouter
@@ -32,6 +33,8 @@ class TokenizeRequest(Lenient):
                                         "assistant, as /v1/chat/completions has it.")
     continue_final_message: OnlyFalse = None
     return_token_strs: bool = Field(default=False, description="Tell the text of each token as well.")
+    return_token_roles: bool = Field(default=False, description="Tell in whose turn of a conversation each token is, "
+                                     "as scopes count it.")
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
@@ -45,6 +48,8 @@ class Tokenized(BaseModel):
     max_model_len: int = Field(description="Tokens that prompt and completion may have together on this server.")
     tokens: list[int]
     token_strs: list[str] | None = None
+    token_roles: list[str] | None = Field(default=None, description="Of a conversation: system, user, ...; what belongs "
+                                          "to no turn is named as scopes name it.")
 
 
 class DetokenizeRequest(Lenient):
@@ -69,13 +74,16 @@ async def tokenize(body: TokenizeRequest, state: State) -> Tokenized:
                               param="prompt" if body.messages is None else "messages")
 
     def tokens() -> Tokenized:
+        roles: Sequence[str] | None = None
         if body.prompt is not None:
             ids = state.vocabulary.encode(body.prompt, special_tokens=body.add_special_tokens)
         else:
             manner = Manner(opens=body.add_generation_prompt)
-            ids = state.chat_prompts.prompt(messages, roles=False, manner=manner).token_ids
+            prompt = state.chat_prompts.prompt(messages, roles=body.return_token_roles, manner=manner)
+            ids, roles = prompt.token_ids, prompt.roles
         spelt = [state.vocabulary.token_text(i) for i in ids] if body.return_token_strs else None
-        return Tokenized(count=len(ids), max_model_len=state.engine.max_sequence_tokens, tokens=ids, token_strs=spelt)
+        return Tokenized(count=len(ids), max_model_len=state.engine.max_sequence_tokens, tokens=ids, token_strs=spelt,
+                         token_roles=None if roles is None else list(roles))
 
     return await state.texts.run(tokens, length)
 

@@ -14,11 +14,15 @@ export interface Token {
 export interface Sample {
   text: string;
   tokens: Token[];
+  /** Of the tokens; what the browser shows is not enough to ask for them again. */
+  ids: number[];
   finish: string | null;
 }
 
 export class Answer {
-  samples = $state<Sample[]>([]);
+  samples = $state.raw<Sample[]>([]);
+  /** Ids of the prompt, once the first piece has come. */
+  promptIds = $state.raw<number[]>([]);
   receipt = $state<Receipt | null>(null);
   usage = $state<Usage | null>(null);
   failure = $state("");
@@ -29,7 +33,8 @@ export class Answer {
   async ask(ask: Ask, steering: Record<string, unknown> | null): Promise<void> {
     this.stop();
     const stop = (this.#stop = new AbortController());
-    this.samples = Array.from({ length: ask.n }, () => ({ text: "", tokens: [], finish: null }));
+    this.samples = Array.from({ length: ask.n }, () => ({ text: "", tokens: [], ids: [], finish: null }));
+    this.promptIds = [];
     this.receipt = this.usage = null;
     this.failure = "";
     this.running = true;
@@ -40,16 +45,15 @@ export class Answer {
         ...fields,
         signal: stop.signal,
         stream_options: { include_usage: true },
-        ...(ask.mode === "chat" ? { logprobs: true, top_logprobs: 5 } : { logprobs: 5 }),
+        return_token_ids: true,
+        ...(messages !== undefined ? { logprobs: true, top_logprobs: 5 } : { logprobs: 5 }),
       } as never;
       const deltas =
-        ask.mode === "chat"
+        messages !== undefined
           ? server.client.streamChat(messages as never, asked)
           : server.client.streamComplete(prompt as never, asked);
       for await (const delta of frames(deltas)) {
-        for (const one of delta) {
-          this.#take(one);
-        }
+        this.#take(delta);
       }
     } catch (error) {
       if (!stop.signal.aborted) {
@@ -69,15 +73,28 @@ export class Answer {
     this.running = false;
   }
 
-  #take(delta: Delta): void {
-    const sample = this.samples[delta.index];
-    if (sample !== undefined) {
-      sample.text += delta.text;
-      sample.tokens.push(...delta.tokens);
-      sample.finish = delta.finishReason ?? sample.finish;
+  /** All that came since the last picture at once, as each change of a long answer costs one look at all of it. */
+  #take(deltas: Delta[]): void {
+    const samples = [...this.samples];
+    for (const delta of deltas) {
+      const sample = samples[delta.index];
+      if (sample !== undefined) {
+        samples[delta.index] = {
+          text: sample.text + delta.text,
+          tokens: sample.tokens,
+          ids: sample.ids,
+          finish: delta.finishReason ?? sample.finish,
+        };
+        sample.tokens.push(...delta.tokens);
+        sample.ids.push(...delta.ids);
+      }
+      if (delta.promptIds !== null) {
+        this.promptIds = delta.promptIds;
+      }
+      this.receipt = delta.steering ?? this.receipt;
+      this.usage = delta.usage ?? this.usage;
     }
-    this.receipt = delta.steering ?? this.receipt;
-    this.usage = delta.usage ?? this.usage;
+    this.samples = samples;
   }
 }
 

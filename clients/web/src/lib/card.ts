@@ -5,6 +5,12 @@ import type { Artifact } from "@trimtab/client";
 /** Scores by layer, if the report that the artifact was made with has them. */
 export function layerScores(artifact: Artifact): { title: string; rows: { label: string; value: number }[] } | null {
   const report = artifact.provenance.report as Record<string, unknown> | undefined;
+  const layers = Object.entries((report?.layers as Record<string, { dev?: { auc?: number } }> | undefined) ?? {}).map(
+    ([label, one]) => ({ label, value: one?.dev?.auc }),
+  );
+  if (layers.length > 1 && layers.every((row) => typeof row.value === "number")) {
+    return { title: "AUC on held-out prompts by layer", rows: layers as { label: string; value: number }[] };
+  }
   const NAMES: [string, string][] = [
     ["dev_auc", "AUC on held-out prompts by layer"],
     ["auc", "AUC by layer"],

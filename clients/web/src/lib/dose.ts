@@ -54,15 +54,26 @@ export function strengthAt(found: Dosing, kl: number): number {
 
 /** What random vectors of the same size do, in nats. */
 export function floorAt(found: Dosing, kl: number): number | null {
-  if (found.setting.floor.length === 0) {
-    return null;
-  }
+  return found.setting.floor.length === 0 ? null : floorAtStrength(found, strengthAt(found, kl));
+}
+
+function floorAtStrength(found: Dosing, strength: number): number {
   const floor = [...found.setting.floor].sort((a, b) => a.strength - b.strength);
   return between(
     [0, ...floor.map((one) => Math.abs(one.strength))],
     [0, ...floor.map((one) => one.kl.median)],
-    strengthAt(found, kl),
+    strength,
   );
+}
+
+/** What random artifacts of the strength that a receipt tells do, in nats a token; null where nobody measured it. */
+export function floorOf(calibration: Calibration | null, fingerprint: string, strength: Record<string, unknown>): number | null {
+  const found = dosing(calibration, fingerprint);
+  const scale = Object.values((strength.scale as Record<string, number> | undefined) ?? {})[0];
+  if (found === null || found.setting.floor.length === 0 || scale === undefined) {
+    return null;
+  }
+  return floorAtStrength(found, Math.abs(scale));
 }
 
 /** Linear interpolation; beyond the ends the last value. `x` must not fall. */

@@ -1,70 +1,85 @@
-/** The last minutes of the server's own counters, read while somebody looks. */
+/** What the server counted: the past from its own store, the present as it tells it. Nothing is asked again and again. */
 
-import { rowsOf, sum, type Row } from "./metrics.js";
+import type { Alert, History, Now } from "@trimtab/client";
+
+import { pointsOf } from "./points.js";
 import { said, server } from "./server.svelte.js";
 
-const EVERY_MS = 5000;
+const AGAIN_MS = 3000;
 const KEPT = 240;
 
-export interface Point {
-  time: number;
-  running: number;
-  waiting: number;
-  /** Generated tokens a second since the point before, null for the first one. */
-  rate: number | null;
-  /** Seconds to the first token, mean of the requests since the point before. */
-  first: number | null;
-  /** Seconds between tokens, likewise. */
-  between: number | null;
-}
-
 export class Live {
-  rows = $state.raw<Row[]>([]);
-  points = $state.raw<Point[]>([]);
+  /** Seconds that are shown. */
+  span = $state(3600);
+  history = $state.raw<History | null>(null);
+  alerts = $state.raw<Alert[]>([]);
+  /** What came while the page is open, oldest first. */
+  recent = $state.raw<Now[]>([]);
   failure = $state("");
-  #timer: ReturnType<typeof setInterval> | undefined;
-  #before: { time: number; rows: Row[] } | null = null;
+  /** Counts up when what is stored should be read again: by hand, and at each new minute while somebody looks. */
+  turn = $state(0);
+  #stop = new AbortController();
 
-  /** Begin to read; the returned function ends it. In a tab that nobody sees nothing is asked. */
+  readonly now = $derived(this.recent.at(-1) ?? null);
+  readonly points = $derived(pointsOf(this.history, this.recent, this.span));
+
+  /** Begin to follow; the returned function ends it. */
   start(): () => void {
-    const tick = () => {
-      if (!document.hidden) {
-        void this.read();
-      }
-    };
-    tick();
-    this.#timer = setInterval(tick, EVERY_MS);
-    return () => clearInterval(this.#timer);
+    void this.#follow();
+    return () => this.#stop.abort();
   }
 
-  async read(): Promise<void> {
+  refresh(): void {
+    this.turn += 1;
+  }
+
+  /** Read the past. Called when `span` or `turn` changes. */
+  async load(span: number): Promise<void> {
     try {
-      const rows = rowsOf(await server.client.metrics());
-      const time = Date.now() / 1000;
-      this.points = [...this.points, this.#point(time, rows)].slice(-KEPT);
-      this.rows = rows;
-      this.#before = { time, rows };
+      const since = Math.floor(Date.now() / 1000) - span;
+      const [history, alerts] = await Promise.all([server.client.history({ since }), server.client.alerts()]);
+      if (span === this.span) {
+        this.history = history;
+        this.alerts = alerts.data;
+      }
       this.failure = "";
     } catch (error) {
-      this.failure = said(error);
-      server.failed(error);
+      this.#fail(error);
     }
   }
 
-  #point(time: number, rows: Row[]): Point {
-    const before = this.#before;
-    const grown = (name: string) => (before === null ? 0 : Math.max(0, sum(rows, name) - sum(before.rows, name)));
-    const mean = (name: string) => {
-      const count = grown(`${name}_count`);
-      return count === 0 ? null : grown(`${name}_sum`) / count;
-    };
-    return {
-      time,
-      running: sum(rows, "trimtab_engine", { stat: "running" }),
-      waiting: sum(rows, "trimtab_engine", { stat: "waiting" }),
-      rate: before === null ? null : grown("trimtab_generated_tokens_total") / Math.max(time - before.time, 0.001),
-      first: mean("trimtab_time_to_first_token_seconds"),
-      between: mean("trimtab_time_per_output_token_seconds"),
-    };
+  async #follow(): Promise<void> {
+    const stop = this.#stop.signal;
+    while (!stop.aborted) {
+      try {
+        for await (const now of server.client.live({ signal: stop })) {
+          const before = this.recent.at(-1);
+          this.recent = [...this.recent, now].slice(-KEPT);
+          if (before !== undefined && minute(now.at) > minute(before.at) && !document.hidden) {
+            this.refresh();
+          }
+        }
+      } catch (error) {
+        if (!stop.aborted) {
+          this.#fail(error);
+        }
+      }
+      // The stream ends with the server, or with the network: another one is asked for after a while.
+      await pause(AGAIN_MS, stop);
+    }
   }
+
+  #fail(error: unknown): void {
+    this.failure = said(error);
+    server.failed(error);
+  }
+}
+
+const minute = (at: number) => Math.floor(at / 60);
+
+function pause(milliseconds: number, stop: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, milliseconds);
+    stop.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
+  });
 }

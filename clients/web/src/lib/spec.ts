@@ -5,14 +5,38 @@ import type { Intervention, Spec, Steering } from "@trimtab/client";
 /** How strong: as the artifact's card says, a factor in the card's unit, or a dose in nats. */
 export type Strength = { kind: "card" } | { kind: "value"; value: number; unit: string } | { kind: "dose"; kl: number };
 
+export const SECTIONS = ["reasoning", "answer", "tool_call", "json"] as const;
+export type Section = (typeof SECTIONS)[number];
+
+/** A condition under which an intervention acts. What is "" is left to the probe's own card. */
+export interface Gate {
+  probe: string;
+  threshold: string;
+  direction: "" | "above" | "below";
+  when: "prompt" | "token";
+}
+
+/** Limits that hold while an answer is written; null for none. */
+export interface Guard {
+  max_kl: number | null;
+  max_repetition: number | null;
+  action: "lower" | "stop";
+}
+
 export interface Item {
   artifact: string;
   strength: Strength;
   /** As typed: "", "4", "3, 4" or "2-5". */
   layers: string;
-  prompt: "default" | "all" | "none" | "user" | "system" | "assistant";
-  generation: "default" | "all" | "none";
-  /** A JSON object of further fields, gates and options say. */
+  prompt: "default" | "all" | "none" | "user" | "system" | "assistant" | "painted";
+  /** Positions of prompt tokens, where they were painted. */
+  painted: number[];
+  generation: "default" | "all" | "none" | "sections";
+  sections: Section[];
+  gate: Gate | null;
+  /** Options of the op as a JSON object, "" for the artifact's own. */
+  options: string;
+  /** A JSON object of further fields. */
   extra: string;
   off: boolean;
 }
@@ -21,6 +45,13 @@ export interface Column {
   /** A stored preset to start from, "" for none. */
   preset: string;
   items: Item[];
+  guard?: Guard | null;
+}
+
+/** A token to go on from: what the prompt is then, as ids, because a template would close the turn behind it. */
+export interface Fork {
+  ids: number[];
+  text: string;
 }
 
 export interface Ask {
@@ -29,9 +60,11 @@ export interface Ask {
   prompt: string;
   max_tokens: number;
   temperature: number;
-  /** null: a new draw every time. */
   seed: number | null;
+  /** Whether the seed stays; else every run draws another. */
+  locked: boolean;
   n: number;
+  fork: Fork | null;
 }
 
 export interface Table {
@@ -42,7 +75,7 @@ export interface Table {
 export class Unreadable extends Error {}
 
 export function newItem(artifact: string): Item {
-  return { artifact, strength: { kind: "card" }, layers: "", prompt: "default", generation: "default", extra: "", off: false };
+  return { artifact, strength: { kind: "card" }, layers: "", prompt: "default", painted: [], generation: "default", sections: [], gate: null, options: "", extra: "", off: false };
 }
 
 export function parseLayers(text: string): number[] | null {
@@ -64,7 +97,7 @@ export function parseLayers(text: string): number[] | null {
   return found.length === 0 ? null : found;
 }
 
-function parseExtra(text: string): Record<string, unknown> {
+function parseObject(text: string, what: string, example: string): Record<string, unknown> {
   if (text.trim() === "") {
     return {};
   }
@@ -72,10 +105,10 @@ function parseExtra(text: string): Record<string, unknown> {
   try {
     value = JSON.parse(text);
   } catch (error) {
-    throw new Unreadable(`The further fields are not JSON: ${(error as Error).message}`);
+    throw new Unreadable(`The ${what} are not JSON: ${(error as Error).message}`);
   }
   if (typeof value !== "object" || value === null || Array.isArray(value)) {
-    throw new Unreadable('The further fields must be an object, {"gate": ...} say.');
+    throw new Unreadable(`The ${what} must be an object, ${example} say.`);
   }
   return value as Record<string, unknown>;
 }
@@ -83,24 +116,81 @@ function parseExtra(text: string): Record<string, unknown> {
 export function intervention(item: Item): Intervention {
   const layers = parseLayers(item.layers);
   const scope: Record<string, unknown> = {};
-  if (item.prompt !== "default") {
+  if (item.prompt === "painted") {
+    scope.prompt = item.painted.length === 0 ? "none" : selection(item.painted);
+  } else if (item.prompt !== "default") {
     scope.prompt = item.prompt === "all" || item.prompt === "none" ? item.prompt : { roles: [item.prompt] };
   }
-  if (item.generation !== "default") {
+  if (item.generation === "sections") {
+    if (item.sections.length === 0) {
+      throw new Unreadable(`Choose at least one section in which ${item.artifact} acts.`);
+    }
+    scope.generation = { sections: item.sections };
+  } else if (item.generation !== "default") {
     scope.generation = item.generation;
   }
+  const options = parseObject(item.options, "options", '{"norm_match": true}');
   return {
     artifact: item.artifact,
     ...(item.strength.kind === "value" ? { strength: { value: item.strength.value, unit: item.strength.unit } } : {}),
     ...(item.strength.kind === "dose" ? { strength: { kl: item.strength.kl } } : {}),
     ...(layers === null ? {} : { layers }),
     ...(Object.keys(scope).length === 0 ? {} : { scope }),
-    ...parseExtra(item.extra),
+    ...(item.gate === null ? {} : { gate: gateOf(item.gate) }),
+    ...(Object.keys(options).length === 0 ? {} : { options }),
+    ...parseObject(item.extra, "further fields", '{"override": ["model"]}'),
   } as Intervention;
 }
 
+/** Painted positions in the fewest words: windows where they are runs. */
+function selection(painted: readonly number[]): Record<string, unknown> {
+  const sorted = [...painted].sort((a, b) => a - b);
+  const windows: [number, number][] = [];
+  for (const at of sorted) {
+    const last = windows.at(-1);
+    if (last !== undefined && last[1] === at) {
+      last[1] = at + 1;
+    } else {
+      windows.push([at, at + 1]);
+    }
+  }
+  return windows.length < sorted.length ? { windows } : { positions: sorted };
+}
+
+function gateOf(gate: Gate): Record<string, unknown> {
+  if (gate.probe.trim() === "") {
+    throw new Unreadable("Name what the gate reads, or take the gate away.");
+  }
+  const threshold = Number(gate.threshold);
+  if (gate.threshold.trim() !== "" && !Number.isFinite(threshold)) {
+    throw new Unreadable(`"${gate.threshold}" is no threshold. Write a number, or leave it to the probe's card.`);
+  }
+  return {
+    probe: gate.probe.trim(),
+    ...(gate.threshold.trim() === "" ? {} : { threshold }),
+    ...(gate.direction === "" ? {} : { direction: gate.direction }),
+    ...(gate.when === "prompt" ? {} : { when: gate.when }),
+  };
+}
+
+function guardOf(guard: Guard | null | undefined): { guard?: Record<string, unknown> } {
+  if (!guard) {
+    return {};
+  }
+  if (guard.max_kl === null && guard.max_repetition === null) {
+    throw new Unreadable("A guard needs a largest dose or a largest repetition. Give one, or take the guard away.");
+  }
+  return {
+    guard: {
+      ...(guard.max_kl === null ? {} : { max_kl: guard.max_kl }),
+      ...(guard.max_repetition === null ? {} : { max_repetition: guard.max_repetition }),
+      ...(guard.action === "lower" ? {} : { action: guard.action }),
+    },
+  };
+}
+
 export function specOf(column: Column): Spec {
-  return { interventions: column.items.filter((item) => !item.off).map(intervention) } as Spec;
+  return { interventions: column.items.filter((item) => !item.off).map(intervention), ...guardOf(column.guard) } as Spec;
 }
 
 /** The `steering` field of a column; null for one that changes nothing. */
@@ -112,19 +202,17 @@ export function steeringOf(column: Column): Steering | null {
   return {
     ...(interventions.length === 0 ? {} : { interventions }),
     ...(column.preset === "" ? {} : { preset: column.preset }),
+    ...guardOf(column.guard),
   } as Steering;
 }
 
 export function bodyOf(ask: Ask, model: string, steering: Steering | null): Record<string, unknown> {
   const prompt =
-    ask.mode === "text"
-      ? { prompt: ask.prompt }
-      : {
-          messages: [
-            ...(ask.system === "" ? [] : [{ role: "system", content: ask.system }]),
-            { role: "user", content: ask.prompt },
-          ],
-        };
+    ask.fork !== null
+      ? { prompt: ask.fork.ids }
+      : ask.mode === "text"
+        ? { prompt: ask.prompt }
+        : { messages: messagesOf(ask) };
   return {
     model,
     ...prompt,
@@ -136,12 +224,19 @@ export function bodyOf(ask: Ask, model: string, steering: Steering | null): Reco
   };
 }
 
+export function messagesOf(ask: Ask): { role: string; content: string }[] {
+  return [
+    ...(ask.system === "" ? [] : [{ role: "system", content: ask.system }]),
+    { role: "user", content: ask.prompt },
+  ];
+}
+
 export function pathOf(ask: Ask): string {
-  return ask.mode === "chat" ? "/v1/chat/completions" : "/v1/completions";
+  return ask.mode === "chat" && ask.fork === null ? "/v1/chat/completions" : "/v1/completions";
 }
 
 export const FIRST: Table = {
-  ask: { mode: "chat", system: "", prompt: "", max_tokens: 60, temperature: 0, seed: 0, n: 1 },
+  ask: { mode: "chat", system: "", prompt: "", max_tokens: 60, temperature: 0, seed: 0, locked: true, n: 1, fork: null },
   columns: [],
 };
 
@@ -162,6 +257,7 @@ export function unpacked(text: string): Table | null {
       ask: { ...FIRST.ask, ...found.ask },
       columns: (found.columns ?? []).map((column) => ({
         preset: String(column.preset ?? ""),
+        guard: column.guard ?? null,
         items: (column.items ?? []).map((item) => ({ ...newItem(String(item.artifact)), ...item })),
       })),
     };

@@ -25,7 +25,10 @@ export interface Sentence {
   tone: "done" | "off" | "warn";
 }
 
-export function sentences(receipt: Receipt): Sentence[] {
+/** What random artifacts of the size that was applied do, by reference; in nats a token. */
+export type Floors = Readonly<Record<string, number>>;
+
+export function sentences(receipt: Receipt, floors: Floors = {}): Sentence[] {
   if (receipt.disabled) {
     return [{ text: `Nothing was applied, because ${receipt.reason ?? "steering is off"}.`, tone: "off" }];
   }
@@ -40,14 +43,16 @@ export function sentences(receipt: Receipt): Sentence[] {
     const card = receipt.effects?.choices[0]?.interventions[j]?.card_kl;
     const effect = kl === undefined ? "" : `, which moved the answer by ${nats(kl)} a token`;
     const expected = card === undefined || card === null ? "" : ` (its card says ${nats(card)})`;
+    const floor = kl === undefined || floors[one.artifact] === undefined ? "" : `; a random one of that size: ${nats(floors[one.artifact] ?? 0)}`;
     return {
-      text: `${one.artifact} ${DONE[one.op] ?? one.op} ${where} ${one.op === "add" ? "to" : "on"} ${tokens} tokens${effect}${expected}.`,
+      text: `${one.artifact} ${DONE[one.op] ?? one.op} ${where} ${one.op === "add" ? "to" : "on"} ${tokens} tokens${effect}${expected}${floor}.`,
       tone: "done",
     };
   });
   if (found.length === 0) {
     found.push({ text: "Nothing was applied.", tone: "off" });
   }
+  receipt.applied.forEach((one) => found.push(...held(one)));
   const text = receipt.effects?.choices[0]?.text;
   if (text !== undefined && text.repetition > 0.3) {
     found.push({ text: `The text repeats itself: ${short(100 * text.repetition)} % of its three-token sequences occurred before.`, tone: "warn" });
@@ -57,6 +62,23 @@ export function sentences(receipt: Receipt): Sentence[] {
   }
   if (receipt.effects?.status === "failed") {
     found.push({ text: `The effect was not measured: ${receipt.effects.reason ?? "it failed"}.`, tone: "warn" });
+  }
+  return found;
+}
+
+/** What gates and guards did to an intervention. */
+function held(one: Receipt["applied"][number]): Sentence[] {
+  const found: Sentence[] = [];
+  for (const choice of one.choices) {
+    const scores = (choice.gate?.scores ?? []).flatMap((layers) => Object.values(layers)).map((score) => short(score));
+    if (choice.gate) {
+      const read = scores.length === 0 ? "" : `, reading ${scores.join(", ")}`;
+      found.push({ text: `The gate of ${one.artifact} ${choice.gate.open ? "opened" : "stayed shut"}${read}.`, tone: choice.gate.open ? "done" : "off" });
+    }
+    for (const event of choice.guard) {
+      const why = event.reason === "unmeasured" ? "it could not be measured" : event.reason === "kl" ? `it moved the text by ${nats(event.kl ?? 0)} a token` : `the text repeated itself (${short(100 * event.repetition)} %)`;
+      found.push({ text: `From token ${event.token + 1} on the guard ${event.factor === 0 ? `stopped ${one.artifact}` : `left ${short(100 * event.factor)} % of ${one.artifact}`}, because ${why}.`, tone: "warn" });
+    }
   }
   return found;
 }
