@@ -5,6 +5,7 @@ import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -200,32 +201,99 @@ def test_the_kill_switch_asks_first_and_shows_who_is_held_back(page: Page, lab_u
     expect(page.get_by_text("Steering is on")).to_be_visible()
 
 
-def test_a_version_that_acts_otherwise_than_its_card_is_seen_in_monitor(page: Page, lab_url: str) -> None:
-    """An alias is moved to a version of triple strength; its cause can be found by clicking."""
+def test_a_drift_in_live_traffic_is_seen_after_one_refresh_and_its_cause_found_by_clicking(page: Page, lab_url: str
+                                                                                            ) -> None:
+    """An alias that traffic uses is moved to a version of triple strength, and from there it is rolled back."""
     with Client(lab_url) as client:
         content = client.download_artifact("cheerful")
-        card = client.get_artifact("cheerful").card
-        client.import_artifact(content, {"name": "drifting", "strength": {"value": 4.5, "unit": "raw"}})
-        client.patch_artifact("drifting@1", card=card)
+        for value in (1.5, 4.5):
+            client.import_artifact(content, {"name": "drifting", "strength": {"value": value, "unit": "raw"}})
         client.set_alias("drifting", "production", 1)
-        client.import_artifact(content, {"name": "drifting", "strength": {"value": 13.5, "unit": "raw"}})
-        # The card goes on saying what the old strength did.
-        client.patch_artifact("drifting@2", card=card)
+
+        def traffic() -> None:
+            for _ in range(3):
+                client.complete(TEXT, max_tokens=24, temperature=0, steering={
+                    "interventions": [{"artifact": "drifting@production"}], "report": "summary"})
+
+        traffic()
+        page.goto("/#/monitor")
+        effects = page.get_by_role("region", name="Effects")
+        expect(effects.get_by_role("row", name="drifting@1")).to_be_visible()
+        expect(effects.get_by_role("row", name="drifting@2")).to_have_count(0)
         client.set_alias("drifting", "production", 2)
-        for _ in range(3):
-            client.complete(TEXT, max_tokens=24, temperature=0, steering={
-                "interventions": [{"artifact": "drifting@production"}], "report": "summary"})
-    page.goto("/#/monitor")
-    row = page.get_by_role("row", name="drifting@2")
-    for _ in range(30):
-        if row.count():
-            break
+        traffic()
         page.get_by_role("button", name="Refresh").click()
-        page.wait_for_timeout(500)
-    expect(row).to_be_visible()
+        note = effects.get_by_text("drifting@2 acts in the place of drifting@1")
+        expect(note).to_be_visible()
+        expect(note).to_contain_text("times as much")
+        note.get_by_role("link", name="What differs").click()
+        expect(page.get_by_role("heading", name="drifting version 2")).to_be_visible()
+        expect(page.get_by_test_id("differences").get_by_role("row", name="strength.value 1.5 4.5")).to_be_visible()
+        page.get_by_role("button", name="Roll production back from 2 to 1").click()
+        expect(page.get_by_text('"production" means version 1 now.')).to_be_visible()
+        assert client.get_artifact("drifting@production").version == 1
+
+
+def test_a_receipt_is_opened_in_monitor(page: Page, lab_url: str) -> None:
+    with Client(lab_url) as client:
+        answer = client.complete(TEXT, max_tokens=4, temperature=0, steering="german")
+    page.goto("/#/monitor")
+    page.get_by_label("By id").fill(answer.id)
+    page.get_by_role("button", name="Open").click()
+    expect(page.get_by_role("dialog").get_by_text("german@1 added at layer")).to_be_visible()
+    page.keyboard.press("Escape")
+    row = page.get_by_role("region", name="Receipts").get_by_role("row", name="german@1").first
     row.get_by_role("link").click()
-    expect(page.get_by_role("heading", name="drifting version 2")).to_be_visible()
-    expect(page.get_by_text("13.5 raw").first).to_be_visible()
+    expect(page.get_by_role("dialog").get_by_text("german@1 added at layer")).to_be_visible()
+
+
+def test_at_a_token_both_models_tell_what_else_they_would_have_said(page: Page, lab_url: str) -> None:
+    """The untouched model's are those that it gives by itself over the API, and the answer goes on from that token."""
+    page.goto("/")
+    page.get_by_label("Plain text to continue").check()
+    page.get_by_placeholder("Text that the model goes on from").fill(TEXT)
+    pick(page, "cheerful")
+    page.get_by_label("What steering changed").check()
+    page.get_by_role("button", name="Run").click()
+    steered = page.get_by_role("region", name="Steered")
+    expect(steered.get_by_text("What was done")).to_be_visible()
+    steered.locator(".token").nth(5).click()
+    facts = steered.locator("dl.instead")
+    expect(facts).to_contain_text("Likeliest, untouched")
+    def completed(prompt: Any, **fields: Any) -> Any:
+        asked = {"model": "lab-dense", "prompt": prompt, "temperature": 0, "seed": 0, **fields}
+        return httpx.post(f"{lab_url}/v1/completions", json=asked, timeout=120).json()["choices"][0]
+
+    answered = completed(TEXT, max_tokens=60, return_token_ids=True, steering={
+        "interventions": [{"artifact": "cheerful"}]})
+    ids = answered["prompt_token_ids"]
+    said = completed([*ids, *answered["token_ids"][:6]], max_tokens=0, prompt_logprobs=1)
+    [best] = [one for one in said["prompt_logprobs"][-1].values() if one["rank"] == 1]
+    expect(facts.locator("div").nth(1)).to_contain_text(json.dumps(best["decoded_token"], ensure_ascii=False))
+    page.get_by_role("button", name="Go on from here").click()
+    expect(page.get_by_text(f"token {len(ids) + 6} of prompt and answer")).to_be_visible()
+    expect(page.get_by_role("article", name="Answer")).to_have_count(2)
+    expect(steered.get_by_text("What was done")).to_be_visible()
+
+
+def test_a_painted_prompt_is_where_an_intervention_acts(page: Page) -> None:
+    page.goto("/")
+    page.get_by_placeholder("Ask the model something").fill("How do I bake a cake?")
+    pick(page, "french")
+    page.get_by_text("Layers, tokens, gate, options").click()
+    page.get_by_role("button", name="Paint the prompt…").click()
+    dialog = page.get_by_role("dialog")
+    tokens = dialog.get_by_role("listbox", name="Tokens of the prompt").get_by_role("option")
+    expect(tokens.first).to_be_visible()
+    dialog.get_by_role("button", name="user,").click()
+    whole = dialog.locator('[aria-selected="true"]').count()
+    assert 0 < whole < tokens.count()
+    tokens.nth(3).click()
+    expect(dialog.locator('[aria-selected="true"]')).to_have_count(whole - 1)
+    page.keyboard.press("Escape")
+    page.get_by_label("Generated tokens").select_option("none")
+    page.get_by_role("button", name="Run").click()
+    expect(page.get_by_text(f"to {whole - 1} tokens")).to_be_visible()
 
 
 def test_the_page_is_public_and_bounded_by_its_policy(lab_url: str) -> None:

@@ -63,8 +63,8 @@ class Counts(BaseModel):
     guard_checks: int
     guard_breaches: dict[str, int] = Field(description='What guards did, by what was over its limit: "kl lowered".')
     uses: dict[str, int] = Field(description="Interventions, by the name of their artifact.")
-    drift: dict[str, float] = Field(description="What was measured of an artifact over what its card tells for the same "
-                                    "strengths, by reference with version.")
+    drift: dict[str, float] = Field(description="What was measured of an artifact over what its card tells for the "
+                                    "same strengths, by reference with version.")
     restarts: dict[str, int] = Field(description="Restarts of the engine, by what was wrong.")
 
     @classmethod

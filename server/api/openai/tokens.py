@@ -48,8 +48,8 @@ class Tokenized(BaseModel):
     max_model_len: int = Field(description="Tokens that prompt and completion may have together on this server.")
     tokens: list[int]
     token_strs: list[str] | None = None
-    token_roles: list[str] | None = Field(default=None, description="Of a conversation: system, user, ...; what belongs "
-                                          "to no turn is named as scopes name it.")
+    token_roles: list[str] | None = Field(default=None, description="Of a conversation: system, user, ..., as "
+                                          "scopes name them.")
 
 
 class DetokenizeRequest(Lenient):
