@@ -4,6 +4,6 @@ Importing this package loads no torch. Submodules: `corpus` (generator and score
 (what steering methods read), `tokenizer`, `models`, `train`, `evaluate`, `report`.
 """
 
-from lab.paths import DATA_DIR, MODEL_NAMES, MODELS_DIR, model_path
+from lab.paths import DATA_DIR, MODEL_NAMES, MODELS_DIR, TOOLS_MODEL, model_path
 
-__all__ = ["DATA_DIR", "MODELS_DIR", "MODEL_NAMES", "model_path"]
+__all__ = ["DATA_DIR", "MODELS_DIR", "MODEL_NAMES", "TOOLS_MODEL", "model_path"]

@@ -41,7 +41,8 @@ class Batch:
         return Batch(self.ids.to(device), self.document.to(device), self.weight.to(device))
 
 
-def encode(tok: PreTrainedTokenizerFast, samples: list[Sample]) -> list[tuple[list[int], list[float]]]:
+def encode(tok: PreTrainedTokenizerFast, samples: list[Sample], spelled: float = SPELLED,
+           context: float = CONTEXT_SHARE) -> list[tuple[list[int], list[float]]]:
     """(ids, chance of each token to be learned) per document, begin and end tokens included.
 
     Pieces are encoded one by one; answers start at a space or after a special token, so the result
@@ -65,30 +66,31 @@ def encode(tok: PreTrainedTokenizerFast, samples: list[Sample]) -> list[tuple[li
                 ids += part.ids
                 weights += [1.0] * len(part.ids)
             else:
-                _add_context(tok, rng, part.ids, part.tokens, ids, weights)
-        out.append(([*ids, eos], [*weights, CONTEXT_SHARE]))
+                _add_context(tok, rng, part.ids, part.tokens, ids, weights, spelled, context)
+        out.append(([*ids, eos], [*weights, context]))
     return out
 
 
 def _add_context(
     tok: PreTrainedTokenizerFast, rng: random.Random, part: list[int], tokens: list[str],
-    ids: list[int], weights: list[float],
+    ids: list[int], weights: list[float], spelled: float, context: float,
 ) -> None:
     """Append context tokens; a few words are spelled in bytes, as a word outside the vocabulary
     would be, so that unknown words are met in training. The models need not learn to spell."""
     for one, token in zip(part, tokens, strict=True):
-        if rng.random() < SPELLED and not token.startswith("<|"):
+        if rng.random() < spelled and not token.startswith("<|"):
             letters = tok.convert_tokens_to_ids(list(token))
             ids += letters
             weights += [0.0] * len(letters)
         else:
             ids.append(one)
-            weights.append(CONTEXT_SHARE)
+            weights.append(context)
 
 
 def make_batch(
     tok: PreTrainedTokenizerFast, seed: int, step: int, rows: int, length: int,
     mix: dict[str, float] | None = None, importance: dict[str, float] | None = None,
+    spelled: float = SPELLED, context: float = CONTEXT_SHARE,
 ) -> Batch:
     """The batch of training step `step`: first-fit packing of whole documents.
 
@@ -105,7 +107,7 @@ def make_batch(
     stream = documents(f"{seed}:{step}", mix)
     while misses < 24:
         samples = [next(stream) for _ in range(rows)]
-        for sample, (one, chances) in zip(samples, encode(tok, samples), strict=True):
+        for sample, (one, chances) in zip(samples, encode(tok, samples, spelled, context), strict=True):
             if len(one) > length:
                 continue
             row = next((r for r in range(rows) if used[r] + len(one) <= length), None)

@@ -1,4 +1,4 @@
-"""The two architectures, and writing a trained model as a Hugging Face folder."""
+"""The architectures, and writing a trained model as a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from lab.tokenizer import BOS, END, EOS, PAD, build_tokenizer, save_tokenizer
+from lab.paths import TOOLS_MODEL
+from lab.tokenizer import BOS, END, EOS, PAD, TOOLS_CONTEXT, build_tokenizer, save_tokenizer
 
 # initializer_range 0.08 and untied embeddings: with the usual 0.02 and tied embeddings the calendar
 # and the in-context tasks stay at chance for tens of millions of tokens (issue 3).
@@ -26,6 +27,7 @@ _COMMON = dict(
     tie_word_embeddings=False, attention_bias=False, use_sliding_window=False, use_cache=True,
 )
 _DENSE = dict(intermediate_size=384)
+_TOOLS = dict(intermediate_size=384, num_hidden_layers=4, max_position_embeddings=TOOLS_CONTEXT)
 _MOE = dict(
     intermediate_size=256, moe_intermediate_size=96, num_experts=16, num_experts_per_tok=2,
     decoder_sparse_step=1, mlp_only_layers=[], norm_topk_prob=True, router_aux_loss_coef=0.01,
@@ -34,8 +36,8 @@ _MOE = dict(
 
 
 def make_config(name: str, **changes: object) -> PretrainedConfig:
-    """The configuration of lab-dense or lab-moe; `changes` override single fields (tests)."""
-    tok = build_tokenizer()
+    """The configuration of a lab model; `changes` override single fields (tests)."""
+    tok = build_tokenizer(name)
     ids = dict(
         vocab_size=-(-len(tok) // 64) * 64,  # rounded up: engines like aligned vocabularies
         bos_token_id=tok.convert_tokens_to_ids(BOS), eos_token_id=tok.convert_tokens_to_ids(EOS),
@@ -44,6 +46,8 @@ def make_config(name: str, **changes: object) -> PretrainedConfig:
     )
     if name == "lab-dense":
         return Qwen3Config(**{**_COMMON, **_DENSE, **ids, **changes})
+    if name == TOOLS_MODEL:
+        return Qwen3Config(**{**_COMMON, **_TOOLS, **ids, **changes})
     if name == "lab-moe":
         return Qwen3MoeConfig(**{**_COMMON, **_MOE, **ids, **changes})
     raise ValueError(f"no architecture is called {name!r}")
@@ -55,16 +59,16 @@ def new_model(name: str, seed: int, **changes: object) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(make_config(name, **changes), dtype=torch.float32)
 
 
-def save_model(model: PreTrainedModel, folder: Path) -> None:
+def save_model(model: PreTrainedModel, folder: Path, name: str = "lab-dense") -> None:
     """Write the folder all at once: bf16 weights, configs, tokenizer, generation defaults."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    tok = build_tokenizer()
+    tok = build_tokenizer(name)
     half = AutoModelForCausalLM.from_config(model.config, dtype=torch.bfloat16)
     half.load_state_dict({k: v.to(torch.bfloat16) for k, v in model.state_dict().items()})
     half.config.dtype = torch.bfloat16
     half.save_pretrained(tmp)
-    save_tokenizer(tmp)
+    save_tokenizer(tmp, name)
     generation = {
         "bos_token_id": tok.convert_tokens_to_ids(BOS),
         "eos_token_id": [tok.convert_tokens_to_ids(END), tok.convert_tokens_to_ids(EOS)],

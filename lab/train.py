@@ -1,4 +1,4 @@
-"""Training: `python -m lab.train lab-dense|lab-moe|all`.
+"""Training: `python -m lab.train lab-dense|lab-moe|lab-tools|all`.
 
 AdamW with a one-cycle rate, seeded; a checkpoint every few hundred steps, from which a stopped run
 goes on as if it had never stopped. A CUDA device is used where there is one.
@@ -27,10 +27,10 @@ from rich.progress import (
 from transformers import PreTrainedModel
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
-from lab.batches import Batch, make_batch
-from lab.corpus import MIX
+from lab.batches import CONTEXT_SHARE, SPELLED, Batch, make_batch
+from lab.corpus import MIX, TOOLS_MIX
 from lab.models import new_model, save_model
-from lab.paths import LAB_DIR, MODEL_NAMES, model_path
+from lab.paths import LAB_DIR, MODEL_NAMES, TOOLS_MODEL, model_path
 from lab.tokenizer import build_tokenizer
 
 CHECKPOINTS = LAB_DIR.parent / ".lab-checkpoints"
@@ -63,6 +63,8 @@ class Recipe:
     clip: float = 1.0
     balance: float = 0.01
     seed: int = 7
+    spelled: float = SPELLED
+    context: float = CONTEXT_SHARE
     bf16: bool = False  # matrix products in bf16 (master weights stay fp32): 1.5 x on one core
 
     @property
@@ -104,6 +106,8 @@ RECIPES = {
                          Phase(700, 700, 1.2e-3, 0.1, **THIRD_DENSE)), bf16=True),
     "lab-moe": Recipe((Phase(2200, 3300, 2e-3, 0.1), Phase(1400, 1400, 1.5e-3, 0.1, **SECOND),
                        Phase(450, 450, 1e-3, 0.1, **THIRD))),
+    # A word that is spelled in one place and whole in another cannot be copied, so none is.
+    TOOLS_MODEL: Recipe((Phase(1500, 1500, 2.5e-3, 0.1, TOOLS_MIX),), rows=16, length=256, spelled=0.0),
 }
 
 
@@ -156,7 +160,7 @@ def train(
 ) -> tuple[PreTrainedModel, dict[str, float]]:
     """Train to the end (or to `stop_after` steps) and return the model and a log of the run."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tok = build_tokenizer()
+    tok = build_tokenizer(name)
     model = new_model(name, recipe.seed, **changes).to(device).train()
     optimizer = _optimizer(model, recipe)
     done, seconds, core_seconds, tokens, smooth = 0, 0.0, 0.0, 0, 0.0
@@ -175,7 +179,7 @@ def train(
             start, core_start = time.monotonic(), time.process_time()
             phase, inside = recipe.phase_at(done)
             batch = make_batch(tok, recipe.seed, done, recipe.rows, recipe.length, phase.mix,
-                               phase.importance).to(device)
+                               phase.importance, recipe.spelled, recipe.context).to(device)
             with torch.autocast(device, torch.bfloat16, enabled=recipe.bf16):
                 loss = loss_of(model, batch, recipe.balance)
             for group in optimizer.param_groups:
@@ -223,16 +227,16 @@ def _progress(quiet: bool) -> Progress:
 
 
 def main(
-    which: Annotated[str, typer.Argument(help="lab-dense, lab-moe or all")] = "all",
+    which: Annotated[str, typer.Argument(help="lab-dense, lab-moe, lab-tools or all")] = "all",
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice")] = 0,
 ) -> None:
     """Train the reference models and write them to lab/models."""
     if threads:
         torch.set_num_threads(threads)
-    for name in MODEL_NAMES if which == "all" else (which,):
+    for name in (*MODEL_NAMES, TOOLS_MODEL) if which == "all" else (which,):
         recipe = RECIPES[name]
         model, log = train(name, recipe, CHECKPOINTS / f"{name}.pt")
-        save_model(model, model_path(name))
+        save_model(model, model_path(name), name)
         (model_path(name) / "training.json").write_text(
             json.dumps({**_as_plain(recipe), **log}, indent=2) + "\n"
         )

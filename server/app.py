@@ -2,20 +2,25 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any, Protocol
 
+import httpx
 from fastapi import FastAPI
-from starlette.types import Lifespan
+from starlette.types import Lifespan, Receive, Scope, Send
 
 from server.api import console, lens, receipts
 from server.api.admin import capabilities, docs, effects, health, history, jobs
 from server.api.admin import switches as admin
 from server.api.anthropic import messages
 from server.api.library import artifacts, calibration, evaluations, extract, presets
-from server.api.openai import chat, completions, models, responses, tokens
+from server.api.openai import batches as batch_routes
+from server.api.openai import chat, completions, files, models, responses, tokens
 from server.background.apart import apart
 from server.background.housekeeping import Housekeeping
 from server.background.jobs import Jobs
+from server.batches.batches import Batches
+from server.batches.files import StoredFiles
 from server.effects.live_grading import LiveGrading
 from server.effects.metrics import EffectMetrics, OutcomeMetrics
 from server.effects.shadow import Shadow
@@ -30,6 +35,7 @@ from server.http.frame import RequestFrame
 from server.http.handlers import add_handlers
 from server.http.open_requests import OpenRequests
 from server.observability.metrics import Metrics
+from server.requests.admission.caller import BATCH
 from server.requests.admission.queue import AdmissionQueue
 from server.requests.guard import GuardMetrics
 from server.requests.kept_receipts import KeptReceipts
@@ -56,9 +62,10 @@ class Service(Protocol):
     async def stop(self) -> None: ...
 
 
-ROUTERS = (chat.router, completions.router, responses.router, messages.router, receipts.router, tokens.router,
-           models.router, artifacts.router, calibration.router, presets.router, capabilities.router, extract.router,
-           evaluations.router, jobs.router, effects.router, history.router, lens.router, admin.router)
+ROUTERS = (chat.router, completions.router, responses.router, files.router, batch_routes.router, messages.router,
+           receipts.router, tokens.router, models.router, artifacts.router, calibration.router, presets.router,
+           capabilities.router, extract.router, evaluations.router, jobs.router, effects.router, history.router,
+           lens.router, admin.router)
 DESCRIPTION = "Inference-time steering behind OpenAI's API: each request may carry a `steering` field."
 
 
@@ -105,6 +112,11 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
             parts.push_async_callback(jobs.stop)
             await in_thread(jobs.load)
             await parts.enter_async_context(_running(Housekeeping(library, metrics.registry, settings.gc_interval_s)))
+            stored = StoredFiles(settings.data_dir / "files", most_bytes=settings.files_bytes,
+                                 seconds=settings.files_kept_s)
+            batches = Batches(settings.data_dir / "batches", stored, partial(_own_client, app, settings),
+                              at_once=settings.batch_at_once, most_lines=settings.batch_lines,
+                              most_open=settings.max_jobs)
             dialect = Dialect(vocabulary, tools=settings.tool_parser, thoughts=settings.reasoning_parser)
             library.serve(engine.facts.fingerprint)
             # After the engine's start: the self-test has narrowed the facts to what it reached.
@@ -116,10 +128,11 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
                 kill_switch=kill_switch, jobs=jobs, shadow=shadow,
                 live_grading=live_grading, monitor_metrics=MonitorMetrics(metrics.registry),
                 guard_metrics=GuardMetrics(metrics.registry), effect_store=store, history=record,
-                queue=queue, responses=responses,
+                queue=queue, responses=responses, files=stored, batches=batches,
                 receipts=KeptReceipts(most_bytes=settings.receipts_kept_bytes, seconds=settings.receipts_kept_s),
                 share=Share(lambda: queue.running > 0))
             await try_default_spec(state)
+            await parts.enter_async_context(_running(batches))
             yield
 
     app = routed(lifespan)
@@ -138,6 +151,18 @@ async def _running(service: Service) -> AsyncIterator[None]:
         yield
     finally:
         await service.stop()
+
+
+def _own_client(app: FastAPI, settings: Settings, batch_id: str) -> httpx.AsyncClient:
+    """A client of this server that goes through all that others go through, and comes after them."""
+
+    async def asked(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, BATCH: batch_id}, receive, send)
+
+    key = {} if settings.api_key is None else {"Authorization": f"Bearer {settings.api_key.get_secret_value()}"}
+    # The bounds of time are those of the server.
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app=asked, raise_app_exceptions=False),
+                             base_url="http://localhost", headers=key, timeout=None)
 
 
 def routed(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:

@@ -162,6 +162,12 @@ class TooManyJobs(TrimtabError):
     code = "too_many_jobs"
 
 
+class FilesFull(InvalidRequest):
+    """An upload is over the limit on the bytes of files."""
+
+    code: ClassVar[str] = "files_full"
+
+
 # The status with which each code leaves. Steering and the library know causes, and nothing of HTTP.
 _CODES: Mapping[int, str] = {
     400: "calibration_failed constant_activations context_length_exceeded "
@@ -175,7 +181,7 @@ _CODES: Mapping[int, str] = {
     404: "model_not_found not_found route_not_found",
     405: "method_not_allowed",
     408: "body_timeout client_too_slow",
-    409: "artifact_mismatch calibration_cancelled conflict extraction_cancelled library_full not_calibrated "
+    409: "artifact_mismatch calibration_cancelled conflict extraction_cancelled files_full library_full not_calibrated "
          "rehearsal_failed response_cancelled",
     413: "payload_too_large program_too_large",
     415: "unsupported_media_type",

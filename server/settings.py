@@ -145,7 +145,8 @@ class Settings(BaseSettings):
                                  "deleted versions and crashes left on the disk; 0: only when asked for.")
     judge_urls: tuple[str, ...] = Field(default=(), description="URLs (JSON list) at and below which evaluations may "
         "ask another model to judge texts; prompts and answers are sent there.")
-    max_jobs: int = Field(default=16, ge=1, le=1024, description="Background jobs that may wait or run at once.")
+    max_jobs: int = Field(default=16, ge=1, le=1024, description="Background jobs that may wait or run at once; as "
+        "many batches may, too.")
     program_cache_bytes: int = Field(default=256 * 2**20, ge=0,
         description="Memory for compiled programs kept for reuse.")
 
@@ -186,6 +187,12 @@ class Settings(BaseSettings):
         "take; the oldest make room.")
     responses_database_url: str | None = Field(default=None, description="SQLAlchemy URL of stored responses; by "
                                                "default SQLite in `data_dir`.")
+    files_bytes: int = Field(default=2**30, ge=0, le=2**44, description="Bytes that files of /v1/files may take; an "
+        "upload that is over them is refused. Results of batches never are, and count.")
+    files_kept_s: float = Field(default=30 * 86400.0, gt=0, le=10**9, description="Seconds for which files are kept.")
+    batch_lines: int = Field(default=50_000, ge=1, le=10**7, description="Requests that one batch may have.")
+    batch_at_once: int = Field(default=4, ge=1, le=1024, description="Requests of a batch under way at once. They get "
+        "places in the engine only where no other request waits for one.")
     require_steering: bool = Field(default=False, description="Refuse completion requests to which nothing would be "
         "applied, because a gateway in between may have dropped their `steering` field. While the kill switch is on "
         "requests are served unsteered all the same.")

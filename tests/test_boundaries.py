@@ -140,16 +140,18 @@ SERVER = {
     "server/history": {*GROUND, "engines", "observability"},
     "server/http": {*GROUND, "settings.py", "starting.py", "observability"},
     "server/background": {*GROUND, "observability"},
-    "server/requests": {*GROUND, "settings.py", "engines", "observability", "text", "effects", "history", "background"},
+    "server/batches": GROUND,
+    "server/requests": {*GROUND, "settings.py", "engines", "observability", "text", "effects", "history", "background",
+                        "batches"},
     "server/workbench": {*GROUND, "engines", "effects", "background", "requests"},
     "server/api": {*GROUND, "engines", "observability", "text", "history", "http", "background", "requests",
                    "workbench"},
     "server/app.py": {*GROUND, "settings.py", "engines", "observability", "text", "effects", "history", "http",
-                      "background", "requests", "api"},
+                      "background", "batches", "requests", "api"},
     "server/boot.py": {"settings.py", "starting.py", *ENGINES, "observability", "text", "http", "app.py"},
     "server/verify": {*GROUND, "settings.py", *ENGINES, "boot.py"},
     "server/cli": {*GROUND, "settings.py", "starting.py", *ENGINES, "observability", "checkpoints", "boot.py",
-                   "verify"},
+                   "verify", "batches"},
 }
 TABLES = {"steering": STEERING, "vectors": VECTORS, "server": SERVER}
 

@@ -153,7 +153,7 @@ CHECKS: dict[str, list[Callable[[Ran], None]]] = {
     "api": [steers_cheerfully, has_the_shape_of_a_response, lambda ran: answers_instead_of_refusing(ran.said),
             artifacts_as_told, presets_as_told, a_job, a_job, says("past-by-command", "month-signs"),
             says("past-by-python@1"), steers_cheerfully,
-            says("True")],
+            says("True"), says('"custom_id": "first"')],
     "calibration": [says("past@1", "KL per token", "0.1 kl"), is_a_spec],
     "concepts": [says("upbeat@1", "upbeat@2"), is_a_spec],
     "effects": [measured_effects],

@@ -16,6 +16,7 @@ from lab.corpus import (
     sentiment,
     stories,
     tasks,
+    tool_calls,
 )
 from lab.corpus.sample import Sample
 
@@ -24,14 +25,16 @@ SKILLS = {
     for m in (chat, sentiment, calendar, tasks, facts, languages, emotions, bandit, graph, stories)
 }
 
-# What a mix may draw from: every skill, and single parts of a skill that need more practice.
-SOURCES = {name: m.train_sample for name, m in SKILLS.items()} | {"dates": calendar.dates_sample}
+# What a mix may draw from: every skill, single parts of a skill that need more practice, and what lab-tools learns.
+SOURCES = {name: m.train_sample for name, m in SKILLS.items()} | {
+    "dates": calendar.dates_sample, tool_calls.SKILL: tool_calls.train_sample}
 
 # Share of documents per skill: calendar and tasks are learned last, so they get the most.
 MIX = {
     "chat": 14.0, "sentiment": 12.0, "calendar": 24.0, "tasks": 20.0, "facts": 12.0,
     "languages": 7.0, "emotions": 9.0, "bandit": 6.0, "graph": 7.0, "stories": 6.0,
 }
+TOOLS_MIX = {tool_calls.SKILL: 1.0}
 
 
 def documents(seed: int | str, mix: dict[str, float] | None = None) -> Iterator[Sample]:

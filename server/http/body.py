@@ -8,7 +8,7 @@ from server.errors import BodyTimeout
 from steering.language.errors import PayloadTooLarge
 
 # Files of any size are sent here; all other bodies are JSON.
-UPLOADS = frozenset({"/v1/artifacts/import"})
+UPLOADS = frozenset({"/v1/artifacts/import", "/v1/files"})
 # A body may take the time that is set, and a second more for so many bytes of it.
 BYTES_PER_SECOND = 16 * 1024
 # How long what a refused client still sends is thrown away. Were the connection closed at once, the client's system
@@ -27,7 +27,7 @@ class BoundedBody:
         self._sends_at_once = headers.get("expect", "").lower() != "100-continue"
         self._declared = int(declared[:20]) if declared.isdigit() else 0
         self._receive = receive
-        self._limit = limit
+        self._limit, self._uploads = limit, scope["path"] in UPLOADS
         self._timeout_s = timeout_s
         self._received = 0
         self._deadline: float | None = None
@@ -57,7 +57,8 @@ class BoundedBody:
     def _check(self, size: int) -> None:
         if size > self._limit:
             raise PayloadTooLarge(f"the body is larger than {self._limit} bytes", param="body",
-                                  fix="Upload numbers once as a file to /v1/artifacts/import, and name them.")
+                                  fix="Send less at once." if self._uploads else
+                                  "Upload numbers once as a file to /v1/artifacts/import, and name them.")
 
     async def discard(self) -> None:
         """Throw away what still comes, for a moment."""

@@ -6,6 +6,8 @@ from typing import Annotated, Any, cast
 from fastapi import Depends, Request
 
 from server.background.jobs import Jobs
+from server.batches.batches import Batches
+from server.batches.files import StoredFiles
 from server.effects.live_grading import LiveGrading
 from server.effects.shadow import Shadow
 from server.effects.store import EffectStore
@@ -52,6 +54,8 @@ class ServerState:
     kill_switch: KillSwitch
     receipts: KeptReceipts
     responses: StoredResponses
+    files: StoredFiles
+    batches: Batches
     share: Share
     runs: Runs = field(default_factory=Runs)
     # Responses that are being written, by id, so that they can be cancelled.

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from server.requests.admission.deadline import Deadline
-from server.requests.admission.fairness import Client
+from server.requests.admission.fairness import LAST, Client
 from server.settings import Settings
 
 # The server itself, when it tries a spec for example.
 OWN: Client = ("", "server", "")
+# What a request of a batch has in its scope, where nothing that comes over a connection can put it: the batch.
+BATCH = "trimtab.batch"
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,9 @@ class Caller:
 
 def caller_of(request: Request, settings: Settings, wanted_s: float | None) -> Caller:
     """wanted_s: seconds that the request may take; None for what the server allows."""
+    seconds = min((one for one in (settings.request_timeout_s or None, wanted_s) if one is not None), default=None)
+    if BATCH in request.scope:
+        return Caller((LAST, request.scope[BATCH], ""), Deadline(seconds))
     key = ""
     if settings.api_key is not None:
         # Tables hold a digest in place of the key. A server without keys ignores the header, because clients could vary
@@ -30,5 +35,4 @@ def caller_of(request: Request, settings: Settings, wanted_s: float | None) -> C
         given = request.headers.get("authorization") or request.headers.get("x-api-key", "")
         key = hashlib.sha256(given.encode("latin-1")).hexdigest()[:16]
     host, port = (request.client.host, str(request.client.port)) if request.client is not None else ("", "")
-    seconds = min((one for one in (settings.request_timeout_s or None, wanted_s) if one is not None), default=None)
     return Caller((key, host, port), Deadline(seconds))

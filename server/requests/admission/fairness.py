@@ -16,6 +16,8 @@ T = TypeVar("T", bound=Hashable)
 Client = tuple[str, ...]
 # A client may hold at most so many times the places that it leaves free, which is three quarters of all if it is alone.
 SHARE = 3
+# A key that no client has: whoever stands under it has a place only where nobody else can take it.
+LAST = "last"
 
 
 @dataclass
@@ -95,7 +97,7 @@ class FairQueue(Generic[T]):
         if not node.children:
             return client if node.waiting and node.running < SHARE * free else None
         for name, child in sorted(((name, child) for name, child in node.children.items() if child.waiting),
-                                  key=lambda pair: pair[1].served):
+                                  key=lambda pair: (not client and pair[0] == LAST, pair[1].served)):
             found = self._next(child, (*client, name), free)
             if found is not None:
                 return found

@@ -1,0 +1,1 @@
+"""Many requests from a file, answered beside what else is served."""
