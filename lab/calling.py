@@ -52,7 +52,7 @@ def loops(reader: Reader, n: int) -> list[Score]:
     """Loops of five calls of two tools, in which the model reads its own replies, up to the text that ends them."""
     wanted = episodes(n, LOOP_CALLS, LOOP_TOOLS)
     said: list[list[str]] = [[] for _ in wanted]
-    for number in range(LOOP_CALLS + 1):
+    for _ in range(LOOP_CALLS + 1):
         replies = reader.write([prompt(reader, _history(one, own), one.offered())
                                 for one, own in zip(wanted, said, strict=True)], REPLY_TOKENS)
         for own, reply in zip(said, replies, strict=True):

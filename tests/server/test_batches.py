@@ -234,7 +234,7 @@ async def test_another_server_goes_on_after_kill_9(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)])
     results = tmp_path / "batches"
     deadline = time.monotonic() + 120
-    while not sum(path.read_bytes().count(b"\n") for path in results.glob("*.results")) == 5:
+    while sum(path.read_bytes().count(b"\n") for path in results.glob("*.results")) != 5:
         assert time.monotonic() < deadline and process.poll() is None
         await asyncio.sleep(0.02)
     # While it lives, the batch is its own.
