@@ -95,6 +95,9 @@ def extract(
         if data is None or name is None:
             raise InvalidRequest("--data and --name are needed", param="--data" if data is None else "--name")
         fields["name"] = name
+        if "trial" in fields and "trial" not in chosen.request["properties"] and set(trial) == {"grader"} and (
+                "grader" in chosen.request["properties"]):
+            fields["grader"] = fields.pop("trial")["grader"]
         if target is not None and "target" in chosen.request["properties"]:
             fields["target"] = target
         read = {chosen.data: read_records(data, where=where or (), columns=column or ()),

@@ -31,6 +31,10 @@ class Answers:
         return cls(tuple(token for group in groups for token in group),
                    torch.tensor([n for n, group in enumerate(groups) for _ in group]), len(groups))
 
+    def spelled(self, value: int) -> set[int]:
+        """Token ids of the spellings of one value."""
+        return {token for token, owner in zip(self.tokens, self.of.tolist(), strict=True) if owner == value}
+
     def distribution(self, logprobs: torch.Tensor) -> torch.Tensor:
         """`[n, count + 1]` from log-probabilities of `tokens` `[n, num_tokens]`; the last bin is all other tokens."""
         mass = torch.zeros(len(logprobs), self.count, dtype=torch.float64)

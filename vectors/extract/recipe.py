@@ -24,6 +24,7 @@ from steering.models.facts import ModelFacts
 from steering.programs.layers import explicit_layers
 from vectors.artifact import Name, Tags, Text
 from vectors.extract.subject import Subject
+from vectors.extract.trial.plan import Question
 from vectors.extract.work import Work
 
 
@@ -116,6 +117,10 @@ class Recipe(ABC):
     def passes(self, request: Any, data: Any, facts: ModelFacts) -> int | None:
         """Tokens that `make` puts through the model, about; None where nobody has counted them."""
         return None
+
+    def questions(self, request: Any, data: Any) -> Sequence[Question]:
+        """Held-out prompts whose whole answers tell what was made, for requests that name a grader."""
+        return ()
 
     @classmethod
     def data_field(cls) -> str:

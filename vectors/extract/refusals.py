@@ -44,6 +44,12 @@ class LeakingSplit(InvalidData):
     code = "leaking_split"
 
 
+class AnswerInPrompt(InvalidData):
+    """A prompt ends with its own answer, so that what is read is the answer's word and not what the model works out."""
+
+    code = "answer_in_prompt"
+
+
 class ConstantActivations(InvalidData):
     """Every text has the same activation there, as at the embedding of a template's last token."""
 

@@ -1,11 +1,13 @@
 """From a request to an artifact, by any method: the data are checked first, then the numbers are made and written."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from steering.artifacts.payload import Payload
 from vectors.artifact import Metadata
+from vectors.evaluate.graders.contract import Grader
+from vectors.extract.answers import AnsweredOptions, judged, refused_as, tokens_of
 from vectors.extract.contract import Cancelled, Extraction, Progress
 from vectors.extract.recipe import Made, Recipe, RecipeOptions
 from vectors.extract.registry import get_recipe
@@ -16,6 +18,8 @@ from vectors.extract.work import Work
 
 # Below these a measure is what luck reaches.
 LOW_AUC, LOW_PERCENTILE = 0.65, 90.0
+# Share of a run in which the numbers are made, where whole answers are judged after that.
+MAKING = 0.8
 
 
 @dataclass(frozen=True)
@@ -31,17 +35,35 @@ class Prepared:
     def estimate(self, sample: Sequence[int]) -> float | None:
         """Seconds that the run will take, by how long the model needs for `sample` now; None where nobody knows."""
         tokens = self.recipe.passes(self.request, self.data, self.subject.facts)
+        if tokens is not None and self._grader is not None:
+            tokens += tokens_of(self.recipe.questions(self.request, self.data))
         return None if tokens is None else seconds(tokens, self.subject, sample)
 
     def run(self, progress: Progress, cancelled: Cancelled) -> Extraction:
         """Raises TrimtabError: InvalidData and its kinds, ExtractionCancelled."""
         # What the model itself says and is asked in between is no data, whose spelling is of no interest.
-        work = Work(self.subject.uncounted, progress, cancelled, self.created_by)
+        making = 1.0 if self._grader is None else MAKING
+        work = Work(self.subject.uncounted, lambda share, stage: progress(making * share, stage), cancelled,
+                    self.created_by)
         work.at(0.0, "capture")
-        made = self.recipe.make(self.request, self.data, work)
+        made = self._judged(self.recipe.make(self.request, self.data, work), progress, cancelled)
         found = _written(self, made)
-        work.at(1.0, "control")
+        progress(1.0, "control")
         return found
+
+    @property
+    def _grader(self) -> Grader | None:
+        return self.request.grader if isinstance(self.request, AnsweredOptions) else None
+
+    def _judged(self, made: Made, progress: Progress, cancelled: Cancelled) -> Made:
+        """With what whole answers are, where a grader was named; they have the last word on whether it is a draft."""
+        if self._grader is None:
+            return made
+        work = Work(self.subject.uncounted, progress, cancelled, self.created_by)
+        found = judged(made, self.recipe.scope, self._grader, self.recipe.questions(self.request, self.data),
+                       self.subject.uncounted, self.request.generator(2000), work.within(MAKING, 1.0, "trial"))
+        return replace(made, card={**made.card, "answers": found}, report={**made.report, "answers": found},
+                       draft=made.draft or refused_as(found, LOW_PERCENTILE))
 
 
 def prepare(method: str, request: RecipeOptions, subject: Subject, created_by: str) -> Prepared:
@@ -57,11 +79,14 @@ def prepare(method: str, request: RecipeOptions, subject: Subject, created_by: s
 
 def _written(prepared: Prepared, made: Made) -> Extraction:
     request, facts = prepared.request, prepared.subject.facts
-    report = {**made.report, **prepared.subject.report()}
+    spelling = prepared.subject.report()
+    report = {**made.report, **spelling}
     card = {"layers": sorted(made.default_layers if made.default_layers is not None else made.numbers),
             "strength": made.strength.model_dump(mode="json"), "dev": dict(made.dev), "test": dict(made.test),
             **made.card, "controls": _controls(made.report)}
-    warnings = [*report.get("warnings", ()), *chance_warnings(card, prepared.recipe.chance)]
+    # Both the method and the spelling of the data may warn.
+    warnings = [*made.report.get("warnings", ()), *spelling.get("warnings", ()),
+                *chance_warnings(card, prepared.recipe.chance)]
     draft = made.draft or _no_effect(prepared.recipe, card)
     if draft is not None:
         card["draft"] = draft
@@ -88,7 +113,8 @@ def _written(prepared: Prepared, made: Made) -> Extraction:
 
 def _no_effect(recipe: Recipe, card: Mapping[str, Any]) -> str | None:
     """Why what was made is a draft: it changes the model's answers no more than random ones of equal size do."""
-    percentile = card.get(recipe.effect) if recipe.effect is not None else None
+    # Whole answers were judged already, and say more than first tokens do.
+    percentile = card.get(recipe.effect) if recipe.effect is not None and "answers" not in card else None
     if percentile is None or percentile >= LOW_PERCENTILE:
         return None
     return (f"what it does to the model's answers is more than {percentile:.0f} % of random ones of equal size do, and "

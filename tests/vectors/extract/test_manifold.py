@@ -18,7 +18,7 @@ from vectors.extract.behaviour import Answers, Behaviour, bhattacharyya
 from vectors.extract.manifold_fit import Layout, chosen_pairs, cycle_angles
 from vectors.extract.manifold_trial import sign_flip_p
 from vectors.extract.programs import program_of
-from vectors.extract.refusals import NoContrast, OneClass, TooFewExamples
+from vectors.extract.refusals import AnswerInPrompt, NoContrast, OneClass, TooFewExamples
 
 DAYS = [f"day{n}" for n in range(7)]
 GRID = {f"node{x}{y}": [float(x), float(y)] for x, y in itertools.product(range(3), range(3))}
@@ -158,6 +158,29 @@ def test_shuffled_labels_give_nothing(point: Any, values: list[str], layout: dic
     assert "in their order" in card["draft"] and f"draft: {card['draft']}" in card["warnings"]
 
 
+def test_what_cannot_work_is_refused_before_the_model_is_asked() -> None:
+    """Eight prompts about weekdays, an order that luck makes, a prompt behind its answer: nothing is read for it."""
+    class Unasked(PlaceToy):
+        def capture(self, *given: Any, **more: Any) -> Any:
+            raise AssertionError("the model was asked")
+
+        next_logprobs = capture
+
+    eight = [{"text": f"c{n} then {DAYS[n % 7]} and", "label": DAYS[n % 7]} for n in range(8)]
+    ends = [*examples(DAYS), {"text": "c99 said day3", "label": "day3"}]
+    for fields in ({"examples": eight, "order": DAYS}, {"examples": ends, "order": DAYS},
+                   {"examples": examples(DAYS[:4]), "order": DAYS[:4], "layout": "sequential"}):
+        request = parse_request("manifold", {"name": "places", "layout": "cyclic", **fields})
+        with pytest.raises(InvalidRequest):
+            prepare("manifold", request, Unasked(on_ring, DAYS), "test")
+
+
+def test_prompts_that_hold_their_answer_bring_a_warning() -> None:
+    given = {"layout": "cyclic", "order": DAYS}
+    assert any("hold their own answer" in warning
+               for warning in extract(PlaceToy(on_ring, DAYS), examples=examples(DAYS), **given).report["warnings"])
+
+
 def test_a_ring_whose_values_are_named_out_of_order_is_not_theirs() -> None:
     wrong = [DAYS[3 * n % 7] for n in range(7)]
     card = extract(PlaceToy(on_ring, DAYS), examples=examples(DAYS), layout="cyclic", order=wrong).metadata.card or {}
@@ -219,6 +242,8 @@ def test_the_sign_flip_test_is_exact_for_few_pairs() -> None:
     ({"layout": "graph", "order": [], "coordinates": {day: [n, n] for n, day in enumerate(DAYS)}}, InvalidRequest,
      "coordinates"),
     ({"layout": "graph", "order": [], "coordinates": {day: [n] for n, day in enumerate(DAYS)}}, InvalidRequest, None),
+    ({"examples": [*examples(DAYS), {"text": "c99 said day3", "label": "day3"}]}, AnswerInPrompt, "examples[70].text"),
+    ({"layout": "sequential", "order": DAYS[:4], "examples": examples(DAYS[:4])}, TooFewExamples, "order"),
     ({"examples": examples(DAYS, 1)}, TooFewExamples, "examples"), ({"draws": 3}, InvalidRequest, "draws"),
 ])
 def test_bad_requests_are_refused(fields: dict[str, Any], error: type[TrimtabError], param: str | None) -> None:

@@ -21,13 +21,15 @@ from steering.language.strength import Strength
 from steering.language.vocabulary import Site
 from steering.models.facts import ModelFacts
 from steering.programs.program import Program
+from vectors.extract.answers import MOST_QUESTIONS, AnsweredOptions
 from vectors.extract.head_average import causal_heads, mean_heads, summed
 from vectors.extract.programs import LAST, adding
 from vectors.extract.prompts_icl import Task, TaskPair, Template, make_task
-from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
+from vectors.extract.recipe import Made, Recipe, site_layers
 from vectors.extract.refusals import FitFailed
 from vectors.extract.standing import random_like, rounded, share_error, standing
 from vectors.extract.subject import Subject, Tokens, answer_logprobs, stream
+from vectors.extract.trial.plan import Question
 from vectors.extract.work import Span, Work
 
 SITE: Site = "resid_post"
@@ -36,7 +38,7 @@ MOST_POINTS, SCOUTS = 60, 12
 Point = tuple[int, float]
 
 
-class FunctionVectorRequest(RecipeOptions):
+class FunctionVectorRequest(AnsweredOptions):
     """Word pairs of one task."""
 
     pairs: Annotated[list[TaskPair], Field(min_length=1, max_length=20_000)]
@@ -83,6 +85,12 @@ class FunctionVector(Recipe):
                        for pairs, param in ((request.pairs, "pairs"), (request.other_pairs, "other_pairs")))
         assert task is not None
         return task, other
+
+    def questions(self, request: FunctionVectorRequest, data: tuple[Task, Task | None]) -> list[Question]:
+        """Zero-shot prompts with the answers that the task has."""
+        task = data[0]
+        return [Question(task.zero_shot(n), task.inputs[n], (task.outputs[n].strip(),))
+                for n in task.splits["test"][:MOST_QUESTIONS]]
 
     def passes(self, request: FunctionVectorRequest, data: tuple[Task, Task | None], facts: ModelFacts) -> int | None:
         if request.extraction == "causal_mediation":

@@ -15,6 +15,7 @@ on the behaviour manifold.
 """
 
 from collections.abc import Sequence
+from math import factorial
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -31,7 +32,7 @@ from vectors.extract.manifold_fit import Fit, Layout, fit
 from vectors.extract.manifold_report import dev_swaps, dev_walks, swaps, walks
 from vectors.extract.manifold_trial import READ_OUT, Trial
 from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
-from vectors.extract.refusals import FitFailed, NoContrast, OneClass
+from vectors.extract.refusals import AnswerInPrompt, FitFailed, NoContrast, OneClass, TooFewExamples
 from vectors.extract.scratch import Scratch
 from vectors.extract.standing import rounded
 from vectors.extract.subject import Subject, answer_logprobs, first_token, stream
@@ -42,6 +43,8 @@ ORDER_P = 0.05
 SWAP_MARGIN = 0.05
 # Layers whose walks are tried on dev.
 MOST_WALKED = 4
+# Some prompts may name their answer, "seven days after Monday" say; where many do, nothing need be worked out.
+MOST_HOLDING = 0.5
 Coordinates = Annotated[list[Finite], Field(min_length=1, max_length=3)]
 
 
@@ -110,8 +113,10 @@ class ManifoldSteering(Recipe):
         _check_layout(request.placed())
         site_layers(request, SITE, subject.facts)
         data = labelled(request.examples, subject, request.seed, complete=["train"])
-        _values(data, request.labels)
-        return data, _answers(request, subject)
+        values, answers = _values(data, request.labels), _answers(request, subject)
+        _check_order(request)
+        _check_prompts(request, data, values, answers)
+        return data, answers
 
     def passes(self, request: ManifoldRequest, data: tuple[Labelled, Answers], facts: ModelFacts) -> int:
         examples, answers = data
@@ -186,6 +191,10 @@ class ManifoldSteering(Recipe):
             "test": moved | {"answered": rounded(float((behaviour.nearest_value(natural[test]) == values[test])
                                                        .double().mean()))},
             "energy": energy, "walk": walk, "controls": controls}
+        holding = _holding(examples, values, answers)
+        if request.layout != "graph" and holding > MOST_HOLDING:
+            report["warnings"] = [f"{holding:.0%} of the prompts hold their own answer, so that what is read may be a "
+                                  "word that stood there and not what the model works out"]
         return Made(
             kind="manifold", op="manifold", site=SITE, numbers={n: _numbers(fits[n]) for n in usable},
             options={"labels": labels}, default_layers=[layer], residual_norm=norms, report=report,
@@ -208,6 +217,31 @@ def _values(data: Labelled, labels: Sequence[str]) -> torch.Tensor:
         raise OneClass(f"the value {odd[:80]!r} is in the layout or among the examples, and not in both",
                        param="examples", fix="Lay out every label, and give examples of each.")
     return torch.tensor([labels.index(label) for label in data.labels])
+
+
+def _check_order(request: ManifoldRequest) -> None:
+    """Raises TooFewExamples: so few values that no order of theirs can be told from luck."""
+    if request.layout == "sequential" and request.check_order and 2 / factorial(len(request.order)) > ORDER_P:
+        raise TooFewExamples(f"{len(request.order)} values lie in their order by luck more often than once in "
+                             f"{1 / ORDER_P:.0f} times", param="order",
+                             fix="Give five values or more, or check_order false.")
+
+
+def _check_prompts(request: ManifoldRequest, data: Labelled, values: torch.Tensor, answers: Answers) -> None:
+    """Raises AnswerInPrompt: a prompt ends with its answer. On a graph the last node is what a prompt is of."""
+    if request.layout == "graph":
+        return
+    for n, text in enumerate(data.texts):
+        if text[-1] in answers.spelled(int(values[n])):
+            raise AnswerInPrompt(f"the prompt ends with its own answer, {data.labels[n]!r}",
+                                 param=("examples", n, "text"),
+                                 fix='End it where the model is to answer: "What comes after Monday? It is".')
+
+
+def _holding(data: Labelled, values: torch.Tensor, answers: Answers) -> float:
+    """Share of the prompts in which their own answer occurs."""
+    return sum(bool(answers.spelled(int(value)) & set(text)) for text, value in zip(data.texts, values, strict=True)
+               ) / len(data.texts)
 
 
 def _answers(request: ManifoldRequest, subject: Subject) -> Answers:

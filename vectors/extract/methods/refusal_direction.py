@@ -19,15 +19,18 @@ from pydantic import Field
 from steering.language.vocabulary import Site
 from steering.models.facts import ModelFacts
 from steering.programs.program import Program
+from vectors.extract.answers import MOST_QUESTIONS, AnsweredOptions
+from vectors.extract.contrasts import text_of
 from vectors.extract.data import Dataset
 from vectors.extract.programs import EVERYWHERE, adding, program_of
 from vectors.extract.readout import Readout, ReadoutOptions, make_readout
-from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
+from vectors.extract.recipe import Made, Recipe, site_layers
 from vectors.extract.refusals import FitFailed, TooFewExamples
 from vectors.extract.scratch import Scratch
 from vectors.extract.standing import mean_error, random_like, rounded, standing
 from vectors.extract.subject import Subject, Tokens, answer_logprobs, stream
 from vectors.extract.text_pairs import TextPairs, paired
+from vectors.extract.trial.plan import Question
 from vectors.extract.work import Span, Work
 
 SITE: Site = "resid_pre"
@@ -38,7 +41,7 @@ MOST_CANDIDATES, SCOUTS, FINALISTS = 24, 4, 8
 Candidate = tuple[int, int]
 
 
-class RefusalDirectionRequest(RecipeOptions):
+class RefusalDirectionRequest(AnsweredOptions):
     """Prompts that bring the behaviour about (positive) and prompts that do not."""
 
     pairs: TextPairs
@@ -67,6 +70,12 @@ class RefusalDirection(Recipe):
         if min(len(side) for pair in data.pairs for side in (pair.positive, pair.negative)) < request.num_positions:
             raise TooFewExamples(f"a prompt has fewer than {request.num_positions} tokens", param="num_positions")
         return data, make_readout(request.readout, subject)
+
+    def questions(self, request: RefusalDirectionRequest, data: tuple[Dataset, Readout]) -> list[Question]:
+        """Positive prompts, whose behaviour is to go; for a direction to add negative ones, where it is to come."""
+        side: Literal["positive", "negative"] = "negative" if request.op == "add" else "positive"
+        return [Question(getattr(data[0].pairs[n], side), text_of(getattr(request.pairs[n], side)) or "")
+                for n in data[0].splits["test"][:MOST_QUESTIONS]]
 
     def _layers(self, request: RefusalDirectionRequest, facts: ModelFacts) -> list[int]:
         layers = [n for n in site_layers(request, SITE, facts) if n < MAX_DEPTH * facts.num_layers]
