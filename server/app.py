@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.types import Lifespan, Receive, Scope, Send
 
 from server.api import console, lens, receipts
-from server.api.admin import capabilities, docs, effects, health, history, jobs
+from server.api.admin import adapters, capabilities, docs, effects, health, history, jobs
 from server.api.admin import switches as admin
 from server.api.anthropic import messages
 from server.api.library import artifacts, calibration, evaluations, extract, presets
@@ -65,7 +65,7 @@ class Service(Protocol):
 ROUTERS = (chat.router, completions.router, responses.router, files.router, batch_routes.router, messages.router,
            receipts.router, tokens.router, models.router, artifacts.router, calibration.router, presets.router,
            capabilities.router, extract.router, evaluations.router, jobs.router, effects.router, history.router,
-           lens.router, admin.router)
+           lens.router, admin.router, adapters.router)
 DESCRIPTION = "Inference-time steering behind OpenAI's API: each request may carry a `steering` field."
 
 

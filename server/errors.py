@@ -41,6 +41,12 @@ class ContextLengthExceeded(InvalidRequest):
                          fix=fix)
 
 
+class InvalidAdapter(InvalidRequest):
+    """An adapter whose files cannot be read, or that changes what this server does not change."""
+
+    code: ClassVar[str] = "invalid_adapter"
+
+
 class ModelNotFound(NotFound):
     code: ClassVar[str] = "model_not_found"
 
@@ -172,7 +178,8 @@ class FilesFull(InvalidRequest):
 _CODES: Mapping[int, str] = {
     400: "calibration_failed constant_activations context_length_exceeded "
          "embeddings_unsupported empty_text fit_failed "
-         "grader_unusable invalid_extraction_data invalid_http invalid_json invalid_metadata invalid_payload "
+         "grader_unusable invalid_adapter invalid_extraction_data invalid_http invalid_json invalid_metadata "
+         "invalid_payload "
          "invalid_request invalid_spec layer_out_of_range leaking_split no_contrast not_steered one_class "
          "steering_limit steering_overflow text_too_long too_few_examples too_few_pairs unsupported_model "
          "unsupported_parameter unsupported_site",

@@ -16,6 +16,9 @@ from steering.language.vocabulary import SITES, Site
 
 MODEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}$"
 
+# Without the colon that comes before a preset.
+ADAPTER_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
+
 # As browsers write it: no path, no slash at the end, the name in lower case.
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\sA-Z]+")
 
@@ -88,6 +91,14 @@ class Settings(BaseSettings):
     vllm_start_s: float = Field(default=1800.0, ge=0, le=86400,
         description="Seconds that a start of vLLM may take, with loading, compiling and the test of every hooked "
         "place, before it is ended; 0: any number.")
+    vllm_adapters: dict[str, str] = Field(default_factory=dict, description="LoRA adapters (JSON, name to folder) that "
+        "are loaded at the start; requests name one as `model`.")
+    vllm_adapter_dir: Path | None = Field(default=None, description="Folder below which further ones may be loaded "
+        "while the server runs, by POST /v1/load_lora_adapter.")
+    vllm_adapters_at_once: int = Field(default=4, ge=1, le=256, description="Adapters in one batch; requests with more "
+                                       "of them wait.")
+    vllm_adapter_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = Field(default=16, description="Largest rank of an "
+                                                                          "adapter; each takes memory for it.")
     vllm_args: dict[str, Any] = Field(default_factory=dict, description="Further arguments of vLLM's AsyncEngineArgs "
                                       "(JSON), such as tensor_parallel_size or distributed_executor_backend.")
     queue_requests: int = Field(default=1024, ge=4, le=2**20,
@@ -232,6 +243,17 @@ class Settings(BaseSettings):
                 raise ValueError("with cors_origins * any web page could use this server; set api_key")
             if origin != "*" and not ORIGIN.fullmatch(origin):
                 raise ValueError(f"cors_origins: {origin[:100]!r} is no origin such as https://app.example")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters(self) -> Self:
+        if self.engine != "vllm" and (self.vllm_adapters or self.vllm_adapter_dir is not None):
+            raise ValueError("vllm_adapters and vllm_adapter_dir need the engine vllm, because the embedded one serves "
+                             "no adapters")
+        for name in self.vllm_adapters:
+            if not re.fullmatch(ADAPTER_NAME_PATTERN, name) or name == self.model_name:
+                raise ValueError(f"vllm_adapters: {name[:100]!r} is no name for an adapter, which has letters, digits "
+                                 "and . _ - / and is not that of the model")
         return self
 
     @property

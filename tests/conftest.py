@@ -16,7 +16,8 @@ START_S = 300
 # no worker is left alone with one. A file stays on one worker, which starts its engines and servers once.
 LONGEST_FIRST = ("engines/vllm/test_v2_runner.py", "engines/vllm/test_parallel.py", "engines/vllm/test_exact.py",
                  "engines/vllm/test_stale_graph.py", "engines/vllm/test_restart.py", "engines/vllm/test_finite.py",
-                 "engines/vllm/test_scopes.py", "e2e/test_chaos.py", "lab/test_vllm.py", "e2e/test_console.py",
+                 "engines/vllm/test_scopes.py", "engines/vllm/test_adapters.py", "e2e/test_chaos.py",
+                 "lab/test_vllm.py", "e2e/test_console.py",
                  "e2e/test_load.py", "e2e/test_calibration.py", "engines/test_batching.py",
                  "clients/test_client.py", "engines/test_supervision.py", "checkpoints/test_convert.py",
                  "cli/test_bundled_library.py", "test_examples.py", "engines/test_finite.py", "lab/test_models.py",

@@ -14,7 +14,7 @@ from server.requests.admission.caller import caller_of
 from server.requests.admission.queue import Cost
 from server.requests.gates import Decided, decide
 from server.requests.lens import SITE, Map, look
-from server.requests.model_names import parse_model
+from server.requests.model_names import parse_model, serving
 from server.requests.plan import Plan
 from server.requests.receipt import Outcome, Receipt, receipt
 from server.requests.schema import Message, TokenIds, size_of
@@ -98,6 +98,7 @@ async def read_lens(body: LensRequest, request: Request, state: State) -> LensRe
     """What each layer of the model would say next, had it to speak from there."""
     _check_steering(body.steering)
     model = parse_model(body.model, state)
+    state = serving(model, state)
     caller = caller_of(request, state.settings, None)
     with state.queue.entering(caller.client):
         plan = await state.pools.complete(lambda: state.planner.plan(body.steering, model.preset))

@@ -42,7 +42,7 @@ class Finished:
     """One steered completion that has been generated. `preset` names it in metrics, "" for none. `parts`: of a guarded
     one, the programs it was made under. kept: by the engine, of its own passes. drawn: whether it was drawn to be
     measured before it ran; None where that is still to be done. then: is told the effect of one that nobody waits for,
-    once, or that there is none."""
+    once, or that there is none. engine: with the adapter that was on the model; None for that of the measurements."""
 
     index: int
     program: Program
@@ -55,6 +55,7 @@ class Finished:
     kept: Kept | None = None
     drawn: bool | None = None
     then: Callable[[ChoiceEffect | None], None] = lambda effect: None
+    engine: Engine | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -200,7 +201,7 @@ class Shadow:
         try:
             request = CompareRequest(ids, len(finished.prompt_ids), finished.program, finished.roles, self._end_ids,
                                      finished.kept)
-            comparison = await compare_parts(self._engine, request, list(finished.parts))
+            comparison = await compare_parts(finished.engine or self._engine, request, list(finished.parts))
             signs = degeneration(finished.generated_ids, self._decode(finished.generated_ids), finished.ended)
             effect = choice_effect(finished.index, comparison, finished.program, signs, per_token=per_token)
             self._metrics.ran(finished.cost)

@@ -3,10 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from server.engines.adapters import Adapter, Adapters
 from server.engines.grammar import Grammar
 from steering.divergence import Divergence, ResidualShift
 from steering.language.errors import EngineUnavailable
@@ -91,6 +93,7 @@ class Generation:
     keep_from: the position from which on the engine keeps what a comparison of the completion needs; None where it is
     not to be compared.
     guest: it is part of a job, and gives way to those that are not (`server.engines.guests`).
+    adapter: what is on the model. Set by `Engine.on`.
     """
 
     request_id: str
@@ -102,6 +105,7 @@ class Generation:
     keep_from: int | None = None
     cache_salt: str | None = None
     guest: bool = False
+    adapter: Adapter | None = None
 
 
 @dataclass(frozen=True)
@@ -224,7 +228,7 @@ class CompareRequest:
 
     end_ids: tokens that end a text, whose probability is to be told.
     kept: what was kept while it was generated under `program`. Where it serves, the steered pass is not run again.
-    guest: as of a Generation.
+    guest, adapter: as of a Generation.
     """
 
     token_ids: Sequence[int]
@@ -234,6 +238,7 @@ class CompareRequest:
     end_ids: tuple[int, ...] = ()
     kept: Kept | None = None
     guest: bool = False
+    adapter: Adapter | None = None
 
 
 @dataclass(frozen=True)
@@ -257,6 +262,7 @@ class CaptureRequest:
     """Activations to read. `positions` are token positions (negative from the end), or None for all of them.
 
     Tokens from `prompt_length` on count as generated for scopes (default: none do); `roles` are of the prompt part.
+    adapter: as of a Generation.
     """
 
     token_ids: Sequence[int]
@@ -264,6 +270,7 @@ class CaptureRequest:
     positions: Sequence[int] | None = None
     prompt_length: int | None = None
     roles: Sequence[str] | None = None
+    adapter: Adapter | None = None
 
 
 # site -> layer -> [num_positions, width] float32 on the CPU.
@@ -280,12 +287,14 @@ class Engine(ABC):
     end_ids: end-of-text tokens of the model's generation config.
     features: what the engine can do beyond the contract, by name; "resume": to go on from `Generation.generated_ids`.
     not_resumed: fields of `Sampling` that a completion which is gone on with cannot have set.
+    adapters: those that requests may name; None where the engine takes none.
     """
 
     facts: ModelFacts
     end_ids: tuple[int, ...] = ()
     features: frozenset[str] = frozenset()
     not_resumed: tuple[str, ...] = ()
+    adapters: Adapters | None = None
 
     @abstractmethod
     async def start(self) -> None: ...
@@ -334,6 +343,23 @@ class Engine(ABC):
     async def compare_all(self, requests: Sequence[CompareRequest]) -> list[Comparison]:
         """`compare` of many completions, in order. Engines that can run several in one pass do."""
         return [await self.compare(request) for request in requests]
+
+    def on(self, adapter: Adapter) -> "Engine":
+        """The engine with one of its adapters on the model. Only where there are `adapters`, as the next two."""
+        raise NotImplementedError
+
+    async def load_adapter(self, name: str, folder: Path) -> Adapter:
+        """Let requests name the adapter in `folder`, in place of one that had the name.
+
+        Raises:
+            InvalidAdapter: it cannot be served.
+            EngineUnavailable: the engine does not run.
+        """
+        raise NotImplementedError
+
+    async def unload_adapter(self, name: str) -> None:
+        """Let no request name it any more; those that run go on. Raises NotFound."""
+        raise NotImplementedError
 
     @abstractmethod
     def capabilities(self) -> dict[str, Any]:

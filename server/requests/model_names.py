@@ -1,7 +1,8 @@
 """The model that a request names: the served one, or that one with a preset, as `model:preset`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from server.engines.adapters import Adapter
 from server.errors import ModelNotFound
 from server.requests.state import ServerState
 
@@ -12,13 +13,24 @@ class ModelName:
 
     base: str
     preset: str | None
+    adapter: Adapter | None = None
 
 
 def parse_model(name: str, state: ServerState) -> ModelName:
-    """Raises ModelNotFound unless `name` is the served model, or that and `:preset`."""
-    base = state.settings.model_name
-    if name == base:
-        return ModelName(base, None)
-    if name.startswith(f"{base}:"):
-        return ModelName(base, name[len(base) + 1:])
-    raise ModelNotFound(f"there is no model {name[:100]!r}", param="model", fix=f"Use {base} or {base}:PRESET.")
+    """Raises ModelNotFound unless `name` is the served model or one of its adapters, or one of these and `:preset`."""
+    served = state.settings.model_name
+    # The names of models may hold colons, those of adapters do not.
+    base, _, preset = (served, "", name[len(served) + 1:]) if name.startswith(f"{served}:") else name.partition(":")
+    if name == served:
+        return ModelName(served, None)
+    if base == served and preset:
+        return ModelName(served, preset)
+    adapter = None if state.engine.adapters is None else state.engine.adapters.get(base)
+    if adapter is None or name.endswith(":"):
+        raise ModelNotFound(f"there is no model {name[:100]!r}", param="model", fix=f"Use {served} or {served}:PRESET.")
+    return ModelName(base, preset or None, adapter)
+
+
+def serving(model: ModelName, state: ServerState) -> ServerState:
+    """The state whose engine has the adapter on the model that the request names, if it names one."""
+    return state if model.adapter is None else replace(state, engine=state.engine.on(model.adapter))

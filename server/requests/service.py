@@ -22,7 +22,7 @@ from server.requests.form import Form, plain_form
 from server.requests.gates import Decided, decide
 from server.requests.generate import Choice, Run
 from server.requests.guard import GuardedCompletion
-from server.requests.model_names import ModelName, parse_model
+from server.requests.model_names import ModelName, parse_model, serving
 from server.requests.monitor import Watched, watch
 from server.requests.plan import Plan
 from server.requests.planner import not_steered
@@ -78,7 +78,7 @@ class Started:
         """The choices that something was applied to."""
         return [Finished(choice.index, program, choice.prompt.token_ids, choice.token_ids, choice.prompt.roles,
                          bool(choice.token_ids) and choice.token_ids[-1] in self.state.vocabulary.end_ids, self._preset,
-                         choice.parts, choice.kept, choice.measured)
+                         choice.parts, choice.kept, choice.measured, engine=self.state.engine)
                 for choice in self.run.choices if (program := choice.decided.program) is not None and program.acting]
 
     @property
@@ -144,6 +144,7 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
         form: of the text; None for that of a plain completion.
         obeys_kill_switch: False for what the server tries while steering may be off.
     """
+    state = serving(parse_model(body.model, state), state)
     longest = max(len(prompt.token_ids) for prompt in prompts)
     form = plain_form(body, state) if form is None else form
     plan = plan.within(form.sections)

@@ -15,6 +15,8 @@ class ModelFacts:
         fingerprint: hash of configuration and weights; artifacts made on other weights are refused.
         family: the architecture family, a name of the table in `families.py`.
         num_experts: routed experts a MoE layer has, 0 for a dense model.
+        adapter: what was trained on these weights and is on them, as NAME@DIGEST; None for the weights alone. It is not
+        in the fingerprint, because artifacts made on the weights fit it.
         sites: for each site the layers at which the self-test reached it. All other places are refused.
     """
 
@@ -30,6 +32,7 @@ class ModelFacts:
     context_length: int
     num_experts: int = 0
     experts_per_token: int = 0
+    adapter: str | None = None
     sites: dict[Site, tuple[int, ...]] = field(default_factory=dict)
 
     def width(self, site: Site) -> int:

@@ -103,7 +103,8 @@ def _written(prepared: Prepared, made: Made) -> Extraction:
         "fingerprint": facts.fingerprint, "d_model": facts.d_model, "residual_norm": dict(made.residual_norm or {}),
         "sigma": dict(made.sigma or {}), "reading": made.reading, "scope": prepared.recipe.scope, "card": card,
         "provenance": {"method": prepared.recipe.name, **made.data, "seed": request.seed,
-                       "created_by": prepared.created_by, "report": report},
+                       "created_by": prepared.created_by, "report": report,
+                       **({} if facts.adapter is None else {"adapter": facts.adapter})},
     })
     payload = Payload.build(made.kind, {layer: {name: tensor if not tensor.is_floating_point() else tensor.float()
                                                 for name, tensor in tensors.items()}

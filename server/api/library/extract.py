@@ -4,13 +4,14 @@ import asyncio
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Path, Response
+from fastapi import APIRouter, Body, Path, Query, Response
 from pydantic import Field, ValidationError
 
 from server.api.route import StrictRoute
 from server.api.validation import invalid
 from server.background.apart import apart
 from server.background.job import Cancelled, Control, Job
+from server.requests.model_names import parse_model, serving
 from server.requests.state import ServerState, State
 from server.threads import in_thread
 from server.workbench.subject import EngineSubject, sample
@@ -25,17 +26,21 @@ MEDIA = {"png": "image/png", "svg": "image/svg+xml"}
 router = APIRouter(tags=["extract"], route_class=StrictRoute)
 
 
+OfModel = Annotated[str | None, Query(max_length=256, description="What it is made on: the model, or one of its "
+                                      "adapters.")]
+
+
 class ExtractBody(ContrastiveRequest):
     method: Literal["mean_difference", "pca_pairwise", "pca_repe", "logistic_probe"] = Field(
         default="mean_difference", description="How the direction is fitted.")
 
 
 @router.post("/v1/extract", status_code=202)
-async def create_extraction(body: ExtractBody, state: State) -> Job:
+async def create_extraction(body: ExtractBody, state: State, model: OfModel = None) -> Job:
     """Start the job. Its result names the artifact it stored and holds the report."""
     request = get_recipe(body.method).request(
         **{name: getattr(body, name) for name in ContrastiveRequest.model_fields})
-    return await _start(body.method, request, state, "POST /v1/extract")
+    return await _start(body.method, request, _served(model, state), "POST /v1/extract")
 
 
 @router.get("/v1/extract/methods")
@@ -48,8 +53,9 @@ def list_methods() -> dict[str, list[dict[str, Any]]]:
 @router.post("/v1/extract/{method}", status_code=202)
 async def create_by_method(method: Annotated[str, Path(max_length=64)],
                            body: Annotated[dict[str, Any], Body(description="Fields of the method.")],
-                           state: State) -> Job:
+                           state: State, model: OfModel = None) -> Job:
     """Start the job. Its result names the artifact it stored and holds the report with its controls."""
+    state = _served(model, state)
     return await _start(method, _request(method, _without_method(method, body)), state, f"POST /v1/extract/{method}")
 
 
@@ -82,6 +88,16 @@ def _without_method(method: str, body: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidRequest(f"the path says {method}, the body another method", param="method",
                              fix="Leave it out of the body.")
     return {name: value for name, value in body.items() if name != "method"}
+
+
+def _served(name: str | None, state: ServerState) -> ServerState:
+    if name is None:
+        return state
+    model = parse_model(name, state)
+    if model.preset is not None:
+        raise InvalidRequest("an artifact is made on a model without a preset", param="model",
+                             fix="Name the model, or one of its adapters.")
+    return serving(model, state)
 
 
 def _request(method: str, body: Mapping[str, Any]) -> RecipeOptions:

@@ -1,4 +1,4 @@
-"""`/v1/models`: the base model first, then each preset that was made for it as `model:preset`."""
+"""`/v1/models`: the base model first, then its adapters, then each preset that was made for it as `model:preset`."""
 
 import time
 from contextlib import suppress
@@ -12,6 +12,7 @@ from transformers.utils import cached_file
 
 from server.api.openai.offered import Offer
 from server.api.route import StrictRoute
+from server.engines.adapters import Adapter
 from server.errors import ModelNotFound
 from server.requests.model_names import parse_model
 from server.requests.state import ServerState, State
@@ -28,6 +29,7 @@ class ServedModel(Model):
     """OpenAI's description, and the context as other servers state it."""
 
     max_model_len: int = Field(description="Tokens that prompt and completion may have together on this server.")
+    parent: str | None = Field(default=None, description="Of an adapter: the model that it was trained on.")
 
 
 class ModelList(BaseModel):
@@ -43,6 +45,8 @@ async def list_models(state: State) -> ModelList:
 @router.get("/v1/models/{name:path}")
 async def show_model(name: str, state: State) -> ServedModel:
     model = parse_model(name, state)
+    if model.preset is None and model.adapter is not None:
+        return _adapted(model.adapter, state)
     if model.preset is None:
         created = await in_thread(_made_at, state.settings.model)
     else:
@@ -60,6 +64,7 @@ async def show_model(name: str, state: State) -> ServedModel:
 def _models(state: ServerState) -> list[ServedModel]:
     base, offer = state.settings.model_name, Offer(state.library, state.engine.facts)
     found = [_model(base, _made_at(state.settings.model), state)]
+    found += [_adapted(adapter, state) for adapter in state.engine.adapters or ()]
     cursor = None
     while True:
         page = state.library.presets.list(limit=PAGE, cursor=cursor)
@@ -80,6 +85,10 @@ def _made_at(model: str) -> int:
     return int(described.stat().st_mtime) if described.exists() else STARTED
 
 
-def _model(name: str, created: int, state: ServerState) -> ServedModel:
-    return ServedModel(id=name, created=created, object="model", owned_by=OWNER,
+def _adapted(adapter: Adapter, state: ServerState) -> ServedModel:
+    return _model(adapter.name, adapter.created, state, parent=state.settings.model_name)
+
+
+def _model(name: str, created: int, state: ServerState, parent: str | None = None) -> ServedModel:
+    return ServedModel(id=name, created=created, object="model", owned_by=OWNER, parent=parent,
                        max_model_len=state.engine.max_sequence_tokens)

@@ -15,6 +15,7 @@ def check() -> None:
         RuntimeError: another version, or a signature that differs; naming it.
     """
     import vllm
+    from vllm.lora.punica_wrapper import punica_cpu
     from vllm.v1.core import kv_cache_utils
     from vllm.v1.core.kv_cache_manager import KVCacheManager
     from vllm.v1.core.sched.scheduler import Scheduler
@@ -35,6 +36,10 @@ def check() -> None:
     expect(Scheduler.update_from_output, "self", "scheduler_output", "model_runner_output")
     expect(KVCacheManager.get_block_ids, "self", "request_id")
     expect(KVCacheManager.evict_blocks, "self", "block_ids")
+    stretches = ("b_seq_start_loc", "seq_len_tensor", "lora_indices_tensor", "batches", "max_seq_length", "token_nums")
+    weights = ("inputs", "lora_b_weights", "output_tensor")
+    expect(punica_cpu.sgmv_expand, *weights, *stretches, "add_inputs")
+    expect(punica_cpu.sgmv_expand_slice, *weights, *stretches, "slice_offset", "slice_size", "add_inputs")
     expect(kv_cache_utils.generate_block_hash_extra_keys, "request", "start_token_idx", "end_token_idx",
            "start_mm_idx")
 

@@ -33,9 +33,10 @@ class Running:
         return None
 
 
-def make_app(name: str, engine: Any, engine_name: str, folder: Path) -> FastAPI:
-    """The app of lab model `name` with a library of its own in `folder`."""
-    settings = Settings(model=str(model_path(name)), data_dir=folder, shadow_sample=0.0)
+def make_app(name: str, engine: Any, engine_name: str, folder: Path, **chosen: Any) -> FastAPI:
+    """The app of lab model `name` with a library of its own in `folder`, under the settings `chosen`."""
+    settings = Settings(model=str(model_path(name)), data_dir=folder, shadow_sample=0.0, **chosen,
+                        engine=engine_name)
     folder.mkdir(parents=True, exist_ok=True)
     library = Library.open(settings.library_database_url, settings.library_blob_url)
     tokenizer = AutoTokenizer.from_pretrained(settings.model)

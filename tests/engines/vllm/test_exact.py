@@ -13,6 +13,7 @@ from server.engines.grammar import of_schema
 from tests.engines import reference as ref
 from tests.engines.cases import vector
 from tests.engines.conftest import compiled, generate, ids
+from tests.engines.field_cases import fields_choose_as_a_greedy_loop
 from tests.engines.section_cases import scopes_follow_sections
 from tests.engines.vllm import checks, resuming
 from tests.engines.vllm.conftest import Group, sweep_of
@@ -91,6 +92,14 @@ async def test_scopes_that_name_sections(group: Group) -> None:
 
 async def test_same_answers_as_the_embedded_engine(group: Group, tmp_path: Path) -> None:
     await same_answers_over_http(group, tmp_path)
+
+
+async def test_fields_choose_as_a_greedy_loop(group: Group) -> None:
+    push = vector(5, group.engine.facts.d_model, 5.0)
+    program = compiled(group.engine, {"op": "add", "layers": [2], "inline": {"vector": push.tolist()}})
+    prompts = [checks.prompt_of(n, 20) for n in range(20)]
+    await fields_choose_as_a_greedy_loop(group.engine, group.model, prompts, program,
+                                         [ref.Edit("resid_post", 2, ref.add(push), ref.everywhere)])
 
 
 async def test_answers_of_a_json_schema(group: Group) -> None:

@@ -13,13 +13,15 @@ ONE_ONLY = {
 }
 OFF_ONLY = {
     "enable_dbo": ONE_ONLY["ubatch_size"],
-    "speculative_config": "drafts are made by a model that is not steered, and a scope may end within one",
+    "speculative_config": "receipts and the limit on steps would count drafts that are thrown away, so that a request "
+                          "may end because of a token that it does not have",
     "enable_expert_parallel": "edits of routers have not been tested with experts on different ranks",
     "enable_elastic_ep": "ranks would come and go without the programs",
 }
 # What Trimtab sets itself, or what would keep its hooks out.
 OWN = ("model", "served_model_name", "dtype", "enforce_eager", "additional_config", "worker_cls", "scheduler_cls",
-       "scheduling_policy", "skip_tokenizer_init", "enable_prompt_embeds")
+       "scheduling_policy", "skip_tokenizer_init", "enable_prompt_embeds", "enable_lora", "max_loras", "max_lora_rank",
+       "lora_target_modules")
 
 
 def check_arguments(extra: Mapping[str, Any]) -> None:
@@ -39,11 +41,11 @@ def check_arguments(extra: Mapping[str, Any]) -> None:
                                   fix="Leave it out.")
 
 
-def check_resolved(config: Any, *, mixture: bool) -> None:
+def check_resolved(config: Any, *, mixture: bool, adapters: bool = False) -> None:
     """The same for what vLLM has made of its arguments, defaults and environment.
 
     Args:
-        mixture: the model has experts.
+        mixture: the model has experts. adapters: requests may name adapters.
 
     Raises:
         InvalidSettings: naming it.
@@ -55,3 +57,11 @@ def check_resolved(config: Any, *, mixture: bool) -> None:
     if mixture and parallel.data_parallel_size > 1:
         raise InvalidSettings("replicas of a mixture model are not supported: a router would see the tokens of all "
                               "replicas", param=("vllm_args", "data_parallel_size"), fix="Run several servers instead.")
+    if adapters and mixture:
+        raise InvalidSettings("adapters on a mixture model are not supported: they have not been tested with experts",
+                              param="vllm_adapters", fix="Serve the merged weights.")
+    for name in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"):
+        if adapters and getattr(parallel, name) > 1:
+            raise InvalidSettings(f"adapters with {name} over 1 are not supported: they have not been tested with "
+                                  "steering on parts of a model", param=("vllm_args", name),
+                                  fix="Leave one of them out.")

@@ -181,7 +181,7 @@ class Comparing:
         first, same = request.prompt_length - 1, same_rows(request)
         base = Pass(request.token_ids[:-1], request.prompt_length, None, request.roles, keep_from=first + same,
                     capture=(("resid_post", self._last_layer),),
-                    positions=tuple(range(first + same, len(request.token_ids) - 1)))
+                    positions=tuple(range(first + same, len(request.token_ids) - 1)), adapter=request.adapter)
         if first + same < len(request.token_ids) - 1:
             await self._measuring.run(base, self._slots, cached=cached)
         return base
@@ -204,4 +204,4 @@ class Comparing:
         first = request.prompt_length - 1
         return Pass(request.token_ids[:-1], request.prompt_length, program, request.roles, keep_from=first,
                     capture=() if layer is None else (("resid_post", layer),),
-                    positions=tuple(range(first, len(request.token_ids) - 1)))
+                    positions=tuple(range(first, len(request.token_ids) - 1)), adapter=request.adapter)

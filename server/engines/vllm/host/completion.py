@@ -104,7 +104,7 @@ class VllmCompletion(Completion):
             self._lease.distrust()
         token_ids = [*self.generation.prompt_ids, *self._token_ids]
         return await self._serving.explain(self.generation.program, token_ids, len(self.generation.prompt_ids),
-                                          self.generation.roles, taken)
+                                          self.generation.roles, taken, self.generation.adapter)
 
     async def cancel(self) -> None:
         try:

@@ -12,6 +12,7 @@ import torch
 from pydantic import ValidationError
 
 from server.engines.vllm.host.arguments import check_arguments, check_resolved
+from server.engines.vllm.host.lora import lora_arguments
 from server.engines.vllm.host.options import VllmOptions
 from server.engines.vllm.host.reading import ModelReading, engine_dtype
 from server.engines.vllm.manifest import Manifest
@@ -122,7 +123,7 @@ def engine_config(options: VllmOptions, reading: ModelReading) -> Any:
     except Exception as error:
         # Validation of many kinds; all that went into it are settings and the model's own configuration.
         raise _refused(error, _guilty(made, given, options.extra)) from error
-    check_resolved(config, mixture=bool(reading.facts.num_experts))
+    check_resolved(config, mixture=bool(reading.facts.num_experts), adapters=options.takes_adapters)
     _check_start(config)
     return config
 
@@ -148,7 +149,7 @@ def engine_arguments(options: VllmOptions, reading: ModelReading) -> dict[str, A
         arguments["kv_cache_memory_bytes"] = blocks * options.block_size * reading.kv_bytes_per_token
         # What vLLM makes of it on a CPU anyway, with a warning.
         arguments["mamba_ssm_cache_dtype"] = "float32"
-    return arguments | {**options.extra, "max_model_len": context_of(options, reading) + 1}
+    return arguments | lora_arguments(options) | {**options.extra, "max_model_len": context_of(options, reading) + 1}
 
 
 def _split_graphs() -> dict[str, Any]:

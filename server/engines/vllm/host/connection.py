@@ -9,8 +9,10 @@ from typing import Any, Literal, TypeVar
 
 import structlog
 
+from server.engines.adapters import Adapter, Adapters
 from server.engines.base import Condition, Sampling, Unready
 from server.engines.vllm.host.forecast import Forecast
+from server.engines.vllm.host.lora import lora_request
 from server.engines.vllm.host.options import VllmOptions
 from server.engines.vllm.host.process import start_llm
 from server.engines.vllm.host.pulse import Processes, Pulses, end_starting
@@ -42,9 +44,9 @@ class Connection:
         what was wrong.
     """
 
-    def __init__(self, options: VllmOptions, reading: ModelReading, *, launched: Callable[[], None],
+    def __init__(self, options: VllmOptions, reading: ModelReading, adapters: Adapters, *, launched: Callable[[], None],
                  prove: Callable[[], Awaitable[None]], lost: Callable[[], Awaitable[None]]) -> None:
-        self._options, self._reading = options, reading
+        self._options, self._reading, self.adapters = options, reading, adapters
         self._launched, self._prove, self._lost = launched, prove, lost
         self._llm: Any = None
         self._pulses = Pulses()
@@ -138,7 +140,7 @@ class Connection:
 
     async def outputs(self, request_id: str, token_ids: Sequence[int], sampling: Sampling, extra: Mapping[str, Any], *,
                       measuring: bool = False, cached: bool = False, guest: bool = False,
-                      cache_salt: str | None = None) -> AsyncGenerator[Any]:
+                      cache_salt: str | None = None, adapter: Adapter | None = None) -> AsyncGenerator[Any]:
         """Outputs of vLLM for one request. measuring: it gives way to others, and computes every position itself unless
         `cached` lets it read prefixes from the cache. guest: it gives way to all of these (`worker/scheduling.py`)."""
         try:
@@ -149,11 +151,13 @@ class Connection:
             params.skip_reading_prefix_cache = not cached
         self._check_answers()
         # Of several replicas the first measures, because what is compared must lie in the same workers.
-        with self._pulses.request(self._pulses.first if measuring else None) as replica:
+        with (self._pulses.request(self._pulses.first if measuring else None) as replica,
+              self.adapters.used(adapter)):
             self.running.add(request_id)
             prompt = {"prompt_token_ids": list(token_ids)} | ({} if cache_salt is None else {"cache_salt": cache_salt})
             outputs = self._llm.generate(
                 prompt, params, request_id, priority=GUEST if guest else int(measuring),
+                lora_request=None if adapter is None else lora_request(adapter),
                 data_parallel_rank=None if len(self._pulses) == 1 else replica - self._pulses.first)
             begun = False
             try:
@@ -172,6 +176,16 @@ class Connection:
             finally:
                 await outputs.aclose()
                 self.running.discard(request_id)
+
+    async def call(self, method: str, *args: Any) -> Any:
+        """Call a method of vLLM's engine. What it raises is handed on, unless the engine is why."""
+        self._check_answers()
+        try:
+            return await self._while_it_answers(getattr(self._llm, method)(*args))
+        except Exception as error:
+            if not self._answers:
+                raise EngineUnavailable("the engine stopped", fix=RESTARTING) from error
+            raise
 
     async def _while_it_answers(self, call: Awaitable[T]) -> T:
         """The result of a call to vLLM's process, or an error if it dies meanwhile and will never answer."""
@@ -297,3 +311,4 @@ class Connection:
             log.error("engine_failed", exc_info=error)
             found = EngineUnavailable("the engine failed on this request; the log says more")
         return found
+

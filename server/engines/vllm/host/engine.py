@@ -1,12 +1,16 @@
 """The production engine: stock vLLM, compiled, with a program per request."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from prometheus_client import REGISTRY, generate_latest
 
+from server.engines.adapters import Adapter, Adapters
 from server.engines.base import (
     Captured,
     CaptureRequest,
@@ -19,15 +23,20 @@ from server.engines.base import (
     Unready,
 )
 from server.engines.checks import check_capture, check_compare, check_room, check_tokens
+from server.engines.vllm.host.adapted import AdaptedEngine
 from server.engines.vllm.host.completion import VllmCompletion
 from server.engines.vllm.host.config import awake, check_names, context_of, engine_config, quiet
 from server.engines.vllm.host.connection import Connection
+from server.engines.vllm.host.lora import lora_request
 from server.engines.vllm.host.options import VllmOptions
 from server.engines.vllm.host.reading import ModelReading, engine_dtype, read_model
 from server.engines.vllm.host.selftest import run_selftest
 from server.engines.vllm.host.serving import Serving
 from server.engines.vllm.manifest import STAGE_OPS
-from steering.language.errors import InvalidRequest
+from server.engines.vllm.quiet import first_line
+from server.errors import InvalidAdapter, InvalidSettings
+from server.threads import in_thread
+from steering.language.errors import EngineUnavailable, InvalidRequest, NotFound, TrimtabError, printable
 from steering.models.facts import ModelFacts
 from steering.ops import operations
 from steering.programs.program import Program
@@ -53,16 +62,64 @@ class VllmEngine(Engine):
             engine_config(options, self.reading)
         self.facts: ModelFacts = self.reading.facts
         self.end_ids = self.reading.end_ids
-        self.connection = Connection(options, self.reading, launched=lambda: self.serving.forget_slots(),
+        adapters = Adapters()
+        self.adapters = adapters if options.takes_adapters else None
+        self.connection = Connection(options, self.reading, adapters, launched=lambda: self.serving.forget_slots(),
                                      prove=self._prove, lost=self._interrupt)
         self.serving = Serving(options, self.connection, self.facts.num_layers - 1, self.facts.vocab_size)
         self.slots, self.measuring = self.serving.slots, self.serving.measuring
+        self._loading = asyncio.Lock()
 
     async def start(self) -> None:
         await self.connection.start()
+        try:
+            for name, folder in self.options.adapters.items():
+                try:
+                    await self.load_adapter(name, Path(folder))
+                except InvalidAdapter as error:
+                    raise InvalidSettings(f"the adapter {name} cannot be served: {error.message}",
+                                          param=("vllm_adapters", name), fix=error.fix) from error
+        except BaseException:
+            await self.stop()
+            raise
 
     async def stop(self) -> None:
         await self.connection.stop()
+        if self.adapters is not None:
+            await in_thread(self.adapters.close)
+
+    def on(self, adapter: Adapter) -> AdaptedEngine:
+        return AdaptedEngine(self, self.measuring, adapter)
+
+    async def load_adapter(self, name: str, folder: Path) -> Adapter:
+        adapters = self.adapters
+        assert adapters is not None
+        # One at a time, so that of two loads under a name the later one stays.
+        async with self._loading:
+            adapter = await in_thread(adapters.copy, name, folder, self.options.adapter_rank)
+            try:
+                await self.connection.call("add_lora", lora_request(adapter))
+            except TrimtabError:
+                raise
+            except Exception as error:
+                raise InvalidAdapter(f"vLLM refuses it: {first_line(error)[:300]}") from error
+            before = adapters.get(name)
+            adapters.add(adapter)
+        if before is not None:
+            await self._forget(before)
+        return adapter
+
+    async def unload_adapter(self, name: str) -> None:
+        assert self.adapters is not None
+        adapter = self.adapters.remove(name)
+        if adapter is None:
+            raise NotFound(f"there is no adapter {printable(name)!r}", param="lora_name")
+        await self._forget(adapter)
+
+    async def _forget(self, adapter: Adapter) -> None:
+        """An engine that starts again has forgotten it by itself."""
+        with suppress(EngineUnavailable):
+            await self.connection.call("remove_lora", adapter.number)
 
     def generate(self, generation: Generation) -> VllmCompletion:
         self.connection.check_alive()
@@ -78,12 +135,12 @@ class VllmEngine(Engine):
     async def score(self, token_ids: Sequence[int], program: Program | None = None, *, prompt_length: int | None = None,
                     roles: Sequence[str] | None = None, full: bool = False, top: int | None = None) -> Scores:
         check_tokens(token_ids, self.facts)
-        return await self.measuring.score(token_ids, program, prompt_length, roles, full, top)
+        return await self.measuring.score(token_ids, program, prompt_length, roles, full, top, None)
 
     async def next_logprobs(self, texts: Sequence[Sequence[int]], program: Program | None = None) -> torch.Tensor:
         for token_ids in texts:
             check_tokens(token_ids, self.facts)
-        return await self.measuring.next_logprobs(texts, program)
+        return await self.measuring.next_logprobs(texts, program, None)
 
     async def capture(self, requests: Sequence[CaptureRequest], program: Program | None = None) -> list[Captured]:
         for request in requests:
@@ -113,7 +170,16 @@ class VllmEngine(Engine):
                 "fingerprint": self.facts.fingerprint, "num_layers": self.facts.num_layers,
                 "d_model": self.facts.d_model, "num_experts": self.facts.num_experts,
                 "device": "cuda" if torch.cuda.is_available() else "cpu", "dtype": engine_dtype(self.options),
-                "compiled": not self.options.eager, "self_test": self.options.self_test, "sites": sites}
+                "adapters": self._adapters(),
+                # vLLM does not compile a model with adapters on a CPU.
+                "compiled": not self.options.eager and (self.adapters is None or torch.cuda.is_available()),
+                "self_test": self.options.self_test, "sites": sites}
+
+    def _adapters(self) -> dict[str, Any] | None:
+        if self.adapters is None:
+            return None
+        return {"loaded": [adapter.name for adapter in self.adapters], "at_once": self.options.adapters_at_once,
+                "rank": self.options.adapter_rank}
 
     def stats(self) -> dict[str, float]:
         return {"running": len(self.connection.running), "waiting": self.slots.num_waiting,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from server.engines.adapters import Adapter
 from server.engines.base import Captured, CaptureRequest, Sampling, Scores
 from server.engines.checks import length_of, positions_of
 from server.engines.scoring import scores_of
@@ -33,8 +34,9 @@ class Measuring:
         self._lock = asyncio.Lock()
 
     async def score(self, token_ids: Sequence[int], program: Program | None, prompt_length: int | None,
-                    roles: Sequence[str] | None, full: bool, top: int | None) -> Scores:
-        given = Pass(token_ids, len(token_ids) if prompt_length is None else prompt_length, program, roles, keep_from=0)
+                    roles: Sequence[str] | None, full: bool, top: int | None, adapter: Adapter | None) -> Scores:
+        given = Pass(token_ids, len(token_ids) if prompt_length is None else prompt_length, program, roles,
+                     keep_from=0, adapter=adapter)
         async with self.alone([given]):
             await self.run(given, self._slots)
             parts, everything = await self._connection.first_answer("trimtab_scores", given.tag, list(token_ids), full,
@@ -43,8 +45,9 @@ class Measuring:
         return scores_of([[tensor_of(part).reshape(count, -1) for part in parts]],
                          tensor_of(everything).reshape(count, -1) if full else None)
 
-    async def next_logprobs(self, texts: Sequence[Sequence[int]], program: Program | None) -> torch.Tensor:
-        passes = [Pass(ids, len(ids), program, None, keep_from=len(ids) - 1) for ids in texts]
+    async def next_logprobs(self, texts: Sequence[Sequence[int]], program: Program | None, adapter: Adapter | None
+                            ) -> torch.Tensor:
+        passes = [Pass(ids, len(ids), program, None, keep_from=len(ids) - 1, adapter=adapter) for ids in texts]
         async with self.alone(passes):
             await self.run_all(passes)
             found = await self._connection.first_answer("trimtab_next", [given.tag for given in passes])
@@ -54,7 +57,7 @@ class Measuring:
         wanted = [positions_of(request) for request in requests]
         passes = [Pass(request.token_ids, length_of(request), program, request.roles,
                        capture=tuple((site, layer) for site, layers in request.sites.items() for layer in layers),
-                       positions=tuple(sorted(set(positions))))
+                       positions=tuple(sorted(set(positions))), adapter=request.adapter)
                   for request, positions in zip(requests, wanted, strict=True)]
         async with self.alone(passes):
             await self.run_all(passes)
@@ -75,7 +78,8 @@ class Measuring:
         program, fault = given.program, taken.fault
         try:
             if fault is None:
-                await self.run(Pass(given.token_ids, given.prompt_length, program, given.roles), self._slots)
+                await self.run(Pass(given.token_ids, given.prompt_length, program, given.roles, adapter=given.adapter),
+                               self._slots)
                 return EngineUnavailable("the engine gave this request up", retry_after_s=1)
             if fault.kind == "program":
                 return ProgramLost("the engine's worker held another program; nothing was served under it",
@@ -86,7 +90,8 @@ class Measuring:
                     fault.intervention, fault.site, fault.layer, fault.position,  # type: ignore[arg-type]
                     fault.step), self._limit)
             if program is not None and program.acting:
-                await self.run(Pass(given.token_ids[:fault.position + 1], given.prompt_length, None, None), self._slots)
+                await self.run(Pass(given.token_ids[:fault.position + 1], given.prompt_length, None, None,
+                                    adapter=given.adapter), self._slots)
                 strongest = taken.strongest()
                 return fault_error(program, containment.Fault(
                     program.first_acting if strongest is None else strongest, None, None, fault.position, fault.step,
@@ -113,7 +118,7 @@ class Measuring:
             sampling = Sampling(max_tokens=1, temperature=0.0, ignore_eos=True)
             carried = extra_of(program, touch, 0 if lease is None else lease.slot) | given.extra
             outputs = self._connection.outputs(given.tag, given.token_ids, sampling, carried, measuring=True,
-                                               cached=cached)
+                                               cached=cached, adapter=given.adapter)
             ended = False
             async with aclosing(outputs):
                 async for output in outputs:

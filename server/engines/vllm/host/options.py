@@ -35,6 +35,8 @@ class VllmOptions:
         and started again.
         grammar_s: how long the check of one grammar may take.
         cache_dir: where fingerprints of checkpoints are kept; None for nowhere.
+        adapters: LoRA adapters to load at the start, name to folder. adapter_dir: below which others may be loaded
+        later; None for none. adapters_at_once: in one batch. adapter_rank: the largest.
         extra: further arguments of vLLM's AsyncEngineArgs.
     """
 
@@ -67,4 +69,12 @@ class VllmOptions:
     stall_s: float = 120.0
     grammar_s: float = 10.0
     cache_dir: Path | None = None
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    adapter_dir: Path | None = None
+    adapters_at_once: int = 4
+    adapter_rank: int = 16
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def takes_adapters(self) -> bool:
+        return bool(self.adapters) or self.adapter_dir is not None

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from server.engines.adapters import Adapter
 from server.engines.vllm.wire import PASS, Key
 from steering.divergence import Divergence
 from steering.programs.program import Program
@@ -19,7 +20,7 @@ class Pass:
     """Tokens to run; from `prompt_length` on they count as generated.
 
     keep_from: keep final hidden states from this position on, None for none of them. capture: activations to copy at
-    `positions`, which are sorted.
+    `positions`, which are sorted. adapter: what is on the model.
     """
 
     token_ids: Sequence[int]
@@ -29,6 +30,7 @@ class Pass:
     keep_from: int | None = None
     capture: tuple[Key, ...] = ()
     positions: tuple[int, ...] = ()
+    adapter: Adapter | None = None
     tag: str = field(default_factory=lambda: Pass.new_tag())
 
     @staticmethod

@@ -6,6 +6,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
+from server.engines.adapters import Adapter
 from server.engines.base import Generation
 from server.engines.grammar_work import GrammarWork
 from server.engines.vllm.host.comparing import Comparing
@@ -79,9 +80,9 @@ class Serving:
                                  fix="Send fewer distinct specs at a time, or start with more slots.") from None
 
     async def explain(self, program: Program | None, token_ids: Sequence[int], prompt_length: int,
-                      roles: Sequence[str] | None, taken: Taken) -> TrimtabError:
+                      roles: Sequence[str] | None, taken: Taken, adapter: Adapter | None) -> TrimtabError:
         """Why a completion over these tokens was ended."""
-        return await self.measuring.explained(Pass(token_ids, prompt_length, program, roles), taken)
+        return await self.measuring.explained(Pass(token_ids, prompt_length, program, roles, adapter=adapter), taken)
 
     async def run(self, generation: Generation, program: Program | None, touch: Touch | None, slot: int, name: str
                   ) -> AsyncGenerator[Any]:
@@ -94,7 +95,8 @@ class Serving:
         sampling = replace(generation.sampling, max_tokens=generation.sampling.max_tokens - len(before),
                            min_tokens=max(generation.sampling.min_tokens - len(before), 0))
         outputs = self.connection.outputs(generation.request_id, [*generation.prompt_ids, *before], sampling, extra,
-                                          guest=generation.guest, cache_salt=generation.cache_salt)
+                                          guest=generation.guest, cache_salt=generation.cache_salt,
+                                          adapter=generation.adapter)
         # Closed here and now: the abort must be on its way before the slot is another's.
         async with aclosing(outputs):
             async for output in outputs:

@@ -80,7 +80,8 @@ class Hooks:
         return Edit(module, site, number, place, self._graph)
 
     def _width(self, module: nn.Module, split: Split) -> int:
-        size = getattr(module, "input_size_per_partition", None)
+        # A layer that takes adapters stands around the one that it was.
+        size = getattr(getattr(module, "base_layer", module), "input_size_per_partition", None)
         return int(size) if size is not None and split is self._split else self._d_model
 
     def _router(self, layer: int, mlp: nn.Module) -> None:

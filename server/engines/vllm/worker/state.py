@@ -4,6 +4,7 @@ from typing import Any
 
 from server.engines.vllm.manifest import Manifest
 from server.engines.vllm.wire import EXTRA
+from server.engines.vllm.worker.adapters import spare_others
 from server.engines.vllm.worker.attach import Hooks
 from server.engines.vllm.worker.first_runner import bind_first
 from server.engines.vllm.worker.ops import Split
@@ -41,6 +42,8 @@ def attach(worker: Any) -> None:
     given = (worker.vllm_config.additional_config or {}).get(EXTRA)
     if given is None:
         return
+    if worker.vllm_config.lora_config is not None and worker.model_runner.device.type == "cpu":
+        spare_others()
     state = WorkerState(worker, Manifest.from_json(given))
     worker.trimtab = state
     if worker.use_v2_model_runner:
