@@ -6,6 +6,7 @@ manifold, and are compared with the chord, the chord at the manifold's distance 
 knots.
 """
 
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -92,10 +93,13 @@ def walks(trial: Trial, request: Effort, layout: Layout, span: Span
               for n, (name, path) in enumerate(kinds.items())}
     energies = {name: trial.energies(found) for name, found in walked.items()}
     generator = request.generator(1003)
+    # Dealt knots are walked from half of the prompts, and compared with the manifold from the same ones.
+    few = fewer(trial)
+    same = few.energies(walked["manifold"][:, :len(few.prompts)])
     drawn = []
     for n in range(request.draws):
         path = along_manifold(*shuffled(made, generator), steps)
-        drawn.append(trial.energies(trial.walks([path(a, b) for a, b in pairs], span.part(len(kinds) + n, count))))
+        drawn.append(few.energies(few.walks([path(a, b) for a, b in pairs], span.part(len(kinds) + n, count))))
     energies["shuffled_knots"] = torch.stack(drawn).mean(dim=0)
     away = far > 1 if bool((far > 1).any()) else far > 0
     means = {name: rounded(float(values[away].mean())) for name, values in energies.items()}
@@ -103,10 +107,17 @@ def walks(trial: Trial, request: Effort, layout: Layout, span: Span
     return (
         {"pairs": len(pairs), "steps": steps, "prompts": len(trial.prompts), "by_distance": by_distance(energies, far),
          "far": means,
-         "p_below": {name: rounded(sign_flip_p((energies["manifold"] - values)[away], generator))
+         "p_below": {name: rounded(sign_flip_p(
+             ((same if name == "shuffled_knots" else energies["manifold"]) - values)[away], generator))
                      for name, values in energies.items() if name != "manifold"},
          "peak_other": {name: rounded(float(found[..., -1].amax(dim=2).mean())) for name, found in walked.items()}},
         {"source": request.labels[pairs[ends][0]], "target": request.labels[pairs[ends][1]],
          **{name: [[round(float(p), 4) for p in step] for step in walked[name][ends].mean(dim=0)]
             for name in ("manifold", "chord")}},
-        standing(-means["manifold"], [-float(values[away].mean()) for values in drawn]))
+        standing(-float(same[away].mean()), [-float(values[away].mean()) for values in drawn]))
+
+
+def fewer(trial: Trial) -> Trial:
+    """The same from half of the prompts, one at least."""
+    count = (len(trial.prompts) + 1) // 2
+    return replace(trial, prompts=trial.prompts[:count], values=trial.values[:count])

@@ -123,12 +123,14 @@ class ManifoldSteering(Recipe):
         read = sum(map(len, examples.texts))
         length, values = read / len(examples.texts), answers.count
         swaps = min(request.max_eval, len(examples.splits["test"])) * (values - 1)
-        walk = min(request.max_eval, len(examples.splits["test"])) * request.steps
+        prompts = min(request.max_eval, len(examples.splits["test"]))
+        # Dealt knots are walked from half of the prompts.
+        walk, dealt = prompts * request.steps, (prompts + 1) // 2 * request.steps
         # On dev at most 6 points of at most 8 walks, which cost as much at every layer that goes on.
         layers = len(site_layers(request, SITE, facts))
         walked = MOST_WALKED * 8 * min(request.max_eval, len(examples.splits["dev"])) * min(request.steps, 6)
         return round(2 * read + length * (layers * swaps + walked + (2 * request.draws + 2) * swaps
-                                          + (3 + request.draws) * request.max_pairs * walk))
+                                          + (3 * walk + request.draws * dealt) * request.max_pairs))
 
     def make(self, request: ManifoldRequest, data: tuple[Labelled, Answers], work: Work) -> Made:
         labels, layout = request.labels, request.placed()

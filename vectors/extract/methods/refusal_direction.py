@@ -35,8 +35,11 @@ from vectors.extract.work import Span, Work
 
 SITE: Site = "resid_pre"
 MAX_DEPTH = 0.8
-# Candidates that are all tried on all of dev. Of more, SCOUTS prompts of either side say which FINALISTS are.
-MOST_CANDIDATES, SCOUTS, FINALISTS = 24, 4, 8
+# Candidates that are all tried on all of dev. Of more, FIRST_SCOUTS prompts of either side say which three times
+# FINALISTS go on, and SCOUTS prompts which FINALISTS do.
+MOST_CANDIDATES, FIRST_SCOUTS, SCOUTS, FINALISTS = 24, 2, 4, 8
+# Test prompts on which random and dealt directions are compared with the one that was found.
+CONTROL_PROMPTS = 8
 # (position, layer).
 Candidate = tuple[int, int]
 
@@ -89,8 +92,9 @@ class RefusalDirection(Recipe):
         length = read / (2 * len(pairs.pairs))
         count = len(self._layers(request, facts)) * request.num_positions
         dev, test = (min(request.max_eval, len(pairs.splits[split])) for split in ("dev", "test"))
-        tried = count * dev if count <= MOST_CANDIDATES else count * min(SCOUTS, dev) + FINALISTS * dev
-        return round(read + length * (3 * tried + dev + (3 * request.draws + 6) * test))
+        tried = count * dev if count <= MOST_CANDIDATES else (
+            count * min(FIRST_SCOUTS, dev) + FINALISTS * (3 * min(SCOUTS, dev) + dev))
+        return round(read + length * (3 * tried + dev + 3 * request.draws * min(CONTROL_PROMPTS, test) + 6 * test))
 
     def make(self, request: RefusalDirectionRequest, data: tuple[Dataset, Readout], work: Work) -> Made:
         facts = work.facts
@@ -127,11 +131,11 @@ class RefusalDirection(Recipe):
         harmful, harmless = side("dev", 0), side("dev", 1)
         kept = list(candidates)
         if len(kept) > MOST_CANDIDATES:
-            some = _tried(request, work, readout, candidates, (harmful[:SCOUTS], harmless[:SCOUTS]),
-                          work.within(0.3, 0.6, "fit"))
-            # What passes on some prompts goes on first, the gentlest of the rest behind it.
-            kept = sorted(kept, key=lambda key: (not _passes(request, some[key]), some[key]["ablated"]
-                                                 if _passes(request, some[key]) else some[key]["kl"]))[:FINALISTS]
+            span = work.within(0.3, 0.6, "fit")
+            for n, (scouts, left) in enumerate(((FIRST_SCOUTS, 3 * FINALISTS), (SCOUTS, FINALISTS))):
+                some = _tried(request, work, readout, {key: candidates[key] for key in kept},
+                              (harmful[:scouts], harmless[:scouts]), span.part(n, 2))
+                kept = _promising(request, some)[:left]
         tried = _tried(request, work, readout, {key: candidates[key] for key in kept}, (harmful, harmless),
                        work.within(0.6, 0.8, "fit"))
         allowed = [key for key, score in tried.items() if _passes(request, score)]
@@ -195,24 +199,29 @@ class RefusalDirection(Recipe):
         ablated, induced = float(taken.mean()), float(brought.mean())
         harm = kl(work, harmless, ablating(work.facts, vector), span.part(4, count))
         random, shuffled, random_induced = [], [], []
+        # Draws answer some of the prompts, and are compared with what was found on these.
+        few, few_harmless = harmful[:CONTROL_PROMPTS], harmless[:CONTROL_PROMPTS]
+        few_before = float(untouched[:CONTROL_PROMPTS].mean())
+        few_harmless_before = float(harmless_untouched[:CONTROL_PROMPTS].mean())
         pooled = torch.cat(list(own))
         for n in range(request.draws):
             draw = random_like(vector, generator)
-            random.append(before - odds(harmful, 3 * n + 5, ablating(work.facts, draw)))
-            random_induced.append(odds(harmless, 3 * n + 6, adding(work.facts, SITE, layer, draw, EVERYWHERE))
-                                  - harmless_before)
+            random.append(few_before - odds(few, 3 * n + 5, ablating(work.facts, draw)))
+            random_induced.append(odds(few_harmless, 3 * n + 6, adding(work.facts, SITE, layer, draw, EVERYWHERE))
+                                  - few_harmless_before)
             order = torch.randperm(len(pooled), generator=generator)
             half = len(pooled) // 2
             dealt = pooled[order[:half]].mean(dim=0) - pooled[order[half:]].mean(dim=0)
-            shuffled.append(before - odds(harmful, 3 * n + 7, ablating(work.facts, dealt)))
+            shuffled.append(few_before - odds(few, 3 * n + 7, ablating(work.facts, dealt)))
         effect = {"positive_log_odds": rounded(before), "positive_ablated": rounded(ablated),
                   "positive_ablated_error": rounded(mean_error(untouched - taken)),
                   "negative_induced_error": rounded(mean_error(brought - harmless_untouched)),
                   "negative_log_odds": rounded(harmless_before), "negative_induced": rounded(induced),
                   "negative_kl": rounded(harm)}
-        return effect, {"ablation_vs_random": standing(before - ablated, random),
-                        "ablation_vs_shuffled": standing(before - ablated, shuffled),
-                        "induction_vs_random": standing(induced - harmless_before, random_induced)}
+        gone = few_before - float(taken[:CONTROL_PROMPTS].mean())
+        come = float(brought[:CONTROL_PROMPTS].mean()) - few_harmless_before
+        return effect, {"ablation_vs_random": standing(gone, random), "ablation_vs_shuffled": standing(gone, shuffled),
+                        "induction_vs_random": standing(come, random_induced)}
 
 
 def ablating(facts: ModelFacts, vector: torch.Tensor) -> Program:
@@ -237,6 +246,12 @@ def _tried(request: RefusalDirectionRequest, work: Work, readout: Readout,
             "kl": kl(work, harmless, without, share.part(1, 3), base),
             "induced": float(readout.log_odds(harmless, share.part(2, 3), induced).mean())}
     return found
+
+
+def _promising(request: RefusalDirectionRequest, some: Mapping[Candidate, Mapping[str, float]]) -> list[Candidate]:
+    """What passes on some prompts first, the gentlest of the rest behind it."""
+    return sorted(some, key=lambda key: (not _passes(request, some[key]), some[key]["ablated"]
+                                         if _passes(request, some[key]) else some[key]["kl"]))
 
 
 def _passes(request: RefusalDirectionRequest, score: Mapping[str, float]) -> bool:
