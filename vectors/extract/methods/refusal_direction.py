@@ -35,8 +35,8 @@ from vectors.extract.work import Span, Work
 
 SITE: Site = "resid_pre"
 MAX_DEPTH = 0.8
-# Candidates that are all tried on all of dev. Of more, FIRST_SCOUTS prompts of either side say which three times
-# FINALISTS go on, and SCOUTS prompts which FINALISTS do.
+# Candidates that are all tried on all of dev. Of more, FIRST_SCOUTS prompts of either side say which twice FINALISTS go
+# on, and SCOUTS prompts, as many again among them, which FINALISTS do.
 MOST_CANDIDATES, FIRST_SCOUTS, SCOUTS, FINALISTS = 24, 2, 4, 8
 # Test prompts on which random and dealt directions are compared with the one that was found.
 CONTROL_PROMPTS = 8
@@ -93,7 +93,7 @@ class RefusalDirection(Recipe):
         count = len(self._layers(request, facts)) * request.num_positions
         dev, test = (min(request.max_eval, len(pairs.splits[split])) for split in ("dev", "test"))
         tried = count * dev if count <= MOST_CANDIDATES else (
-            count * min(FIRST_SCOUTS, dev) + FINALISTS * (3 * min(SCOUTS, dev) + dev))
+            count * min(FIRST_SCOUTS, dev) + FINALISTS * (2 * (SCOUTS - FIRST_SCOUTS) + dev))
         return round(read + length * (3 * tried + dev + 3 * request.draws * min(CONTROL_PROMPTS, test) + 6 * test))
 
     def make(self, request: RefusalDirectionRequest, data: tuple[Dataset, Readout], work: Work) -> Made:
@@ -132,10 +132,17 @@ class RefusalDirection(Recipe):
         kept = list(candidates)
         if len(kept) > MOST_CANDIDATES:
             span = work.within(0.3, 0.6, "fit")
-            for n, (scouts, left) in enumerate(((FIRST_SCOUTS, 3 * FINALISTS), (SCOUTS, FINALISTS))):
-                some = _tried(request, work, readout, {key: candidates[key] for key in kept},
-                              (harmful[:scouts], harmless[:scouts]), span.part(n, 2))
-                kept = _promising(request, some)[:left]
+            first = _tried(request, work, readout, candidates, (harmful[:FIRST_SCOUTS], harmless[:FIRST_SCOUTS]),
+                           span.part(0, 2))
+            kept = _promising(request, first)[:2 * FINALISTS]
+            more = slice(FIRST_SCOUTS, SCOUTS)
+            if harmful[more]:
+                second = _tried(request, work, readout, {key: candidates[key] for key in kept},
+                                (harmful[more], harmless[more]), span.part(1, 2))
+                # Both had as many prompts, so that the mean of the two is the mean over all of them.
+                first = {key: {name: (first[key][name] + value) / 2 for name, value in own.items()}
+                         for key, own in second.items()}
+            kept = _promising(request, {key: first[key] for key in kept})[:FINALISTS]
         tried = _tried(request, work, readout, {key: candidates[key] for key in kept}, (harmful, harmless),
                        work.within(0.6, 0.8, "fit"))
         allowed = [key for key, score in tried.items() if _passes(request, score)]
