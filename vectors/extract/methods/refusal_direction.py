@@ -139,9 +139,9 @@ class RefusalDirection(Recipe):
             if harmful[more]:
                 second = _tried(request, work, readout, {key: candidates[key] for key in kept},
                                 (harmful[more], harmless[more]), span.part(1, 2))
-                # Both had as many prompts, so that the mean of the two is the mean over all of them.
-                first = {key: {name: (first[key][name] + value) / 2 for name, value in own.items()}
-                         for key, own in second.items()}
+                share = len(harmful[more]) / len(harmful[:SCOUTS])
+                first = {key: {name: first[key][name] + share * (value - first[key][name])
+                               for name, value in own.items()} for key, own in second.items()}
             kept = _promising(request, {key: first[key] for key in kept})[:FINALISTS]
         tried = _tried(request, work, readout, {key: candidates[key] for key in kept}, (harmful, harmless),
                        work.within(0.6, 0.8, "fit"))
