@@ -176,7 +176,7 @@ class FilesFull(InvalidRequest):
 
 # The status with which each code leaves. Steering and the library know causes, and nothing of HTTP.
 _CODES: Mapping[int, str] = {
-    400: "calibration_failed constant_activations context_length_exceeded "
+    400: "answer_in_prompt calibration_failed constant_activations context_length_exceeded "
          "embeddings_unsupported empty_text fit_failed "
          "grader_unusable invalid_adapter invalid_extraction_data invalid_http invalid_json invalid_metadata "
          "invalid_payload "

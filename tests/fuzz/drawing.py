@@ -18,6 +18,8 @@ from vectors.extract import RECIPES
 
 OPENAPI = Path(__file__).parents[2] / "docs" / "openapi.json"
 MODEL, VECTOR, PROBE, PRESET = "tiny", "push", "asked", "calm"
+# Stands for the id of a file, which only the server knows.
+UPLOADED = "uploaded"
 D_MODEL, LAYERS, VOCABULARY = 32, 3, 97
 # Optional fields of one body. With more of them nearly every body has one that refuses it.
 MOST_OPTIONAL = 4
@@ -76,6 +78,7 @@ _REQUIRED: dict[tuple[str, str], Schema] = {
     ("Metadata", "site"): {"enum": ["resid_post", "mlp_out"]},
     ("NewArtifact", "tensors"): {"anyOf": [{"enum": [_VECTOR]}, {"enum": [
         {"1": {"vector": [0.1] * (D_MODEL - 1)}}, {"99": _VECTOR["1"]}, {"1": {"weight": [1.0], "bias": [[]]}}, {}]}]},
+    ("NewBatch", "input_file_id"): {"enum": [UPLOADED, UPLOADED, "absent"]},
     ("NewPreset", "name"): {"enum": ["made", PRESET]},
     ("ExtractBody", "name"): {"enum": ["drawn-1", "drawn-2"]},
 }

@@ -1,6 +1,7 @@
 """Bodies drawn from the OpenAPI file, sent to the whole server on a tiny model: none makes it fail, hang or keep
 anything."""
 
+import json
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from fastapi import FastAPI
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from server.app import create_app
+from server.batches.batches import OPEN
 from server.cli.inprocess import running
 from server.engines.base import Generation
 from server.engines.transformers.engine import TransformersEngine
@@ -20,12 +22,14 @@ from server.engines.transformers.options import EngineOptions
 from server.requests.state import ServerState
 from server.settings import Settings
 from server.text.vocabulary import Vocabulary
-from tests.fuzz.drawing import D_MODEL, LAYERS, MODEL, PRESET, PROBE, VECTOR, Endpoint, endpoints
+from tests.fuzz.drawing import D_MODEL, LAYERS, MODEL, PRESET, PROBE, UPLOADED, VECTOR, Endpoint, endpoints
 from tests.server.tokenizers import byte_tokenizer
 from tests.tiny import tiny
 from vectors.library import Library
 
 torch.set_num_threads(1)
+# What this engine refuses whatever the body says.
+REFUSED = ("/v1/embeddings", "/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 # Seconds in which any body must be answered, and what it left must be gone, on a machine that does much besides.
 ANSWERED_S, RESTING_S = 120.0, 120.0
 LEAST_S = 0.001
@@ -38,8 +42,10 @@ ENDPOINTS = endpoints()
 
 
 class Served:
-    def __init__(self, app: FastAPI, client: httpx.Client) -> None:
-        self.app, self.client = app, client
+    """file: id of an uploaded file of requests."""
+
+    def __init__(self, app: FastAPI, client: httpx.Client, file: str) -> None:
+        self.app, self.client, self.file = app, client, file
 
     @property
     def state(self) -> ServerState:
@@ -65,6 +71,12 @@ class Served:
         while found := self.left():
             assert time.monotonic() < deadline, f"{about} left {found}"
             time.sleep(0.001)
+
+    def finish_batch(self, batch: str) -> None:
+        deadline = time.monotonic() + ANSWERED_S
+        while self.client.get(f"/v1/batches/{batch}").json()["status"] in OPEN:
+            assert time.monotonic() < deadline, f"{batch} does not end"
+            time.sleep(0.005)
 
     def finish_job(self, job: str, *, run: bool) -> dict[str, Any]:
         deadline = time.monotonic() + ANSWERED_S
@@ -98,7 +110,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         made = client.post("/v1/presets", json={"name": PRESET, "spec": {"interventions": [
             {"artifact": VECTOR, "strength": 0.5}]}})
         assert made.status_code == 201, made.text
-        yield Served(app, client)
+        line = {"custom_id": "1", "method": "POST", "url": "/v1/completions",
+                "body": {"model": MODEL, "prompt": "hello", "max_tokens": 2}}
+        sent = client.post("/v1/files", files={"file": ("requests.jsonl", json.dumps(line))}, data={"purpose": "batch"})
+        assert sent.status_code == 200, sent.text
+        yield Served(app, client, sent.json()["id"])
 
 
 def send(served: Served, endpoint: Endpoint, number: int) -> Counter[str]:
@@ -113,6 +129,8 @@ def send(served: Served, endpoint: Endpoint, number: int) -> Counter[str]:
     def one(drawn: tuple[str, Any]) -> None:
         nonlocal begun
         url, body = drawn
+        if isinstance(body, dict) and body.get("input_file_id") == UPLOADED:
+            body["input_file_id"] = served.file
         answer = served.client.request(endpoint.method, url, json=body)
         said = answer.json() if "json" in answer.headers.get("content-type", "") else {}
         code = (said.get("error") or {}).get("code", "") if isinstance(said, dict) else ""
@@ -120,6 +138,8 @@ def send(served: Served, endpoint: Endpoint, number: int) -> Counter[str]:
         late = code == "request_timeout" and LEAST_S <= body.get("timeout_s", 0) < ANSWERED_S
         assert answer.status_code < 500 or late, (endpoint, body, answer.text)
         assert '"internal_error"' not in answer.text, (endpoint, body, answer.text)
+        if answer.status_code == 200 and endpoint.path == "/v1/batches":
+            served.finish_batch(said["id"])
         if answer.status_code == 202:
             begun += 1
             job = served.finish_job(said["id"], run=begun % RUN_OF == 1)
@@ -142,7 +162,7 @@ def test_drawn_bodies(served: Served, endpoint: Endpoint, number: int) -> None:
         served.client.delete("/v1/admin/default-spec")
     accepted = sum(count for answer, count in answers.items() if answer.startswith("2"))
     # Of bodies that are all refused early nothing is learnt.
-    assert accepted or endpoint.path == "/v1/embeddings", answers
+    assert accepted or endpoint.path in REFUSED, answers
     new = served.series() - before
     assert len(new) < SERIES, sorted(new)[:20]
 
