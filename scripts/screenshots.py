@@ -18,8 +18,19 @@ WAIT_MS = 60_000
 
 
 def traffic(url: str) -> None:
-    """Measured completions of some presets."""
+    """Measured completions of some artifacts, an alias that moves to a stronger version, and a refusal."""
     with Client(url) as client:
+        if "reviews" not in {one.name for one in client.list_artifacts(q="reviews").data}:
+            content, card = client.download_artifact("cheerful"), client.get_artifact("cheerful").card
+            for value in (2.0, 6.0):
+                client.import_artifact(content, {"name": "reviews", "strength": {"value": value, "unit": "raw"},
+                                                 "description": "Reviews turn out positive."})
+                client.patch_artifact("reviews", card=card)
+        for version in (1, 2):
+            client.set_alias("reviews", "production", version)
+            for i in range(3):
+                client.complete(TEXT, max_tokens=24, temperature=1, seed=i,
+                                steering={"interventions": [{"artifact": "reviews@production"}], "report": "summary"})
         for i in range(6):
             for name, report in (("cheerful", "summary"), ("german", "summary"), ("french", "none")):
                 client.complete(TEXT, max_tokens=24, temperature=1, seed=i,
@@ -40,11 +51,12 @@ def playground(page: Page) -> None:
     page.get_by_role("button", name="Run").click()
     page.get_by_text("What was done").nth(1).wait_for()
     page.get_by_role("region", name="Steered 1").locator(".token").nth(3).hover()
+    page.get_by_role("region", name="Steered 1").locator("dl.instead div").nth(1).locator("code").first.wait_for()
 
 
 def library(page: Page) -> None:
     page.goto("/#/library")
-    page.get_by_text("Reviews turn out positive").wait_for()
+    page.get_by_text("Reviews turn out positive").first.wait_for()
 
 
 def artifact(page: Page) -> None:

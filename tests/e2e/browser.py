@@ -1,5 +1,6 @@
 """Pages of the console on which nothing may go wrong, and what axe finds on them."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,3 +44,12 @@ def axe_finds(page: Page) -> list[str]:
 
 def built() -> bool:
     return (Path(__file__).parents[2] / "clients" / "web" / "dist" / "index.html").is_file()
+
+
+def processor_times(trace: bytes) -> list[float]:
+    """Of a trace, what each task of the page's main thread took of the processor, in milliseconds."""
+    events = json.loads(trace)["traceEvents"]
+    main = {(one["pid"], one["tid"]) for one in events
+            if one["name"] == "thread_name" and one["args"]["name"] == "CrRendererMain"}
+    return [one["tdur"] / 1000 for one in events
+            if (one["pid"], one["tid"]) in main and one.get("ph") == "X" and "tdur" in one]
