@@ -40,7 +40,7 @@ class Site:
 
     def __init__(self, folder: Path, say: Callable[[Vocabulary], Sequence[int]], **settings: Any) -> None:
         """say: the tokens of every answer."""
-        self._folder, self._say, self._settings = folder, say, settings
+        self.folder, self._say, self._settings = folder, say, settings
         self._port = 0
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -51,8 +51,8 @@ class Site:
         return f"http://127.0.0.1:{self._port}"
 
     def library(self) -> Library:
-        self._folder.mkdir(exist_ok=True)
-        return Library.open(f"sqlite:///{self._folder / 'library.db'}", str(self._folder / "blobs"))
+        self.folder.mkdir(exist_ok=True)
+        return Library.open(f"sqlite:///{self.folder / 'library.db'}", str(self.folder / "blobs"))
 
     def start(self) -> None:
         started = threading.Event()
@@ -77,7 +77,7 @@ class Site:
             return said
 
         engine.script = script
-        settings = Settings(served_model_name="tiny", data_dir=self._folder / "data", shutdown_s=1, **self._settings)
+        settings = Settings(served_model_name="tiny", data_dir=self.folder / "data", shutdown_s=1, **self._settings)
         app = create_app(settings, engine, self.library(), vocabulary, engine_name="scripted")
         sockets = bind("127.0.0.1", self._port)
         self._port = sockets[0].getsockname()[1]
