@@ -69,6 +69,7 @@ def make(page: Page) -> None:
     lines = (Path(__file__).parent.parent / "lab" / "data" / "tense.jsonl").read_text().splitlines()[:40]
     page.get_by_label("Pairs").fill("\n".join(lines))
     page.get_by_text("40 pairs can be used").wait_for()
+    page.get_by_label("mean difference").check()
 
 
 def monitor(page: Page) -> None:
@@ -80,6 +81,7 @@ def monitor(page: Page) -> None:
 
 def model(page: Page) -> None:
     page.goto("/#/model")
+    page.get_by_text("Mean norm of the residual stream").wait_for()
     page.get_by_placeholder("The capital of France is").fill("The pool was a delight and the evening was a")
     page.get_by_role("button", name="Read").click()
     page.locator(".cell").nth(14).hover()

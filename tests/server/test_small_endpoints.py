@@ -231,3 +231,13 @@ class TestOtherSitesOfAServerWithoutAKey:
             assert (await client.post(CHAT, json=chat(), headers=cross)).status_code == 200
             evil = {"Origin": "https://evil.example"}
             assert (await client.post(CHAT, json=chat(), headers=evil)).status_code == 403
+
+
+async def test_tokens_are_told_with_their_text_and_the_turn_they_are_in(client: httpx.AsyncClient) -> None:
+    messages = [{"role": "system", "content": "good"}, {"role": "user", "content": "hello"}]
+    found = (await client.post("/v1/tokenize", json={"messages": messages, "return_token_strs": True,
+                                                     "return_token_roles": True})).json()
+    turns = dict(zip(found["token_strs"], found["token_roles"], strict=True))
+    assert turns["hello"] == "user" and turns["<|system|>"] == "system" and len(found["tokens"]) == found["count"]
+    plain = (await client.post("/v1/tokenize", json={"prompt": "hello", "return_token_roles": True})).json()
+    assert "token_roles" not in plain
