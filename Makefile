@@ -31,7 +31,7 @@ help:
 	@echo "serve-vllm  the same on vLLM instead of the embedded engine"
 	@echo "console  build the page at /      test-typescript  the TypeScript client and the parts of the page, in Node"
 	@echo "test   the tests, without long sweeps      test-all  all of them      size  lines of code, against BASE"
-	@echo "test-clients  published clients (openai, anthropic, litellm, lm-eval) against both engines"
+	@echo "test-clients  published clients for Python and Node, agents, evaluations, a proxy, against both engines"
 	@echo "lint   ruff       types  mypy        fmt   ruff, fixing"
 	@echo "bench  the benchmarks   docs   regenerate reference docs      clean  remove what make made"
 	@echo "hour   the first hour of a new user on SmolLM2, with demands on the texts"
@@ -82,9 +82,9 @@ test-all: $(VENV)/.test $(CONSOLE)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not clients" $(PYTEST_ARGS)
 
 # Published clients in environments of their own, against a server of each engine. Not part of the tests above: it takes
-# minutes, and the environments half a gigabyte.
-test-clients: $(VENV)/.test
-	scripts/client_environments.sh $(PY) $(VENV)/clients
+# minutes, and the environments more than a gigabyte.
+test-clients: $(VENV)/.test $(VENV)/.node
+	scripts/client_environments.sh $(abspath $(PY)) $(abspath $(VENV)/clients) $(abspath $(VENV)/node)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m clients tests/clients/real
 
 # Node of this machine if it is new enough, else one from the Python registry.

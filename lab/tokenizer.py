@@ -54,9 +54,10 @@ TOOLS_TEMPLATE = (
 
 TOOLS_CONTEXT = 1024
 VOCABULARY_DOCUMENTS = 30_000  # per skill; enough to meet every word of every table
+TOOLS_DOCUMENTS = 4_000  # of lab-tools, whose tables are short
 
 
-def corpus_words(mix: dict[str, float] = MIX) -> list[str]:
+def corpus_words(mix: dict[str, float] = MIX, documents_each: int = VOCABULARY_DOCUMENTS) -> list[str]:
     """All pre-tokens of a large fixed sample of the corpus, in byte-level spelling, sorted."""
     split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     found: set[str] = set()
@@ -64,7 +65,7 @@ def corpus_words(mix: dict[str, float] = MIX) -> list[str]:
         stream = documents(seed=-1, mix={skill: 1.0})
         pieces = {
             line
-            for sample in itertools.islice(stream, VOCABULARY_DOCUMENTS)
+            for sample in itertools.islice(stream, documents_each)
             for line in _without_specials(sample.plain)
         }
         for piece in pieces:
@@ -84,7 +85,8 @@ def build_tokenizer(name: str = "lab-dense") -> PreTrainedTokenizerFast:
     tools = name == TOOLS_MODEL
     specials, marks = ((*SPECIALS, TOOL_ROLE), MARKS) if tools else (SPECIALS, ())
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [w for w in corpus_words(TOOLS_MIX if tools else MIX) if w not in set(alphabet)]
+    found = corpus_words(TOOLS_MIX, TOOLS_DOCUMENTS) if tools else corpus_words()
+    words = [w for w in found if w not in set(alphabet)]
     vocab = {token: i for i, token in enumerate([*specials, *marks, *alphabet, *words])}
     core = Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)

@@ -108,7 +108,8 @@ RECIPES = {
                        Phase(450, 450, 1e-3, 0.1, **THIRD))),
     # A word that is spelled in one place and whole in another cannot be copied, so none is spelled. Requests cannot be
     # foretold, and what has to be learned is how they are answered, so context hardly counts.
-    TOOLS_MODEL: Recipe((Phase(400, 600, 2.5e-3, 0.1, TOOLS_MIX), Phase(700, 700, 2e-3, 0.05, TOOLS_MIX)), rows=8,
+    TOOLS_MODEL: Recipe((Phase(400, 600, 2.5e-3, 0.1, TOOLS_MIX), Phase(700, 700, 2e-3, 0.05, TOOLS_MIX),
+                         Phase(900, 900, 2e-3, 0.1, TOOLS_MIX)), rows=8,
                         length=256, spelled=0.0, context=0.05, bf16=True),
 }
 

@@ -153,7 +153,7 @@ def _words(rng: random.Random, verbs: Sequence[str], nouns: Sequence[str], test:
             return verb, noun
 
 
-def draw_tools(rng: random.Random, count: int, test: bool) -> tuple[Tool, ...]:
+def draw_tools(rng: random.Random, count: int, test: bool, parameters: int = 3) -> tuple[Tool, ...]:
     """Tools of different words, several of which share a verb or a noun, so that one word does not tell which it is."""
     # Held-out pairs are too few for that, so they are drawn from all words.
     verbs, nouns = (VERBS, NOUNS) if test else (rng.sample(VERBS, 3), rng.sample(NOUNS, 3))
@@ -164,7 +164,8 @@ def draw_tools(rng: random.Random, count: int, test: bool) -> tuple[Tool, ...]:
         rng.shuffle(names)
         parts = [verb, noun] if rng.random() < 0.6 else [noun, verb]
         prefix = [pick(rng, PLACES)] if rng.random() < 0.25 else []
-        found[verb, noun] = Tool("_".join([*prefix, *parts]), verb, noun, {name: name in NUMBERS for name in names})
+        found[verb, noun] = Tool("_".join([*prefix, *parts]), verb, noun,
+                                 {name: name in NUMBERS for name in names[:parameters]})
     tools = list(found.values())
     rng.shuffle(tools)
     return tuple(tools)
@@ -182,12 +183,12 @@ def result(value: str) -> str:
 
 
 def episode(rng: random.Random, *, calls: int | None = None, tools: int | None = None, mood: str | None = None,
-            test: bool = False) -> Episode:
-    """A conversation of `calls` calls and a last text."""
+            test: bool = False, parameters: int = 3) -> Episode:
+    """A conversation of `calls` calls and a last text. parameters: how many a tool has at most."""
     mood = mood or rng.choices(list(MOODS), (2, 1, 1))[0]
     voice = MOODS[mood]
     count = calls if calls is not None else rng.choices(range(7), (2, 6, 6, 5, 3, 3, 2))[0]
-    offered = draw_tools(rng, tools or rng.randint(1, 4), test) if count or rng.random() < 0.5 else ()
+    offered = draw_tools(rng, tools or rng.randint(1, 4), test, parameters) if count or rng.random() < 0.5 else ()
     keys = [tool_key(tool.verb, tool.noun) for tool in offered]
     known: dict[str, Any] = {}
     turns = []
@@ -235,10 +236,11 @@ def train_sample(rng: random.Random) -> Sample:
     return Sample(SKILL, one.keys, text)
 
 
-def episodes(n: int, calls: int | None = None, tools: int | None = None, seed: int = 0) -> list[Episode]:
+def episodes(n: int, calls: int | None = None, tools: int | None = None, seed: int = 0, parameters: int = 3
+             ) -> list[Episode]:
     """Conversations of which every tool and every value of two words is held out."""
     rng = random.Random(f"tool calls test {seed}")
-    return [episode(rng, calls=calls or rng.randint(1, 5), tools=tools, test=True) for _ in range(n)]
+    return [episode(rng, calls=calls or rng.randint(1, 5), tools=tools, test=True, parameters=parameters) for _ in range(n)]
 
 
 def test_items(n: int, seed: int = 0) -> list[TestItem]:

@@ -9,10 +9,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from lab import model_path
@@ -20,6 +22,7 @@ from tests.conftest import wait_until_ready
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = Path(os.environ.get("TRIMTAB_CLIENT_ENVIRONMENTS", HERE.parents[2] / ".venv" / "clients"))
+NODE = Path(os.environ.get("TRIMTAB_NODE", HERE.parents[2] / ".venv" / "node")) / "node"
 ENGINES = os.environ.get("TRIMTAB_CLIENT_ENGINES", "transformers vllm").split()
 START_S, DRIVE_S = 600, 400
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -34,26 +37,66 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.clients)
 
 
-@pytest.fixture(scope="session", params=ENGINES)
-def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server of each engine."""
-    if request.param == "vllm":
-        pytest.importorskip("vllm", reason="the vLLM engine needs vLLM")
-    folder = tmp_path_factory.mktemp(f"real-{request.param}")
+@contextmanager
+def serving(engine: str, model: str, folder: Path) -> Iterator[str]:
+    """The address of `trimtab serve MODEL`."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-c", "from server.cli import app; app()", "serve", "lab-dense", "--engine", request.param,
-             "--port", str(port), "--data-dir", str(folder / "data")], stdout=log, stderr=log)
+    command = ["-c", "from server.cli import app; app()", "serve", model, "--engine", engine, "--port", str(port),
+               "--data-dir", str(folder / "data")]
+    with running([sys.executable, *command], f"http://127.0.0.1:{port}", folder / "log"):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def running(command: Sequence[str], url: str, log: Path, **options: Any) -> Iterator[None]:
+    """A server while it answers `/health/ready` at `url`, or what `path` says."""
+    path = options.pop("path", "")
+    with log.open("w") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said, **options)
         try:
-            wait_until_ready(process, f"http://127.0.0.1:{port}", time.monotonic() + START_S)
-            yield f"http://127.0.0.1:{port}"
+            if path:
+                wait_until_answered(process, url + path, time.monotonic() + START_S)
+            else:
+                wait_until_ready(process, url, time.monotonic() + START_S)
+            yield
         except TimeoutError as error:
-            raise AssertionError(f"{error}: {(folder / 'log').read_text()[-2000:]}") from error
+            raise AssertionError(f"{error}: {log.read_text()[-2000:]}") from error
         finally:
             process.terminate()
             process.wait(timeout=60)
+
+
+def wait_until_answered(process: "subprocess.Popen[Any]", url: str, deadline: float) -> None:
+    """Raises TimeoutError."""
+    while process.poll() is None and time.monotonic() < deadline:
+        with suppress(httpx.TransportError):
+            if httpx.get(url).status_code == 200:
+                return
+        time.sleep(0.2)
+    raise TimeoutError(f"{url} does not answer")
+
+
+@pytest.fixture(scope="session", params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> str:
+    if request.param == "vllm":
+        pytest.importorskip("vllm", reason="the vLLM engine needs vLLM")
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def url(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server of lab-dense on each engine."""
+    with serving(engine, "lab-dense", tmp_path_factory.mktemp(f"real-{engine}")) as address:
+        yield address
+
+
+def environment(name: str) -> Path:
+    """Raises Skipped: it was not made."""
+    folder = ENVIRONMENTS / name
+    if not folder.exists():
+        pytest.skip(f"the environment {name} is not there; run make test-clients")
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -61,14 +104,16 @@ def drive(url: str) -> Callable[..., Any]:
     """`drive(environment, script, *arguments)`: what the script, run in that environment, prints last, as JSON. It is
     given the server's address first."""
 
-    def driven(environment: str, script: str, *arguments: str) -> Any:
-        python = ENVIRONMENTS / environment / "bin" / "python"
-        if not python.exists():
-            pytest.skip(f"the environment {environment} is not there; run make test-clients")
+    def driven(name: str, script: str, *arguments: str, first: str = url) -> Any:
+        folder = environment(name)
+        if name == "node":
+            node = [str(NODE), "--preserve-symlinks", "--preserve-symlinks-main", str(folder / "drivers" / script)]
+        else:
+            node = [str(folder / "bin" / "python"), str(HERE / "drivers" / script)]
         outside = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        done = subprocess.run([str(python), str(HERE / "drivers" / script), url, *arguments], capture_output=True,
-                              text=True, timeout=DRIVE_S, cwd=HERE, env=outside | OFFLINE)
-        assert done.returncode == 0, done.stderr[-3000:]
+        done = subprocess.run([*node, first, *arguments], capture_output=True, text=True, timeout=DRIVE_S, cwd=HERE,
+                              env=outside | OFFLINE)
+        assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-1000:]
         return json.loads(done.stdout.strip().splitlines()[-1])
 
     return driven

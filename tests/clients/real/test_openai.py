@@ -1,4 +1,8 @@
-"""OpenAI's package in both of its styles."""
+"""OpenAI's package in both of its styles, and with batches."""
+
+import json
+import time
+from typing import Any
 
 from openai import OpenAI
 
@@ -32,3 +36,27 @@ def test_chat_and_responses(url: str) -> None:
                                    max_output_tokens=2).usage.input_tokens > response.usage.input_tokens
     scored = client.completions.create(model="lab-dense", prompt=PROMPT, max_tokens=0, echo=True, logprobs=1)
     assert scored.choices[0].text == PROMPT and scored.choices[0].logprobs.token_logprobs[0] is None
+
+
+def test_batches(url: str) -> None:
+    client = OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0)
+    bodies: list[dict[str, Any]] = [{"model": "lab-dense", "messages": [{"role": "user", "content": PROMPT}],
+                                     "max_tokens": 16, "temperature": 0}]
+    bodies.append(bodies[0] | {"steering": STEERING})
+    content = "\n".join(json.dumps({"custom_id": str(n), "method": "POST", "url": "/v1/chat/completions", "body": body})
+                        for n, body in enumerate(bodies))
+    file = client.files.create(file=("wanted.jsonl", content.encode()), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+    deadline = time.monotonic() + 300
+    while batch.status != "completed":
+        assert batch.status in ("validating", "in_progress", "finalizing") and time.monotonic() < deadline, batch
+        time.sleep(0.1)
+        batch = client.batches.retrieve(batch.id)
+    assert batch.output_file_id is not None and batch.error_file_id is None
+    found = {line["custom_id"]: line["response"]["body"]
+             for line in map(json.loads, client.files.content(batch.output_file_id).text.splitlines())}
+    alone = [client.chat.completions.create(**{name: value for name, value in body.items() if name != "steering"},
+                                            extra_body={"steering": body.get("steering")}) for body in bodies]
+    said = [found[str(n)]["choices"][0]["message"]["content"] for n in range(2)]
+    assert said == [answer.choices[0].message.content for answer in alone] and said[0] != said[1]
+    assert found["1"]["steering"]["applied"][0]["tokens"]["prompt"] > 0

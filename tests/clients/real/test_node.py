@@ -1,0 +1,20 @@
+"""Clients for Node: OpenAI's package, and Vercel's AI SDK."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from tests.clients.real.conftest import STEERING
+
+
+def test_openai_node(drive: Callable[..., Any]) -> None:
+    found = drive("node", "openai_node.mjs", json.dumps(STEERING))
+    assert found["steered"] == found["streamed"] == found["response"] != found["plain"]
+    assert found["receipt"]["prompt"] > 0 and found["response_receipt"] == found["receipt"]
+    assert found["header"].startswith('"inline";op=add;prompt=') and found["refused"] == "model_not_found"
+
+
+def test_vercel_ai(drive: Callable[..., Any]) -> None:
+    found = drive("node", "vercel_ai.mjs", json.dumps(STEERING))
+    assert found["steered"] == found["streamed"] != found["plain"]
+    assert found["receipt"]["prompt"] > 0 and found["header"].startswith('"inline";op=add')
