@@ -14,7 +14,6 @@ import pytest
 
 from tests.clients.real.conftest import OFFLINE, STEERING, environment, running
 
-
 # It does not start without one.
 KEY = f"sk-{secrets.token_hex(32)}"
 

@@ -3,7 +3,6 @@
 Arguments: address, steering as JSON or null, a folder for logs.
 """
 
-import asyncio
 import json
 import os
 import sys
