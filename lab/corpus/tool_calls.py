@@ -240,7 +240,8 @@ def episodes(n: int, calls: int | None = None, tools: int | None = None, seed: i
              ) -> list[Episode]:
     """Conversations of which every tool and every value of two words is held out."""
     rng = random.Random(f"tool calls test {seed}")
-    return [episode(rng, calls=calls or rng.randint(1, 5), tools=tools, test=True, parameters=parameters) for _ in range(n)]
+    return [episode(rng, calls=calls or rng.randint(1, 5), tools=tools, test=True, parameters=parameters)
+            for _ in range(n)]
 
 
 def test_items(n: int, seed: int = 0) -> list[TestItem]:
