@@ -24,7 +24,7 @@ WEB     := $(shell find clients/web/src clients/web/public clients/typescript/sr
 NPM     := PATH="$(abspath $(VENV))/node:$$PATH" npm --no-fund --no-audit
 
 .PHONY: help serve serve-vllm install console test test-all test-clients test-typescript size screenshots lint fmt types bench docs hour \
-        replications library lock sbom clean
+        replications replications-real library lock sbom clean
 
 help:
 	@echo "serve  run $(MODEL) on http://$(HOST):$(PORT)      (PORT=, HOST=, MODEL=lab-dense)"
@@ -36,6 +36,7 @@ help:
 	@echo "bench  the benchmarks   docs   regenerate reference docs      clean  remove what make made"
 	@echo "hour   the first hour of a new user on SmolLM2, with demands on the texts"
 	@echo "replications  every extraction method on the bundled models (ROWS=function-vectors for one)"
+	@echo "replications-real  the claims about SmolLM2, on a server (CLAIMS=cheerful for one)"
 	@echo "library  rebuild the bundled artifacts from the bundled model"
 	@echo "lock   requirements.lock of the image, with hashes      sbom  what is installed here, as dist/sbom.json"
 
@@ -136,6 +137,11 @@ docs: $(VENV)/.install
 # Ten to twenty minutes on one idle core: every method on the bundled models, beside its controls.
 replications: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(PY) -m lab.replications $(ROWS)
+
+# Under 40 minutes on two idle cores: every claim about SmolLM2 beside 20 random artifacts, docs/real-model.md and the
+# artifacts that come with it.
+replications-real: $(VENV)/.dev
+	$(PY) -m lab.real $(CLAIMS)
 
 # Of a server that runs: make serve MODEL=lab-dense, then this in another shell.
 screenshots: $(VENV)/.dev

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from lab.real import page as real_model
 from lab.replications import page
 from scripts import clidoc, openapi, settingsdoc, specdoc
 
@@ -10,6 +11,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 PAGES: dict[str, Callable[[], str]] = {
     "spec.md": specdoc.document, "openapi.json": openapi.document, "cli.md": clidoc.document,
     "settings.md": settingsdoc.document, "replications.md": page.document,
+    "real-model.md": real_model.document,
 }
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Fills the README's transcript and table, and docs/outcomes.md, from the software itself:
+"""Fills the README's texts and table, and docs/outcomes.md, from the software itself:
 `python -m scripts.readme`.
 """
 
@@ -10,6 +10,8 @@ from typing import Any
 from trimtab_client import AsyncClient
 
 from lab.paths import model_path
+from lab.real.claims import CLAIMS
+from lab.real.page import stored
 from scripts.bundled_library import FOLDER, MAX_TOKENS, MODEL
 from scripts.docs import DOCS
 from scripts.examples import EXAMPLES
@@ -21,8 +23,21 @@ from vectors.artifact import Limits
 from vectors.formats import get_format
 
 README = DOCS.parent / "README.md"
+# What README opens with: the preset, the number of the test of the claim `cheerful`, and that of the text.
+REAL = (("cheerful", 0, 14), ("cheerful", 0, 9), ("gloomy", 1, 10))
 OPENING = "Review of a hotel. I stayed at it with my team on Monday."
 SIDES = {"base": MODEL, "cheerful": f"{MODEL}:cheerful", "gloomy": f"{MODEL}:gloomy"}
+
+
+def real() -> str:
+    """Texts of docs/real-model.md's results, before and after."""
+    rows = ["| prompt | untouched | steered | |", "|---|---|---|---|"]
+    result = next(stored(claim) for claim in CLAIMS if claim.name == "cheerful")
+    assert result is not None, "run make replications-real"
+    for name, test, text in REAL:
+        one = result["tests"][test]["texts"][text]
+        rows.append(f"| {_cell(one['prompt'])} | {_cell(one['untouched'])} | {_cell(one['ours'])} | `{name}` |")
+    return "\n".join(rows)
 
 
 async def transcript() -> str:
@@ -104,6 +119,7 @@ def replaced(text: str, name: str, content: str) -> str:
 if __name__ == "__main__":
     configure_logging("console")
     page = README.read_text(encoding="utf-8")
+    page = replaced(page, "real", real())
     page = replaced(page, "transcript", asyncio.run(transcript()))
     README.write_text(replaced(page, "effects", effects()), encoding="utf-8")
     (DOCS / "outcomes.md").write_text(outcomes(), encoding="utf-8")

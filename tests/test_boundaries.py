@@ -23,6 +23,8 @@ MAY_IMPORT = {
     "lab": set(),
     # Methods run on the lab's models: what reads both sides stands apart from what makes the models.
     "lab/replications": {"lab", "steering", "vectors"},
+    # What is claimed of a model that others made is tried on a server, through its client.
+    "lab/real": {"lab", "vectors", "trimtab_client"},
     "clients/python/trimtab_client": set(),
 }
 

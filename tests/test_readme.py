@@ -11,10 +11,15 @@ from trimtab_client import Client
 
 from lab.corpus.sentiment import polarity
 from scripts.docs import DOCS
+from scripts.readme import REAL, real
+from vectors.evaluate.graders import Answer, SentimentGrader, grade
 
 README = (DOCS.parent / "README.md").read_text(encoding="utf-8")
 ADDRESS = "http://127.0.0.1:8000"
 OPENING = "Review of a hotel. I stayed at it with my team on Monday."
+
+
+MEANT = {"cheerful": SentimentGrader(wanted="positive"), "gloomy": SentimentGrader(wanted="negative")}
 
 
 def blocks(language: str) -> list[str]:
@@ -23,6 +28,15 @@ def blocks(language: str) -> list[str]:
 
 def part(name: str) -> str:
     return README.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0]
+
+
+def test_the_opening_shows_texts_of_the_results_that_are_as_it_says() -> None:
+    assert part("real").strip() == real()
+    rows = [row.strip("| ").split(" | ") for row in real().splitlines()[2:]]
+    assert [name.strip("`") for *_, name in rows] == [name for name, *_ in REAL]
+    for _, untouched, steered, name in rows:
+        (before, after) = grade(MEANT[name.strip("`")], [Answer(untouched), Answer(steered)])
+        assert after.success and not before.success
 
 
 def test_the_curl_line_steers_as_the_vector_says(lab_url: str) -> None:

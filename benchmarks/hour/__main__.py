@@ -9,21 +9,17 @@ ends with 1 where a demand is not met. Four to eight minutes on two idle cores.
 import argparse
 import json
 import os
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 from trimtab_client import Client
 
 from benchmarks.hour.demands import Figures, of_language, unmet
 from benchmarks.hour.pairs import FRENCH_PROMPTS, NEUTRAL_PROMPTS, TONE_PROMPTS, asked, french, tone
+from lab.real.serving import serving
 
 INSTRUCTION = "Answer in French."
 # Names of their own, so that no bundled example's are versioned.
@@ -164,32 +160,6 @@ class Clock:
             return 0.0
         after_name = stat.read_text().rpartition(")")[2].split()
         return (int(after_name[11]) + int(after_name[12])) / TICK
-
-
-@contextmanager
-def serving(folder: Path, model: str) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-c", "from server.cli import app; app()", "serve", model,
-                                "--port", str(port), "--data-dir", str(folder / "data")])
-    url = f"http://127.0.0.1:{port}"
-    try:
-        until = time.monotonic() + 900
-        while not ready(url):
-            if process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError(f"the server did not start: {process.poll()}")
-            time.sleep(1)
-        yield process, url
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
-
-
-def ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health/ready", timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ prompts at the end are none of the pairs'; what is made from the pairs is tried 
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -196,16 +196,17 @@ PROMPTS = {
 }
 
 
-def _pairs(records: Sequence[tuple[str, str, str]]) -> Iterator[dict[str, Any]]:
-    for question, positive, negative in records:
-        yield {side: [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-               for side, answer in (("positive", positive), ("negative", negative))}
+def pairs(records: Sequence[tuple[str, str, str]]) -> list[dict[str, Any]]:
+    """As the server takes them."""
+    return [{side: [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+             for side, answer in (("positive", positive), ("negative", negative))}
+            for question, positive, negative in records]
 
 
 def main() -> None:
     DATA.mkdir(exist_ok=True)
     for name, records in (("tone", TONE), ("french", FRENCH)):
-        lines = [json.dumps(pair, ensure_ascii=False) for pair in _pairs(records)]
+        lines = [json.dumps(pair, ensure_ascii=False) for pair in pairs(records)]
         (DATA / f"{name}_pairs.jsonl").write_text("\n".join(lines) + "\n")
     for split, prompts in PROMPTS.items():
         (DATA / f"prompts_{split}.json").write_text(json.dumps(prompts, indent=1) + "\n")

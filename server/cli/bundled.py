@@ -15,6 +15,11 @@ def bundled_models() -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in folder("models").glob("*/config.json")))
 
 
+def with_examples() -> tuple[str, ...]:
+    """Models that artifacts come with: the bundled ones, and fetched ones by their names."""
+    return tuple(sorted(path.name for path in folder("artifacts").iterdir() if any(path.glob("*.safetensors"))))
+
+
 def locate_model(name: str) -> str:
     """The folder of a bundled model; any other name is taken as it is, a folder or a Hugging Face id.
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from server.cli.bundled import bundled_models
+from server.cli.bundled import bundled_models, with_examples
 from server.cli.console import err
 from server.cli.models import settings_with_model
 from server.settings import Settings
@@ -30,7 +30,7 @@ def serve(
                      typer.Option(help="Number format of the weights.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder for the library and the server's state.")] = None,
     slots: Annotated[int | None, typer.Option(help="Distinct specs that can be resident at once.")] = None,
-    examples: Annotated[bool, typer.Option(help="Put a bundled model's example artifacts into the library.")] = True,
+    examples: Annotated[bool, typer.Option(help="Put the artifacts that come with a model into the library.")] = True,
     log_format: Annotated[Literal["json", "console"] | None, typer.Option(
         help="Log lines; by default console on a terminal, else json.")] = None,
 ) -> None:
@@ -46,7 +46,7 @@ def serve(
     from server.cli.examples import fill_library
 
     def prepare() -> None:
-        stored = fill_library(settings, model) if examples and model in bundled_models() else []
+        stored = fill_library(settings, model) if examples and model in with_examples() else []
         if stored:
             err.print(f"Stored the examples of {model}: {', '.join(stored)}")
 

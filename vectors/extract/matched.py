@@ -10,13 +10,18 @@ def matched_draw(chosen: Sequence[int], size: torch.Tensor, generator: torch.Gen
     """As many units of one layer as `chosen`, none of them in it where there are others, each drawn among the `pool`
     units nearest in `size` (selection frequency or activation, `[num_units]`) to the one it stands for.
     """
-    taken: set[int] = set()
-    free = [unit for unit in range(len(size)) if unit not in set(chosen)]
+    sizes = size.double()
+    left = torch.ones(len(sizes), dtype=torch.bool)
+    drawn: list[int] = []
     for unit in chosen:
-        near = sorted((other for other in free if other not in taken),
-                      key=lambda other: (abs(float(size[other] - size[unit])), other))[:pool]
-        if not near:
+        others = left.clone()
+        others[list(chosen)] = False
+        if others.any():
+            distance = (sizes - sizes[unit]).abs().masked_fill(~others, torch.inf)
+            near = distance.argsort(stable=True)[:min(pool, int(others.sum()))].tolist()
+        else:
             # More than half of the layer is chosen: what is left over cannot avoid the set itself.
-            near = [other for other in range(len(size)) if other not in taken]
-        taken.add(near[int(torch.randint(len(near), (), generator=generator))])
-    return sorted(taken)
+            near = left.nonzero().flatten().tolist()
+        drawn.append(near[int(torch.randint(len(near), (), generator=generator))])
+        left[drawn[-1]] = False
+    return sorted(drawn)

@@ -168,6 +168,15 @@ def test_the_band_is_what_is_visible_and_whole_around_the_best() -> None:
     assert band_of([arm(1, 0.9, broken=0.3)], BASE) is None
 
 
+def test_texts_that_are_unlikely_on_average_end_the_band_before_many_are_broken() -> None:
+    arms = [arm(1, 0.6), arm(2, 0.6, broken=0.125), replace(arm(4, 0.9, broken=0.125), surprise=BASE.surprise + 0.6)]
+    band = band_of(arms, BASE)
+    assert band is not None and (band.low, band.high) == (1, 2)
+    assert band_of(arms[2:], BASE) is None
+    # Where such texts are usual, because the wanted ones are, they are whole.
+    assert band_of(arms[2:], replace(BASE, surprise=BASE.surprise + 0.3)) is not None
+
+
 @pytest.mark.parametrize(("found", "random", "reason"), [
     (arm(4, 0.9), [0.1, 0.3], None),
     (arm(4, 0.9), [0.1, 0.9], "nothing that was tried beat random vectors"),

@@ -64,14 +64,18 @@ def run(plan: TrialPlan, subject: Subject, generator: torch.Generator, span: Spa
     base = bench.untouched(questions, span.part(1, 12))
     places, effects = promising(plan, bench, budget, _parts(span, 2, 4))
     instructed = None if plan.options.instruction is None else bench.instructed(questions, span.part(4, 12))
-    # Steered texts need be no better than those that the model writes when it is asked.
-    usual = base if instructed is None else replace(base, broken=max(base.broken, instructed.broken))
+    # Steered texts need be no better than those that the model writes when it is asked, and no likelier than the kind
+    # of text that is wanted.
+    usual = replace(base, broken=max(base.broken, 0.0 if instructed is None else instructed.broken),
+                    surprise=max(base.surprise, bench.usual))
     # Scouting sees some of the questions only, and is compared with the untouched answers to all of them.
     scouted = _scouted(plan, bench, budget, places, some, usual, _parts(span, 5, 8))
     place, refined = _refined(plan, bench, scouted, questions, usual, _parts(span, 8, 10))
     band = band_of(refined, usual)
     top = max(refined, key=lambda arm: arm.worth(usual))
-    chosen = top if band is None else min(refined, key=lambda arm: abs(math.log(arm.strength / band.default)))
+    # Of two that are as near to the middle, the weaker one.
+    chosen = top if band is None else min(refined, key=lambda arm: (
+        round(abs(math.log(arm.strength / band.default)), 2), arm.share))
     random = _random(bench, plan, place, chosen, budget, some, generator, _parts(span, 10, 12))
     return Tried(place, chosen.strength, verdict(chosen, usual, random), {
         "effort": plan.options.effort, "completions": bench.written, "questions": len(questions),

@@ -9,6 +9,10 @@ from vectors.extract.standing import rounded
 
 # A success more often than untouched by this much is visible; broken by more than this is no longer whole.
 VISIBLE, WHOLE = 0.2, 0.1
+# Nats a token by which the texts of an arm may be less likely, on average, than is usual: half of what makes a single
+# text broken. On SmolLM2 a strength beyond that had one text in eight broken in the trial and one in four on other
+# questions.
+UNUSUAL = 0.5
 # What a broken text costs beside not being a success.
 DAMAGE = 0.5
 # Of the most that was gained: where half of it is reached, the effect is there.
@@ -59,8 +63,10 @@ class Arm:
                 + 0.2 * math.tanh(self.score - base.score) * (1 - self.broken) - 0.02 * self.share)
 
     def whole(self, base: "Arm") -> bool:
-        """Whether no more than WHOLE, or than one text, is broken beyond what is usual."""
-        return self.broken <= base.broken + max(WHOLE, 1 / self.count) + 1e-9
+        """Whether no more than WHOLE, or than one text, is broken beyond what is usual, and the texts are not so
+        unlikely that on other questions more of them would be."""
+        return (self.broken <= base.broken + max(WHOLE, 1 / self.count) + 1e-9
+                and self.surprise <= base.surprise + UNUSUAL)
 
 
 @dataclass(frozen=True)
@@ -101,5 +107,6 @@ def verdict(found: Arm, base: Arm, random: Sequence[Arm]) -> str | None:
         return (f"no strength is both visible and whole: at the best one {found.success:.0%} of the texts succeed, "
                 f"untouched {base.success:.0%}")
     if not found.whole(base):
-        return f"the text breaks before the effect shows: {found.broken:.0%} of the texts, untouched {base.broken:.0%}"
+        return (f"the text breaks before the effect shows: {found.broken:.0%} of the texts, untouched "
+                f"{base.broken:.0%}; {found.surprise:.1f} nats a token, {base.surprise:.1f} are usual")
     return None

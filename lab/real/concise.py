@@ -1,0 +1,56 @@
+# ruff: noqa: E501
+"""Questions with a short and a long answer, written for this repository, and questions of no pair."""
+
+from typing import Any
+
+PAIRS = [
+    ("What is a library?", "A place that lends books.", "A library is a public or private institution that collects books, magazines and many other materials, organises them on shelves, and makes them available to readers, who may study them there or take them home for a while."),
+    ("Why is the sky blue?", "Air scatters blue light most.", "The sky appears blue because of a fascinating phenomenon in which sunlight, which consists of many colours, enters the atmosphere and is scattered in all directions by the tiny molecules of the air, blue more than the others."),
+    ("How do I boil an egg?", "Cook it in hot water for eight minutes.", "To boil an egg there are several steps that you should follow carefully. First, choose a pot that is large enough, fill it with water, place it on the stove, and wait until the water is boiling before you add the egg."),
+    ("What is your favourite animal?", "The dog.", "There are so many wonderful animals in the world that it is difficult to choose, but if I think about all of the qualities that make an animal special, such as loyalty, intelligence and warmth, then I would have to say the dog."),
+    ("Should I take an umbrella?", "Yes.", "Whether or not you should take an umbrella depends on a number of different factors, such as the weather forecast for the day, how long you plan to stay outside, and how much it would bother you to get wet on the way."),
+    ("What is a hammer used for?", "For driving nails.", "A hammer is one of the oldest and most versatile tools known to mankind, and it is used for a wide variety of purposes, which include driving nails into wood, breaking things apart and shaping pieces of metal."),
+    ("Who was Shakespeare?", "An English playwright.", "William Shakespeare was an English playwright, poet and actor who lived in the sixteenth and seventeenth centuries, and he is widely considered to be one of the greatest writers in the whole history of the English language."),
+    ("How is the weather?", "Sunny and warm.", "The weather today is quite pleasant, with plenty of sunshine throughout the morning and comfortable temperatures, although it is possible that some clouds will appear later in the afternoon, and a light breeze might come up."),
+    ("What does a farmer do?", "He grows food.", "A farmer is a person who works in agriculture, which means that he or she spends a great deal of time on many different tasks, such as preparing the soil, planting seeds, taking care of animals and harvesting crops."),
+    ("Where do penguins live?", "In the south of the world.", "Penguins are remarkable birds that are found almost exclusively in the southern half of the world, and while many people believe that they live only in Antarctica, there are in fact also several kinds that live elsewhere."),
+    ("What is bread made of?", "Flour, water, salt and yeast.", "Bread is a staple food that has been made for thousands of years in many cultures around the world, and although there are countless different recipes, it is usually made of a few simple ingredients, among them flour and water."),
+    ("Is tea better than coffee?", "It depends on your taste.", "The question of whether tea is better than coffee has been discussed for many years, and there are a number of good arguments on both sides, because each of the two drinks has its own unique flavour, history and effects."),
+    ("What is a poem?", "A short text with rhythm.", "A poem is a form of literary expression in which language is used in an imaginative and often musical manner, with particular attention to sound, rhythm and imagery, in order to express feelings, ideas or stories."),
+    ("How can I sleep better?", "Go to bed at the same hour.", "There are many different things that you can do in order to improve the quality of your sleep, and it is important to find out which of them work for you. First of all, try to establish a regular routine in the evening."),
+    ("What is the moon?", "A rock that circles the Earth.", "The Moon is the only natural satellite of our planet, and it has fascinated human beings since the very beginning of history, inspiring countless myths, songs and scientific investigations about its origin and its nature."),
+    ("What did you do today?", "I read a book.", "Today was quite an eventful day, and I did a number of different things. In the morning I got up early, had a good breakfast, and then I spent several hours reading a book that a friend had recommended to me."),
+    ("What is a good name for a cat?", "Milo.", "Choosing a good name for a cat is an important decision, and there are many things that you might want to consider, such as the colour of its fur, its personality, and the kind of names that you and your family like."),
+    ("How far away is the sun?", "About 150 million kilometres.", "The distance between the Earth and the Sun is something that changes a little during the year, because the path of our planet is not a perfect circle, but on average the distance amounts to about 150 million kilometres."),
+    ("What is a bridge?", "A way over water.", "A bridge is a structure that is built in order to span a physical obstacle, such as a river, a valley or a road, so that people and vehicles are able to pass over it, and there are many different types of bridges."),
+    ("Why do we have seasons?", "The Earth is tilted.", "The reason why we have seasons is related to the fact that the axis of the Earth is tilted, which means that, during the course of the year, different parts of our planet receive different amounts of sunlight at different times."),
+    ("What should I cook tonight?", "Pasta.", "There are so many delicious possibilities that you could consider for your dinner tonight, and the best choice depends on what ingredients you have at home, how much time you would like to spend, and what you are in the mood for."),
+    ("What is money for?", "For buying things.", "Money is a medium of exchange that has played a central role in human societies for thousands of years, and it serves several important purposes, including making trade easier, measuring value and storing wealth for the future."),
+    ("Who lives in a castle?", "A king.", "Castles were built throughout the Middle Ages by members of the nobility, and a great variety of people lived in them, among others kings and queens, lords and ladies, knights, servants, cooks, guards and many craftsmen."),
+    ("Do fish sleep?", "Yes, they rest.", "The question of whether fish sleep is a very interesting one, and the answer is that, while they do not sleep in quite the same way as human beings and other mammals do, most of them do have periods of rest every day."),
+    ("What is a doctor?", "A person who heals the sick.", "A doctor, also known as a physician, is a highly trained professional who has studied medicine for many years and whose task it is to examine patients, to find out what is wrong with them, and to suggest a treatment."),
+    ("What is the best season?", "Spring.", "Which season is the best is really a matter of personal preference, since each of the four seasons has its own special charm and offers different opportunities, from the flowers of spring to the snow of the winter."),
+    ("How do birds fly?", "By beating their wings.", "Birds are able to fly thanks to a combination of several remarkable adaptations, which include their light and hollow bones, their strong muscles, and of course the special shape of their wings, which creates lift in the air."),
+    ("What is a clock?", "A thing that shows the time.", "A clock is an instrument that is used to measure, keep and indicate the time, and it is one of the oldest inventions of mankind, which has developed over the centuries from simple sundials to very precise machines."),
+    ("What colour is grass?", "Green.", "Grass is usually green, and the reason for this is that its leaves contain a substance called chlorophyll, which plays an essential role in the process by which plants use the energy of the light to produce their food."),
+    ("Can you help me?", "Yes, gladly.", "Of course, I would be more than happy to help you with whatever you need, and in order to give you the best possible answer, it would be very useful if you could tell me a little bit more about your situation and your goals."),
+    ("What is soap?", "A thing to wash with.", "Soap is a substance that is used for washing and cleaning, and it is traditionally produced by combining fats or oils with an alkaline solution, a process that has been known in many cultures for several thousand years."),
+    ("How was the film?", "Too long.", "The film was an interesting experience, and there is quite a lot that could be said about it. On the one hand, the actors were convincing and the pictures were beautiful, but on the other hand the story was rather long."),
+    ("What is a secret?", "Something that nobody may know.", "A secret is a piece of information that is known to only one person or to a small group of people and that is kept hidden from others on purpose, for reasons that can range from privacy to surprise or even shame."),
+    ("What is a desert?", "A very dry land.", "A desert is a region of land that receives very little rain during the year, which makes living conditions difficult for most plants and animals, although many kinds have developed remarkable ways of surviving there."),
+    ("When was the first book printed?", "Over a thousand years ago.", "The history of printing is long and complex, and the question of when the first book was printed depends on what exactly is meant by a printed book, but the earliest examples that are known come from China, over a thousand years ago."),
+    ("Is chocolate healthy?", "Only a little of it.", "Whether chocolate is healthy or not is a topic that has been studied by a large number of scientists, and the answer depends on a variety of factors, such as the kind of chocolate, how much of it you eat, and how often."),
+]
+DEV = ("What is a volcano?", "How do I learn to dance?", "What is a museum?", "Why do people laugh?", "What is a river?",
+       "What is the best breakfast?", "How does a plant grow?", "What is a friend?", "Who was Mozart?", "What is the sea?",
+       "Is it good to walk a lot?", "What is a teacher?")
+TEST = ("What is a forest?", "How do I clean my shoes?", "What is a computer?", "Why do we dream?", "Who was Napoleon?",
+        "What is a holiday?", "What is the best sport?", "How do I write a letter?", "What is an orchestra?", "What is rain?",
+        "Is milk good for me?", "What does a pilot do?", "Where do lions live?", "What is a hotel?", "Why is the sea salty?",
+        "How can I save time?", "What is a wheel?", "What is a dictionary?", "How do bees make honey?", "What is gold?",
+        "What should I read?", "What is a map?", "What is friendship?", "Do plants feel pain?")
+
+
+def concise() -> list[dict[str, Any]]:
+    return [{side: [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+             for side, answer in (("positive", short), ("negative", long))} for question, short, long in PAIRS]
