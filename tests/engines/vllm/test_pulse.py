@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from server.engines.adapters import Adapters
 from server.engines.base import Sampling
 from server.engines.vllm.host import connection as connection_module
 from server.engines.vllm.host.connection import Connection
@@ -144,7 +145,7 @@ class Watched:
         monkeypatch.setattr(connection_module, "WATCH_S", 0.01)
         monkeypatch.setattr(connection_module, "start_llm", self._start)
         options = VllmOptions(model="", model_id="m", back_off_s=(0.0,), **changes)
-        self.connection = Connection(options, None, launched=lambda: None,  # type: ignore[arg-type]
+        self.connection = Connection(options, None, Adapters(), launched=lambda: None,  # type: ignore[arg-type]
                                      prove=self._nothing, lost=self._lose)
 
     def _start(self, *_: Any) -> Any:
