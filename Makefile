@@ -23,7 +23,7 @@ WEB     := $(shell find clients/web/src clients/web/public clients/typescript/sr
            clients/web/package-lock.json clients/web/vite.config.ts docs/openapi.json
 NPM     := PATH="$(abspath $(VENV))/node:$$PATH" npm --no-fund --no-audit
 
-.PHONY: help serve serve-vllm install console test test-all test-clients test-typescript size screenshots lint fmt types bench docs hour \
+.PHONY: help serve serve-vllm install console test test-all test-clients test-fuzz test-typescript size screenshots lint fmt types bench docs hour \
         replications replications-real library lock sbom clean
 
 help:
@@ -32,6 +32,7 @@ help:
 	@echo "console  build the page at /      test-typescript  the TypeScript client and the parts of the page, in Node"
 	@echo "test   the tests, without long sweeps      test-all  all of them      size  lines of code, against BASE"
 	@echo "test-clients  published clients for Python and Node, agents, evaluations, a proxy, against both engines"
+	@echo "test-fuzz  BODIES=2000 drawn bodies for each endpoint, which takes hours"
 	@echo "lint   ruff       types  mypy        fmt   ruff, fixing"
 	@echo "bench  the benchmarks   docs   regenerate reference docs      clean  remove what make made"
 	@echo "hour   the first hour of a new user on SmolLM2, with demands on the texts"
@@ -81,6 +82,11 @@ test: $(VENV)/.test $(CONSOLE)
 
 test-all: $(VENV)/.test $(CONSOLE)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not clients" $(PYTEST_ARGS)
+
+BODIES ?= 2000
+# Many drawn bodies for each endpoint, where the tests above send a few.
+test-fuzz: $(VENV)/.test
+	OMP_NUM_THREADS=1 TRIMTAB_FUZZ_BODIES=$(BODIES) $(PY) -m pytest -n 2 --dist load tests/fuzz
 
 # Published clients in environments of their own, against a server of each engine. Not part of the tests above: it takes
 # minutes, and the environments more than a gigabyte.

@@ -11,6 +11,7 @@ from starlette.types import Lifespan, Receive, Scope, Send
 
 from server.api import console, lens, receipts
 from server.api.admin import adapters, capabilities, docs, effects, health, history, jobs
+from server.api.admin import keys as access_keys
 from server.api.admin import switches as admin
 from server.api.anthropic import messages
 from server.api.library import artifacts, calibration, evaluations, extract, presets
@@ -34,6 +35,8 @@ from server.http.cors import add_cors
 from server.http.frame import RequestFrame
 from server.http.handlers import add_handlers
 from server.http.open_requests import OpenRequests
+from server.identity.keys import Keys
+from server.identity.principal import PRINCIPAL, Principal
 from server.observability.metrics import Metrics
 from server.requests.admission.caller import BATCH
 from server.requests.admission.queue import AdmissionQueue
@@ -65,7 +68,7 @@ class Service(Protocol):
 ROUTERS = (chat.router, completions.router, responses.router, files.router, batch_routes.router, messages.router,
            receipts.router, tokens.router, models.router, artifacts.router, calibration.router, presets.router,
            capabilities.router, extract.router, evaluations.router, jobs.router, effects.router, history.router,
-           lens.router, admin.router, adapters.router)
+           lens.router, admin.router, adapters.router, access_keys.router)
 DESCRIPTION = "Inference-time steering behind OpenAI's API: each request may carry a `steering` field."
 
 
@@ -79,6 +82,8 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
         engine_name: as receipts state it.
     """
     metrics = Metrics()
+    owner = None if settings.api_key is None else settings.api_key.get_secret_value().encode()
+    keys = Keys(library.keys, owner, metrics.registry)
     queue = AdmissionQueue(metrics.registry, places=settings.max_requests, most_requests=settings.queue_requests,
                            most_tokens=settings.queue_tokens)
 
@@ -96,6 +101,7 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
             responses = StoredResponses(settings.responses_url, seconds=settings.responses_kept_s,
                                         most_bytes=settings.responses_kept_bytes)
             parts.callback(responses.close)
+            await parts.enter_async_context(_running(keys))
             kill_switch = KillSwitch(library.switches, metrics.registry, always=settings.kill_switch)
             await parts.enter_async_context(_running(kill_switch))
             shadow = Shadow(engine, EffectMetrics(metrics.registry, settings.model_name), store,
@@ -114,7 +120,7 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
             await parts.enter_async_context(_running(Housekeeping(library, metrics.registry, settings.gc_interval_s)))
             stored = StoredFiles(settings.data_dir / "files", most_bytes=settings.files_bytes,
                                  seconds=settings.files_kept_s)
-            batches = Batches(settings.data_dir / "batches", stored, partial(_own_client, app, settings),
+            batches = Batches(settings.data_dir / "batches", stored, partial(_own_client, app),
                               at_once=settings.batch_at_once, most_lines=settings.batch_lines,
                               most_open=settings.max_jobs)
             dialect = Dialect(vocabulary, tools=settings.tool_parser, thoughts=settings.reasoning_parser)
@@ -125,7 +131,7 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
                 chat_prompts=ChatPrompts(vocabulary, control_in_messages=settings.control_in_messages),
                 dialect=dialect, metrics=metrics,
                 planner=Planner(settings, library, engine.facts, kill_switch, dialect.sections(tools=False)),
-                kill_switch=kill_switch, jobs=jobs, shadow=shadow,
+                kill_switch=kill_switch, keys=keys, jobs=jobs, shadow=shadow,
                 live_grading=live_grading, monitor_metrics=MonitorMetrics(metrics.registry),
                 guard_metrics=GuardMetrics(metrics.registry), effect_store=store, history=record,
                 queue=queue, responses=responses, files=stored, batches=batches,
@@ -138,7 +144,7 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
     app = routed(lifespan)
     app.state.open_requests = open_requests = OpenRequests()
     app.state.metrics = metrics
-    app.add_middleware(RequestFrame, settings=settings, metrics=metrics, open_requests=open_requests)
+    app.add_middleware(RequestFrame, settings=settings, metrics=metrics, open_requests=open_requests, keys=keys)
     add_handlers(app, metrics)
     add_cors(app, settings)
     return app
@@ -153,16 +159,16 @@ async def _running(service: Service) -> AsyncIterator[None]:
         await service.stop()
 
 
-def _own_client(app: FastAPI, settings: Settings, batch_id: str) -> httpx.AsyncClient:
-    """A client of this server that goes through all that others go through, and comes after them."""
+def _own_client(app: FastAPI, batch_id: str, who: Principal) -> httpx.AsyncClient:
+    """A client of this server that goes through all that others go through, and comes after them. It may do what `who`
+    may."""
 
     async def asked(scope: Scope, receive: Receive, send: Send) -> None:
-        await app({**scope, BATCH: batch_id}, receive, send)
+        await app({**scope, BATCH: batch_id, PRINCIPAL: who}, receive, send)
 
-    key = {} if settings.api_key is None else {"Authorization": f"Bearer {settings.api_key.get_secret_value()}"}
     # The bounds of time are those of the server.
     return httpx.AsyncClient(transport=httpx.ASGITransport(app=asked, raise_app_exceptions=False),
-                             base_url="http://localhost", headers=key, timeout=None)
+                             base_url="http://localhost", timeout=None)
 
 
 def routed(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:

@@ -74,6 +74,12 @@ class Unauthorized(InvalidRequest):
         self.scheme = scheme
 
 
+class NotPermitted(InvalidRequest):
+    """The key is valid and lacks the role that the request needs."""
+
+    code = "not_permitted"
+
+
 class ForbiddenHost(InvalidRequest):
     """A server without a key was asked under a name not its own, as by a page that rebinds its name to this machine."""
 
@@ -184,7 +190,7 @@ _CODES: Mapping[int, str] = {
          "steering_limit steering_overflow text_too_long too_few_examples too_few_pairs unsupported_model "
          "unsupported_parameter unsupported_site",
     401: "invalid_api_key",
-    403: "forbidden_host forbidden_origin",
+    403: "forbidden_host forbidden_origin not_permitted",
     404: "model_not_found not_found route_not_found",
     405: "method_not_allowed",
     408: "body_timeout client_too_slow",

@@ -13,6 +13,8 @@ from server.api.strict_json import parse_json
 from server.api.validation import invalid
 from server.errors import UnsupportedMediaType
 from server.http.inflate import compressed, inflated
+from server.identity.principal import CURRENT
+from server.identity.roles import ANY_KEY, NEEDED, OPEN
 from server.threads import contained
 from steering.language.errors import InvalidRequest, printable
 
@@ -33,11 +35,17 @@ class StrictRoute(APIRoute):
     def __init__(self, path: str, endpoint: Callable[..., Any], **kwargs: Any) -> None:
         # A plain function runs in a thread of FastAPI's pool.
         super().__init__(path, endpoint if iscoroutinefunction(endpoint) else contained(endpoint), **kwargs)
+        # A route that the table does not know cannot be made, so none is open by oversight.
+        if self.name not in NEEDED:
+            raise ValueError(f"server.identity.roles.NEEDED does not say which role {self.name} ({path}) needs")
+        self.needed = NEEDED[self.name]
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
+            if self.needed not in (ANY_KEY, OPEN):
+                CURRENT.get().check(self.needed, f"{request.method} {self.path}")
             strict_request = StrictRequest(request.scope, request.receive)
             value: Any = None
             if self.body_field is not None:

@@ -26,6 +26,7 @@ from pydantic import ValidationError
 from server.batches.files import StoredFiles
 from server.batches.lines import answered, finished, read_requests, read_results, run
 from server.errors import TooManyJobs
+from server.identity.principal import Principal
 from server.threads import in_thread
 from steering.language.errors import Conflict, InvalidRequest, NotFound
 from vectors.storage_errors import storage_error
@@ -40,7 +41,7 @@ KEPT = 500
 LOOK_S, SEARCH_S = 0.5, 30.0
 # The server may have no room for a long time, and a batch waits for it.
 TRIES = 24
-Client = Callable[[str], AbstractAsyncContextManager[httpx.AsyncClient]]
+Client = Callable[[str, Principal], AbstractAsyncContextManager[httpx.AsyncClient]]
 
 
 class Batches:
@@ -51,7 +52,8 @@ class Batches:
                  most_open: int, now: Callable[[], float] = time.time) -> None:
         """
         Args:
-            client: a client of this server for the batch of that id, whose requests go behind those of others.
+            client: a client of this server for the batch of that id and who made it, whose requests go behind those of
+                others.
             at_once: requests of a batch under way at once.
             most_open: batches that wait or run.
         """
@@ -69,15 +71,16 @@ class Batches:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def create(self, input_file_id: str, endpoint: str, metadata: Mapping[str, str] | None) -> Batch:
-        """One whose file is wrong is kept as failed, and says why.
+    async def create(self, input_file_id: str, endpoint: str, metadata: Mapping[str, str] | None, who: Principal
+                     ) -> Batch:
+        """One whose file is wrong is kept as failed, and says why. Its requests may do what `who` may now.
 
         Raises:
             NotFound: there is no such file.
             TooManyJobs: so many batches wait already.
             StorageUnavailable, StorageFull.
         """
-        batch = await in_thread(self._created, input_file_id, endpoint, metadata)
+        batch = await in_thread(self._created, input_file_id, endpoint, metadata, who)
         self._wake.set()
         return batch
 
@@ -103,13 +106,14 @@ class Batches:
         """Whether a batch that is not over reads this file. Blocks."""
         return any(batch.input_file_id == file_id and batch.status in OPEN for batch in self.all())
 
-    def _created(self, input_file_id: str, endpoint: str, metadata: Mapping[str, str] | None) -> Batch:
+    def _created(self, input_file_id: str, endpoint: str, metadata: Mapping[str, str] | None, who: Principal) -> Batch:
         requests = self._files.content(input_file_id, "input_file_id")
         known = self.all()
         if sum(batch.status in OPEN for batch in known) >= self._most_open:
             raise TooManyJobs(f"{self._most_open} batches wait or run already", fix="Try again when some are done.")
         for old in [batch for batch in known if batch.status not in OPEN][KEPT:]:
-            self._path(old.id, "json").unlink(missing_ok=True)
+            for kind in ("json", "who"):
+                self._path(old.id, kind).unlink(missing_ok=True)
         now = int(self._now())
         batch = Batch(id=f"batch_{secrets.token_hex(12)}", object="batch", endpoint=endpoint, completion_window="24h",
                       input_file_id=input_file_id, status="validating", created_at=now, expires_at=now + WINDOW_S,
@@ -126,8 +130,20 @@ class Batches:
             batch.status, batch.failed_at = "failed", now
             batch.errors = Errors(object="list", data=[BatchError(code=error.code, message=error.message,
                                                                   param=error.param)])
+        self._remember(batch.id, who)
         self._save(batch)
         return batch
+
+    def _remember(self, batch_id: str, who: Principal) -> None:
+        try:
+            self._path(batch_id, "who").write_text(json.dumps({"name": who.name, "tenant": who.tenant,
+                                                               "roles": sorted(who.roles), "key_id": who.key_id}))
+        except OSError as error:
+            raise storage_error(error, "the batch cannot be recorded") from error
+
+    def _maker(self, batch_id: str) -> Principal:
+        told = json.loads(self._path(batch_id, "who").read_text())
+        return Principal(told["name"], told["tenant"], frozenset(told["roles"]), told["key_id"])
 
     def _cancelled(self, batch_id: str) -> Batch:
         batch = self.find(batch_id)
@@ -181,7 +197,7 @@ class Batches:
     async def _ask(self, batch: Batch, results: Path, done: Mapping[str, bool], told: Callable[[bool], None]) -> str:
         """How it ended: completed, cancelled or expired."""
         requests = await in_thread(self._files.content, batch.input_file_id)
-        async with self._client(batch.id) as client:
+        async with self._client(batch.id, await in_thread(self._maker, batch.id)) as client:
             asking = asyncio.create_task(run(
                 read_requests(requests, endpoint=batch.endpoint), results, client, at_once=self._at_once, done=done,
                 told=told, tries=TRIES))
@@ -230,7 +246,7 @@ class Batches:
         if how == "cancelled":
             batch.cancelling_at = batch.cancelling_at or batch.finalizing_at
         self._save(batch)
-        for suffix in ("results", "cancel"):
+        for suffix in ("results", "cancel", "who"):
             self._path(batch.id, suffix).unlink(missing_ok=True)
 
     def _save(self, batch: Batch) -> None:

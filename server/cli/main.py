@@ -2,7 +2,7 @@
 
 import typer
 
-from server.cli import artifacts, jobs, library, presets, switches
+from server.cli import artifacts, jobs, keys, library, presets, switches
 from server.cli.batch import run_batch
 from server.cli.calibrate import calibrate
 from server.cli.capabilities import capabilities
@@ -26,6 +26,7 @@ app.add_typer(library.app, name="library")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(switches.default_spec, name="default-spec")
 app.add_typer(switches.kill_switch, name="kill-switch")
+app.add_typer(keys.app, name="keys")
 app.command()(switches.effects)
 app.command()(run_batch)
 app.command()(extract)

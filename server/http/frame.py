@@ -14,6 +14,8 @@ from server.http.body import BoundedBody, body_limit
 from server.http.gate import HEALTH, READY, Gate
 from server.http.handlers import CLIENT_GONE, answer, refusal
 from server.http.open_requests import OpenRequest, OpenRequests
+from server.identity.keys import Keys
+from server.identity.principal import CURRENT
 from server.observability.metrics import Metrics
 from server.observability.unexpected import report_unexpected
 from server.settings import Settings
@@ -32,12 +34,13 @@ ABORT = "trimtab.abort"
 class RequestFrame:
     """Pure ASGI, so that streams pass through untouched."""
 
-    def __init__(self, app: ASGIApp, *, settings: Settings, metrics: Metrics, open_requests: OpenRequests) -> None:
+    def __init__(self, app: ASGIApp, *, settings: Settings, metrics: Metrics, open_requests: OpenRequests,
+                 keys: Keys) -> None:
         self.app = app
         self._settings = settings
         self._metrics = metrics
         self._open = open_requests
-        self._gate = Gate(settings)
+        self._gate = Gate(settings, keys)
         self._health: dict[str, int] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,7 +67,7 @@ class RequestFrame:
     async def _answer(self, scope: Scope, body: BoundedBody, response: "_Response", mine: OpenRequest) -> None:
         error: TrimtabError | None = None
         try:
-            self._gate.check(scope)
+            CURRENT.set(self._gate.check(scope))
             if scope["path"] in READY:
                 self._open.check()
             if scope["path"] in HEALTH:
@@ -100,7 +103,9 @@ class RequestFrame:
             if before == status or (before is None and status < 400):
                 return
         error = refusal(scope)
-        why = {} if error is None else {"code": error.code, **({"param": error.param} if error.param else {})}
+        who = CURRENT.get()
+        why: dict[str, str] = {} if who.key_id is None else {"key": who.name, "tenant": who.tenant}
+        why |= {} if error is None else {"code": error.code, **({"param": error.param} if error.param else {})}
         if asked_as is not None:
             why["client_request_id"] = asked_as
         if error is not None and status >= 500:

@@ -2,14 +2,15 @@
 
 import base64
 import binascii
-import hmac
 import ipaddress
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from server.errors import ForbiddenHost, ForbiddenOrigin, HeadersTooLarge, Unauthorized
+from server.errors import ForbiddenHost, ForbiddenOrigin, HeadersTooLarge
+from server.identity.keys import Keys
+from server.identity.principal import OWNER, PRINCIPAL, Principal
 from server.settings import Settings, is_loopback
 
 # Whoever watches the server needs no key: these tell nothing but whether it runs.
@@ -19,6 +20,8 @@ HEALTH = READY | {"/health", "/health/live"}
 CONSOLE, CONSOLE_FILES = frozenset({"/", "/mark.svg"}), "/assets/"
 # Read by people in browsers, which can ask for a password but not for a bearer token.
 PAGES = frozenset({"/docs", "/openapi.json"})
+# Who asks for what is answered without a key, on a server that has keys.
+NOBODY = Principal("", "", frozenset())
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -26,14 +29,15 @@ class Gate:
     """Checks that need the head of a request only. A server without a key is open to whoever can reach it, and web
     pages in a browser on this machine can: there `Host` and `Origin` must be its own."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._key = None if settings.api_key is None else settings.api_key.get_secret_value().encode()
+    def __init__(self, settings: Settings, keys: Keys) -> None:
+        self._keys = keys
         self._max_header_bytes = settings.max_header_bytes
         self._origins = frozenset(settings.cors_origins)
         self._hosts = frozenset(name.lower() for name in (settings.host, *settings.allowed_hosts))
 
-    def check(self, scope: Scope) -> None:
-        """
+    def check(self, scope: Scope) -> Principal:
+        """Who asks.
+
         Raises:
             HeadersTooLarge, ForbiddenHost, ForbiddenOrigin, Unauthorized.
         """
@@ -42,21 +46,21 @@ class Gate:
         if size > self._max_header_bytes:
             raise HeadersTooLarge(f"the address and the headers take {size} bytes, this server allows "
                                   f"{self._max_header_bytes}", param="headers", fix="Send less of them.")
+        if PRINCIPAL in scope:
+            asked_for: Principal = scope[PRINCIPAL]
+            return asked_for
         headers = Headers(scope=scope)
-        if self._key is None:
+        if not self._keys.asked_for:
             self._check_host(headers)
             self._check_origin(headers, scope["method"])
-        elif not _open(scope["path"]):
-            self._check_key(headers, scope["path"])
+            return OWNER
+        return NOBODY if _open(scope["path"]) else self._holder(headers, scope["path"])
 
-    def _check_key(self, headers: Headers, path: str) -> None:
+    def _holder(self, headers: Headers, path: str) -> Principal:
         given = _bearer(headers)
-        if given is None and path in PAGES:
-            given = _password(headers)
-        if given is None or self._key is None or not hmac.compare_digest(given, self._key):
-            scheme = "Basic" if path in PAGES else "Bearer"
-            raise Unauthorized("the API key is missing or wrong", param="Authorization", scheme=scheme,
-                               fix="Send the header Authorization: Bearer KEY.")
+        if path not in PAGES:
+            return self._keys.find(given)
+        return self._keys.find(given or _password(headers), scheme="Basic")
 
     def _check_host(self, headers: Headers) -> None:
         # Without Host it is HTTP/1.0, which no browser speaks.

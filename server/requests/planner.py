@@ -10,6 +10,7 @@ from typing import Any
 from cachetools import LRUCache
 
 from server.errors import NotSteered, SteeringDisabled
+from server.identity.principal import CURRENT
 from server.requests.killswitch import KillSwitch
 from server.requests.monitor import Monitor
 from server.requests.plan import Origin, Plan, Planned, localised, unusable_default
@@ -199,8 +200,13 @@ class Planner:
         return tuple(found)
 
     def _check_inline(self, item: Planned) -> None:
+        if item.intervention.inline is None:
+            return
+        if item.origin == "request" and item.preset is None:
+            CURRENT.get().check("infer_raw", "steering with numbers that the request itself gives",
+                                (*item.path, "inline"))
         limit = self._settings.max_inline_bytes
-        if item.intervention.inline is not None and _inline_bytes(item.intervention.inline) > limit:
+        if _inline_bytes(item.intervention.inline) > limit:
             raise item.place(PayloadTooLarge(f"the inline numbers take more than {limit} bytes", fix="Upload them once "
                                              "to /v1/artifacts and name them."), ("inline",))
 

@@ -14,6 +14,7 @@ from server.effects.store import EffectStore
 from server.engines.base import Engine
 from server.engines.guests import Share
 from server.history.history import History
+from server.identity.keys import Keys
 from server.observability.metrics import Metrics
 from server.requests.admission.queue import AdmissionQueue
 from server.requests.guard import GuardMetrics
@@ -52,6 +53,7 @@ class ServerState:
     history: History
     queue: AdmissionQueue
     kill_switch: KillSwitch
+    keys: Keys
     receipts: KeptReceipts
     responses: StoredResponses
     files: StoredFiles

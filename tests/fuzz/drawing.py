@@ -79,6 +79,7 @@ _REQUIRED: dict[tuple[str, str], Schema] = {
     ("NewArtifact", "tensors"): {"anyOf": [{"enum": [_VECTOR]}, {"enum": [
         {"1": {"vector": [0.1] * (D_MODEL - 1)}}, {"99": _VECTOR["1"]}, {"1": {"weight": [1.0], "bias": [[]]}}, {}]}]},
     ("NewBatch", "input_file_id"): {"enum": [UPLOADED, UPLOADED, "absent"]},
+    ("KeyBody", "name"): {"enum": [f"key-{i}" for i in range(500)]},
     ("NewPreset", "name"): {"enum": ["made", PRESET]},
     ("ExtractBody", "name"): {"enum": ["drawn-1", "drawn-2"]},
 }

@@ -22,6 +22,7 @@ from openai.types import Batch
 
 from server.batches.batches import OPEN, WINDOW_S, Batches
 from server.batches.files import StoredFiles
+from server.identity.principal import OWNER, Principal
 from server.requests.admission.caller import BATCH, caller_of
 from server.requests.admission.fairness import LAST, FairQueue
 from server.settings import Settings
@@ -157,11 +158,12 @@ async def test_files_go_when_their_time_is_over(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 4
 
 
-def asking(answer: Callable[[dict[str, Any]], Any]) -> Callable[[str], AbstractAsyncContextManager[httpx.AsyncClient]]:
+def asking(answer: Callable[[dict[str, Any]], Any]
+           ) -> Callable[[str, Principal], AbstractAsyncContextManager[httpx.AsyncClient]]:
     """A client whose server is a function."""
 
     @asynccontextmanager
-    async def client(batch_id: str) -> AsyncIterator[httpx.AsyncClient]:
+    async def client(batch_id: str, who: Principal) -> AsyncIterator[httpx.AsyncClient]:
         async def handle(request: httpx.Request) -> httpx.Response:
             said = answer(json.loads(request.content))
             return httpx.Response(200, json={"said": await said if asyncio.iscoroutine(said) else said})
@@ -194,7 +196,7 @@ async def test_expired_it_says_what_was_not_asked(tmp_path: Path) -> None:
     files, batches = batches_of(tmp_path, asking(answer), lambda: now[0])
     await batches.start()
     file = files.upload("a", lines(*({"n": n} for n in range(COUNT))), None)
-    batch = await batches.create(file.id, CHAT, None)
+    batch = await batches.create(file.id, CHAT, None, OWNER)
     await until(lambda: (counts := batches.find(batch.id).request_counts) is not None and counts.completed == 3)
     now[0] += WINDOW_S
     await until(lambda: batches.find(batch.id).status == "expired")
@@ -209,7 +211,7 @@ async def test_expired_it_says_what_was_not_asked(tmp_path: Path) -> None:
 KILLED = """
 import asyncio, json, os, sys
 from pathlib import Path
-from tests.server.test_batches import asking, batches_of, lines, CHAT, COUNT
+from tests.server.test_batches import OWNER, asking, batches_of, lines, CHAT, COUNT
 folder = Path(sys.argv[1])
 
 async def answer(body):
@@ -223,7 +225,7 @@ async def main():
     files, batches = batches_of(folder, asking(answer))
     await batches.start()
     file = files.upload("a", lines(*({"n": n} for n in range(COUNT))))
-    (folder / "id").write_text((await batches.create(file.id, CHAT, None)).id)
+    (folder / "id").write_text((await batches.create(file.id, CHAT, None, OWNER)).id)
     await asyncio.Event().wait()
 
 asyncio.run(main())

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
+from pydantic import SecretStr
 from schemathesis.checks import not_a_server_error
 
 from server.app import create_app, routed
@@ -28,7 +29,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     tokenizer = byte_tokenizer()
     vocabulary = Vocabulary(tokenizer, [tokenizer.eos_token_id], len(tokenizer))
     library = Library.open(f"sqlite:///{folder / 'library.db'}", str(folder / "blobs"))
-    chosen = Settings(served_model_name=MODEL, data_dir=folder / "data")
+    chosen = Settings(served_model_name=MODEL, data_dir=folder / "data", api_key=SecretStr("owner"))
     with running(create_app(chosen, ScriptedEngine(vocabulary), library, vocabulary)) as found:
         yield found
 
@@ -36,4 +37,5 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @schema.parametrize()
 @settings(max_examples=10, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 def test_no_server_error(case: schemathesis.Case, url: str) -> None:
-    case.validate_response(case.call(base_url=url), checks=[not_a_server_error])
+    answer = case.call(base_url=url, headers={"Authorization": "Bearer owner"})
+    case.validate_response(answer, checks=[not_a_server_error])

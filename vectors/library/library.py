@@ -18,6 +18,7 @@ from vectors.calibration import Setting as CalibratedSetting
 from vectors.calibration import with_settings
 from vectors.checks import check, check_storable
 from vectors.library import naming
+from vectors.library.access import AccessKeys
 from vectors.library.artifacts import read_artifacts, tag_rows
 from vectors.library.blobs import BlobStore, Stored, digest_of
 from vectors.library.database import LOCK_WAIT_S, Database
@@ -60,7 +61,7 @@ class Collected:
 
 
 class Library(Versioned[Artifact]):
-    """Versioned artifacts. `presets`, `switches` and `evaluations` hold the rest of what a library stores."""
+    """Versioned artifacts. `presets`, `switches`, `keys` and `evaluations` hold the rest of what a library stores."""
 
     collection = "artifact"
     row = ArtifactRow
@@ -70,6 +71,7 @@ class Library(Versioned[Artifact]):
         self._blobs = blobs
         self.presets = Presets(database, limits)
         self.switches = Switches(database)
+        self.keys = AccessKeys(database)
         self.evaluations = Evaluations(database)
         self.sources = Sources(database, self.payload, cache_bytes)
 

@@ -188,3 +188,23 @@ class Setting(Base):
     key: Mapped[str] = mapped_column(String(32), primary_key=True)
     value: Mapped[Any] = mapped_column(JSON)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now, onupdate=now)
+
+
+class AccessKey(Base):
+    """A key of an API client. Of its secret only the SHA-256 is stored; `former_digest` is that of the secret before,
+    which counts until `former_until`."""
+
+    __tablename__ = "access_key"
+    __table_args__ = (UniqueConstraint("tenant", "name"),)
+
+    id: Mapped[str] = mapped_column(String(24), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64))
+    tenant: Mapped[str] = mapped_column(String(64))
+    roles: Mapped[list[str]] = mapped_column(JSON)
+    digest: Mapped[str] = mapped_column(String(64))
+    former_digest: Mapped[str | None] = mapped_column(String(64))
+    former_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+    expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    blocked: Mapped[bool]
+    used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

@@ -1,6 +1,7 @@
 """All methods that both clients have. See `endpoint` for how one description serves both."""
 
 from trimtab_client import completions, lenses, library, work
+from trimtab_client import keys as access
 from trimtab_client.endpoint import Endpoint, StreamEndpoint
 
 
@@ -75,3 +76,11 @@ class Endpoints:
     collect_library = Endpoint(work.collect_library)
     kill_switch = Endpoint(work.kill_switch)
     set_kill_switch = Endpoint(work.set_kill_switch)
+
+    own_key = Endpoint(access.own_key)
+    keys = Endpoint(access.keys)
+    get_key = Endpoint(access.get_key)
+    create_key = Endpoint(access.create_key)
+    change_key = Endpoint(access.change_key)
+    rotate_key = Endpoint(access.rotate_key)
+    delete_key = Endpoint(access.delete_key)

@@ -230,6 +230,32 @@ class LibraryUsage(Model):
     max_bytes: int | None = None
 
 
+class AccessKey(Model):
+    """A key without its secret. former_until: until when the secret before the last rotation counts."""
+
+    id: str
+    name: str
+    tenant: str
+    roles: list[str]
+    created_at: datetime
+    expires_at: datetime | None = None
+    blocked: bool = False
+    used_at: datetime | None = None
+    former_until: datetime | None = None
+
+
+class NewAccessKey(AccessKey):
+    """key: as it is sent; the server does not show it again."""
+
+    key: str
+
+
+class OwnKey(Model):
+    name: str
+    tenant: str
+    roles: list[str]
+
+
 class Collected(Model):
     """What a collection removed: unused numbers, files of killed writers, bytes of both."""
 

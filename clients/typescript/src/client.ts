@@ -11,6 +11,7 @@ import type {
   Calibration,
   ChatCompletion,
   ChatRequest,
+  AccessKey,
   Collected,
   CompletionRequest,
   DefaultSpec,
@@ -22,7 +23,11 @@ import type {
   Extracted,
   History,
   Job,
+  KeyChange,
   KillSwitch,
+  MadeKey,
+  NewKey,
+  OwnKey,
   LensReading,
   LensRequest,
   LibraryUsage,
@@ -447,6 +452,40 @@ export class Client {
   /** True turns all steering off until it is turned off again. */
   setKillSwitch(on: boolean, options: CallOptions = {}): Promise<KillSwitch> {
     return this.#http.json("PUT", "/v1/admin/kill-switch", { ...options, json: { on } });
+  }
+
+  /** What the key of this client may do. */
+  ownKey(options: CallOptions = {}): Promise<OwnKey> {
+    return this.#http.json("GET", "/v1/key", options);
+  }
+
+  /** All keys, oldest first, without their secrets. */
+  async keys(options: CallOptions = {}): Promise<AccessKey[]> {
+    return (await this.#http.json<{ data: AccessKey[] }>("GET", "/v1/admin/keys", options)).data;
+  }
+
+  getKey(id: string, options: CallOptions = {}): Promise<AccessKey> {
+    return this.#http.json("GET", "/v1/admin/keys/{id}", { ...options, path: { id } });
+  }
+
+  /** Make a key. Its `key` is shown this once. */
+  createKey(key: NewKey, options: CallOptions = {}): Promise<MadeKey> {
+    return this.#http.json("POST", "/v1/admin/keys", { ...options, json: key });
+  }
+
+  /** Block a key, change its roles or its expiry; null takes the expiry away. */
+  changeKey(id: string, change: KeyChange, options: CallOptions = {}): Promise<AccessKey> {
+    return this.#http.json("PATCH", "/v1/admin/keys/{id}", { ...options, path: { id }, json: change });
+  }
+
+  /** Give a key another secret; the present one counts for `overlapS` longer. */
+  rotateKey(id: string, overlapS = 3600, options: CallOptions = {}): Promise<MadeKey> {
+    const json = { overlap_s: overlapS };
+    return this.#http.json("POST", "/v1/admin/keys/{id}/rotate", { ...options, path: { id }, json });
+  }
+
+  async deleteKey(id: string, options: CallOptions = {}): Promise<void> {
+    await this.#http.send("DELETE", "/v1/admin/keys/{id}", { ...options, path: { id } });
   }
 
   #chatCall(messages: string | readonly Message[], fields: ChatFields, stream: boolean) {

@@ -46,6 +46,12 @@ export type EvaluateOptions = Taken["EvaluateBody"];
 export type Evaluation = Given["EvaluationReport"];
 export type EvaluationSummary = Given["EvaluationSummary"];
 export type KillSwitch = Given["KillSwitchView"];
+export type NewKey = Taken["KeyBody"];
+export type KeyChange = Taken["KeyChange"];
+export type AccessKey = Given["KeyView"];
+/** With the key itself, which the server does not show again. */
+export type MadeKey = Given["NewKey"];
+export type OwnKey = Given["OwnKey"];
 export type DefaultSpec = Given["DefaultSpecView"];
 export type LibraryUsage = Given["LibraryView"];
 export type Collected = Given["CollectedView"];

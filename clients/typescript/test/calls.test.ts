@@ -20,6 +20,11 @@ NOT_CALLED.add("POST /v1/extract");
 NOT_CALLED.add("POST /v1/embeddings");
 // The form of another vendor, whose own client is used for it.
 NOT_CALLED.add("POST /v1/messages").add("POST /v1/messages/count_tokens");
+// The form of OpenAI, whose own client is used for it, and of vLLM, whose tools load adapters.
+for (const path of ["/v1/files", "/v1/files/{file_id}", "/v1/files/{file_id}/content", "/v1/batches", "/v1/batches/{batch_id}"]) {
+  NOT_CALLED.add(`GET ${path}`).add(`POST ${path}`).add(`DELETE ${path}`);
+}
+NOT_CALLED.add("POST /v1/batches/{batch_id}/cancel").add("POST /v1/load_lora_adapter").add("POST /v1/unload_lora_adapter");
 
 const CALLS: Record<string, (client: Client) => Promise<unknown>> = {
   models: (c) => c.models(),
@@ -89,6 +94,13 @@ const CALLS: Record<string, (client: Client) => Promise<unknown>> = {
   collectLibrary: (c) => c.collectLibrary(),
   killSwitch: (c) => c.killSwitch(),
   setKillSwitch: (c) => c.setKillSwitch(true),
+  ownKey: (c) => c.ownKey(),
+  keys: (c) => c.keys(),
+  getKey: (c) => c.getKey("k"),
+  createKey: (c) => c.createKey({ name: "a", roles: ["infer"] }),
+  changeKey: (c) => c.changeKey("k", { blocked: true }),
+  rotateKey: (c) => c.rotateKey("k"),
+  deleteKey: (c) => c.deleteKey("k"),
 };
 
 test("every method of the client is in this table", () => {

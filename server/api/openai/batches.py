@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from server.api.openai.files import page_of
 from server.api.route import StrictRoute
+from server.identity.principal import CURRENT
 from server.requests.fields import Lenient, only
 from server.requests.state import State
 from server.threads import in_thread
@@ -43,7 +44,7 @@ class BatchQuery(BaseModel):
 @router.post("")
 async def create_batch(body: NewBatch, state: State) -> Batch:
     """Check a file of requests, and answer them when it is their turn. One whose file is wrong has failed at once."""
-    return await state.batches.create(body.input_file_id, body.endpoint, body.metadata)
+    return await state.batches.create(body.input_file_id, body.endpoint, body.metadata, CURRENT.get())
 
 
 @router.get("")

@@ -1,10 +1,10 @@
 """Who sends a request, and until when it has to be answered."""
 
-import hashlib
 from dataclasses import dataclass
 
 from fastapi import Request
 
+from server.identity.principal import CURRENT
 from server.requests.admission.deadline import Deadline
 from server.requests.admission.fairness import LAST, Client
 from server.settings import Settings
@@ -28,11 +28,6 @@ def caller_of(request: Request, settings: Settings, wanted_s: float | None) -> C
     seconds = min((one for one in (settings.request_timeout_s or None, wanted_s) if one is not None), default=None)
     if BATCH in request.scope:
         return Caller((LAST, request.scope[BATCH], ""), Deadline(seconds))
-    key = ""
-    if settings.api_key is not None:
-        # Tables hold a digest in place of the key. A server without keys ignores the header, because clients could vary
-        # it as they like.
-        given = request.headers.get("authorization") or request.headers.get("x-api-key", "")
-        key = hashlib.sha256(given.encode("latin-1")).hexdigest()[:16]
+    key = CURRENT.get().key_id or ""
     host, port = (request.client.host, str(request.client.port)) if request.client is not None else ("", "")
     return Caller((key, host, port), Deadline(seconds))

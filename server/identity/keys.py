@@ -1,0 +1,161 @@
+"""Keys in memory, so that to check one costs microseconds and no database; the library holds them for all servers.
+
+A key is `tt-ID-SECRET`. The secret has 256 random bits, so a plain SHA-256 of it is enough to store. A change that
+another server makes is known here within `POLL_S`; one made here acts before it is answered.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import secrets
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TypeVar, cast
+
+import structlog
+
+from server.errors import Unauthorized
+from server.identity.principal import OWNER, Principal
+from server.identity.roles import Role
+from server.observability.instruments import Gauge, Registry
+from server.threads import in_thread
+from vectors.library.access import AccessKeys, StoredKey
+
+log = structlog.get_logger("trimtab.keys")
+Result = TypeVar("Result")
+POLL_S = 0.5
+# How often it is written down when keys were last used.
+USED_EVERY_S = 60.0
+PREFIX = "tt"
+
+
+class Keys:
+    """`find` may be called from anywhere; the rest belongs to the event loop.
+
+    Args:
+        owner: the key of the settings, which may do everything; None where there is none.
+    """
+
+    def __init__(self, stored: AccessKeys, owner: bytes | None, registry: Registry, *,
+                 now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._stored, self._owner, self._now = stored, owner, now
+        self._by_id: dict[str, StoredKey] = {}
+        self._used: dict[str, datetime] = {}
+        self._written = now()
+        self._task: asyncio.Task[None] | None = None
+        self.failure: str | None = None
+        Gauge("trimtab_keys_out_of_step", "1 while keys cannot be read from the library, and those known before count.",
+              registry=registry).set_function(lambda: float(self.failure is not None))
+
+    @property
+    def asked_for(self) -> bool:
+        """Whether requests need a key."""
+        return self._owner is not None or bool(self._by_id)
+
+    @property
+    def keep(self) -> Role | None:
+        """The role of which one key has to be left, because nothing else could change keys then."""
+        return None if self._owner is not None else "admin"
+
+    async def start(self) -> None:
+        """Read the keys, then follow them. Raises LibraryUnavailable."""
+        await self.refresh()
+        self._task = asyncio.create_task(self._follow())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            await self._exchange(last=True)
+
+    def find(self, given: bytes | None, scheme: str = "Bearer") -> Principal:
+        """Who has the key. `scheme`: how HTTP is to ask for another one.
+
+        Raises:
+            Unauthorized: nobody has it, or it is blocked or expired.
+        """
+        if not self.asked_for:
+            return OWNER
+        if given is not None and self._owner is not None and hmac.compare_digest(given, self._owner):
+            return OWNER
+        key = self._known(given or b"")
+        if key is None:
+            raise Unauthorized("the API key is missing or wrong", param="Authorization", scheme=scheme,
+                               fix="Send the header Authorization: Bearer KEY.")
+        now = self._now()
+        if key.blocked:
+            raise Unauthorized(f"the API key {key.name!r} is blocked", param="Authorization", scheme=scheme,
+                               fix="Ask an administrator of the server.")
+        if key.expires_at is not None and key.expires_at <= now:
+            raise Unauthorized(f"the API key {key.name!r} expired at {key.expires_at.isoformat()}",
+                               param="Authorization", scheme=scheme,
+                               fix="Ask an administrator of the server for another one.")
+        self._used[key.id] = now
+        return Principal(key.name, key.tenant, frozenset(cast(tuple[Role, ...], key.roles)), key.id)
+
+    def all(self) -> list[StoredKey]:
+        """The keys that are known, in the order in which they were made."""
+        return list(self._by_id.values())
+
+    async def refresh(self) -> None:
+        """Raises LibraryUnavailable."""
+        self._by_id = {key.id: key for key in await in_thread(self._stored.all)}
+
+    async def changed(self, work: Callable[[], Result]) -> Result:
+        """Do `work` on the library, and have it act here before this returns."""
+        result = await in_thread(work)
+        await self.refresh()
+        return result
+
+    def used_at(self, key: StoredKey) -> datetime | None:
+        """When it was last used, on this server also since the library was told."""
+        return self._used.get(key.id, key.used_at)
+
+    def _known(self, given: bytes) -> StoredKey | None:
+        prefix, _, rest = given.partition(b"-")
+        key_id, _, secret = rest.partition(b"-")
+        key = self._by_id.get(key_id.decode("latin-1")) if prefix == PREFIX.encode() else None
+        if key is None:
+            return None
+        digest = hashlib.sha256(secret).hexdigest()
+        if hmac.compare_digest(digest, key.digest):
+            return key
+        overlaps = key.former_until is not None and key.former_until > self._now()
+        return key if overlaps and hmac.compare_digest(digest, key.former_digest or "") else None
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_S)
+            await self._exchange()
+
+    async def _exchange(self, *, last: bool = False) -> None:
+        """Learn what other servers changed, and from time to time write down which keys were used."""
+        try:
+            if self._used and (last or (self._now() - self._written).total_seconds() >= USED_EVERY_S):
+                used, self._used = self._used, {}
+                try:
+                    await in_thread(lambda: self._stored.used(used))
+                except BaseException:
+                    self._used = {**used, **self._used}
+                    raise
+                self._written = self._now()
+            if not last:
+                await self.refresh()
+            self.failure = None
+        except Exception as error:  # any error of a database: the keys that are known go on to count
+            if self.failure is None:
+                log.warning("keys_out_of_step", error=str(error)[:300])
+            self.failure = f"{type(error).__name__}: {error}"[:300]
+
+
+def new_secret() -> tuple[str, str]:
+    """A secret, and what is stored of it."""
+    secret = secrets.token_urlsafe(32)
+    return secret, hashlib.sha256(secret.encode()).hexdigest()
+
+
+def spelled(key_id: str, secret: str) -> str:
+    """The key as a client sends it."""
+    return f"{PREFIX}-{key_id}-{secret}"
+
+
