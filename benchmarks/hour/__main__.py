@@ -33,6 +33,7 @@ def main() -> int:
     parser.add_argument("--model", default="smollm2", help="The demands are about smollm2.")
     parser.add_argument("--draws", type=int, default=20, help="Random vectors beside the tone.")
     parser.add_argument("--prompts", type=int, default=24, help="Of the prompts, how many are used.")
+    parser.add_argument("--effort", default="normal", help="Of the trial of the tone.")
     parser.add_argument("--tokens", type=int, default=24, help="Written to each of them.")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder), options.model) as (process, url), \
@@ -50,7 +51,8 @@ def main() -> int:
 
 
 def hour(client: Client, clock: "Clock", options: argparse.Namespace) -> Figures:
-    made = client.extract(tone(), name=TONE)
+    # The effort `quick` tries too few texts to tell the best layers from the next ones.
+    made = client.extract(tone(), name=TONE, trial={"effort": options.effort})
     clock.lap("tone: extraction")
     tell(TONE, client.get_artifact(made.artifact).card)
     made = client.extract(french(), name=LANGUAGE, trial={"grader": {"kind": "language", "language": "fr"},

@@ -13,7 +13,7 @@ from benchmarks.hour.__main__ import LANGUAGE, TONE, Clock, hour
 def test_every_step_of_the_hour_is_done(lab_url: str) -> None:
     clock = Clock(os.getpid())
     with Client(lab_url) as client:
-        found = hour(client, clock, Namespace(prompts=2, draws=1, tokens=6))
+        found = hour(client, clock, Namespace(prompts=2, draws=1, tokens=6, effort="quick"))
         assert {TONE, LANGUAGE} <= {artifact.name for artifact in client.list_artifacts(q="hour-").data}
     assert len(found.random) == 1 and len(found.texts) == 4
     assert {len(text) for text in found.texts} == {4, 5}
