@@ -176,7 +176,7 @@ class TestGzip:
         assert (await self.send(client, fits)).status_code == 200
 
     @pytest.mark.parametrize(("content", "encoding", "code"), [
-        (b"{}", "gzip", "invalid_json"), (gzip.compress(b"{}" * 99)[:-9], "gzip", "invalid_json"),
+        (b"{}", "gzip", "invalid_json"), (gzip.compress(b"{}" * 99, mtime=0)[:-9], "gzip", "invalid_json"),
         (zlib.compress(b"{}"), "deflate", "unsupported_media_type"), (b"{}", "gzip, br", "unsupported_media_type")])
     async def test_what_is_none_is_refused(self, client: httpx.AsyncClient, content: bytes, encoding: str, code: str
                                           ) -> None:
