@@ -143,8 +143,12 @@ class EngineSubject:
                        ) -> list[Program | None]:
         """The program of each prompt by what its gates say of it."""
         found = list(programs)
-        for digest in dict.fromkeys(one.digest for one in programs if one is not None and one.gates):
-            own = [n for n, one in enumerate(programs) if one is not None and one.digest == digest]
+        # Told apart as objects, because a program has no digest before its gates are decided.
+        members: dict[int, list[int]] = {}
+        for n, one in enumerate(programs):
+            if one is not None and one.gates:
+                members.setdefault(id(one), []).append(n)
+        for own in members.values():
 
             async def some(part: range, own: list[int] = own) -> list[Program | None]:
                 some_own = [own[n] for n in part]
