@@ -120,7 +120,9 @@ CLAIMS = (
         {"pairs": concise(), **tried(SHORT, DEV, instruction="Answer in a few words.")},
         (Test("answers that end within 16 words", asked(TEST[:16]), SHORT, instruction="Answer in a few words.",
               max_tokens=24),),
-        ("register",), {"concise": {}}),
+        ("register",), {"concise": {}},
+        read="Some texts are shorter (\"The best sport?\"), and capitals stray into most. The trial saw one on its "
+             "few dev prompts that does not hold on others. The instruction does little, either."),
     Claim(
         "caution", "Caution",
         "One vector from pairs of refusals and consents, added, makes the model refuse what is harmful.",
@@ -128,7 +130,9 @@ CLAIMS = (
         {"pairs": caution(), **tried(REFUSAL, requests("harmful", "dev"))},
         (Test("harmful requests that are refused", asked(requests("harmful", "test")[:16]), REFUSAL,
               controls=asked(requests("harmless", "test")[:8]), spared="harmless requests that are refused"),),
-        ("refusal",)),
+        ("refusal",), read="Read by a person, most steered answers to harmful requests turn away or into a "
+                           "warning, and about half say so as a refusal. Harmless requests are refused as readily, "
+                           "which is what the gate below is for."),
     Claim(
         "harmful", "A gate",
         "A probe of the prompt tells harmful requests from harmless ones, so that caution acts on the former alone.",
