@@ -26,7 +26,8 @@ ADDRESS = "http://127.0.0.1:8000"
 OPENING = "Review of a hotel. I stayed at it with my team on Monday."
 # Pages whose blocks are no commands for a server on lab-dense, and the test that holds them instead.
 ELSEWHERE = {"extending": "tests/test_extending.py", "verify": "tests/verify", "vllm": "tests/engines/vllm", "cli":
-             "tests/test_docs.py", "errors": "tests/test_docs.py", "clients": "tests/clients/real"}
+             "tests/test_docs.py", "errors": "tests/test_docs.py", "clients": "tests/clients/real",
+             "security": "tests/server/test_keys.py"}
 TIMEOUT_S = 900
 pytestmark = pytest.mark.slow
 
@@ -144,6 +145,17 @@ def measured_effects(ran: Ran) -> None:
     assert ran.last["steering"]["effects"]["choices"][0]["total"]["kl"]["mean"] >= 0
 
 
+def graded_as_the_text_reads(ran: Ran) -> None:
+    """The receipt says of the answer what its text says."""
+    outcomes, text = ran.last["steering"]["outcomes"], text_of(ran.last)
+    told = {one["grader"]: one["choices"][0]["outcome"] for one in outcomes["graders"]}
+    assert outcomes["status"] == "graded" and told.keys() == {"refusal", "sentiment"}
+    names = {"refusal": "refused", "compliance": "answered"}
+    read = verdict(text, RefusalGrader()).outcome
+    # How likely the text is counts, too, so a text whose words are whole may still be a broken one.
+    assert told["refusal"] in (names.get(read, read), "broken"), (told, text)
+
+
 def graded_french(ran: Ran) -> None:
     french = [line for line in ran.said.splitlines() if verdict(line, LanguageGrader(language="fr")).success]
     assert french, ran.said[-3000:]
@@ -156,7 +168,7 @@ CHECKS: dict[str, list[Callable[[Ran], None]]] = {
             says("True"), says('"custom_id": "first"')],
     "calibration": [says("past@1", "KL per token", "0.1 kl"), is_a_spec],
     "concepts": [says("upbeat@1", "upbeat@2"), is_a_spec],
-    "effects": [measured_effects],
+    "effects": [measured_effects, graded_as_the_text_reads],
     "gates": [an_opened_gate, a_job],
     "graders": [says("[('wanted', True), ('broken', False)]"), graded_french],
     "guards": [is_a_spec],
