@@ -21,6 +21,8 @@ VLLM: dict[str, tuple[str, Any]] = {
     "vllm_eager": ("eager", True), "vllm_sites": ("sites", ("resid_pre",)), "vllm_rows": ("rows", 32),
     "vllm_graph_sites": ("graph_sites", ("mlp_out",)), "vllm_graph_ops": ("graph_ops", "all"),
     "vllm_depth": ("depth", 3), "vllm_rank": ("rank", 4), "vllm_start_s": ("start_s", 77.0),
+    "vllm_adapters": ("adapters", {"lora": "/lora"}), "vllm_adapter_dir": ("adapter_dir", Path("/adapters")),
+    "vllm_adapters_at_once": ("adapters_at_once", 2), "vllm_adapter_rank": ("adapter_rank", 32),
 }
 
 
@@ -28,7 +30,8 @@ VLLM: dict[str, tuple[str, Any]] = {
                                              (VllmOptions, SHARED | VLLM)])
 def test_settings_reach_the_options_of_the_engine(kind: Any, given: dict[str, tuple[str, Any]], tmp_path: Path) -> None:
     values: dict[str, Any] = {name: value for name, (_, value) in given.items()}
-    settings = Settings(model=str(tmp_path), served_model_name="m", step_limit=5.0, step_limit_action="clip", **values)
+    settings = Settings(model=str(tmp_path), served_model_name="m", engine="vllm", step_limit=5.0,
+                        step_limit_action="clip", **values)
     options = options_from(settings, kind)
     assert {name: getattr(options, name) for name, _ in given.values()} == dict(given.values())
     assert (options.model, options.model_id) == (str(tmp_path), "m")

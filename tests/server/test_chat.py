@@ -53,7 +53,7 @@ async def test_the_receipt_of_an_unsteered_answer_says_so(api: AsyncOpenAI) -> N
     answer = await api.chat.completions.create(model=MODEL, messages=HI)
     assert answer.model_extra is not None
     assert answer.model_extra["steering"] == {"applied": [], "disabled": False, "reason": None, "presets": {},
-                                              "engine": "scripted", "report": "none", "effects": None,
+                                              "engine": "scripted", "report": "none", "effects": None, "outcomes": None,
                                               "monitor": [], "guard_checks": [None], "switched_off": [None],
                                               "sections": [], "warnings": []}
 
