@@ -119,7 +119,7 @@ class Server(uvicorn.Server):
         """Wait for what is open as long as is set, then end it. The sockets stay open meanwhile: who still comes is
         told that the server goes away, instead of nothing."""
         self.open_requests.close()
-        self._close_idle()
+        self._close_idle(kept_alive_only=True)
         log.info("shutting down", open_requests=len(self.open_requests), within_s=self._settings.shutdown_s)
         await self._emptied(self._settings.shutdown_s)
         if len(self.open_requests):
@@ -145,9 +145,13 @@ class Server(uvicorn.Server):
                     await self.open_requests.wait_empty()
                 await self.on_tick(1)
 
-    def _close_idle(self) -> None:
+    def _close_idle(self, *, kept_alive_only: bool = False) -> None:
+        """kept_alive_only: leave connections on which no request has arrived yet, because theirs may be on its way, and
+        whoever sends it is to be told that the server goes away."""
         for connection in list(self.server_state.connections):
-            connection.shutdown()
+            unused = isinstance(connection, Connection) and connection.cycle is None
+            if not (kept_alive_only and unused):
+                connection.shutdown()
 
     async def _hung_up(self) -> None:
         """The last bytes are on their way; who does not take them is left."""

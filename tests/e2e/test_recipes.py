@@ -55,7 +55,8 @@ async def test_function_vector_from_pairs_to_answers(client: AsyncOpenAI, server
 @pytest.mark.parametrize(("method", "body", "param"), [
     ("no_such_method", {}, "method"),
     ("function_vector", {"name": "x"}, "pairs"),
-    ("function_vector", {"name": "x", "pairs": [], "unknown": 1}, "pairs"),
+    ("function_vector", {"name": "x", "pairs": []}, "pairs"),
+    ("function_vector", {"name": "x", "pairs": [], "unknown": 1}, "unknown"),
     ("tunable_experts", {"name": "../x"}, "name"),
 ])
 async def test_bad_requests_name_the_field(server_url: str, method: str, body: dict[str, Any], param: str) -> None:

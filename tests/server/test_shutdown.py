@@ -58,6 +58,27 @@ async def test_what_is_open_finishes_and_what_comes_is_refused(address: str, ser
     assert len(engine.completions) == 2
 
 
+async def test_a_connection_that_has_asked_nothing_yet_is_answered_and_an_idle_one_closed(
+        port: int, server: Server, engine: ScriptedEngine) -> None:
+    engine.gate = asyncio.Event()
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        whole = asyncio.create_task(client.post(CHAT, json=chat()))
+        await begun(engine, 1)
+        request = b"GET /health/ready HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        idle, unused = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        idle[1].write(request)
+        assert b"200" in await idle[0].readline()
+        server.stop()
+        async with asyncio.timeout(30):
+            await idle[0].read()
+            unused[1].write(request)
+            assert b"503" in await unused[0].readline()
+        engine.gate.set()
+        assert (await whole).status_code == 200
+        for _, writer in (idle, unused):
+            writer.close()
+
+
 class TestOutOfTime:
     @pytest.fixture
     def settings(self, settings: Settings) -> Settings:
