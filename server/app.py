@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.types import Lifespan, Receive, Scope, Send
 
 from server.api import console, lens, receipts
-from server.api.admin import adapters, capabilities, docs, effects, health, history, jobs
+from server.api.admin import adapters, audit, capabilities, docs, effects, health, history, jobs
 from server.api.admin import keys as access_keys
 from server.api.admin import switches as admin
 from server.api.anthropic import messages
@@ -47,6 +47,7 @@ from server.requests.monitor import MonitorMetrics
 from server.requests.planner import Planner
 from server.requests.rehearsal import try_default_spec
 from server.requests.state import ServerState
+from server.requests.steering_audit import SteeringAudit
 from server.requests.stored.responses import StoredResponses
 from server.settings import Settings
 from server.text.dialect import Dialect
@@ -68,7 +69,8 @@ class Service(Protocol):
 ROUTERS = (chat.router, completions.router, responses.router, files.router, batch_routes.router, messages.router,
            receipts.router, tokens.router, models.router, artifacts.router, calibration.router, presets.router,
            capabilities.router, extract.router, evaluations.router, jobs.router, effects.router, history.router,
-           lens.router, admin.router, adapters.router, access_keys.router)
+           lens.router, admin.router, adapters.router, access_keys.router,
+           audit.router)
 DESCRIPTION = "Inference-time steering behind OpenAI's API: each request may carry a `steering` field."
 
 
@@ -117,7 +119,10 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
             jobs = Jobs(settings.data_dir / "jobs", settings.max_jobs)
             parts.push_async_callback(jobs.stop)
             await in_thread(jobs.load)
-            await parts.enter_async_context(_running(Housekeeping(library, metrics.registry, settings.gc_interval_s)))
+            await parts.enter_async_context(_running(Housekeeping(
+                library, metrics.registry, settings.gc_interval_s, audit_kept_s=settings.audit_kept_s)))
+            steering_audit = SteeringAudit(library.audit, metrics.registry, vocabulary.decode, settings)
+            await parts.enter_async_context(_running(steering_audit))
             stored = StoredFiles(settings.data_dir / "files", most_bytes=settings.files_bytes,
                                  seconds=settings.files_kept_s)
             batches = Batches(settings.data_dir / "batches", stored, partial(_own_client, app),
@@ -134,7 +139,7 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
                 kill_switch=kill_switch, keys=keys, jobs=jobs, shadow=shadow,
                 live_grading=live_grading, monitor_metrics=MonitorMetrics(metrics.registry),
                 guard_metrics=GuardMetrics(metrics.registry), effect_store=store, history=record,
-                queue=queue, responses=responses, files=stored, batches=batches,
+                steering_audit=steering_audit, queue=queue, responses=responses, files=stored, batches=batches,
                 receipts=KeptReceipts(most_bytes=settings.receipts_kept_bytes, seconds=settings.receipts_kept_s),
                 share=Share(lambda: queue.running > 0))
             await try_default_spec(state)
@@ -167,7 +172,7 @@ def _own_client(app: FastAPI, batch_id: str, who: Principal) -> httpx.AsyncClien
         await app({**scope, BATCH: batch_id, PRINCIPAL: who}, receive, send)
 
     # The bounds of time are those of the server.
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app=asked, raise_app_exceptions=False),
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app=asked, raise_app_exceptions=False, client=(batch_id, 0)),
                              base_url="http://localhost", timeout=None)
 
 

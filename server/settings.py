@@ -214,6 +214,15 @@ class Settings(BaseSettings):
     kill_switch_running: Literal["unsteered", "end"] = Field(default="unsteered",
         description="What steered completions do that run when the kill switch is turned on: go on unsteered from the "
         "next token, or end there. Those that the engine cannot go on with end.")
+    audit_kept_s: float = Field(default=0.0, ge=0, le=10**10, description="Seconds for which records of the audit are "
+        "kept; 0: for ever. The oldest go at the passes of gc_interval_s, and the chain says that they did.")
+    audit_steering_sample: float = Field(default=0.0, ge=0, le=1, description="Share of the steered requests of which "
+        "the audit records who steered whom with what.")
+    audit_texts: bool = Field(default=False, description="Record prompt and answer of these requests as well, "
+        "without what audit_redact matches. Without this no text of a request is stored in the audit.")
+    audit_redact: tuple[str, ...] = Field(default=(r"[\w.+-]+@[\w-]+\.[\w.-]+", r"(?:\d[ -]?){12,18}\d"),
+        description="Regular expressions (JSON list) of what is replaced in recorded texts; by default mail addresses "
+        "and numbers of cards and accounts.")
     log_format: Literal["json", "console"] = Field(default="json", description="Format of the log lines.")
 
     @model_validator(mode="after")
@@ -223,6 +232,16 @@ class Settings(BaseSettings):
         if self.api_key is None and not is_loopback(self.host):
             raise ValueError(f"host {self.host} can be reached from other machines; set api_key, or use 127.0.0.1")
         return self
+
+    @field_validator("audit_redact")
+    @classmethod
+    def _patterns(cls, asked: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in asked:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern[:100]!r} is no regular expression: {error}") from error
+        return asked
 
     @field_validator("outcome_graders")
     @classmethod

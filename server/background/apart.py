@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import copy_context
 from typing import TypeVar
 
 import torch
@@ -45,7 +46,8 @@ async def apart(work: Callable[[], T]) -> T:
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(settle, result, failure)
 
-    threading.Thread(target=run, name="trimtab-job", daemon=True).start()
+    # Whoever asked for the job is who its changes are recorded for.
+    threading.Thread(target=copy_context().run, args=(run,), name="trimtab-job", daemon=True).start()
     return await done
 
 

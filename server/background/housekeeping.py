@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 
 import anyio
 import structlog
@@ -20,8 +21,10 @@ STOP_S = 5.0
 class Housekeeping:
     """`start` and `stop` belong to the server's life."""
 
-    def __init__(self, library: Library, registry: Registry, every_s: float) -> None:
-        """`every_s`: seconds between two passes; 0: none at all."""
+    def __init__(self, library: Library, registry: Registry, every_s: float, audit_kept_s: float = 0) -> None:
+        """`every_s`: seconds between two passes; 0: none at all. `audit_kept_s`: age at which records of the audit go;
+        0: none."""
+        self._audit_kept = timedelta(seconds=audit_kept_s)
         self._library = library
         self._every_s = every_s
         self._task: asyncio.Task[None] | None = None
@@ -63,6 +66,8 @@ class Housekeeping:
         if folders or collected.blobs or collected.partial:
             log.info("housekeeping", blobs=len(collected.blobs), partial=collected.partial, bytes=collected.nbytes,
                      scratch_folders=folders)
+        if self._audit_kept:
+            self._library.audit.expire(datetime.now(UTC) - self._audit_kept)
         usage = asdict(self._library.usage())
         for what, name in (("bytes", "nbytes"), ("names", "names"), ("versions", "versions")):
             self._held.labels(what).set(usage[name])

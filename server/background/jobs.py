@@ -107,13 +107,16 @@ class Jobs:
         if self._lease is not None:
             self._lease.release()
 
-    def submit(self, kind: str, work: Work, *, about: str = "", estimate_s: float | None = None) -> Job:
-        """Raises TooManyJobs; StorageUnavailable, StorageFull: it could not be recorded and is not run."""
+    def submit(self, kind: str, work: Work, *, about: str = "", estimate_s: float | None = None,
+               id: str | None = None) -> Job:
+        """id: from `new_id`, where it was told to somebody before.
+
+        Raises TooManyJobs; StorageUnavailable, StorageFull: it could not be recorded and is not run."""
         if len(self._tasks) >= self._max_jobs:
             raise TooManyJobs(f"{len(self._tasks)} jobs wait or run already", fix="Try again when some are done.")
         if self._lease is None:
             raise RuntimeError("jobs are not loaded")
-        job = Job(id=f"job-{secrets.token_hex(12)}", kind=kind, about=about, owner=self._lease.id,
+        job = Job(id=id or new_id(), kind=kind, about=about, owner=self._lease.id,
                   created_at=time.time(), estimate_s=estimate_s)
         try:
             self._save(job)
@@ -230,6 +233,10 @@ class Jobs:
             del self._jobs[job.id]
             with suppress(OSError):
                 self._path(job.id).unlink(missing_ok=True)
+
+
+def new_id() -> str:
+    return f"job-{secrets.token_hex(12)}"
 
 
 def _storable(result: dict[str, Any], job: Job) -> dict[str, Any]:

@@ -16,10 +16,12 @@ from server.http.handlers import CLIENT_GONE, answer, refusal
 from server.http.open_requests import OpenRequest, OpenRequests
 from server.identity.keys import Keys
 from server.identity.principal import CURRENT
+from server.identity.recording import actor
 from server.observability.metrics import Metrics
 from server.observability.unexpected import report_unexpected
 from server.settings import Settings
 from steering.language.errors import TrimtabError
+from vectors.library.audit.notes import ACTOR
 
 log = structlog.get_logger("trimtab.access")
 
@@ -67,7 +69,8 @@ class RequestFrame:
     async def _answer(self, scope: Scope, body: BoundedBody, response: "_Response", mine: OpenRequest) -> None:
         error: TrimtabError | None = None
         try:
-            CURRENT.set(self._gate.check(scope))
+            CURRENT.set(who := self._gate.check(scope))
+            ACTOR.set(actor(who, scope, response.request_id))
             if scope["path"] in READY:
                 self._open.check()
             if scope["path"] in HEALTH:

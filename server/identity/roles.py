@@ -13,7 +13,7 @@ MEANING: dict[Role, str] = {
     "library_write": "create, change and delete artifacts and presets",
     "jobs": "extract, tune, calibrate and evaluate, and see and cancel jobs",
     "operate": "default spec, kill switch, adapters, housekeeping of the library",
-    "admin": "everything, keys included",
+    "admin": "everything, keys and the audit included",
 }
 # Any valid key may ask these: they say what the server is and nothing of anybody's work.
 ANY_KEY: Literal["any"] = "any"
@@ -44,5 +44,6 @@ NEEDED: dict[str, Role | Literal["any", "open"]] = {
     **dict.fromkeys(("show_default_spec", "set_default_spec", "clear_default_spec", "show_kill_switch",
                      "set_kill_switch", "show_library", "collect_library", "load_adapter", "unload_adapter"),
                     "operate"),
-    **dict.fromkeys(("create_key", "list_keys", "show_key", "change_key", "rotate_key", "delete_key"), "admin"),
+    **dict.fromkeys(("create_key", "list_keys", "show_key", "change_key", "rotate_key", "delete_key",
+                     "list_audit", "verify_audit"), "admin"),
 }

@@ -5,8 +5,10 @@ this one after a restart, know it once it is stored.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TypeVar
 
 import anyio
@@ -14,7 +16,8 @@ import structlog
 
 from server.observability.instruments import Gauge, Registry
 from server.threads import contained
-from vectors.library.switches import Switches
+from vectors.library.audit.notes import ACTOR
+from vectors.library.switches import Switches, Turn
 
 Result = TypeVar("Result")
 log = structlog.get_logger("trimtab.switches")
@@ -22,6 +25,8 @@ log = structlog.get_logger("trimtab.switches")
 POLL_S = 1.0
 # Longest a change waits to be stored before it is answered, and before the server stops.
 STORE_S = 2.0
+# Turns that wait to be recorded while the library is away; of more, the oldest are forgotten.
+MOST_TURNS = 1000
 
 
 class KillSwitch:
@@ -41,6 +46,7 @@ class KillSwitch:
         self._switches = switches
         self._always = always
         self._on = False
+        self._turns: deque[Turn] = deque(maxlen=MOST_TURNS)
         self._listeners: dict[object, Callable[[], None]] = {}
         self._wake = asyncio.Event()
         self._tried = asyncio.Event()
@@ -81,6 +87,7 @@ class KillSwitch:
         """Turn it on or off. It acts at once. The call returns when the state is stored, or when it could not be stored
         yet."""
         self.unstored = on
+        self._turns.append(Turn(on, ACTOR.get(), datetime.now(UTC)))
         self._apply(on)
         self._tried = asyncio.Event()
         self._wake.set()
@@ -123,14 +130,15 @@ class KillSwitch:
 
     async def _exchange(self) -> None:
         """Store what the library does not know, or else learn what it says."""
-        wanted, tried = self.unstored, self._tried
+        wanted, tried, turns = self.unstored, self._tried, list(self._turns)
         try:
             if wanted is None:
                 found = await self._in_thread(self._switches.kill_switch)
                 if self.unstored is None:
                     self._apply(found)
             else:
-                await self._in_thread(self._switches.set_kill_switch, wanted)
+                await self._in_thread(self._switches.set_kill_switch, wanted, turns)
+                self._turns = deque((turn for turn in self._turns if turn not in turns), maxlen=MOST_TURNS)
                 # If it was turned again meanwhile, the newer state is stored next.
                 if self._tried is tried:
                     self.unstored = None

@@ -50,12 +50,16 @@ class Started:
     deadline: Deadline
     client: Client
     request_id: str
+    audited: bool = False
 
     async def receipt(self) -> Receipt:
         """Once all pieces were read. With the measured effects and the monitors' scores, if the request asked for
         them."""
         shadow = self.state.shadow
         shadow.served(self.run.prompt_tokens + self.run.completion_tokens)
+        if self.audited:
+            self.state.steering_audit.ended(self.model, [prompt.token_ids for prompt in self.run.prompts],
+                                            [choice.token_ids for choice in self.run.choices])
         effects = None
         async with self.deadline.held():
             if self.plan.report != "none":
@@ -173,7 +177,8 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
             choice.measured = plan.report != "none" or state.shadow.draws()
         choice.graded = plan.report == "outcome" or (
             plan.report == "none" and state.live_grading.draws(steered=steered, measured=choice.measured))
-    return Started(body.model, run, plan, state, caller.deadline, caller.client, request_id)
+    audited = obeys_kill_switch and state.steering_audit.begun(body.model, body.user, plan)
+    return Started(body.model, run, plan, state, caller.deadline, caller.client, request_id, audited)
 
 
 async def _decided(plan: Plan, prompts: Sequence[Prompt], state: ServerState, caller: Caller) -> list[Decided]:

@@ -24,6 +24,7 @@ from server.requests.monitor import MonitorMetrics
 from server.requests.planner import Planner
 from server.requests.pools import Pools
 from server.requests.runs import Runs
+from server.requests.steering_audit import SteeringAudit
 from server.requests.stored.responses import StoredResponses
 from server.settings import Settings
 from server.text.dialect import Dialect
@@ -53,6 +54,7 @@ class ServerState:
     history: History
     queue: AdmissionQueue
     kill_switch: KillSwitch
+    steering_audit: SteeringAudit
     keys: Keys
     receipts: KeptReceipts
     responses: StoredResponses

@@ -21,6 +21,7 @@ from server.settings import Settings
 from tests.server.conftest import chat
 from tests.server.scripted import ScriptedEngine
 from vectors.library import Library
+from vectors.library.switches import Turn
 from vectors.storage_errors import LibraryUnavailable
 
 URL = "/v1/admin/kill-switch"
@@ -125,10 +126,10 @@ async def test_the_last_of_two_quick_changes_is_the_one_stored(library: Library,
     writing, go_on = Event(), Event()
     store = library.switches.set_kill_switch
 
-    def slow(on: bool) -> None:
+    def slow(on: bool, turns: list[Turn]) -> None:
         writing.set()
         assert go_on.wait(60)
-        store(on)
+        store(on, turns)
 
     switch = KillSwitch(library.switches, Registry(), always=False)
     await switch.start()
@@ -153,7 +154,7 @@ async def test_what_could_not_be_stored_does_not_keep_the_server_from_stopping(
     switch = KillSwitch(library.switches, Registry(), always=False)
     await switch.start()
 
-    def fails(on: bool) -> None:
+    def fails(on: bool, turns: list[Turn]) -> None:
         raise LibraryUnavailable("no space left on device")
 
     monkeypatch.setattr(library.switches, "set_kill_switch", fails)

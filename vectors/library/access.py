@@ -9,6 +9,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from steering.language.errors import Conflict, NotFound
+from vectors.library.audit.notes import note
 from vectors.library.database import Database
 from vectors.library.revision import Memory
 from vectors.library.tables import AccessKey, now
@@ -32,6 +33,15 @@ class StoredKey:
     expires_at: datetime | None = None
     blocked: bool = False
     used_at: datetime | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{self.tenant}/{self.name}"
+
+    def told(self) -> dict[str, object]:
+        """What the audit says of it. No hash of a secret is told, because nobody has to know it to read the audit."""
+        return {"id": self.id, "roles": list(self.roles), "expires_at": _time(self.expires_at),
+                "blocked": self.blocked, "former_until": _time(self.former_until)}
 
 
 class AccessKeys:
@@ -59,7 +69,9 @@ class AccessKeys:
                             created_at=now(), expires_at=expires_at, blocked=False)
             session.add(row)
             session.flush()
-            return _stored(row)
+            made = _stored(row)
+            note(session, "key.create", made.label, after=made.told())
+            return made
 
         return self._database.write(work)
 
@@ -74,6 +86,7 @@ class AccessKeys:
 
         def work(session: Session) -> StoredKey:
             row = _row(session, key_id)
+            before = _stored(row)
             if roles is not None:
                 row.roles = list(roles)
             if blocked is not None:
@@ -81,7 +94,9 @@ class AccessKeys:
             if "expires_at" in expiry:
                 row.expires_at = expiry["expires_at"]
             _check_kept(session, keep)
-            return _stored(row)
+            changed = _stored(row)
+            note(session, "key.change", changed.label, before=before.told(), after=changed.told())
+            return changed
 
         return self._database.write(work)
 
@@ -90,9 +105,12 @@ class AccessKeys:
 
         def work(session: Session) -> StoredKey:
             row = _row(session, key_id)
+            before = _stored(row)
             row.former_digest, row.former_until = row.digest, now() + overlap
             row.digest = digest
-            return _stored(row)
+            changed = _stored(row)
+            note(session, "key.rotate", changed.label, before=before.told(), after=changed.told())
+            return changed
 
         return self._database.write(work)
 
@@ -100,8 +118,11 @@ class AccessKeys:
         """Raises NotFound, and Conflict as `change` does."""
 
         def work(session: Session) -> None:
-            session.delete(_row(session, key_id))
+            row = _row(session, key_id)
+            gone = _stored(row)
+            session.delete(row)
             _check_kept(session, keep)
+            note(session, "key.delete", gone.label, before=gone.told())
 
         self._database.write(work)
 
@@ -112,7 +133,12 @@ class AccessKeys:
             for row in session.scalars(select(AccessKey).where(AccessKey.id.in_(list(times)))):
                 row.used_at = max(times[row.id], row.used_at or times[row.id])
 
-        self._database.write(work)
+        # Nobody changes a key by using it.
+        self._database.write(work, audited=False)
+
+
+def _time(when: datetime | None) -> str | None:
+    return None if when is None else when.isoformat()
 
 
 def _check_kept(session: Session, role: str | None) -> None:

@@ -9,6 +9,7 @@ from sqlalchemy import delete, exists, select
 from sqlalchemy.orm import Session
 
 from steering.language.errors import NotFound, PayloadTooLarge
+from vectors.library.audit.notes import note
 from vectors.library.database import Database
 from vectors.library.paging import MAX_LIMIT
 from vectors.library.tables import EvaluationRow, EvaluationUse
@@ -40,6 +41,7 @@ class Evaluations:
         def work(session: Session) -> None:
             session.add(EvaluationRow(id=id, created_at=created_at, summary=summary, report=report,
                                       uses=[EvaluationUse(ref=ref) for ref in dict.fromkeys(refs)]))
+            note(session, "evaluation.create", id, after={"refs": list(dict.fromkeys(refs))})
             session.flush()
             newest = select(EvaluationRow.id).order_by(EvaluationRow.created_at.desc(), EvaluationRow.id).limit(KEPT)
             kept = set(session.scalars(newest))
@@ -72,6 +74,7 @@ class Evaluations:
             row = session.get(EvaluationRow, id)
             if row is not None:
                 session.delete(row)
+                note(session, "evaluation.delete", id, before={"summary": row.summary})
             return row is not None
 
         if not self._database.write(work):

@@ -20,6 +20,8 @@ from vectors.checks import check, check_storable
 from vectors.library import naming
 from vectors.library.access import AccessKeys
 from vectors.library.artifacts import read_artifacts, tag_rows
+from vectors.library.audit.log import AuditLog
+from vectors.library.audit.notes import note
 from vectors.library.blobs import BlobStore, Stored, digest_of
 from vectors.library.database import LOCK_WAIT_S, Database
 from vectors.library.evaluations import Evaluations
@@ -61,7 +63,8 @@ class Collected:
 
 
 class Library(Versioned[Artifact]):
-    """Versioned artifacts. `presets`, `switches`, `keys` and `evaluations` hold the rest of what a library stores."""
+    """Versioned artifacts. `presets`, `switches`, `keys`, `evaluations` and `audit` hold the rest of what a library
+    stores."""
 
     collection = "artifact"
     row = ArtifactRow
@@ -72,6 +75,7 @@ class Library(Versioned[Artifact]):
         self.presets = Presets(database, limits)
         self.switches = Switches(database)
         self.keys = AccessKeys(database)
+        self.audit = AuditLog(database)
         self.evaluations = Evaluations(database)
         self.sources = Sources(database, self.payload, cache_bytes)
 
@@ -167,6 +171,7 @@ class Library(Versioned[Artifact]):
         def work(session: Session) -> Artifact:
             version = naming.resolve(session, "artifact", wanted, lock=True)
             row = session.get_one(ArtifactRow, version.id)
+            before = _patchable(row)
             if patch.description is not None:
                 row.description = patch.description
             if patch.tags is not None:
@@ -175,7 +180,9 @@ class Library(Versioned[Artifact]):
                 row.tags = tag_rows(patch.tags)
             if "card" in patch.model_fields_set:
                 row.card = patch.card
-            return self._changed(session, version)
+            changed = self._changed(session, version)
+            note(session, "artifact.patch", changed.ref, before=before, after=_patchable(row))
+            return changed
 
         return self._database.write(work)
 
@@ -186,8 +193,11 @@ class Library(Versioned[Artifact]):
         def work(session: Session) -> Artifact:
             version = naming.resolve(session, "artifact", wanted, lock=True)
             row = session.get_one(ArtifactRow, version.id)
-            row.card = with_settings(row.card, settings)
-            return self._changed(session, version)
+            before = row.card
+            row.card = with_settings(before, settings)
+            changed = self._changed(session, version)
+            note(session, "artifact.calibrate", changed.ref, before=before, after=row.card)
+            return changed
 
         return self._database.write(work)
 
@@ -256,6 +266,7 @@ class Library(Versioned[Artifact]):
         if session.scalar(select(exists().where(ArtifactRow.blob == stored.digest))):
             return False
         self._blobs.remove(stored)
+        note(session, "blob.remove", stored.digest or "", before={"bytes": stored.nbytes})
         return True
 
     def _check_room(self, session: Session, named: Named | None, data: bytes, document: str, content: str) -> None:
@@ -284,7 +295,14 @@ class Library(Versioned[Artifact]):
                 op=metadata.op, site=metadata.site, model_id=metadata.model_id, description=metadata.description,
                 card=metadata.card, document=document, tags=tag_rows(metadata.tags)))
             relist(session, named)
+            note(session, "artifact.create", f"{metadata.name}@{version.number}", after={
+                "digest": content, "numbers": blob, "kind": metadata.kind, "op": metadata.op, "site": metadata.site,
+                "layers": list(payload.layers), "bytes": len(data)})
         return read_artifacts(session, [version.id])[0]
+
+
+def _patchable(row: ArtifactRow) -> dict[str, object]:
+    return {"description": row.description, "tags": [tag.tag for tag in row.tags], "card": row.card}
 
 
 def _lock_blobs(session: Session, *, shared: bool) -> None:

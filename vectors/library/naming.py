@@ -191,6 +191,14 @@ def remove_alias(session: Session, collection: Collection, name: str, alias: str
     return named
 
 
+def aliased_number(session: Session, collection: Collection, name: str, alias: str) -> int | None:
+    """The number of the version that an alias points at, None where there is no such alias."""
+    named = find_name(session, collection, name)
+    return None if named is None else session.scalar(
+        select(Version.number).join(Alias, Alias.version_id == Version.id)
+        .where(Alias.named_id == named.id, Alias.alias == alias))
+
+
 def drop_aliases(session: Session, version_ids: Iterable[int]) -> None:
     session.execute(delete(Alias).where(Alias.version_id.in_(list(version_ids))))
 

@@ -1,6 +1,7 @@
 """Presets: specs under a name, versioned and immutable, with aliases like artifacts."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -14,6 +15,7 @@ from steering.language.errors import InvalidRequest, PayloadTooLarge
 from steering.language.spec import Spec
 from vectors.artifact import Limits
 from vectors.library import naming
+from vectors.library.audit.notes import note
 from vectors.library.database import Database
 from vectors.library.listing import holds, relist
 from vectors.library.naming import Ref
@@ -101,6 +103,8 @@ class Presets(Versioned[Preset]):
                 session.add(PresetRow(version=version, description=description, spec=document,
                                       uses=[PresetUse(name=used, selector=selector) for used, selector in uses]))
                 relist(session, named)
+                note(session, "preset.create", f"{name}@{version.number}", after={
+                    "digest": digest, "description": description, "spec": json.loads(document)})
             return self._read(session, [version.id])[0]
 
         return self._database.write(work)

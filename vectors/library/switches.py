@@ -1,16 +1,31 @@
 """Settings of the whole library that requests feel: the default spec and the kill switch."""
 
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
 from sqlalchemy.orm import Session
 
 from steering.language.spec import Spec
+from vectors.library.audit.notes import ACTOR, Actor, note
 from vectors.library.database import Database
 from vectors.library.naming import Ref
 from vectors.library.revision import Memory
 from vectors.library.specs import check_refs, from_json, refs_of, to_json
-from vectors.library.tables import Setting
+from vectors.library.tables import Setting, now
 
 DEFAULT_SPEC = "default_spec"
 KILL_SWITCH = "kill_switch"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The kill switch was turned."""
+
+    on: bool
+    by: Actor
+    at: datetime
 
 
 class Switches:
@@ -38,12 +53,12 @@ class Switches:
 
         def work(session: Session) -> None:
             check_refs(session, spec)
-            _store(session, DEFAULT_SPEC, document)
+            _store_default(session, "default_spec.set", document)
 
         self._database.write(work)
 
     def clear_default_spec(self) -> None:
-        self._database.write(lambda session: _store(session, DEFAULT_SPEC, None))
+        self._database.write(lambda session: _store_default(session, "default_spec.clear", None))
 
     def kill_switch(self) -> bool:
         """Whether all steering is off."""
@@ -51,8 +66,19 @@ class Switches:
             row = session.get(Setting, KILL_SWITCH)
             return row is not None and bool(row.value)
 
-    def set_kill_switch(self, on: bool) -> None:
-        self._database.write(lambda session: _store(session, KILL_SWITCH, on))
+    def set_kill_switch(self, on: bool, turns: Sequence[Turn] = ()) -> None:
+        """Store the state. turns: all that led to it, the last one included, which the audit gets; by default one by
+        who asks for it in this context."""
+
+        def work(session: Session) -> None:
+            row = session.get(Setting, KILL_SWITCH)
+            before = row is not None and bool(row.value)
+            for turn in turns or [Turn(on, ACTOR.get(), now())]:
+                note(session, "kill_switch.set", "kill_switch", before=before, after=turn.on, actor=turn.by, at=turn.at)
+                before = turn.on
+            _store(session, KILL_SWITCH, on)
+
+        self._database.write(work)
 
 
 def default_refs(session: Session) -> list[Ref]:
@@ -68,6 +94,13 @@ def _default_spec(session: Session) -> Spec | None:
 def _stored_default(session: Session) -> str | None:
     row = session.get(Setting, DEFAULT_SPEC)
     return None if row is None else row.value
+
+
+def _store_default(session: Session, action: str, document: str | None) -> None:
+    before = _stored_default(session)
+    _store(session, DEFAULT_SPEC, document)
+    note(session, action, DEFAULT_SPEC, before=None if before is None else json.loads(before),
+         after=None if document is None else json.loads(document))
 
 
 def _store(session: Session, key: str, value: object) -> None:

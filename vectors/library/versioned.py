@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from steering.language.errors import Conflict
 from vectors.artifact import Limits
 from vectors.library import naming
+from vectors.library.audit.notes import note
 from vectors.library.database import Database
 from vectors.library.listing import relist
 from vectors.library.naming import Ref
@@ -65,6 +66,10 @@ class Versioned(ABC, Generic[Item]):
             doomed = [naming.resolve(session, self.collection, wanted)] if wanted.selector else every
             if not force:
                 self._check_unused(session, named, doomed, every)
+            aliases = naming.aliases_of(session, [version.id for version in doomed])
+            note(session, f"{self.collection}.delete", ref, before=[
+                {"ref": f"{wanted.name}@{version.number}", "digest": version.digest,
+                 "aliases": list(aliases.get(version.id, ()))} for version in doomed])
             naming.drop_aliases(session, [version.id for version in doomed])
             for version in doomed:
                 session.delete(session.get_one(self.row, version.id))
@@ -81,7 +86,9 @@ class Versioned(ABC, Generic[Item]):
         naming.check_alias(alias)
 
         def work(session: Session) -> Item:
+            before = naming.aliased_number(session, self.collection, name, alias)
             moved = naming.set_alias(session, self.collection, name, alias, version)
+            note(session, f"{self.collection}.alias", f"{name}@{alias}", before=before, after=version)
             relist(session, moved.named)
             return self._read(session, [moved.id])[0]
 
@@ -93,7 +100,9 @@ class Versioned(ABC, Generic[Item]):
         naming.check_alias(alias)
 
         def work(session: Session) -> None:
+            before = naming.aliased_number(session, self.collection, name, alias)
             relist(session, naming.remove_alias(session, self.collection, name, alias))
+            note(session, f"{self.collection}.alias", f"{name}@{alias}", before=before)
 
         self._database.write(work)
 

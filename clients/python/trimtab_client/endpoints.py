@@ -1,6 +1,6 @@
 """All methods that both clients have. See `endpoint` for how one description serves both."""
 
-from trimtab_client import completions, lenses, library, work
+from trimtab_client import audits, completions, lenses, library, work
 from trimtab_client import keys as access
 from trimtab_client.endpoint import Endpoint, StreamEndpoint
 
@@ -84,3 +84,6 @@ class Endpoints:
     change_key = Endpoint(access.change_key)
     rotate_key = Endpoint(access.rotate_key)
     delete_key = Endpoint(access.delete_key)
+
+    audit = Endpoint(audits.audit)
+    verify_audit = Endpoint(audits.verify_audit)

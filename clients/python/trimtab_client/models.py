@@ -256,6 +256,47 @@ class OwnKey(Model):
     roles: list[str]
 
 
+class AuditRecord(Model):
+    """A change: who made it, from where, with what it was before and after. digest: of all other fields."""
+
+    number: int
+    at: datetime
+    action: str
+    target: str
+    before: Any = None
+    after: Any = None
+    key_id: str | None = None
+    key_name: str
+    tenant: str
+    address: str
+    request_id: str
+    previous: str
+    digest: str
+
+
+class AuditHead(Model):
+    number: int
+    digest: str
+
+
+class AuditPage(Model):
+    """head: the newest record of all."""
+
+    data: list[AuditRecord]
+    head: AuditHead
+
+
+class AuditVerdict(Model):
+    """What a check of the chain found. fault: None where it is whole."""
+
+    whole: bool
+    fault: str | None = None
+    records: int
+    first: int | None = None
+    last: int | None = None
+    head: str
+
+
 class Collected(Model):
     """What a collection removed: unused numbers, files of killed writers, bytes of both."""
 

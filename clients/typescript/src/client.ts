@@ -12,6 +12,8 @@ import type {
   ChatCompletion,
   ChatRequest,
   AccessKey,
+  AuditPage,
+  AuditVerdict,
   Collected,
   CompletionRequest,
   DefaultSpec,
@@ -486,6 +488,16 @@ export class Client {
 
   async deleteKey(id: string, options: CallOptions = {}): Promise<void> {
     await this.#http.send("DELETE", "/v1/admin/keys/{id}", { ...options, path: { id } });
+  }
+
+  /** Records of the audit, the newest first; the oldest first where `after` says behind which number. */
+  audit(query: Query<"list_audit"> = {}, options: CallOptions = {}): Promise<AuditPage> {
+    return this.#http.json("GET", "/v1/audit", { ...options, query });
+  }
+
+  /** Have the server check the whole chain; `number` and `digest` are of a record that has to be there still. */
+  verifyAudit(query: Query<"verify_audit"> = {}, options: CallOptions = {}): Promise<AuditVerdict> {
+    return this.#http.json("GET", "/v1/audit/verify", { ...options, query });
   }
 
   #chatCall(messages: string | readonly Message[], fields: ChatFields, stream: boolean) {

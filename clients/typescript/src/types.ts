@@ -51,6 +51,9 @@ export type KeyChange = Taken["KeyChange"];
 export type AccessKey = Given["KeyView"];
 /** With the key itself, which the server does not show again. */
 export type MadeKey = Given["NewKey"];
+export type AuditPage = Given["AuditPage"];
+export type AuditRecord = Given["AuditRecord"];
+export type AuditVerdict = Given["AuditVerdict"];
 export type OwnKey = Given["OwnKey"];
 export type DefaultSpec = Given["DefaultSpecView"];
 export type LibraryUsage = Given["LibraryView"];

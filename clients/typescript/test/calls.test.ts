@@ -100,6 +100,8 @@ const CALLS: Record<string, (client: Client) => Promise<unknown>> = {
   createKey: (c) => c.createKey({ name: "a", roles: ["infer"] }),
   changeKey: (c) => c.changeKey("k", { blocked: true }),
   rotateKey: (c) => c.rotateKey("k"),
+  audit: (c) => c.audit({ limit: 3 }),
+  verifyAudit: (c) => c.verifyAudit(),
   deleteKey: (c) => c.deleteKey("k"),
 };
 

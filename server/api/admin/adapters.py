@@ -8,6 +8,7 @@ from fastapi.responses import PlainTextResponse
 
 from server.api.route import StrictRoute
 from server.errors import UnsupportedParameter
+from server.identity.recording import recorded
 from server.requests.adapters import NewAdapter, OldAdapter
 from server.requests.state import State
 from server.threads import in_thread
@@ -32,7 +33,9 @@ async def load_adapter(body: NewAdapter, state: State) -> str:
                        fix="Unload it, or set load_inplace.")
     if len(adapters) >= MOST:
         raise Conflict(f"{MOST} adapters are loaded", param="lora_name", fix="Unload one.")
-    await state.engine.load_adapter(body.lora_name, await in_thread(_below, root, body.lora_path))
+    folder = await in_thread(_below, root, body.lora_path)
+    async with recorded(state.library.audit, "adapter.load", body.lora_name, after={"path": body.lora_path}):
+        await state.engine.load_adapter(body.lora_name, folder)
     return f"Success: LoRA adapter '{body.lora_name}' added successfully."
 
 
@@ -42,7 +45,8 @@ async def unload_adapter(body: OldAdapter, state: State) -> str:
     if state.engine.adapters is None:
         raise UnsupportedParameter("this server has no adapters", param="lora_name",
                                    fix="Start it with the engine vllm and vllm_adapters or vllm_adapter_dir.")
-    await state.engine.unload_adapter(body.lora_name)
+    async with recorded(state.library.audit, "adapter.unload", body.lora_name):
+        await state.engine.unload_adapter(body.lora_name)
     return f"Success: LoRA adapter '{body.lora_name}' removed successfully."
 
 

@@ -5,6 +5,7 @@ from pydantic import BaseModel
 
 from server.api.route import StrictRoute
 from server.background.job import Job
+from server.identity.recording import recorded
 from server.requests.state import State
 from server.threads import in_thread
 
@@ -35,4 +36,6 @@ async def cancel_job(id: str, state: State) -> Job:
     """Ask a job to stop; it does at the next step of its work."""
     if not state.jobs.is_current(id):
         await in_thread(state.jobs.refresh)
-    return state.jobs.cancel(id)
+    job = state.jobs.get(id)
+    async with recorded(state.library.audit, "job.cancel", id, before={"status": job.status}, needed=False):
+        return state.jobs.cancel(id)

@@ -12,6 +12,7 @@ from server.api.route import StrictRoute
 from server.background.apart import apart
 from server.background.job import Cancelled, Control, Job
 from server.requests.state import ServerState, State
+from server.requests.submitting import submitted
 from server.threads import in_thread
 from server.workbench.subject import EngineSubject, sample
 from steering.artifacts.source import Source
@@ -34,8 +35,8 @@ async def create_calibration(ref: str, body: CalibrateOptions, state: State) -> 
     artifact = await in_thread(state.library.resolve, ref)
     subject = EngineSubject(state, asyncio.get_running_loop())
     estimate = await in_thread(estimated, body, subject, sample(subject))
-    return state.jobs.submit("calibrate", lambda control: _work(artifact.ref, body, control, state),
-                             about=artifact.ref, estimate_s=estimate)
+    return await submitted(state, "calibrate", lambda control: _work(artifact.ref, body, control, state),
+                           about=artifact.ref, estimate_s=estimate)
 
 
 @router.get("/{ref}/calibration")

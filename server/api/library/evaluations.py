@@ -14,6 +14,7 @@ from server.background.apart import apart
 from server.background.job import Control, Job
 from server.requests.plan import Plan
 from server.requests.state import ServerState, State
+from server.requests.submitting import submitted
 from server.threads import in_thread
 from server.workbench.subject import EngineSubject, sample
 from steering.artifacts.source import Resolved
@@ -64,8 +65,8 @@ async def create_evaluation(body: EvaluateBody, state: State) -> Job:
     tools = await in_thread(_tools, body, state)
     subject = EngineSubject(state, asyncio.get_running_loop())
     estimate = await in_thread(lambda: seconds(_tokens(body, subject), subject, sample(subject)))
-    return state.jobs.submit("evaluate", lambda control: _work(body, plan, preset, tools, control, state),
-                             about=_about(plan, preset), estimate_s=estimate)
+    return await submitted(state, "evaluate", lambda control: _work(body, plan, preset, tools, control, state),
+                           about=_about(plan, preset), estimate_s=estimate)
 
 
 @router.get("")

@@ -13,6 +13,7 @@ from server.background.apart import apart
 from server.background.job import Cancelled, Control, Job
 from server.requests.model_names import parse_model, serving
 from server.requests.state import ServerState, State
+from server.requests.submitting import submitted
 from server.threads import in_thread
 from server.workbench.subject import EngineSubject, sample
 from steering.language.errors import InvalidRequest, NotFound
@@ -67,8 +68,8 @@ async def create_tuning(ref: str, body: TuneRequest, state: State) -> Job:
     subject = EngineSubject(state, asyncio.get_running_loop())
     payload = (await in_thread(state.library.source, artifact.ref)).payload
     tuning = await in_thread(prepare_tuning, artifact.metadata, payload, body, subject)
-    return state.jobs.submit("tune", lambda control: _run(tuning, subject, control, state),
-                             about=artifact.ref, estimate_s=await in_thread(tuning.estimate, sample(subject)))
+    return await submitted(state, "tune", lambda control: _run(tuning, subject, control, state),
+                           about=artifact.ref, estimate_s=await in_thread(tuning.estimate, sample(subject)))
 
 
 @router.get("/v1/artifacts/{ref}/trial.{format}", response_class=Response, tags=["artifacts"],
@@ -114,8 +115,8 @@ async def _start(method: str, request: RecipeOptions, state: ServerState, create
     subject = EngineSubject(state, asyncio.get_running_loop())
     prepared = await in_thread(prepare, method, request, subject, created_by)
     estimate = await in_thread(prepared.estimate, sample(subject))
-    return state.jobs.submit("extract", lambda control: _run(prepared, subject, control, state), about=request.name,
-                             estimate_s=estimate)
+    return await submitted(state, "extract", lambda control: _run(prepared, subject, control, state),
+                           about=request.name, estimate_s=estimate)
 
 
 async def _run(prepared: Prepared | Tuning, subject: EngineSubject, control: Control, state: ServerState

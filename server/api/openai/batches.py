@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from server.api.openai.files import page_of
 from server.api.route import StrictRoute
 from server.identity.principal import CURRENT
+from server.identity.recording import recorded
 from server.requests.fields import Lenient, only
 from server.requests.state import State
 from server.threads import in_thread
@@ -44,7 +45,8 @@ class BatchQuery(BaseModel):
 @router.post("")
 async def create_batch(body: NewBatch, state: State) -> Batch:
     """Check a file of requests, and answer them when it is their turn. One whose file is wrong has failed at once."""
-    return await state.batches.create(body.input_file_id, body.endpoint, body.metadata, CURRENT.get())
+    async with recorded(state.library.audit, "batch.create", body.input_file_id, after={"endpoint": body.endpoint}):
+        return await state.batches.create(body.input_file_id, body.endpoint, body.metadata, CURRENT.get())
 
 
 @router.get("")
@@ -63,4 +65,7 @@ async def show_batch(batch_id: BatchId, state: State) -> Batch:
 @router.post("/{batch_id}/cancel")
 async def cancel_batch(batch_id: BatchId, state: State) -> Batch:
     """End a batch. What was answered until then is kept, in files of results."""
-    return await state.batches.cancel(batch_id)
+    found = await in_thread(state.batches.find, batch_id)
+    async with recorded(state.library.audit, "batch.cancel", batch_id, before={"status": found.status},
+                        needed=False):
+        return await state.batches.cancel(batch_id)

@@ -10,6 +10,7 @@ from starlette.datastructures import UploadFile
 
 from server.api.route import StrictRoute
 from server.errors import UnsupportedMediaType, UnsupportedParameter
+from server.identity.recording import recorded
 from server.requests.state import State
 from server.threads import in_thread
 from steering.language.errors import Conflict, InvalidRequest
@@ -59,7 +60,9 @@ async def upload_file(request: Request, state: State) -> FileObject:
         if purpose != "batch":
             raise UnsupportedParameter("files are kept for batches only", param="purpose", fix='Send "batch".')
         seconds = _seconds(form.get(ANCHOR), form.get(SECONDS))
-        return await in_thread(state.files.upload, file.filename or "requests.jsonl", await file.read(), seconds)
+        name, data = file.filename or "requests.jsonl", await file.read()
+        async with recorded(state.library.audit, "file.create", name, after={"bytes": len(data)}):
+            return await in_thread(state.files.upload, name, data, seconds)
 
 
 @router.get("")
@@ -87,7 +90,10 @@ async def delete_file(file_id: FileId, state: State) -> FileDeleted:
     """Remove a file that no batch reads any more."""
     if await in_thread(state.batches.uses, file_id):
         raise Conflict("a batch reads the file", param="file_id", fix="Cancel the batch, or wait for its end.")
-    await in_thread(state.files.delete, file_id)
+    found = await in_thread(state.files.find, file_id)
+    async with recorded(state.library.audit, "file.delete", file_id, before={"filename": found.filename,
+                                                                            "bytes": found.bytes}):
+        await in_thread(state.files.delete, file_id)
     return FileDeleted(id=file_id, deleted=True, object="file")
 
 

@@ -19,6 +19,7 @@ from server.api.route import StrictRoute
 from server.api.validation import invalid
 from server.errors import ResponseCancelled, error_body
 from server.http.answers import JsonAnswer
+from server.identity.recording import recorded
 from server.requests.admission.caller import caller_of
 from server.requests.responses import ResponsesRequest
 from server.requests.schema import ChatRequest
@@ -80,7 +81,10 @@ async def show_response(response_id: ResponseId, state: State) -> Response:
 
 @router.delete("/v1/responses/{response_id}")
 async def delete_response(response_id: ResponseId, state: State) -> DeletedResponse:
-    await in_thread(state.responses.delete, response_id, "response_id")
+    found = await in_thread(state.responses.find, response_id, "response_id")
+    async with recorded(state.library.audit, "response.delete", response_id,
+                        before={"model": found.response.get("model")}):
+        await in_thread(state.responses.delete, response_id, "response_id")
     return DeletedResponse(id=response_id)
 
 
