@@ -94,8 +94,8 @@ class Changes:
                 return await self.ask("POST", "/v1/artifacts", ARTIFACT)
             case "import_artifact":
                 file = (await self.ask("GET", "/v1/artifacts/calm/download")).content
-                return await self.ask("POST", "/v1/artifacts/import", content=file, params={
-                    "metadata": '{"name": "other"}'}, )
+                return await self.ask("POST", "/v1/artifacts/import", files={"file": ("a", file)},
+                                      data={"metadata": '{"name": "other"}'})
             case "patch_artifact":
                 return await self.ask("PATCH", "/v1/artifacts/calm", {"description": "new"})
             case "set_alias":
@@ -113,8 +113,7 @@ class Changes:
                 return await self.ask("POST", path, {"method": "mean_difference", "name": "x", "pairs": [
                     {"positive": f"good {n}", "negative": f"bad {n}"} for n in range(16)]})
             case "create_tuning":
-                return await self.ask("POST", "/v1/artifacts/calm/tune", {"trial": {"prompts": ["a"] * 8, "graders": [
-                    {"kind": "whole"}]}})
+                return await self.ask("POST", "/v1/artifacts/calm/tune", {})
             case "create_calibration":
                 return await self.ask("POST", "/v1/artifacts/calm/calibrate", {"prompts": ["a"] * 8})
             case "create_evaluation":
@@ -168,6 +167,7 @@ class Changes:
             case "delete_artifact":
                 return await self.ask("DELETE", "/v1/artifacts/calm")
             case "collect_library":
+                await self.ask("DELETE", "/v1/artifacts/other")
                 return await self.ask("POST", "/v1/admin/library/gc")
         raise AssertionError(f"the test does not know how to ask {name} for a change")
 
