@@ -30,6 +30,7 @@ from steering.programs.sections import Sections
 from vectors.evaluate.graders.contract import Grader
 from vectors.evaluate.graders.named import text_graders
 from vectors.library import Library
+from vectors.library.presets import Preset
 
 NUMBERS = {int, float}
 INTERVENTION_BYTES, SCOPE_BYTES_A_CHARACTER = 4096, 16
@@ -105,9 +106,16 @@ class Planner:
         return barred[1] if barred is not None and barred[0] == spec else None
 
     def check_spec(self, spec: Spec) -> Plan:
-        """The plan of a spec by itself, kill switch or not. Refuses one that cannot be applied; the paths of errors
-        begin at its `interventions`."""
-        program, planned = self._compiled(_planned(spec.interventions, "request", "interventions"))
+        """The plan of a spec that the request gives, by itself, kill switch or not. Refuses one that cannot be applied;
+        the paths of errors begin at its `interventions`."""
+        return self._alone(spec, _planned(spec.interventions, "request", "interventions"))
+
+    def check_preset(self, preset: Preset) -> Plan:
+        """The same of a stored spec, whose numbers are not the request's own. The errors' path is `preset`."""
+        return self._alone(preset.spec, _of_preset(preset, "preset", ("preset",)))
+
+    def _alone(self, spec: Spec, given: Sequence[Planned]) -> Plan:
+        program, planned = self._compiled(given)
         return Plan(program, planned, guards=() if spec.guard is None else (spec.guard,))
 
     def _collect(self, steering: Steering, model_preset: str | None) -> tuple[
@@ -133,8 +141,7 @@ class Planner:
                 raise error.about(*path) from None
             presets[origin] = preset.ref
             guards.append(preset.spec.guard)
-            planned += [Planned(item, origin=origin, path=path, preset=preset.ref)
-                        for item in preset.spec.interventions]
+            planned += _of_preset(preset, origin, path)
         planned += _planned(steering.interventions, "request", "steering", "interventions")
         if steering.short is not None:
             planned.append(Planned(steering.short, path=("steering",)))
@@ -236,6 +243,11 @@ def program_bytes(program: Program) -> int:
 def _planned(interventions: Sequence[Intervention], origin: Origin, *path: str) -> list[Planned]:
     """Interventions of a list that stands at `path` in the request."""
     return [Planned(item, origin=origin, path=(*path, i)) for i, item in enumerate(interventions)]
+
+
+def _of_preset(preset: Preset, origin: Origin, path: Path) -> list[Planned]:
+    """Interventions of a stored spec that the field at `path` of the request names."""
+    return [Planned(item, origin=origin, path=path, preset=preset.ref) for item in preset.spec.interventions]
 
 
 def _key(resolved: Sequence[Resolved]) -> str:

@@ -144,6 +144,24 @@ async def test_numbers_in_the_request_need_a_role_of_their_own(client: httpx.Asy
     assert (await client.post("/v1/chat/completions", headers=bearer(plain), json=named)).status_code == 200
 
 
+async def test_a_stored_preset_is_evaluated_without_the_role_for_numbers_in_requests(client: httpx.AsyncClient) -> None:
+    plain, raw = await make(client, "jobs"), await make(client, "jobs", "infer_raw", name="raw")
+    spec = {"interventions": [VECTOR]}
+    stored = await client.post("/v1/presets", headers=OWNER, json={"name": "calm", "spec": spec})
+    assert stored.status_code == 201, stored.text
+    asked = {"prompts": ["How are you?"], "graders": [{"kind": "length", "least": 1}], "draws": 0}
+
+    async def evaluated(made: dict[str, Any], named: dict[str, Any]) -> httpx.Response:
+        return await client.post("/v1/evaluations", headers=bearer(made), json={**asked, **named})
+
+    refused = await evaluated(plain, {"spec": spec})
+    assert code(refused) == (403, "not_permitted")
+    assert refused.json()["error"]["param"] == "spec.interventions[0].inline"
+    for made, named in ((raw, {"spec": spec}), (plain, {"preset": "calm"}), (plain, {"preset": "calm@1"})):
+        answer = await evaluated(made, named)
+        assert answer.status_code == 202, answer.text
+
+
 async def test_a_batch_may_do_what_its_maker_may(client: httpx.AsyncClient) -> None:
     line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions",
             "body": chat(steering={"interventions": [VECTOR]})}

@@ -140,12 +140,14 @@ def _about(plan: Plan, preset: str | None) -> str:
 def _plan(body: EvaluateBody, state: ServerState) -> tuple[Plan, str | None]:
     """The compiled spec and, of a preset, its version."""
     preset = None if body.preset is None else state.library.presets.resolve(body.preset)
-    spec = body.spec if preset is None else preset.spec
-    assert spec is not None
-    try:
-        plan = state.planner.check_spec(spec)
-    except TrimtabError as error:
-        raise error.at("preset" if preset is not None else "spec") from None
+    if preset is not None:
+        plan = state.planner.check_preset(preset)
+    else:
+        assert body.spec is not None
+        try:
+            plan = state.planner.check_spec(body.spec)
+        except TrimtabError as error:
+            raise error.at("spec") from None
     if not plan.planned:
         raise InvalidRequest("the spec has no intervention", param=("spec", "interventions"))
     if body.draws and any(one.source is None for one in plan.planned):
