@@ -56,6 +56,19 @@ async def test_a_completion_tells_how_much_of_its_prompt_was_cached(start_engine
     assert told == [0, 32, 0, 32]
 
 
+async def test_a_request_of_one_step_leaves_its_pages_to_the_next(start_engine: Any) -> None:
+    """As passes over texts are that differ in their ends alone."""
+    engine = await start_engine("qwen3")
+    steered = compiled(engine, add(1))
+    told = []
+    for n, (end, program) in enumerate(((1, None), (2, None), (3, steered), (4, steered), (5, None))):
+        completion = engine.generate(Generation(f"r{n}", [*PROMPT, end], Sampling(max_tokens=1, temperature=0.0),
+                                                program))
+        assert [token async for token in completion]
+        told.append(completion.cached())
+    assert told == [0, 32, 0, 32, 32]
+
+
 async def test_without_the_salt_steered_prefixes_leak(start_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: the cache test above can fail."""
     honest = await start_engine("qwen3")

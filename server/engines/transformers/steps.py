@@ -8,8 +8,8 @@ The stock engine is not forked: bound methods of one batch processor are wrapped
   prepare_batch_tensors  knows which tokens of which requests come next -> the steering plan of the batch
   _generation_step  runs the forward pass -> the plan is carried out around it, and what was not finite is told
   _sample  has the logits -> tokens per request's own settings and seed
-  search_prefix_match, mark_complete_blocks  hash token ids for prefix sharing -> ids salted by what a program did, and
-      nothing of a request that has been given up
+  search_prefix_match, mark_complete_blocks  hash token ids for prefix sharing -> ids salted by what a program did,
+      nothing of a request that has been given up, and also what the last step of a request has filled
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers.generation.continuous_batching.requests import FutureRequestState
+from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState
 
 from server.engines.keeping import KeptRows
 from server.engines.measured import Indices
@@ -147,6 +147,7 @@ class Steps:
         scheduler.clear_cancelled_requests = clear_cancelled_requests
         scheduler.schedule_batch = schedule_batch
         cache.search_prefix_match = search_prefix_match
+        cache.mark_complete_blocks = partial(_mark_complete_blocks, cache)
         for allocator in cache.cache_allocators.values():
             allocator.mark_complete_blocks = self._salting(allocator.mark_complete_blocks)
 
@@ -259,3 +260,13 @@ class Steps:
             owner = self._batch.request_ids.index(request_id)
             last = int(self._batch.offsets[owner] + self._batch.lengths[owner]) - 1
             faults.setdefault(owner, Overflow(last, None))
+
+
+def _mark_complete_blocks(cache: Any, state: RequestState, complete_blocks: dict[str, int]) -> None:
+    """What the stock method does, also for a request that has drawn its last token. The stock one takes such a request
+    for one whose pages are gone already, which they are not before `finish_request`: a request with one step, as passes
+    over a text are, would leave nothing for the next one with the same beginning."""
+    if cache.allow_block_sharing and complete_blocks:
+        token_ids = state.initial_tokens + state.generated_tokens
+        for name, count in complete_blocks.items():
+            cache.cache_allocators[name].mark_complete_blocks(state.request_id, token_ids, count)

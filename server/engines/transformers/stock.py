@@ -50,6 +50,7 @@ EXPECTED: tuple[tuple[type, str, tuple[str, ...]], ...] = (
     (ModelRunner, "_sample", ("self", "scores", "output_ids")),
     (OutputRouter, "deliver", ("self", "output")),
     (OutputRouter, "deliver_batch", ("self", "outputs")),
+    (PagedAttentionCache, "mark_complete_blocks", ("self", "state", "complete_blocks")),
     (PagedAttentionCache, "search_prefix_match", ("self", "request_id", "prompt_ids")),
     (PagedAttentionCache, "update", ("self", "key_states", "value_states", "layer_idx", "kwargs")),
     (RequestState, "create_equivalent_initial_request", ("self",)),
@@ -62,7 +63,7 @@ TABLES = {
     "scheduler": ("active_requests", "waiting_requests", "waiting_requests_order", "block_new_requests",
                   "_requests_to_cancel", "_cancellation_lock"),
     "inputs_and_outputs": ("requests_in_batch", "num_request_in_batch"),
-    "cache": ("cache_allocators", "num_blocks"),
+    "cache": ("cache_allocators", "num_blocks", "allow_block_sharing"),
 }
 
 
