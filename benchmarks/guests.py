@@ -28,7 +28,7 @@ CHATS = ("What is a lake?", "Tell me about bread.", "How do I clean a shoe?", "W
 TOKENS = 16
 # Share of a job's work after which chats begin, in rounds that take turns.
 BEGIN_AT = (0.0, 0.25, 0.5)
-POLL_S = 0.05
+POLL_S = 0.2
 WAIT_S = 600.0
 
 
@@ -95,7 +95,7 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
                     got = one_round(client, begin, BEGIN_AT[number % len(BEGIN_AT)])
                     found.setdefault(kind, []).extend([] if got is None else [got])
                     print(kind, got, flush=True)
-    table = Table("job", "rounds", "chat beside, of alone", "lowest to highest", "alone, s", "cancelled after, s (most)")
+    table = Table("job", "rounds", "chat beside, of alone", "lowest to highest", "alone, s", "cancelled, s at most")
     for kind, rounds in found.items():
         ratios = [one["ratio"] for one in rounds] or [float("nan")]
         table.add_row(kind, str(len(rounds)), f"{median(ratios):.2f}", f"{min(ratios):.2f} to {max(ratios):.2f}",
