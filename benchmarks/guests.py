@@ -1,8 +1,8 @@
 """What live chats lose while jobs run, and how soon a job is gone that is cancelled: `python -m benchmarks.guests`.
 
-A server on SmolLM2 in a process of its own. In each round every kind of job is begun, the same chats are asked beside it
-and again when it was cancelled, so that both arms have met the same load of a shared machine; the figures are ratios of
-neighbours. In every other round the chats begin only when the job has done a part of its work, because its first steps
+A server on SmolLM2 in a process of its own. In each round every kind of job is begun, the same chats are asked beside
+it and again when it was cancelled, so that both arms have met the same load of a shared machine; the figures are ratios
+of neighbours. In later rounds the chats begin only when the job has done a part of its work, because its first steps
 are not like its last ones. A round counts only where the job still ran when its last chat was answered.
 """
 
