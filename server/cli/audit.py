@@ -11,12 +11,11 @@ from typing import Annotated
 import typer
 from rich.table import Table
 from trimtab_client import Client
-from trimtab_client.models import AuditRecord
+from trimtab_client.models import AuditRecord, AuditVerdict
 
 from server.cli.connection import DEFAULT_URL, Key, Url, connect
 from server.cli.console import Commands, err, out
 from steering.language.errors import InvalidRequest
-from vectors.library.audit.chain import Record, Verdict, verify
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, help="Who changed what, as a chain of records.")
 AT_ONCE = 500
@@ -66,12 +65,9 @@ def check(file: Annotated[Path | None, typer.Argument(help="An export. Without i
     noted = None if known is None else _noted(known)
     if file is None:
         with connect(url, key) as client:
-            told = client.verify_audit(*(noted or (None, None)))
-        found = Verdict(told.records, told.first, told.last, told.head, told.fault)
+            found = client.verify_audit(*(noted or (None, None)))
     else:
-        with file.open(encoding="utf-8") as lines:
-            found = verify((_record(AuditRecord.model_validate_json(line)) for line in lines if line.strip()),
-                           known=noted)
+        found = _verified(file, noted)
     if found.fault is not None:
         err.print(f"the chain is broken: {found.fault}", soft_wrap=True)
         raise typer.Exit(1)
@@ -84,8 +80,14 @@ def _all(client: Client, after: int) -> Iterator[AuditRecord]:
         after = found[-1].number
 
 
-def _record(told: AuditRecord) -> Record:
-    return Record(**told.model_dump())
+def _verified(file: Path, noted: tuple[int, str] | None) -> AuditVerdict:
+    # The library brings torch along, which takes seconds to import.
+    from vectors.library.audit.chain import Record, verify
+
+    with file.open(encoding="utf-8") as lines:
+        found = verify((Record(**AuditRecord.model_validate_json(line).model_dump()) for line in lines if line.strip()),
+                       known=noted)
+    return AuditVerdict(whole=found.fault is None, **vars(found))
 
 
 def _noted(text: str) -> tuple[int, str]:
