@@ -79,10 +79,13 @@ def _without_specials(text: str) -> list[str]:
     return [part for part in text.split("\0") if part]
 
 
-@lru_cache(maxsize=2)
 def build_tokenizer(name: str = "lab-dense") -> PreTrainedTokenizerFast:
     """The tokenizer of a model, built from its corpus; the same on every call. lab-dense and lab-moe share one."""
-    tools = name == TOOLS_MODEL
+    return _built(name == TOOLS_MODEL)
+
+
+@lru_cache(maxsize=2)
+def _built(tools: bool) -> PreTrainedTokenizerFast:
     specials, marks = ((*SPECIALS, TOOL_ROLE), MARKS) if tools else (SPECIALS, ())
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     found = corpus_words(TOOLS_MIX, TOOLS_DOCUMENTS) if tools else corpus_words()

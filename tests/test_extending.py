@@ -39,6 +39,7 @@ def test_the_page_has_the_three_additions() -> None:
     assert len(NAMED.findall(PAGE)) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", NAMED.findall(PAGE))
 def test_what_was_added_is_held_by_the_tests_named(extended: Path, command: str) -> None:
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *command.split()],

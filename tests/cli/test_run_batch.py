@@ -93,7 +93,7 @@ def lines(path: Path) -> list[Any]:
 
 
 def test_every_request_has_one_result(counting: Counting, tmp_path: Path) -> None:
-    counting.refusals = [503, 429]
+    counting.refusals, counting.free = [503, 429], COUNT + 2
     requests = write(tmp_path / "in.jsonl", [*map(str, range(COUNT - 1)), "bad"])
     done = run(requests, tmp_path / "out.jsonl", counting.url, "--at-once", "3")
     assert done.exit_code == 0, done.output

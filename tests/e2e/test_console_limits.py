@@ -67,7 +67,7 @@ def held(session: CDPSession) -> float:
     return found
 
 
-@pytest.mark.parametrize("view", ["Text", "What steering changed"])
+@pytest.mark.parametrize("view", ["Text", pytest.param("What steering changed", marks=pytest.mark.slow)])
 def test_two_thousand_tokens_at_full_speed_hold_no_picture_up(browser: Browser, page: Page, view: str) -> None:
     """No task of the page takes a tenth of a second of the processor, so that no picture is late because of it; and an
     answer takes the place of the one before, in memory too. Time of the processor, as the machine may be busy with

@@ -46,7 +46,7 @@ async def ask(client: AsyncOpenAI, i: int, d_model: int, max_tokens: int = 8) ->
     return answer.choices[0].message.content or "", logprobs, len(receipt["applied"])
 
 
-@pytest.mark.parametrize("more_requests", [300, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("more_requests", [pytest.param(count, marks=pytest.mark.slow) for count in (300, 2000)])
 async def test_load(client: AsyncOpenAI, server_url: str, more_requests: int) -> None:
     async with httpx.AsyncClient(base_url=server_url, timeout=60) as http:
         d_model = (await http.get("/v1/capabilities")).json()["d_model"]

@@ -68,8 +68,8 @@ def in_transformers(folder, prompts: list[list[int]]) -> list[list[int]]:
     return out
 
 
-@pytest.mark.parametrize("name", [MODEL_NAMES[0], *(pytest.param(name, marks=pytest.mark.slow)
-                                                    for name in MODEL_NAMES[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODEL_NAMES)
 def test_same_greedy_tokens_in_vllm_and_transformers(name):
     folder = model_path(name)
     prompts = prompts_of(AutoTokenizer.from_pretrained(folder))

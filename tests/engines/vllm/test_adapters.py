@@ -214,6 +214,7 @@ async def job_of(client: httpx.AsyncClient, job: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 async def test_a_job_on_an_adapter_beside_chats_changes_none_of_them(adapted: Adapted, tmp_path: Path,
                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     """An extraction with its trial, which captures and writes, is a guest of vLLM while the model, the job's adapter

@@ -25,7 +25,7 @@ from tests.engines.vllm.apps import Running, client_of, make_app
 from tests.engines.vllm.conftest import ONE_PROCESS, TIGHT, Group, running
 from tests.engines.vllm.same import CHAT, TURNS
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 # In the graph, and left to the opaque op. A step of 10 000 norms is far beyond what anything here takes.
 SITES = ("resid_post", "resid_pre", "head_out", "mlp_act", "attn_out", "mlp_out")
 LIMIT = 10_000.0
@@ -214,7 +214,6 @@ async def test_over_http_an_overflow_is_one_typed_error(group: Group, tmp_path: 
 HALF = 70_000.0
 
 
-@pytest.mark.slow
 async def test_what_overflows_behind_a_step_is_named_in_float16() -> None:
     """Both steps fit float16; the sum that the model makes of them does not."""
     async with running("lab-dense", eager=True, dtype="float16", self_test=False, slots=4, **TIGHT, **ONE_PROCESS
@@ -236,7 +235,6 @@ async def test_what_overflows_behind_a_step_is_named_in_float16() -> None:
             assert all(token.logprob is not None and token.logprob > -50 for token in first)
 
 
-@pytest.mark.slow
 async def test_a_clipped_step_is_as_long_as_the_limit_says() -> None:
     """Adding more changes nothing more, and the numbers say what was asked for. In the graph and beside it."""
     limit = StepLimit(2.0, "clip")

@@ -31,7 +31,7 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=sweep_of("tensor-dense", slow=list(LAYOUTS)[1:]))
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=sweep_of(slow=list(LAYOUTS)))
 async def group(request: pytest.FixtureRequest) -> AsyncIterator[Group]:
     with pytest.MonkeyPatch.context() as patch:
         # One core for each rank; the ranks wait for each other at every layer.

@@ -113,6 +113,7 @@ async def test_a_graph_without_hooks_is_refused_and_compiled_anew(model: Path, c
         await honest.stop()
 
 
+@pytest.mark.slow
 async def test_a_graph_of_the_cpu_is_compiled_once_and_right_when_it_comes_from_the_cache(
         model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The default mode on a CPU, whose graphs vLLM itself writes and never reads. Other hooks are another graph."""

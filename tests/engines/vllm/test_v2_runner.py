@@ -37,7 +37,7 @@ GROUPS = {
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module",
-                        params=sweep_of("dense-compiled", slow=("dense-eager", "moe-compiled", "moe-eager")))
+                        params=sweep_of(slow=list(GROUPS)))
 async def group(request: pytest.FixtureRequest, interpreter: None) -> AsyncIterator[Group]:
     name, changes = GROUPS[request.param]
     async with running(name, **changes, **TIGHT, **ONE_PROCESS) as started:
