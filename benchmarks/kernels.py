@@ -44,7 +44,7 @@ class Case:
     def __init__(self, rows: list[Row], tokens: int, width: int) -> None:
         programs = len(rows)
         bank, blank = Bank(programs, torch.device("cpu")), Applied(None, "affine", (), (), {}, {})
-        held = [bank.acquire(Program((Compiled("affine", Scope(), {("resid_post", 0): row}, blank),))) for row in rows]
+        held = bank.hold([Program((Compiled("affine", Scope(), {("resid_post", 0): row}, blank),)) for row in rows])
         of = np.sort(np.arange(tokens) % programs)
         self.h = torch.randn(tokens, width, generator=torch.Generator().manual_seed(0))
         (self.stage,) = plan_step(bank, np.array(held, dtype=np.int32)[of],

@@ -4,32 +4,27 @@ The rows lie in a database of their own: it is written in the background, may be
 must not touch the library.
 """
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import structlog
-from sqlalchemy import Float, Integer, MetaData, String, create_engine, func, inspect, select
-from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy import Connection, Float, Integer, String, func, inspect, select
+from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from server.effects.report import ALL
 from steering.language.errors import TrimtabError
 from steering.language.finite import not_finite
-from vectors.library.database import migrate, renew_read_only
-from vectors.storage_errors import LibraryUnavailable
+from vectors.library.beside import Beside, metadata
 
 log = structlog.get_logger("trimtab.effects")
 MINUTE_S = 60
 MIGRATIONS = Path(__file__).parent / "migrations"
 # Of a database from before there were migrations, which holds the tables of the first one.
 FIRST_REVISION = "0001"
-# Longest wait for a lock, in seconds. Only the writer waits, and it runs in the background.
-LOCK_WAIT_S = 1
 
 
 class EffectsUnavailable(TrimtabError):
@@ -43,7 +38,7 @@ class RowRefused(EffectsUnavailable):
 
 
 class Base(DeclarativeBase):
-    metadata = MetaData(naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"})
+    metadata = metadata()
 
 
 class EffectMinute(Base):
@@ -118,38 +113,11 @@ GROUPS = {"artifact": ("artifact", "op"), "preset": ("preset",), "minute": ("min
 
 
 class EffectStore:
-    """Opened, and migrated, when it is first used: a database out of reach must not keep the server from starting."""
+    """Written in the background. Methods raise EffectsUnavailable for whatever the database complains about."""
 
     def __init__(self, url: str) -> None:
-        sqlite = url.startswith("sqlite")
-        self._engine = create_engine(url, connect_args={"timeout": LOCK_WAIT_S} if sqlite else {})
-        renew_read_only(self._engine)
-        self._ready = False
-        self._opening = threading.Lock()
-
-    def close(self) -> None:
-        self._engine.dispose()
-
-    @contextmanager
-    def session(self) -> Iterator[Session]:
-        """Raises EffectsUnavailable for whatever the database complains about."""
-        try:
-            with self._opening:
-                if not self._ready:
-                    self._migrate()
-                    self._ready = True
-            with Session(self._engine) as session, session.begin():
-                yield session
-        except (DataError, IntegrityError) as error:
-            raise RowRefused(f"the database of effects refuses a row: {error.orig}"[:400]) from error
-        except (SQLAlchemyError, OSError, LibraryUnavailable) as error:
-            raise EffectsUnavailable(f"the database of effects cannot be used: {error}"[:400]) from error
-
-    def _migrate(self) -> None:
-        with self._engine.begin() as connection:
-            tables = inspect(connection).get_table_names()
-            unrecorded = EffectMinute.__tablename__ in tables and "alembic_version" not in tables
-            migrate(connection, MIGRATIONS, found=FIRST_REVISION if unrecorded else None)
+        beside = Beside(url, MIGRATIONS, _refusal, found=_unrecorded)
+        self.session, self.close = beside.session, beside.close
 
     def write(self, samples: Sequence[Sample]) -> int:
         """Add the samples as minute rows. Returns how many were refused: one that is not finite, or a row that the
@@ -211,6 +179,17 @@ class EffectStore:
         with self.session() as session:
             rows = session.execute(query.group_by(*columns).order_by(order).limit(limit)).all()
         return [_total(names, tuple(row)) for row in rows]
+
+
+def _refusal(error: Exception) -> EffectsUnavailable:
+    if isinstance(error, DataError | IntegrityError):
+        return RowRefused(f"the database of effects refuses a row: {error.orig}"[:400])
+    return EffectsUnavailable(f"the database of effects cannot be used: {error}"[:400])
+
+
+def _unrecorded(connection: Connection) -> str | None:
+    tables = inspect(connection).get_table_names()
+    return FIRST_REVISION if EffectMinute.__tablename__ in tables and "alembic_version" not in tables else None
 
 
 def _row(key: tuple[int, str, str, str], found: Sequence[Sample]) -> EffectMinute:

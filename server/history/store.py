@@ -4,25 +4,18 @@ Minutes of the last two days are kept as they are; what is older is kept by the 
 of last week and a month of minutes would be slow to read.
 """
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import Integer, MetaData, Text, create_engine, delete, select
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy import Integer, Text, delete, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from server.history.interval import Interval, buckets
 from steering.language.errors import TrimtabError
-from vectors.library.database import migrate, renew_read_only
-from vectors.storage_errors import LibraryUnavailable
+from vectors.library.beside import Beside, metadata
 
 MINUTE_S, HOUR_S = 60, 3600
 MINUTES_KEPT_S = 48 * HOUR_S
 MIGRATIONS = Path(__file__).parent / "migrations"
-# Longest wait for a lock, in seconds. Only the writer waits, and it runs in the background.
-LOCK_WAIT_S = 1
 
 
 class HistoryUnavailable(TrimtabError):
@@ -32,7 +25,7 @@ class HistoryUnavailable(TrimtabError):
 
 
 class Base(DeclarativeBase):
-    metadata = MetaData(naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"})
+    metadata = metadata()
 
 
 class Row(Base):
@@ -47,19 +40,14 @@ class Row(Base):
 
 
 class HistoryStore:
-    """Opened, and migrated, when it is first used: a database out of reach must not keep the server from starting."""
+    """Written in the background. Methods raise HistoryUnavailable for whatever the database complains about."""
 
     def __init__(self, url: str, *, kept_s: float) -> None:
         """kept_s: how long intervals are kept."""
-        sqlite = url.startswith("sqlite")
-        self._engine = create_engine(url, connect_args={"timeout": LOCK_WAIT_S} if sqlite else {})
-        renew_read_only(self._engine)
+        beside = Beside(url, MIGRATIONS, lambda error: HistoryUnavailable(
+            f"the database of the history cannot be used: {error}"[:400]))
+        self._session, self.close = beside.session, beside.close
         self._kept_s = kept_s
-        self._ready = False
-        self._opening = threading.Lock()
-
-    def close(self) -> None:
-        self._engine.dispose()
 
     def write(self, start: int, interval: Interval) -> None:
         """Add a minute. Raises HistoryUnavailable."""
@@ -85,17 +73,3 @@ class HistoryStore:
             hours = buckets(((start, Interval.from_json(document)) for start, document in old), HOUR_S)
             session.add_all(Row(start=start, width=HOUR_S, document=interval.to_json())
                             for start, interval in hours.items())
-
-    @contextmanager
-    def _session(self) -> Iterator[Session]:
-        """Raises HistoryUnavailable for whatever the database complains about."""
-        try:
-            with self._opening:
-                if not self._ready:
-                    with self._engine.begin() as connection:
-                        migrate(connection, MIGRATIONS)
-                    self._ready = True
-            with Session(self._engine) as session, session.begin():
-                yield session
-        except (SQLAlchemyError, OSError, LibraryUnavailable) as error:
-            raise HistoryUnavailable(f"the database of the history cannot be used: {error}"[:400]) from error

@@ -113,7 +113,8 @@ def _steered(model: "PreTrainedModel", ids: torch.Tensor, programs: Sequence[Pro
     """Logits with program i acting on row i; see `_logits`."""
     bank = Bank(len(programs), model.device)
     steerer = Steerer(model, bank)
-    slots = [0 if program is None else bank.acquire(program) for program in programs]
+    held = iter(bank.hold([program for program in programs if program is not None]))
+    slots = [0 if program is None else next(held) for program in programs]
     bits = [0 if program is None else program.acting for program in programs]
     plan = steerer.plan(np.repeat(np.array(slots, dtype=np.int32), ids.shape[1]),
                         np.repeat(np.array(bits, dtype=np.uint32), ids.shape[1]))

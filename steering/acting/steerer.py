@@ -16,9 +16,8 @@ from steering.models.taps import attach
 from steering.ops.kernel import get_kernel
 from steering.ops.segments import Segmented
 from steering.programs.touch import Bits
-from steering.residency.bank import Bank
 from steering.residency.plan import Slots, Stage, StepPlan, plan_step
-from steering.residency.row_table import Key
+from steering.residency.row_table import Key, RowTable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,9 +31,9 @@ class Steerer:
     batch is steered at a site, its hook hands the activation back as it came.
     """
 
-    def __init__(self, model: "PreTrainedModel", bank: Bank) -> None:
+    def __init__(self, model: "PreTrainedModel", table: RowTable) -> None:
         self.model = model
-        self.bank = bank
+        self.table = table
         self._hooks: dict[Key, RemovableHandle] = {}
         self._current: StepPlan = {}
         self._record = Record(UNLIMITED)
@@ -43,9 +42,9 @@ class Steerer:
 
     def plan(self, slots: Slots, bits: Bits) -> StepPlan:
         """The plan for a flat batch; the last one is used again where nothing changed, as in steady decoding."""
-        state = (self.bank.version, slots.tobytes(), bits.tobytes())
+        state = (self.table.version, slots.tobytes(), bits.tobytes())
         if state != self._last:
-            self._last_plan = plan_step(self.bank, slots, bits)
+            self._last_plan = plan_step(self.table, slots, bits)
             self._last = state
         for key in self._last_plan:
             if key not in self._hooks:

@@ -117,6 +117,12 @@ class Program:
                     state.update(tensor.contiguous().numpy().tobytes())
         return state.hexdigest()
 
+    @property
+    def identity(self) -> str:
+        """Programs with the same one may share a slot: they do the same, and the limit holds for both or for neither.
+        """
+        return self.digest if self.limited else f"{self.digest}-unlimited"
+
     @cached_property
     def nbytes(self) -> int:
         """Memory that the numbers take; what rows share counts once."""

@@ -26,8 +26,14 @@ class Cell:
     row: npt.NDArray[np.int32]
 
 
-# What a placed program holds: (site, layer), intervention, pool, row.
-Held = list[tuple[Key, int, Pool, int]]
+@dataclass(frozen=True)
+class _Placed:
+    """A row of a program that is there: where it acts, and which row of which pool it is."""
+
+    key: Key
+    intervention: int
+    pool: Pool
+    index: int
 
 
 class RowTable:
@@ -41,37 +47,39 @@ class RowTable:
         self.version = 0
         self.lock = threading.RLock()
         self._pool_of: dict[Signature, Pool] = {}
+        self._placed: dict[int, list[_Placed]] = {}
 
     @property
     def nbytes(self) -> int:
         """Device bytes of all pools."""
         return sum(pool.nbytes for pool in self.pools)
 
-    def place(self, slot: int, rows: Sequence[Mapping[Key, Row]]) -> Held:
-        """Upload the rows of a program, one mapping per intervention, into an empty slot."""
-        held: Held = []
+    def place(self, slot: int, rows: Sequence[Mapping[Key, Row]]) -> None:
+        """Upload the rows of a program, one mapping per intervention, in the place of what is in the slot. If that
+        fails, the slot is empty."""
         with self.lock:
+            self.clear(slot)
+            placed = self._placed[slot] = []
             try:
                 for j, by_key in enumerate(rows):
                     for key, plain in by_key.items():
                         row = pad_rank(plain)
                         cell, pool = self._cell(key), self._pool(row)
                         index = pool.acquire(row)
-                        held.append((key, j, pool, index))
+                        placed.append(_Placed(key, j, pool, index))
                         cell.pool[slot, j], cell.row[slot, j] = pool.number, index
             except BaseException:
                 # The device may be out of memory, for example. A program is placed whole or not at all.
-                self.remove(slot, held)
+                self.clear(slot)
                 raise
             self.version += 1
-        return held
 
-    def remove(self, slot: int, held: Held) -> None:
+    def clear(self, slot: int) -> None:
         """Empty a slot."""
         with self.lock:
-            for key, j, pool, index in held:
-                pool.release(index)
-                self.cells[key].pool[slot, j] = NO_ROW
+            for row in self._placed.pop(slot, ()):
+                row.pool.release(row.index)
+                self.cells[row.key].pool[slot, row.intervention] = NO_ROW
             self.version += 1
 
     def _pool(self, row: Row) -> Pool:

@@ -159,7 +159,7 @@ async def test_a_client_that_leaves_while_waiting_gets_no_slot(start_engine: Any
     await anext(aiter(holder))
     waiting = engine.generate(Generation("waiting", PROMPT, Sampling(max_tokens=400), compiled(engine, add(2))))
     reading = asyncio.ensure_future(anext(aiter(waiting)))
-    while not len(engine._turns):
+    while not engine.slots.num_waiting:
         await asyncio.sleep(0)
     reading.cancel()
     await asyncio.gather(reading, return_exceptions=True)
@@ -167,7 +167,7 @@ async def test_a_client_that_leaves_while_waiting_gets_no_slot(start_engine: Any
     await holder.cancel()
     # The slot comes free and goes to the next that asks, not to the one that left.
     tokens, _ = await generate(engine, PROMPT, compiled(engine, add(3)), max_tokens=3)
-    assert len(tokens) == 3 and not engine.roster.completions and not len(engine._turns)
+    assert len(tokens) == 3 and not engine.roster.completions and not engine.slots.num_waiting
 
 
 async def test_all_slots_pinned_waits_then_refuses(start_engine: Any) -> None:
@@ -193,9 +193,9 @@ async def test_many_programs_through_few_slots(start_engine: Any) -> None:
     got = await asyncio.gather(*(generate(engine, PROMPT[:9], p, max_tokens=5) for p in programs))
     expected = [await generate(reference, PROMPT[:9], p, max_tokens=5) for p in programs]
     assert [ids(tokens) for tokens, _ in got] == [ids(tokens) for tokens, _ in expected]
-    held = engine.bank.nbytes
+    held = engine.rows.nbytes
     await asyncio.gather(*(generate(engine, PROMPT[:9], p, max_tokens=2) for p in programs))
-    assert engine.bank.nbytes == held
+    assert engine.rows.nbytes == held
 
 
 async def test_seeded_draws_do_not_depend_on_the_batch(start_engine: Any) -> None:

@@ -44,7 +44,8 @@ async def until(condition: Callable[[], Any]) -> None:
 async def all_free(engine: TransformersEngine) -> None:
     roster, processor = engine.roster, engine.supervisor.manager.batch_processor
     await until(lambda: not roster.completions)
-    await until(lambda: engine.bank.num_pinned == 0 and not len(engine._turns) and not engine._pass_lock.locked())
+    slots = engine.slots
+    await until(lambda: not slots.num_pinned and not slots.num_waiting and not engine._pass_lock.locked())
     assert not roster.leaving and not roster.given_up and not roster._row_of and roster._num_steered == 0
     assert sorted(roster._free_rows) == list(range(len(roster._table)))
     assert roster._arena.num_used == 0
@@ -127,7 +128,7 @@ class Held:
 async def test_while_it_waits_for_a_slot(engine: TransformersEngine) -> None:
     holders = [Reading(engine, f"holder-{n}", PROMPT[:5], add(n), max_tokens=80) for n in range(3)]
     waiting = Reading(engine, "waits", PROMPT[:5], add(9))
-    await until(lambda: len(engine._turns) == 1)
+    await until(lambda: engine.slots.num_waiting == 1)
     await waiting.leaves()
     for holder in holders:
         await holder.leaves()
@@ -346,7 +347,7 @@ async def test_at_every_await(engine: TransformersEngine, what: str) -> None:
         task = asyncio.create_task(run(number))
         await asyncio.wait({task}, timeout=PATIENCE_S)
         # The lock of passes is free exactly when no thread uses the hooks: another one must not find them in use.
-        assert not engine._pass_lock.locked() and engine.forward.bank.num_pinned == 0
+        assert not engine._pass_lock.locked()
         if not task.cancelled():
             break
         await until(lambda: not engine.roster.completions)

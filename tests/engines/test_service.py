@@ -97,7 +97,7 @@ async def test_150_programs_at_once_over_64_slots_are_all_served(serve: Any) -> 
             "model": MODEL, "prompt": PROMPT[:9], "max_tokens": 3, "temperature": 0, "ignore_eos": True, "logprobs": 0,
             "steering": {"interventions": [add(n)]}}) for n in range(PROGRAMS)))
         async with asyncio.timeout(120):
-            while len(engine._turns) < WAITING:
+            while engine.slots.num_waiting < WAITING:
                 await asyncio.sleep(0.005)
         assert engine.stats()["slots_used"] == SLOTS
         go.set()

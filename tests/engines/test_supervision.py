@@ -379,7 +379,7 @@ async def test_those_who_wait_for_a_slot_get_it_in_the_next_loop(start: Any) -> 
     stream = aiter(holder)
     assert isinstance(await anext(stream), Token)
     waiting = asyncio.create_task(generate(engine, PROMPT[:5], compiled(engine, add(2)), max_tokens=3))
-    await until(lambda: len(engine._turns) == 1)
+    await until(lambda: engine.slots.num_waiting == 1)
     engine.supervisor.manager.end_soon()
     await until(lambda: not engine.alive)
     await holder.cancel()

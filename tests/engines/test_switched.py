@@ -82,7 +82,7 @@ async def test_one_that_waits_for_a_slot_notices_it_at_once(start_engine: Any) -
                                         cast(KillSwitch, switch), ends=ends)
         admitting = asyncio.create_task(completion.admit())
         async with asyncio.timeout(60):
-            while not len(engine._turns):
+            while not engine.slots.num_waiting:
                 await asyncio.sleep(0.002)
             assert not admitting.done()
             switch.turn()
@@ -90,17 +90,17 @@ async def test_one_that_waits_for_a_slot_notices_it_at_once(start_engine: Any) -
             said = [token.token_id async for token in completion]
         assert said == ([] if ends else plain)
         assert (completion.switched_off, completion.ended, switch.listeners) == (0, ends, [])
-        assert [touched.prompt for touched in completion.touched()] == [0] and len(engine._turns) == 0
+        assert [touched.prompt for touched in completion.touched()] == [0] and engine.slots.num_waiting == 0
     # One that leaves while it waits takes its place in the queue with it.
     given = Generation("leaving", PROMPT, Sampling(max_tokens=TOTAL, temperature=0.0), program)
     completion = SwitchedCompletion(engine, given, program, lambda: engine.generate(given), cast(KillSwitch, Switch()),
                                     ends=False)
     admitting = asyncio.create_task(completion.admit())
     async with asyncio.timeout(60):
-        while not len(engine._turns):
+        while not engine.slots.num_waiting:
             await asyncio.sleep(0.002)
     admitting.cancel()
     await asyncio.gather(admitting, return_exceptions=True)
     await completion.cancel()
-    assert admitting.cancelled() and len(engine._turns) == 0
+    assert admitting.cancelled() and engine.slots.num_waiting == 0
     await holder.cancel()

@@ -94,7 +94,7 @@ def test_every_kernel_gives_on_the_device_what_it_gives_on_the_cpu(device: torch
     found: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     for where in ("cpu", str(device)):
         bank = Bank(len(programs), torch.device(where))
-        slots = np.array([bank.acquire(program) for program in programs] * 3 + [0], dtype=np.int32)
+        slots = np.array(bank.hold(programs) * 3 + [0], dtype=np.int32)
         plan = plan_step(bank, slots, np.full(len(slots), 2**32 - 1, dtype=np.uint32))
         generator = torch.Generator().manual_seed(1)
         found[where] = []

@@ -53,61 +53,31 @@ def held(bank: Bank, slot: int, item: Program) -> None:
                 assert torch.equal(pool.tensors[name][bank.cells[key].row[slot, j]], wanted)
 
 
-def test_slots_until_all_are_pinned() -> None:
+def test_programs_of_a_pass_are_all_there_at_once() -> None:
     bank = Bank(3, CPU)
     programs = [numbered(i) for i in range(4)]
-    slots = [bank.acquire(p) for p in programs[:3]]
-    assert sorted(filter(None, slots)) == [1, 2, 3]
-    assert bank.acquire(programs[3]) is None
-    assert (bank.num_pinned, bank.num_resident) == (3, 3)
-    for slot, item in zip(slots, programs, strict=False):
-        assert slot is not None
+    slots = bank.hold([*programs[:3], programs[0]])
+    assert sorted(slots[:3]) == [1, 2, 3] and slots[3] == slots[0]
+    for slot, item in zip(slots[:3], programs[:3], strict=True):
         held(bank, slot, item)
-    bank.release(programs[1])
-    assert bank.acquire(programs[3]) == slots[1]
-
-
-def test_a_program_that_is_in_use_keeps_its_slot() -> None:
-    bank = Bank(2, CPU)
-    busy, other = numbered(1), numbered(2)
-    slot = bank.acquire(busy)
-    assert slot is not None
-    # Equal programs of different requests share a slot and are pinned as often as they are used.
-    assert bank.acquire(numbered(1)) == slot
-    bank.release(busy)
-    for i in range(20):
-        item = numbered(100 + i)
-        assert bank.acquire(item) not in (None, slot)
-        assert bank.acquire(other) is None
-        bank.release(item)
-    held(bank, slot, busy)
-    bank.release(busy)
-    assert bank.num_pinned == 0
+    with pytest.raises(ValueError, match="4 programs in one pass, and 3 slots"):
+        bank.hold(programs)
+    # One that is not wanted makes room, though another one has been used less recently.
+    bank.hold([programs[1]])
+    (slot,) = set(bank.hold([programs[0], programs[2], programs[3]])) - {slots[0], slots[2]}
+    assert slot == slots[1]
+    held(bank, slot, programs[3])
 
 
 def test_the_least_recently_used_goes_first() -> None:
     bank = Bank(3, CPU)
     a, b, c, d = (numbered(i) for i in range(4))
-    slots = {}
-    for item in (a, b, c, a):
-        slots[item.digest] = bank.acquire(item)
-        bank.release(item)
-    assert bank.acquire(d) == slots[b.digest]
+    slots = {item.digest: bank.hold([item])[0] for item in (a, b, c, a)}
+    assert bank.hold([d]) == [slots[b.digest]]
     before = bank.version
     # a and c are still there: nothing is loaded.
-    assert bank.acquire(a) == slots[a.digest]
-    assert bank.acquire(c) == slots[c.digest]
+    assert bank.hold([a, c]) == [slots[a.digest], slots[c.digest]]
     assert bank.version == before
-
-
-def test_release_without_a_pin_is_an_error() -> None:
-    bank = Bank(1, CPU)
-    item = numbered(1)
-    bank.acquire(item)
-    bank.release(item)
-    with pytest.raises(ValueError, match="not pinned"):
-        bank.release(item)
-    assert bank.num_pinned == 0
 
 
 def test_equal_rows_are_stored_once_and_counted() -> None:
@@ -116,15 +86,10 @@ def test_equal_rows_are_stored_once_and_counted() -> None:
     same = Row("add", {"delta": torch.arange(float(D))})
     one = program({("resid_post", 0): row, ("resid_post", 1): same}, {("resid_pre", 0): row})
     two = program({("attn_out", 2): same})
-    bank.acquire(one)
-    bank.acquire(two)
+    bank.hold([one, two])
     assert [pool.num_rows for pool in bank.pools] == [1]
-    bank.release(one)
     # Eviction of one user must not take the row away from the other.
-    for i in range(3):
-        bank.acquire(numbered(50 + i))
-    slot = bank.acquire(two)
-    assert slot is not None
+    slot = bank.hold([two, *(numbered(50 + i) for i in range(3))])[0]
     held(bank, slot, two)
     assert bank.pools[0].num_rows == 4
 
@@ -188,32 +153,25 @@ def test_two_thousand_programs_through_eight_slots() -> None:
     running: list[Program] = []
     for i in range(2000):
         item = _random_program(i)
-        slot = bank.acquire(item)
-        assert slot is not None
-        held(bank, slot, item)
         running.append(item)
+        held(bank, bank.hold(running)[-1], item)
         if len(running) > 7:
-            bank.release(running.pop(int(g.integers(len(running)))))
+            running.pop(int(g.integers(len(running))))
         levels.append(bank.nbytes)
     # 8 programs of up to 4 interventions at 3 sites: at most 96 rows a pool, kept in a power of two.
     assert all(pool.capacity <= 128 and pool.num_rows <= 96 for pool in bank.pools)
     assert levels[-1] == levels[1000], "the bank still grows after 1000 programs"
     assert len(bank.cells) == len(KEYS)
-    for item in running:
-        slot = bank.acquire(item)
-        assert slot is not None
+    for slot, item in zip(bank.hold(running), running, strict=True):
         held(bank, slot, item)
-    for item in running:
-        bank.release(item)
-        bank.release(item)
-    assert bank.num_pinned == 0
 
 
 @settings(max_examples=120, deadline=None)
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=4), st.data())
 def test_step_equals_a_loop_over_tokens(seeds: list[int], data: st.DataObject) -> None:
     bank = Bank(4, CPU)
-    programs = {slot: p for p in map(_random_program, seeds) if (slot := bank.acquire(p)) is not None}
+    drawn = list(map(_random_program, seeds))
+    programs = dict(zip(bank.hold(drawn), drawn, strict=True))
     slots = np.array(data.draw(st.lists(st.sampled_from([0, *programs]), min_size=1, max_size=8)), dtype=np.int32)
     bits = np.array(data.draw(st.lists(st.integers(0, 15), min_size=len(slots), max_size=len(slots))), dtype=np.uint32)
     plan = plan_step(bank, slots, bits)
@@ -237,7 +195,7 @@ def test_step_equals_a_loop_over_tokens(seeds: list[int], data: st.DataObject) -
 
 def test_bits_beyond_the_program_and_of_slot_0_mean_nothing() -> None:
     bank = Bank(1, CPU)
-    slot = bank.acquire(numbered(3))
+    (slot,) = bank.hold([numbered(3)])
     bits = np.array([2**32 - 1, 2**32 - 2, 2**32 - 1], dtype=np.uint32)
     plan = plan_step(bank, np.array([0, slot, slot], dtype=np.int32), bits)
     (stage,) = plan[("resid_post", 0)]
@@ -251,10 +209,9 @@ def test_slot_of_an_evicted_program_acts_as_the_new_one_only() -> None:
     """The old one acted at other sites and with more interventions; nothing of it may be left in the slot."""
     bank = Bank(1, CPU)
     old = _random_program(3)
-    bank.acquire(old)
-    bank.release(old)
+    bank.hold([old])
     new = numbered(1, layer=1)
-    slot = bank.acquire(new)
+    (slot,) = bank.hold([new])
     plan = plan_step(bank, np.array([slot], dtype=np.int32), np.array([2**32 - 1], dtype=np.uint32))
     assert list(plan) == [("resid_post", 1)]
     assert len(plan[("resid_post", 1)]) == 1
@@ -274,7 +231,7 @@ def _last_hidden(model: PreTrainedModel, specs: list[list[dict[str, Any]]]) -> t
     steerer = Steerer(model, bank)
     ids = torch.arange(3, 8).expand(len(specs), -1)
     seen: list[torch.Tensor] = []
-    slots = np.repeat(np.array([bank.acquire(p) for p in programs], dtype=np.int32), 5)
+    slots = np.repeat(np.array(bank.hold(programs), dtype=np.int32), 5)
     bits = np.repeat(np.array([p.acting for p in programs], dtype=np.uint32), 5)
     plan = steerer.plan(slots, bits)
     # Behind the steerer's own hooks, so that it sees what they made.
@@ -315,7 +272,7 @@ def test_nothing_acts_outside_of_the_block(model: PreTrainedModel) -> None:
     ids = torch.arange(3, 8)[None]
     with torch.no_grad():
         before = model(ids, use_cache=False).logits
-        plan = steerer.plan(np.full(5, bank.acquire(item), dtype=np.int32), np.full(5, item.acting, dtype=np.uint32))
+        plan = steerer.plan(np.full(5, bank.hold([item])[0], dtype=np.int32), np.full(5, item.acting, dtype=np.uint32))
         with steerer.acting(plan):
             assert not torch.allclose(model(ids, use_cache=False).logits, before, atol=1e-2)
         assert torch.equal(model(ids, use_cache=False).logits, before)
@@ -333,11 +290,10 @@ def test_plan_is_made_anew_when_a_slot_changes_hands(model: PreTrainedModel) -> 
     rows = []
     for value in (1.0, 2.0):
         item = program({("resid_post", 0): Row("add", {"delta": torch.full((32,), value)})})
-        bank.acquire(item)
+        bank.hold([item])
         (stage,) = steerer.plan(slots, bits)[("resid_post", 0)]
         assert steerer.plan(slots, bits)[("resid_post", 0)][0] is stage, "steady decoding makes no new plan"
         rows.append(stage.pool.tensors["delta"][stage.rows].unique().tolist())
-        bank.release(item)
     steerer.detach()
     assert rows == [[1.0], [2.0]]
 
@@ -373,7 +329,7 @@ def test_tokens_that_share_matrices_do_not_copy_them(programs: int) -> None:
     """A matrix of a prompt's tokens is used where it lies, with as many products as there are matrices."""
     tokens, rank, bank = 96, 16, Bank(4, CPU)
     rows = [_matrices(rank, seed) for seed in range(programs)]
-    held_by = np.array([bank.acquire(program({KEY: row})) for row in rows], dtype=np.int32)
+    held_by = np.array(bank.hold([program({KEY: row}) for row in rows]), dtype=np.int32)
     slots = np.repeat(held_by, tokens // programs)
     stages = plan_step(bank, slots, np.ones(tokens, dtype=np.uint32))[KEY]
     h = torch.randn(tokens, WIDE, generator=torch.Generator().manual_seed(9))
@@ -393,9 +349,9 @@ def test_a_program_that_does_not_fit_leaves_nothing_behind(monkeypatch: pytest.M
     """The device is full at one of its rows, or when a pool grows."""
     bank = Bank(2, CPU)
     first = numbered(1)
-    bank.acquire(first)
+    bank.hold([first])
     rows = program(*(numbered(2.0 + layer, layer).compiled[0].rows for layer in range(3)))
-    pool, resident = bank.pools[0], bank.num_resident
+    pool = bank.pools[0]
     acquire, grow, calls = pool.acquire, pool._grow, 0
 
     def full(row: Row) -> int:
@@ -407,8 +363,8 @@ def test_a_program_that_does_not_fit_leaves_nothing_behind(monkeypatch: pytest.M
 
     monkeypatch.setattr(pool, "acquire", full)
     with pytest.raises(torch.OutOfMemoryError):
-        bank.acquire(rows)
-    assert (bank.num_resident, bank.num_pinned, pool.num_rows) == (resident, 1, 1)
+        bank.hold([rows])
+    assert pool.num_rows == 1
     assert all((cell.pool[2] == -1).all() for cell in bank.cells.values())
     monkeypatch.setattr(pool, "acquire", acquire)
 
@@ -419,7 +375,7 @@ def test_a_program_that_does_not_fit_leaves_nothing_behind(monkeypatch: pytest.M
     free = pool.num_free
     others = [numbered(10 + n) for n in range(free + 1)]
     with pytest.raises(torch.OutOfMemoryError):
-        bank.acquire(program(*(item.compiled[0].rows for item in others)))
+        bank.hold([program(*(item.compiled[0].rows for item in others))])
     assert pool.num_free == free
     monkeypatch.setattr(pool, "_grow", grow)
-    assert bank.acquire(rows) == 2 and pool.num_rows == 4
+    assert bank.hold([rows]) == [2] and pool.num_rows == 4

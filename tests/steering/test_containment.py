@@ -98,7 +98,7 @@ def test_weights_of_experts_that_leave_the_format_are_kept() -> None:
     gate = torch.tensor([3e38, 1.0, 1.0, 1.0])
     row = Row("route", {"bias": torch.zeros(4), "gate": gate, "force": torch.zeros(4),
                         "renormalise": torch.tensor(0.0)})
-    slot = bank.acquire(Program((Compiled("expert_mask", Scope(), {("router", 0): row}, blank),)))
+    (slot,) = bank.hold([Program((Compiled("expert_mask", Scope(), {("router", 0): row}, blank),))])
     stages = plan_step(bank, np.array([slot, slot], dtype=np.int32), np.ones(2, dtype=np.uint32))["router", 0]
     before = Routing(torch.zeros(2, 4), torch.tensor([[2.0, 0.5], [0.5, 0.5]]), torch.tensor([[0, 1], [2, 3]]))
     after, (step,) = measured_route(before, stages, RouterRule(num_experts=4, top_k=2))

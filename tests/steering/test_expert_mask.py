@@ -77,7 +77,7 @@ def steered(logits: torch.Tensor, rule: RouterRule, requests: list[list[Mask]], 
         program = compile_program([Resolved(Intervention.model_validate(
             {"op": "expert_mask", "layers": [0], "inline": {"experts": experts}, "options": options,
              "strength": strength})) for experts, options, strength in masks], FACTS)
-        slots.append(bank.acquire(program) if masks else 0)
+        slots += bank.hold([program]) if masks else [0]
         bits.append(program.acting)
     before = select(logits.to(dtype), rule)
     plan = plan_step(bank, np.array(slots, dtype=np.int32), np.array(bits, dtype=np.uint32))

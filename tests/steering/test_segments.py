@@ -90,8 +90,8 @@ CASES: list[tuple[Op, dict[str, Any], Make, Formula, Site]] = [
 
 def programs_of(bank: Bank, rows: list[Row], site: Site = "resid_post") -> Array:
     blank = Applied(None, "add", (), (), {}, {})
-    return np.array([bank.acquire(Program((Compiled("add", Scope(), {(site, 0): row}, blank),))) for row in rows],
-                    dtype=np.int32)
+    programs = [Program((Compiled("add", Scope(), {(site, 0): row}, blank),)) for row in rows]
+    return np.array(bank.hold(programs), dtype=np.int32)
 
 
 def steered(bank: Bank, slots: Array, h: torch.Tensor, site: Site = "resid_post") -> torch.Tensor:

@@ -191,7 +191,10 @@ def migrate(connection: Connection, migrations: Path, *, found: str | None = Non
 def alembic_config(connection: Connection, migrations: Path = MIGRATIONS) -> Config:
     """Configuration of alembic that works on `connection`, wherever the package is installed."""
     config = Config()
-    config.set_main_option("script_location", str(migrations).replace("%", "%%"))
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("version_locations", str(migrations / "versions").replace("%", "%%"))
+    # No folder is called as two lines are.
+    config.set_main_option("path_separator", "newline")
     config.attributes["connection"] = connection
     return config
 

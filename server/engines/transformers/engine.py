@@ -27,6 +27,7 @@ from server.engines.base import (
 )
 from server.engines.checks import check_capture, check_compare, check_room, check_tokens
 from server.engines.keeping import KeptRows, Room
+from server.engines.slots import Lease, SlotTable
 from server.engines.transformers.canary import check_batching
 from server.engines.transformers.comparing import Comparing
 from server.engines.transformers.constraints import follow
@@ -43,7 +44,6 @@ from server.engines.transformers.running import EngineCompletion, Failure, Runni
 from server.engines.transformers.steps import Steps
 from server.engines.transformers.stock import Manager, check_stock
 from server.engines.transformers.supervisor import Supervisor
-from server.engines.turns import Turns
 from server.threads import in_thread
 from steering.acting.containment import Fault, fault_error, model_error
 from steering.acting.selftest import SelfTest, narrowed, run_selftest
@@ -54,7 +54,7 @@ from steering.models.facts import ModelFacts
 from steering.models.fingerprints import fingerprint
 from steering.ops import operations
 from steering.programs.program import Program
-from steering.residency.bank import Bank
+from steering.residency.row_table import RowTable
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -75,8 +75,9 @@ class TransformersEngine(Engine):
         ends = self.model.generation_config.eos_token_id
         self.end_ids = tuple(ends if isinstance(ends, list) else [] if ends is None else [ends])
         self.selftest: SelfTest | None = None
-        self.bank = Bank(options.slots, self.model.device)
-        self.steerer = Steerer(self.model, self.bank)
+        self.rows = RowTable(options.slots, self.model.device)
+        self.slots = SlotTable(options.slots, self._place, max_waiting=options.slot_queue, wait_s=options.slot_wait_s)
+        self.steerer = Steerer(self.model, self.rows)
         self.watch = Watch(self.model, self.facts.num_layers - 1)
         self.head = Head(self.model)
         if not self.head.usable:
@@ -92,7 +93,6 @@ class TransformersEngine(Engine):
         self.supervisor = Supervisor(options, self.steps, make=self._make_manager, prove=self._prove,
                                      advanced=self._advanced)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._turns = Turns(self.bank, most_waiting=options.slot_queue, wait_s=options.slot_wait_s)
         self._pass_lock = asyncio.Lock()
         self._passes = 0
 
@@ -184,9 +184,9 @@ class TransformersEngine(Engine):
         active = 0 if scheduler is None else len(scheduler.active_requests)
         total = 0 if processor is None else processor.cache.num_blocks
         free = 0.0 if processor is None else processor.cache.compute_free_capacity()
-        return {"running": active, "waiting": max(len(self.roster.completions) - active, 0) + len(self._turns),
-                "slots_total": self.bank.num_slots, "slots_used": self.bank.num_pinned,
-                "slots_resident": self.bank.num_resident, "bank_bytes": self.bank.nbytes,
+        return {"running": active, "waiting": max(len(self.roster.completions) - active, 0) + self.slots.num_waiting,
+                "slots_total": self.slots.num_slots, "slots_used": self.slots.num_pinned,
+                "slots_resident": self.slots.num_resident, "bank_bytes": self.rows.nbytes,
                 "kv_blocks_total": total, "kv_blocks_used": round(total * (1 - float(free)))}
 
     @property
@@ -207,7 +207,7 @@ class TransformersEngine(Engine):
         if not follow(running.matcher, running.generation.generated_ids):
             raise EngineUnavailable("what was generated before does not fit its grammar")
         if running.program is not None:
-            running.slot = await self._turns.take(running.program)
+            running.lease = await self.slots.lease(running.program)
         try:
             self.roster.add(completion)
         except BaseException:
@@ -236,10 +236,14 @@ class TransformersEngine(Engine):
                                           failure.position, math.inf, behind=True))
 
     def _retired(self, running: Running) -> None:
-        if running.program is not None and running.slot:
-            self.bank.release(running.program)
+        """In the engine's thread or on the event loop: what held a slot does so no more."""
+        if running.lease is not None:
             assert self._loop is not None
-            on_loop(self._loop, Turns.freed, self._turns)
+            on_loop(self._loop, Lease.release, running.lease)
+
+    async def _place(self, slot: int, program: Program) -> bool:
+        self.rows.place(slot, [item.rows for item in program.compiled])
+        return False
 
     # Passes beside generation.
 

@@ -206,14 +206,15 @@ class ForwardPass:
         mask = torch.zeros_like(ids)
         slots = np.zeros((len(runs), longest), dtype=np.int32)
         bits = np.zeros((len(runs), longest), dtype=np.uint32)
+        acting = {i: run.program for i, run in enumerate(runs) if run.program is not None and run.program.acting}
+        held = dict(zip(acting, self.bank.hold(list(acting.values())), strict=True))
+        for i, run in enumerate(runs):
+            length = len(run.token_ids)
+            ids[i, :length] = torch.tensor(run.token_ids)
+            mask[i, :length] = 1
+            if i in acting:
+                slots[i, :length], bits[i, :length] = held[i], _bits(run, acting[i])
         with ExitStack() as stack:
-            for i, run in enumerate(runs):
-                length = len(run.token_ids)
-                ids[i, :length] = torch.tensor(run.token_ids)
-                mask[i, :length] = 1
-                if run.program is not None and run.program.acting:
-                    slots[i, :length] = self._pin(run.program, stack)
-                    bits[i, :length] = _bits(run, run.program)
             plan = self.steerer.plan(slots.ravel(), bits.ravel())
             # After the plan has put its hooks there: what is captured is what steering left.
             for key in capture:
@@ -222,13 +223,6 @@ class ForwardPass:
             with self.steerer.acting(plan, limit) as record:
                 return self.model(input_ids=ids.to(self.model.device), attention_mask=mask.to(self.model.device),
                                   use_cache=False, **kwargs), record
-
-    def _pin(self, program: Program, stack: ExitStack) -> int:
-        slot = self.bank.acquire(program)
-        if slot is None:
-            raise ValueError(f"more than {NUM_SLOTS} programs in one pass")
-        stack.callback(self.bank.release, program)
-        return slot
 
 
 def compared(steered: LogitsOf, other: LogitsOf, request: CompareRequest) -> Divergence:

@@ -11,6 +11,7 @@ import numpy as np
 from server.engines.base import Completion, Generation, Token, Touched
 from server.engines.keeping import KeptRows
 from server.engines.measured import Measured
+from server.engines.slots import Lease
 from server.engines.touching import count_touched
 from server.engines.transformers.tally import Tally
 from steering.acting.containment import Fault
@@ -31,7 +32,7 @@ class Drawn:
 class Running:
     """State of one completion, shared by the event loop (admission, delivery) and the engine's thread (steps).
 
-    slot, base: where the program and the touch bits are while it runs; slot 0 for an unsteered one.
+    lease, base: where the program and the touch bits are while it runs; no lease for an unsteered one.
     processed: tokens that went through the model at least once. measured: its steps, once it is over.
     tally: of its tokens, where its sampling has penalties. matcher: xgrammar's, where its text is held to a grammar.
     drawn: what the sampler reported, one per generated token.
@@ -45,7 +46,7 @@ class Running:
     program: Program | None
     touch: Touch | None
     seed: int
-    slot: int = 0
+    lease: Lease | None = None
     base: int = 0
     processed: int = 0
     measured: Measured | None = None
@@ -70,6 +71,11 @@ class Running:
         # Earlier tokens have their place among the choices, as the sampler goes by their number.
         return cls(generation, program, touch, seed, token_ids=[*generation.prompt_ids, *generation.generated_ids],
                    drawn=[Drawn(None, ())] * len(generation.generated_ids), before=len(generation.generated_ids))
+
+    @property
+    def slot(self) -> int:
+        """Slot 0 leaves tokens untouched."""
+        return 0 if self.lease is None else self.lease.slot
 
     @property
     def request_id(self) -> str:

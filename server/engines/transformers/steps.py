@@ -224,7 +224,7 @@ class Steps:
                 index.append(np.arange(end - length + known, end))
         if not chosen:
             return
-        rows = torch.from_numpy(np.concatenate(index)).to(self.steerer.bank.device)
+        rows = torch.from_numpy(np.concatenate(index)).to(self.steerer.table.device)
         hidden, residual = self.head.rows(rows), self.watch.rows(rows)
         sizes = [len(part) for part in index]
         for (kept, position), ours, streams in zip(chosen, hidden.split(sizes), residual.split(sizes), strict=True):

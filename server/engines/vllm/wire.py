@@ -56,11 +56,6 @@ class Rows:
     limited: bool = True
 
 
-def identity(program: Program) -> str:
-    """What does the same to the same tokens in this engine has the same one."""
-    return program.digest if program.limited else f"{program.digest}-unlimited"
-
-
 def encode_program(program: Program) -> bytes:
     """Rows of every intervention, in order."""
     places: list[tuple[int, str, int, str]] = []
@@ -72,7 +67,7 @@ def encode_program(program: Program) -> bytes:
             places.append((j, site, layer, row.kernel))
     scopes = [item.scope.model_dump_json() for item in program.compiled]
     known = list(dict.fromkeys(scopes))
-    head = {"digest": identity(program), "places": places, "scopes": [known.index(s) for s in scopes],
+    head = {"digest": program.identity, "places": places, "scopes": [known.index(s) for s in scopes],
             "limited": program.limited}
     return save(tensors, metadata={EXTRA: json.dumps(head)})
 
@@ -95,7 +90,7 @@ def extra_of(program: Program | None, touch: Touch | None, slot: int) -> dict[st
     """What a request carries of its program, which is in `slot`."""
     if program is None or touch is None:
         return {}
-    return {"slot": slot, "digest": identity(program), "touch": touch.to_plain()}
+    return {"slot": slot, "digest": program.identity, "touch": touch.to_plain()}
 
 
 def carried_by(sampling: Any) -> dict[str, Any]:

@@ -5,28 +5,24 @@ go when their time is over.
 """
 
 import json
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Float, Integer, MetaData, String, Text, create_engine, delete, func, select
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy import Float, Integer, String, Text, delete, func, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from steering.language.errors import NotFound
-from vectors.library.database import migrate, renew_read_only
+from vectors.library.beside import Beside, metadata
 from vectors.storage_errors import LibraryUnavailable
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-LOCK_WAIT_S = 5
 
 
 class Base(DeclarativeBase):
-    metadata = MetaData(naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"})
+    metadata = metadata()
 
 
 class Row(Base):
@@ -52,13 +48,9 @@ class StoredResponses:
 
     def __init__(self, url: str, *, seconds: float, most_bytes: int, now: Callable[[], float] = time.time) -> None:
         self._seconds, self._most_bytes, self._now = seconds, most_bytes, now
-        self._engine = create_engine(url, connect_args={"timeout": LOCK_WAIT_S} if url.startswith("sqlite") else {})
-        renew_read_only(self._engine)
-        self._ready = False
-        self._opening = threading.Lock()
-
-    def close(self) -> None:
-        self._engine.dispose()
+        beside = Beside(url, MIGRATIONS, lambda error: LibraryUnavailable(
+            f"the database of responses cannot be used: {error}"[:400]), lock_wait_s=5)
+        self._session, self.close = beside.session, beside.close
 
     def keep(self, response_id: str, stored: Stored) -> bool:
         """False where it is larger than everything that may be kept. The oldest make room.
@@ -96,16 +88,3 @@ class StoredResponses:
         self.find(response_id, param)
         with self._session() as session:
             session.execute(delete(Row).where(Row.id == response_id))
-
-    @contextmanager
-    def _session(self) -> Iterator[Session]:
-        try:
-            with self._opening:
-                if not self._ready:
-                    with self._engine.begin() as connection:
-                        migrate(connection, MIGRATIONS)
-                    self._ready = True
-            with Session(self._engine) as session, session.begin():
-                yield session
-        except (SQLAlchemyError, OSError) as error:
-            raise LibraryUnavailable(f"the database of responses cannot be used: {error}"[:400]) from error

@@ -20,7 +20,8 @@ from tests.engines.vllm.conftest import Group, sweep_of
 from tests.engines.vllm.same import same_answers_over_http
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"),
-              pytest.mark.parametrize("group", sweep_of("dense-compiled", slow=("moe-compiled", "dense-eager", "moe-eager")), indirect=True)]
+              pytest.mark.parametrize("group", indirect=True, argvalues=sweep_of(
+                  "dense-compiled", slow=("moe-compiled", "dense-eager", "moe-eager")))]
 
 
 async def test_mixed_batch_equals_hooks(group: Group) -> None:

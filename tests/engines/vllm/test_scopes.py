@@ -241,10 +241,8 @@ async def test_vllm_hears_of_an_abort_before_the_slot_is_given_away(group: Group
 
 
 async def test_all_slots_pinned_waits_then_refuses(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
-
     engine = group.engine
-    monkeypatch.setattr(engine.serving, "options", replace(engine.options, slot_wait_s=0.1))
+    monkeypatch.setattr(engine.slots, "wait_s", 0.1)
     holders = [engine.generate(Generation(f"holder-{n}", checks.prompt_of(n), Sampling(max_tokens=200),
                                           add(group, 250 + n))) for n in range(4)]
     for holder in holders:

@@ -1,9 +1,6 @@
-"""What alembic runs: migrate over the connection that `vectors.library.database` hands in."""
+"""What alembic runs, for the library and for the databases beside it: migrate over the connection that is handed in."""
 
 from alembic import context
 
-from vectors.library.tables import Base
-
-context.configure(connection=context.config.attributes["connection"], target_metadata=Base.metadata,
-                  render_as_batch=True)
+context.configure(connection=context.config.attributes["connection"], render_as_batch=True)
 context.run_migrations()

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from server.engines.base import CompareRequest, Comparison, Kept, Lost
+from server.engines.slots import SlotTable
 from server.engines.touching import same_rows
 from server.engines.vllm.host.connection import Connection
 from server.engines.vllm.host.measuring import Measuring
 from server.engines.vllm.host.passes import Pass, divergence_of, tensor_of
-from server.engines.vllm.host.slots import SlotTable
 from steering.acting.containment import StepLimit, for_comparison
 from steering.divergence import Divergence, ResidualShift
 from steering.language.errors import EngineUnavailable, TrimtabError

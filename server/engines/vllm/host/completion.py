@@ -8,10 +8,10 @@ from typing import Any
 
 from server.engines.base import Completion, Generation, Kept, Token, Touched
 from server.engines.grammar import check
+from server.engines.slots import Lease
 from server.engines.touching import count_touched
 from server.engines.vllm.host.sampling import tokens_of
 from server.engines.vllm.host.serving import Serving
-from server.engines.vllm.host.slots import Lease
 from server.engines.vllm.host.taken import Taken
 from steering.language.errors import EngineUnavailable, TrimtabError
 from steering.programs.touch import Touch

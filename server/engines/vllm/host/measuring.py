@@ -13,9 +13,9 @@ from server.engines.adapters import Adapter
 from server.engines.base import Captured, CaptureRequest, Sampling, Scores
 from server.engines.checks import length_of, positions_of
 from server.engines.scoring import scores_of
+from server.engines.slots import SlotTable
 from server.engines.vllm.host.connection import Connection
 from server.engines.vllm.host.passes import Pass, tensor_of
-from server.engines.vllm.host.slots import SlotTable
 from server.engines.vllm.host.taken import Asking, Taken
 from server.engines.vllm.wire import extra_of
 from steering.acting import containment

@@ -9,6 +9,7 @@ from typing import Any
 from server.engines.adapters import Adapter
 from server.engines.base import Generation
 from server.engines.grammar_work import GrammarWork
+from server.engines.slots import Lease, SlotTable
 from server.engines.vllm.host.comparing import Comparing
 from server.engines.vllm.host.config import MEASURE_SLOTS
 from server.engines.vllm.host.connection import Connection
@@ -16,11 +17,10 @@ from server.engines.vllm.host.measuring import Measuring
 from server.engines.vllm.host.options import VllmOptions
 from server.engines.vllm.host.passes import Pass, keeping
 from server.engines.vllm.host.refusals import RESTARTING
-from server.engines.vllm.host.slots import Lease, SlotTable
 from server.engines.vllm.host.taken import Asking, Taken
 from server.engines.vllm.wire import extra_of
 from server.threads import in_thread
-from steering.language.errors import EngineUnavailable, SlotsExhausted, TrimtabError
+from steering.language.errors import EngineUnavailable, TrimtabError
 from steering.programs.program import Program
 from steering.programs.touch import Touch
 
@@ -40,7 +40,8 @@ class Serving:
         self._vocab_size = vocab_size
         self._spelled: Callable[[int], str] | None = None
         self._spelling = asyncio.Lock()
-        self.slots = SlotTable(options.slots, connection.place, max_waiting=options.slot_queue)
+        self.slots = SlotTable(options.slots, connection.place, max_waiting=options.slot_queue,
+                               wait_s=options.slot_wait_s)
         self.measure_slots = SlotTable(MEASURE_SLOTS, connection.place, first=options.slots + 1)
         self.asking = Asking(connection)
         self.grammars = GrammarWork(options.grammar_s)
@@ -71,13 +72,7 @@ class Serving:
     async def pin(self, program: Program) -> Lease:
         """A slot for the program, waiting for one in turn if need be."""
         self.connection.check_alive()
-        try:
-            async with asyncio.timeout(self.options.slot_wait_s):
-                return await self.slots.lease(program)
-        except TimeoutError:
-            raise SlotsExhausted(f"all {self.options.slots} slots were in use for {self.options.slot_wait_s:g} s",
-                                 param="steering", retry_after_s=5,
-                                 fix="Send fewer distinct specs at a time, or start with more slots.") from None
+        return await self.slots.lease(program)
 
     async def explain(self, program: Program | None, token_ids: Sequence[int], prompt_length: int,
                       roles: Sequence[str] | None, taken: Taken, adapter: Adapter | None) -> TrimtabError:

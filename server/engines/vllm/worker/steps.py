@@ -23,7 +23,7 @@ from server.engines.vllm.worker.tally import Tallies
 from steering.acting.containment import UNLIMITED, StepLimit
 from steering.programs.touch import Touch
 from steering.residency.plan import Stage, StepPlan, plan_step
-from steering.residency.row_table import Held, RowTable
+from steering.residency.row_table import RowTable
 
 IntArray = npt.NDArray[np.int64]
 
@@ -44,7 +44,6 @@ class Steps:
         self.readout: Readout | None = None
         self.spellings: list[str] = []
         self._device = device
-        self._held: dict[int, tuple[RowTable, Held]] = {}
         self._limited: dict[int, bool] = {}
         self._digests: dict[int, str] = {}
         self._in_graph: set[int] = set()
@@ -71,17 +70,15 @@ class Steps:
             if passenger.slot == slot and passenger.touch is not None and passenger.digest != rows.digest:
                 # No request should be left there. One that is must not go on under another program.
                 self._disown(request_id, passenger)
-        if slot in self._held:
-            table, held = self._held.pop(slot)
-            table.remove(slot, held)
+        for table in self.tables.values():
+            table.clear(slot)
         self._in_graph.discard(slot)
         self.graph.clear(slot)
         self._digests[slot], self._limited[slot] = rows.digest, rows.limited
         if self.graph.place(slot, rows):
             self._in_graph.add(slot)
             return True
-        table = self.tables[rows.limited]
-        self._held[slot] = (table, table.place(slot, rows.rows))
+        self.tables[rows.limited].place(slot, rows.rows)
         return False
 
     def holds(self, slot: int) -> str | None:

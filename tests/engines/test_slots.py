@@ -1,23 +1,26 @@
-"""Who gets which slot of vLLM's workers, and in what order, without vLLM."""
+"""Who gets which slot of an engine, and in what order; without an engine."""
 
 import asyncio
+import random
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from server.engines.vllm.host.slots import Lease, SlotTable
+from server.engines.base import Generation, Sampling
+from server.engines.slots import Lease, SlotTable
 from steering.language.errors import EngineUnavailable, SlotsExhausted
 from steering.programs.program import Program
+from tests.engines.conftest import compiled, generate
+from tests.engines.test_batching import PROMPT, add
 
 
 class _Named:
     """As much of a program as the table looks at."""
 
-    limited = True
-
-    def __init__(self, digest: str) -> None:
-        self.digest = digest
+    def __init__(self, identity: str) -> None:
+        self.identity = identity
 
 
 def program(name: str) -> Program:
@@ -31,12 +34,15 @@ class Workers:
         self.gate = asyncio.Event()
         self.gate.set()
         self.fail = False
+        self.unfit: set[str] = set()
 
     async def place(self, slot: int, program: Program) -> bool:
         await self.gate.wait()
         if self.fail:
             raise RuntimeError("lost")
-        self.placed.append((slot, program.digest))
+        if program.identity in self.unfit:
+            raise MemoryError
+        self.placed.append((slot, program.identity))
         return True
 
 
@@ -250,3 +256,89 @@ async def test_those_that_wait_when_the_workers_die_are_told() -> None:
     assert table.num_waiting == 0
     table.clear()
     assert (await table.lease(program("b"))).slot == 1
+
+
+async def test_time_that_is_over_is_over() -> None:
+    table = SlotTable(1, Workers().place, wait_s=0.05)
+    held = await table.lease(program("a"))
+    with pytest.raises(SlotsExhausted, match=r"for 0.05 s") as refused:
+        await table.lease(program("b"))
+    assert refused.value.retry_after_s and table.num_waiting == 0
+    held.release()
+    assert (await table.lease(program("b"))).slot == 1
+
+
+async def test_what_cannot_be_placed_fails_alone() -> None:
+    workers = Workers()
+    table = SlotTable(1, workers.place)
+    held = await table.lease(program("a"))
+    bad, good = (asyncio.ensure_future(table.lease(program(name))) for name in ("bad", "good"))
+    await settle(lambda: table.num_waiting == 2)
+    workers.unfit = {"bad"}
+    held.release()
+    with pytest.raises(MemoryError):
+        await bad
+    assert (await asyncio.wait_for(good, 30)).slot == 1
+    assert table.num_pinned == table.num_resident == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_any_order_of_coming_leaving_and_ending(seed: int) -> None:
+    """At random: no more slots than there are, nobody waits beside a free slot, nothing is held at the end."""
+    chance = random.Random(seed)
+    table = SlotTable(3, Workers().place)
+    held: list[Lease] = []
+    asking: set[asyncio.Task[Lease]] = set()
+
+    def collect() -> None:
+        for task in [task for task in asking if task.done()]:
+            asking.remove(task)
+            if not task.cancelled():
+                held.append(task.result())
+
+    for number in range(400):
+        what = chance.random()
+        if what < 0.45:
+            asking.add(asyncio.create_task(table.lease(program(chance.choice([f"own {number}", "popular"])))))
+        elif what < 0.7 and asking:
+            chance.choice(sorted(asking, key=asyncio.Task.get_name)).cancel()
+        elif held:
+            held.pop(chance.randrange(len(held))).release()
+        for _ in range(chance.randrange(4)):
+            await asyncio.sleep(0)
+        collect()
+        assert table.num_pinned <= 3
+    for _ in range(2000):
+        await settle()
+        collect()
+        if not asking and not held:
+            break
+        assert held, "somebody waits beside free slots"
+        while held:
+            held.pop().release()
+    assert not asking and table.num_waiting == table.num_pinned == 0
+
+
+async def test_a_slot_that_the_engine_frees_during_the_attempt_is_not_missed(start_engine: Any,
+                                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread announces the slot after the attempt has failed, and before the waiter is in the queue."""
+    engine = await start_engine("qwen3", slots=1, slot_wait_s=30)
+    holder = engine.generate(Generation("holder", PROMPT[:5], Sampling(max_tokens=400, ignore_eos=True),
+                                        compiled(engine, add(1))))
+    await anext(aiter(holder))
+    settled, retired, attempts = engine.slots._settled, threading.Event(), 0
+    engine.roster._on_retired = lambda running: (engine._retired(running), retired.set())
+
+    def late(wanted: Program) -> Any:
+        nonlocal attempts
+        attempts += 1
+        found = settled(wanted)
+        if attempts == 1:
+            assert found is None
+            engine.supervisor.leave(holder.running)
+            assert retired.wait(30)
+        return found
+
+    monkeypatch.setattr(engine.slots, "_settled", late)
+    tokens, _ = await asyncio.wait_for(generate(engine, PROMPT[:5], compiled(engine, add(2)), max_tokens=2), 20)
+    assert len(tokens) == 2

@@ -1,4 +1,4 @@
-"""Which program is in which slot of the workers, and who waits for one: decided in the server process.
+"""Which program is in which slot of an engine, and who waits for one.
 
 Requests of one program share its slot. A request whose program is resident is served at once. Any other takes a free
 slot, or the slot of the program that has been unused for longest. If every slot is in use it waits, first come, first
@@ -8,10 +8,10 @@ is the one with the fewest requests, and its new requests wait their turn like a
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
-from server.engines.vllm.wire import identity
 from steering.language.errors import SlotsExhausted
 from steering.programs.program import Program
 
@@ -32,7 +32,7 @@ class _Waiter:
 
 
 class Lease:
-    """The slot of a program, for one request."""
+    """The slot of a program, for one request. For the event loop of its table."""
 
     def __init__(self, table: "SlotTable", resident: _Resident) -> None:
         self.slot = resident.slot
@@ -40,13 +40,13 @@ class Lease:
         self._resident: _Resident | None = resident
 
     def release(self) -> None:
-        """Give it back. Does nothing the second time, or when the workers are others by now."""
+        """Give it back. Does nothing the second time, or when the table has been cleared since."""
         resident, self._resident = self._resident, None
         if resident is not None:
             self._table._unpin(resident)
 
     def distrust(self) -> None:
-        """Say that the workers do not hold the program, so that it is placed anew for the next request."""
+        """Say that the slot does not hold the program, so that it is placed anew for the next request."""
         if self._resident is not None:
             self._table._drop(self._resident)
 
@@ -54,17 +54,19 @@ class Lease:
 class SlotTable:
     """`num_slots` slots from `first` on. For one event loop; nothing is awaited between a decision and its effect.
 
-    A slot may be given to another program as soon as nobody holds it: vLLM hears of the end or the abort of its last
-    request, and then of the new program, over one ordered channel.
+    A slot may be given to another program as soon as nobody holds it. vLLM hears of the end or the abort of its last
+    request, and then of the new program, over one ordered channel; in the embedded engine its last request has left the
+    batch before it gives the slot back.
 
     Args:
-        place: uploads a program into a slot. True if the compiled graph carries it out.
+        place: puts a program into a slot, in the place of what was there. What it returns is told by `in_graph`.
         max_waiting: requests that may wait for a slot; one more is refused.
+        wait_s: how long one may wait; None for as long as it likes.
     """
 
-    def __init__(self, num_slots: int, place: Callable[[int, Program], Awaitable[bool]], first: int = 1,
-                 max_waiting: int = 1024) -> None:
-        self.num_slots = num_slots
+    def __init__(self, num_slots: int, place: Callable[[int, Program], Coroutine[Any, Any, bool]], *, first: int = 1,
+                 max_waiting: int = 1024, wait_s: float | None = None) -> None:
+        self.num_slots, self.wait_s = num_slots, wait_s
         self._first, self._place, self._max_waiting = first, place, max_waiting
         self._residents: OrderedDict[str, _Resident] = OrderedDict()
         # Residents that take no more requests, but still have some.
@@ -77,11 +79,18 @@ class SlotTable:
         """A slot that holds the program, uploaded.
 
         Raises:
-            SlotsExhausted: too many wait for a slot already.
+            SlotsExhausted: too many wait for a slot already, or none came free in time.
         """
         resident = self._shared(program) or (self._settled(program) if not self._waiting else None)
         if resident is None:
-            resident = await self._turn(program)
+            try:
+                async with asyncio.timeout(self.wait_s):
+                    resident = await self._turn(program)
+            except TimeoutError:
+                raise SlotsExhausted(
+                    f"all {self.num_slots} slots were held by other specs for {self.wait_s:g} s", param="steering",
+                    retry_after_s=5,
+                    fix="Try again, use fewer distinct specs at a time, or raise the setting slots.") from None
         try:
             await asyncio.shield(resident.placed)
         except BaseException:
@@ -97,7 +106,7 @@ class SlotTable:
                 waiter.given.set_exception(error)
 
     def clear(self) -> None:
-        """Begin anew with workers that hold nothing. Leases that were given before have no effect any more."""
+        """Begin anew with slots that hold nothing. Leases that were given before have no effect any more."""
         self._residents.clear()
         self._dropped.clear()
         self._free = list(range(self._first + self.num_slots - 1, self._first - 1, -1))
@@ -105,7 +114,7 @@ class SlotTable:
 
     def in_graph(self, program: Program) -> bool:
         """Whether the compiled graph carries a resident program out."""
-        return self._residents[identity(program)].placed.result()
+        return self._residents[program.identity].placed.result()
 
     @property
     def num_pinned(self) -> int:
@@ -121,9 +130,10 @@ class SlotTable:
 
     async def _turn(self, program: Program) -> _Resident:
         if len(self._waiting) >= self._max_waiting:
-            raise SlotsExhausted(f"{len(self._waiting)} requests wait for one of {self.num_slots} slots already",
-                                 param="steering", retry_after_s=5,
-                                 fix="Try again later, send fewer distinct specs at a time, or raise slots.")
+            raise SlotsExhausted(
+                f"all {self.num_slots} slots are held by other specs, {len(self._waiting)} requests wait for one",
+                param="steering", retry_after_s=5,
+                fix="Try again, use fewer distinct specs at a time, or raise the settings slots or slot_queue.")
         waiter = _Waiter(program)
         self._waiting.append(waiter)
         self._serve()
@@ -140,20 +150,20 @@ class SlotTable:
 
     def _shared(self, program: Program) -> _Resident | None:
         """The resident of a program that may take one more, pinned."""
-        resident = self._residents.get(identity(program))
+        resident = self._residents.get(program.identity)
         if resident is None or resident.draining:
             return None
         resident.pins += 1
-        self._residents.move_to_end(identity(program))
+        self._residents.move_to_end(program.identity)
         return resident
 
     def _settled(self, program: Program) -> _Resident | None:
-        """A new resident in a slot that nobody uses, pinned and on its way to the workers."""
-        if identity(program) in self._residents or not (self._free or self._evict_one()):
+        """A new resident in a slot that nobody uses, pinned and on its way there."""
+        if program.identity in self._residents or not (self._free or self._evict_one()):
             return None
         slot = self._free.pop()
-        resident = _Resident(identity(program), slot, asyncio.ensure_future(self._place(slot, program)), pins=1)
-        self._residents[identity(program)] = resident
+        resident = _Resident(program.identity, slot, asyncio.create_task(self._place(slot, program)), pins=1)
+        self._residents[program.identity] = resident
         resident.placed.add_done_callback(lambda placed: self._arrived(resident, placed))
         return resident
 
@@ -199,19 +209,19 @@ class SlotTable:
             program = waiter.program
             if waiter.given.done():
                 continue
-            if not wanted and (own := self._residents.get(identity(program))) is not None and own.draining:
+            if not wanted and (own := self._residents.get(program.identity)) is not None and own.draining:
                 # No program waits before this one, so its own slot need not be drained for others.
                 own.draining = False
                 draining.remove(own)
-            resident = None if identity(program) in wanted else (
+            resident = None if program.identity in wanted else (
                 self._shared(program) or (None if wanted else self._settled(program)))
             if resident is not None:
                 waiter.given.set_result(resident)
                 continue
             left.append(waiter)
             # A program that waits because its own slot is drained does not need a second slot to be drained.
-            missing += identity(program) not in wanted and identity(program) not in self._residents
-            wanted.add(identity(program))
+            missing += program.identity not in wanted and program.identity not in self._residents
+            wanted.add(program.identity)
             if len(draining) < missing:
                 draining += self._drain_one()
         self._waiting = left

@@ -1,9 +1,0 @@
-"""What alembic runs: migrate over the connection that `server.requests.stored.responses` hands in."""
-
-from alembic import context
-
-from server.requests.stored.responses import Base
-
-context.configure(connection=context.config.attributes["connection"], target_metadata=Base.metadata,
-                  render_as_batch=True)
-context.run_migrations()

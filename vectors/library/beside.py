@@ -1,0 +1,57 @@
+"""A database beside the library: it may be lost without harm, and a lock on it must not touch the library."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import Connection, MetaData, create_engine
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from steering.language.errors import TrimtabError
+from vectors.library.database import migrate, renew_read_only
+from vectors.storage_errors import LibraryUnavailable
+
+NAMING = {"ix": "ix_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"}
+
+
+def metadata() -> MetaData:
+    """Of the tables of such a database, whose indices and keys have the names that their migrations give them."""
+    return MetaData(naming_convention=NAMING)
+
+
+class Beside:
+    """Opened, and migrated, when it is first used: a database out of reach must not keep the server from starting.
+
+    Args:
+        migrations: the folder that holds `versions`.
+        refusal: the error to raise for whatever the database complains about.
+        lock_wait_s: the longest wait for a lock of SQLite's.
+        found: the revision of a database that has tables and no record of a migration.
+    """
+
+    def __init__(self, url: str, migrations: Path, refusal: Callable[[Exception], TrimtabError], *,
+                 lock_wait_s: float = 1, found: Callable[[Connection], str | None] = lambda connection: None) -> None:
+        self._engine = create_engine(url, connect_args={"timeout": lock_wait_s} if url.startswith("sqlite") else {})
+        renew_read_only(self._engine)
+        self._migrations, self._refusal, self._found = migrations, refusal, found
+        self._ready = False
+        self._opening = threading.Lock()
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """A transaction, which is committed at the end of the block."""
+        try:
+            with self._opening:
+                if not self._ready:
+                    with self._engine.begin() as connection:
+                        migrate(connection, self._migrations, found=self._found(connection))
+                    self._ready = True
+            with Session(self._engine) as session, session.begin():
+                yield session
+        except (SQLAlchemyError, OSError, LibraryUnavailable) as error:
+            raise self._refusal(error) from error
