@@ -56,6 +56,11 @@ class Rows:
     limited: bool = True
 
 
+def name_of(program: Program) -> str:
+    """The name under which workers know a program, and their cache the blocks that it touched."""
+    return program.identity
+
+
 def encode_program(program: Program) -> bytes:
     """Rows of every intervention, in order."""
     places: list[tuple[int, str, int, str]] = []
@@ -67,7 +72,7 @@ def encode_program(program: Program) -> bytes:
             places.append((j, site, layer, row.kernel))
     scopes = [item.scope.model_dump_json() for item in program.compiled]
     known = list(dict.fromkeys(scopes))
-    head = {"digest": program.identity, "places": places, "scopes": [known.index(s) for s in scopes],
+    head = {"digest": name_of(program), "places": places, "scopes": [known.index(s) for s in scopes],
             "limited": program.limited}
     return save(tensors, metadata={EXTRA: json.dumps(head)})
 
@@ -90,7 +95,7 @@ def extra_of(program: Program | None, touch: Touch | None, slot: int) -> dict[st
     """What a request carries of its program, which is in `slot`."""
     if program is None or touch is None:
         return {}
-    return {"slot": slot, "digest": program.identity, "touch": touch.to_plain()}
+    return {"slot": slot, "digest": name_of(program), "touch": touch.to_plain()}
 
 
 def carried_by(sampling: Any) -> dict[str, Any]:

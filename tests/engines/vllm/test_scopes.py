@@ -11,9 +11,9 @@ import pytest
 import pytest_asyncio
 
 from server.engines.base import Generation, Sampling
+from server.engines.slots import Lease
 from server.engines.vllm import wire
 from server.engines.vllm.host import connection as connection_module
-from server.engines.vllm.host.slots import Lease
 from server.errors import status_of
 from steering.language.errors import InvalidRequest, InvalidSpec, ProgramLost, SlotsExhausted
 from steering.programs.program import Program
@@ -170,7 +170,7 @@ async def test_without_the_program_in_the_key_wrong_answers_appear(group: Group,
     """Negative control of the tests above: blocks keyed as if all programs were one leak from each to the next."""
     prompt = checks.prompt_of(17, 70)
     for module in (wire, connection_module):
-        monkeypatch.setattr(module, "identity", lambda program: "one and the same")
+        monkeypatch.setattr(module, "name_of", lambda program: "one and the same")
     assert await _cached(group, prompt, add(group, 100), [edit(group, 100)]) == 0
     tokens, _ = await generate(group.engine, prompt, add(group, 101), max_tokens=4)
     rows = checks.rows_of(group, prompt, ids(tokens), [edit(group, 101)])

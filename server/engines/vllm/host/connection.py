@@ -19,7 +19,7 @@ from server.engines.vllm.host.pulse import Processes, Pulses, end_starting
 from server.engines.vllm.host.reading import ModelReading
 from server.engines.vllm.host.refusals import RESTARTING, refusal
 from server.engines.vllm.host.sampling import sampling_params
-from server.engines.vllm.wire import GUEST, encode_program
+from server.engines.vllm.wire import GUEST, encode_program, name_of
 from server.threads import contained
 from steering.language.errors import EngineUnavailable, ProgramLost, UnsupportedSite
 from steering.programs.program import Program
@@ -134,7 +134,7 @@ class Connection:
             raise UnsupportedSite(f"{missing[0][0]} of layer {missing[0][1]} is not hooked in this engine",
                                   param="steering", fix="See GET /v1/capabilities.")
         placed = await self.rpc("trimtab_place", slot, encode_program(program))
-        if any(held != program.identity for _, held in placed):
+        if any(held != name_of(program) for _, held in placed):
             raise ProgramLost("a worker holds another program than it was given", retry_after_s=1)
         return all(in_graph for in_graph, _ in placed)
 
