@@ -150,13 +150,11 @@ class LocalSubject:
                 stack.callback(steerer.detach)
                 slots = np.zeros(tuple(ids.shape), np.int32)
                 bits = np.zeros(tuple(ids.shape), np.uint32)
-                for i, (text, own) in enumerate(zip(texts, programs, strict=True)):
-                    if own is None:
-                        continue
+                held = {i: own for i, own in enumerate(programs) if own is not None}
+                for (i, own), slot in zip(held.items(), bank.hold(list(held.values())), strict=True):
+                    text = texts[i]
                     prompt = len(text) if prompt_lengths is None else prompt_lengths[i]
                     touch = own.touch(text[:prompt], len(text) - prompt)
-                    slot = bank.acquire(own)
-                    assert slot is not None, "the bank has a slot for every text"
                     slots[i, :len(text)] = slot
                     bits[i, :len(text)] = touch.bits_of(text)
                 record = stack.enter_context(steerer.acting(steerer.plan(slots.ravel(), bits.ravel())))
