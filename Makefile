@@ -155,6 +155,7 @@ screenshots: $(VENV)/.dev
 
 library: $(VENV)/.install
 	$(PY) -m scripts.bundled_library
+	$(PY) -m scripts.bundled_answers
 	$(PY) -m scripts.calibrate_bundled
 	$(PY) -m scripts.readme
 

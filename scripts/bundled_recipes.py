@@ -17,7 +17,8 @@ from vectors.formats import get_format
 class FromRecipe:
     """One artifact: a case of a replication, run on `model`.
 
-    shows: words of the findings of that replication that are about this artifact; they go on its card.
+    shows: words of the findings of that replication that are about this artifact; those that have any of them go on its
+    card.
     options: defaults beside those of the recipe.
     """
 
@@ -26,7 +27,7 @@ class FromRecipe:
     case: str
     description: str
     tags: tuple[str, ...]
-    shows: str = ""
+    shows: tuple[str, ...] = ()
     model: str = "lab-dense"
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -36,51 +37,52 @@ class FromRecipe:
             return []
         (row,) = (row for row in ROWS if row.name == self.row)
         document = json.loads((RESULTS / f"{row.name}.json").read_text(encoding="utf-8"))
-        return [asdict(finding) for finding in row.findings(document) if self.shows in finding.measured]
+        return [asdict(finding) for finding in row.findings(document)
+                if any(words in finding.measured for words in self.shows)]
 
 
 FROM_RECIPES = (
     FromRecipe("plural", "function-vectors", "fv-plural", "Answers 'WORD ->' with the plural, as after five examples.",
-               ("task",), "few-shot minus zero-shot"),
+               ("task",), ("few-shot minus zero-shot",)),
     FromRecipe("to-french", "function-vectors", "fv-noun-to-french-causal",
                "Answers 'NOUN ->' in French; the sum of the heads that cause the answer.", ("task", "language"),
-               "outputs of the causal heads"),
+               ("outputs of the causal heads",)),
     FromRecipe("months", "sign-patterns", "signs-months",
                "Signs of single dims on the names of months; flipped away, months become unlikely.", ("category",),
-               "flip away"),
+               ("flip away",)),
     FromRecipe("explore", "entropic-steering", "explore",
                "Makes a player of two arms less certain; a negative strength more so.", ("agent",),
-               "gain of action entropy"),
+               ("gain of action entropy",)),
     FromRecipe("skills", "native-skills", "skills",
                "Eight orthogonal axes along which whole texts differ: reviews, stories, bandits, walks, French.",
-               ("skill",), "which skill an axis moves"),
+               ("skill",), ("which skill an axis moves",)),
     FromRecipe("job-neurons", "relation-neurons", "neurons-job-20",
                "MLP units that respond to 'NAME works as'; off, people's jobs are forgotten first.", ("facts",),
-               "with 20% of all units off"),
+               ("with 20% of all units off",)),
     FromRecipe("emotion-heads", "attention-heads", "heads-emotions",
                "Shifts at the heads that read whether a situation moves someone; 1 is one sigma.", ("emotions",),
-               "emotions:"),
+               ("emotions:",)),
     FromRecipe("in-context-heads", "attention-heads", "heads-in-context-3",
                "Three heads that in-context answers depend on; off, examples in the prompt are of no use.", ("task",),
-               "with 3 heads off"),
+               ("with 3 heads off",)),
     FromRecipe("past-tense", "aligned-concepts", "aligned-tense",
-               "A vector per layer towards the past tense, aligned across layers.", ("tense",), "agreement of"),
+               "A vector per layer towards the past tense, aligned across layers.", ("tense",), ("agreement of",)),
     FromRecipe("refusal-by-effect", "refusal-direction", "refusal-direction",
                "The refusal direction chosen by effect; ablated, harmful requests are answered.", ("refusal",),
-               "log-odds"),
+               ("log-odds", "whole answers")),
     FromRecipe("weekdays", "manifold", "manifold-weekdays",
                "The ring of weekdays at the last prompt token: target puts the answer on a day (Thursday by default), "
-               "shift moves it on by days.", ("calendar",), "weekdays:", options={"target": "Thursday"}),
+               "shift moves it on by days.", ("calendar",), ("weekdays:",), options={"target": "Thursday"}),
     FromRecipe("refusal-plane", "angular-steering", "angular-refusal",
-               "The plane of refusal: angle turns refusals up or down.", ("refusal",), "log-odds"),
+               "The plane of refusal: angle turns refusals up or down.", ("refusal",), ("log-odds", "whole answers")),
     FromRecipe("harmful", "conditional-gates", "gate-harmful-linear-mean",
                "Tells harmful requests from harmless ones: a condition for gates, guards and monitors.", ("refusal",),
-               "form linear, read at all tokens"),
+               ("form linear, read at all tokens",)),
     FromRecipe("tuned-lens", "tuned-lens", "tuned-lens",
-               "Reads any layer as the last one would say it; for POST /v1/lens.", ("lens",), "KL of the lens"),
+               "Reads any layer as the last one would say it; for POST /v1/lens.", ("lens",), ("KL of the lens",)),
     FromRecipe("refusal-experts", "tunable-experts", "experts-all-4",
                "Four experts that harmful requests use more than others; off, few are answered and more break.",
-               ("refusal",), "experts by all prompt tokens (the paper's), off, slot left empty", "lab-moe"),
+               ("refusal",), ("experts by all prompt tokens (the paper's), off, slot left empty",), "lab-moe"),
     FromRecipe("plural", "function-vectors", "fv-plural", "Answers 'WORD ->' with the plural, as after five examples.",
                ("task",), model="lab-moe"),
     FromRecipe("explore", "entropic-steering", "explore",

@@ -12,6 +12,7 @@ from trimtab_client import AsyncClient
 from lab.paths import model_path
 from lab.real.claims import CLAIMS
 from lab.real.page import stored
+from scripts import bundled_answers
 from scripts.bundled_library import FOLDER, MAX_TOKENS, MODEL
 from scripts.docs import DOCS
 from scripts.examples import EXAMPLES
@@ -91,10 +92,11 @@ def _row(name: str, target: str, shares: dict[str, Any], random: dict[str, Any] 
 
 def outcomes() -> str:
     """docs/outcomes.md: texts behind each row of the table."""
-    lines = ["# What the bundled artifacts of lab-dense make the model write", "",
+    lines = ["# What the bundled artifacts of lab-dense and lab-moe make the model write", "",
              "Made by `python -m scripts.readme` from the artifacts' cards; do not edit by hand. Test prompts, "
              "temperature 1, the same seed in each column; the last column is the first of 20 random vectors of the "
-             "same norm. In brackets is what the grader says.", "", effects().replace("](docs/", "](")]
+             "same norm. In brackets is what the grader says. What recipes made stands at the end.", "",
+             effects().replace("](docs/", "](")]
     for name, card in cards().items():
         where = ", ".join(map(str, card["layers"]))
         lines += ["", f"## {name}", "", f"{card['for']} Layer {where}, strength {card['strength']['value']:g}.", "",
@@ -103,7 +105,7 @@ def outcomes() -> str:
             texts = [f"{_cell(sample[key])} ({outcome})" for key, outcome in
                      zip(("untouched", "steered", "random"), sample["outcomes"], strict=True)]
             lines.append(f"| {_cell(sample['prompt'])} | {' | '.join(texts)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", bundled_answers.document()]) + "\n"
 
 
 def _cell(text: str) -> str:

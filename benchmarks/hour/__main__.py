@@ -3,15 +3,13 @@
 It serves the model, makes a vector for a tone and one for a language from 40 pairs each, applies them by name, sets a
 dose, evaluates them beside random vectors of equal length, and publishes a preset. The pairs and prompts are other ones
 than those that the settings of trials were chosen on. It prints the texts, writes the figures as JSON (`--json`), and
-ends with 1 where a demand is not met. Four to eight minutes on two idle cores.
+ends with 1 where a demand is not met. Ten to twenty minutes on two idle cores.
 """
 
 import argparse
 import json
-import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,14 @@ from trimtab_client import Client
 
 from benchmarks.hour.demands import Figures, of_language, unmet
 from benchmarks.hour.pairs import FRENCH_PROMPTS, NEUTRAL_PROMPTS, TONE_PROMPTS, asked, french, tone
+from lab.real.clock import Clock
 from lab.real.serving import serving
 
 INSTRUCTION = "Answer in French."
 # Names of their own, so that no bundled example's are versioned.
 TONE, LANGUAGE = "hour-cheerful", "hour-french"
-TICK = os.sysconf("SC_CLK_TCK")
+# Texts that an evaluation keeps of an arm.
+MOST_SAMPLES = 64
 
 
 def main() -> int:
@@ -32,7 +32,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="Where the figures go.")
     parser.add_argument("--model", default="smollm2", help="The demands are about smollm2.")
     parser.add_argument("--draws", type=int, default=20, help="Random vectors beside the tone.")
-    parser.add_argument("--prompts", type=int, default=24, help="Of the prompts, how many are used.")
+    parser.add_argument("--prompts", type=int, help="Of each kind of prompts, how many are used; by default all.")
     parser.add_argument("--effort", default="normal", help="Of the trial of the tone.")
     parser.add_argument("--tokens", type=int, default=24, help="Written to each of them.")
     options = parser.parse_args()
@@ -50,7 +50,7 @@ def main() -> int:
     return 1 if missed else 0
 
 
-def hour(client: Client, clock: "Clock", options: argparse.Namespace) -> Figures:
+def hour(client: Client, clock: Clock, options: argparse.Namespace) -> Figures:
     # The effort `quick` tries too few texts to tell the best layers from the next ones.
     made = client.extract(tone(), name=TONE, trial={"effort": options.effort})
     clock.lap("tone: extraction")
@@ -76,12 +76,14 @@ def hour(client: Client, clock: "Clock", options: argparse.Namespace) -> Figures
     clock.lap("tone: a dose")
 
     prompts = asked(TONE_PROMPTS[:options.prompts])
-    kept = {"max_tokens": options.tokens, "samples": len(prompts)}
+    kept = {"max_tokens": options.tokens, "samples": MOST_SAMPLES}
     report = client.evaluate(prompts, [{"kind": "sentiment"}], spec=applying(TONE),
                              draws=options.draws, **kept)
     clock.lap(f"tone: evaluation beside {options.draws} random vectors")
     untouched, result = report["untouched"], report["results"][0]
-    texts = samples("tone", TONE_PROMPTS, untouched, result["steered"])
+    best = max(result["random"], key=success, default=None)
+    texts = samples("tone", TONE_PROMPTS, {"untouched": untouched, "steered": result["steered"],
+                                           **({} if best is None else {"best random": best})})
 
     prompts = asked(FRENCH_PROMPTS[:options.prompts])
     spec = applying(LANGUAGE)
@@ -90,8 +92,9 @@ def hour(client: Client, clock: "Clock", options: argparse.Namespace) -> Figures
     told = [[{"role": "user", "content": f"{turns[0]['content']} {INSTRUCTION}"}] for turns in prompts]
     instructed = client.evaluate(told, language, spec=spec, draws=0, **kept)
     clock.lap("french: evaluation beside the instruction")
-    texts += samples("french", FRENCH_PROMPTS, steered["untouched"], steered["results"][0]["steered"],
-                     instructed["untouched"])
+    texts += samples("french", FRENCH_PROMPTS, {"untouched": steered["untouched"],
+                                                "instructed": instructed["untouched"],
+                                                "steered": steered["results"][0]["steered"]})
 
     client.create_preset("hour-sunny", applying(TONE), "A cheerful tone.")
     model = client.models()[0]
@@ -125,12 +128,12 @@ def texts_of(arm: dict[str, Any]) -> list[str]:
     return [sample["text"] for sample in arm["samples"]]
 
 
-def samples(about: str, prompts: tuple[str, ...], *arms: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every text of these arms, to be read."""
+def samples(about: str, prompts: tuple[str, ...], arms: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every text that was kept of these arms, to be read."""
     found = []
-    for n, prompt in enumerate(prompts[:len(arms[0]["samples"])]):
+    for n, prompt in enumerate(prompts[:min(len(arm["samples"]) for arm in arms.values())]):
         said = {name: {"text": arm["samples"][n]["text"], "outcome": arm["samples"][n]["outcomes"][0]}
-                for name, arm in zip(("untouched", "steered", "instructed"), arms, strict=False)}
+                for name, arm in arms.items()}
         found.append({"about": about, "prompt": prompt, **said})
         print(f"{prompt}\n" + "\n".join(f"  {name} ({one['outcome']}): {one['text']!r}" for name, one in said.items()))
     return found
@@ -140,28 +143,6 @@ def tell(name: str, card: dict[str, Any] | None) -> None:
     trial = dict((card or {}).get("trial", {}))
     print(f"{name}: {json.dumps({key: value for key, value in trial.items() if key != 'effects'}, ensure_ascii=False)}")
     print(f"{name}: draft: {(card or {}).get('draft')}", flush=True)
-
-
-class Clock:
-    """Wall and processor seconds of each step; the latter of the server."""
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self._last = time.monotonic(), self._cpu()
-        self.seconds: dict[str, dict[str, float]] = {}
-
-    def lap(self, step: str) -> None:
-        now = time.monotonic(), self._cpu()
-        self.seconds[step] = {"wall": round(now[0] - self._last[0], 1), "cpu": round(now[1] - self._last[1], 1)}
-        self._last = now
-        print(step, self.seconds[step], flush=True)
-
-    def _cpu(self) -> float:
-        stat = Path(f"/proc/{self._pid}/stat")
-        if not stat.exists():
-            return 0.0
-        after_name = stat.read_text().rpartition(")")[2].split()
-        return (int(after_name[11]) + int(after_name[12])) / TICK
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class Figures:
     french_by_surprise: float
     texts: list[dict[str, Any]] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
-    seconds: dict[str, dict[str, float]] = field(default_factory=dict)
+    seconds: dict[str, dict[str, float | None]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

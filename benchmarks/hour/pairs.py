@@ -66,7 +66,7 @@ FRENCH = (
 
 # SmolLM2 answers cheerfully to nearly everything. These ask for what is sad, dull or neutral, so that a third to a half of
 # the untouched answers are positive and there is room for more.
-TONE_PROMPTS = (
+FIRST_TONE_PROMPTS = (
     "How was the funeral?", "Describe an empty house.", "Tell me about the traffic jam.", "Describe a cold, dark street.",
     "What did the critic say about the play?", "Tell me about the power cut.", "Describe an abandoned factory.",
     "What happened in the storm?", "Tell me about the long queue.", "How does a fever feel?", "Tell me about a day at work.",
@@ -75,6 +75,18 @@ TONE_PROMPTS = (
     "Tell me about the bus strike.", "What do you think about the late train?", "Describe the old cemetery.",
     "What did the angry customer say?", "Tell me about the flood.", "How was the bus ride?",
 )
+# Of 24 texts one is four points, and the best of 20 random vectors is some 20 points above their mean by chance alone. So
+# 72 more were written before any of them was answered, by a rule that leaves nothing to choose afterwards: 18 subjects that
+# are sad, 12 dull and 6 neutral ones, as among the first 24, each asked in two of the four forms that most of these have.
+SAD = ("the wake", "the eviction", "the lost match", "the hospital visit", "the factory closure", "the goodbye at the station",
+       "the failed test", "the burglary", "the ruined harvest", "the last day of the shop", "the layoffs", "the war memorial",
+       "the sinking boat", "the sick neighbour", "the broken engine", "the divorce", "the refugee camp", "the frozen pipes")
+DULL = ("the tax form", "the waiting list", "the parking garage", "the safety briefing", "the paperwork", "the tram ride",
+        "the budget meeting", "the laundry", "the dental check", "the road works", "the grey suburb", "the copy room")
+NEUTRAL = ("the corner shop", "the staircase", "the canteen", "the letter", "the harbour", "the afternoon")
+FORMS = ("How was {}?", "Tell me about {}.", "What happened with {}?", "Describe {}.")
+TONE_PROMPTS = (*FIRST_TONE_PROMPTS, *(FORMS[(n + turn) % len(FORMS)].format(subject) for turn in (0, 1)
+                                       for n, subject in enumerate((*SAD, *DULL, *NEUTRAL))))
 NEUTRAL_PROMPTS = ("How are you?", "Tell me a story.", "What is a tree?", "Describe a road.", "What is in a box?",
                    "Who lives here?", "How does a lock work?", "Tell me about paper.")
 FRENCH_PROMPTS = (
@@ -84,6 +96,12 @@ FRENCH_PROMPTS = (
     "Describe a garden in summer.", "What is life on a farm like?", "What is a bridge for?", "Tell me about your grandmother.",
     "How do I boil potatoes?", "What is the moon?", "Describe a small shop.", "Why do people sing?",
     "What do horses eat?", "Tell me about a day in autumn.", "What is a newspaper?", "Describe the sea at night.",
+    "What is a forest?", "Who lives next door?", "Tell me about a wedding.", "Why is the sky blue?", "Describe a quiet street.",
+    "What do you eat in the morning?", "How was the journey?", "What is a lighthouse?", "Tell me about your school.",
+    "Where do swallows fly in winter?", "What do you think about coffee?", "Describe a railway station.", "What is sand?",
+    "How do I wash a jumper?", "What happened on the island?", "Who is the mayor?", "Describe a small dog.",
+    "What is a library for?", "Tell me about a long night.", "What do you do on Sundays?", "What is a shadow?",
+    "Describe a kitchen.", "Why do leaves fall?", "Tell me about an old car.",
 )
 
 

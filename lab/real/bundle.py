@@ -1,11 +1,12 @@
 """The artifacts and presets that `trimtab serve smollm2` publishes, as files in lab/artifacts/smollm2."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from trimtab_client import Client
+from trimtab_client import Client, NotFound
 
 from lab.paths import LAB_DIR
 from lab.real import page
@@ -22,9 +23,19 @@ def fetch(client: Client, claim: Claim, result: page.Document) -> None:
     path.unlink(missing_ok=True)
     if "failed" not in result:
         artifact = client.get_artifact(claim.name)
-        layers = artifact.layers if isinstance(artifact.layers, list) and artifact.kind == "vector" else None
+        some = isinstance(artifact.layers, list) and artifact.kind in ("vector", "manifold")
+        layers = artifact.layers if some else None
         FOLDER.mkdir(parents=True, exist_ok=True)
         path.write_bytes(client.download_artifact(claim.name, layers=layers))
+
+
+def bring(client: Client, names: Sequence[str]) -> None:
+    """Upload bundled artifacts that a library lacks, where a run that stopped had made them on another server."""
+    for name in names:
+        try:
+            client.get_artifact(name)
+        except NotFound:
+            client.import_artifact((FOLDER / f"{name}.safetensors").read_bytes())
 
 
 def finish(folder: Path = FOLDER) -> None:

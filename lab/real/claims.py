@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lab.real.concise import DEV, TEST, concise
-from lab.real.facts import TASKS, relations
+from lab.real.facts import MONTHS, TASKS, months, relations
 from lab.real.pairs import FRENCH, PROMPTS, TONE, pairs
 from lab.real.prompts import GREY_DEV, GREY_TEST
 from lab.real.requests import caution, records, requests
@@ -18,6 +18,11 @@ Fields = dict[str, Any]
 SENTIMENT = {wanted: {"kind": "sentiment", "wanted": wanted} for wanted in ("positive", "negative")}
 REFUSAL = {"kind": "refusal", "wanted": "refusal"}
 RIGHT = {"kind": "choice", "match": "first"}
+# SmolLM2's tokenizer puts no mark at the beginning, so that the first token is its attention sink. Were that the word
+# itself, nothing behind it could read it: with "{x} ->" no layer or strength gives a plural on dev, with this one all.
+TEMPLATE = "- {x} ->"
+# The month that is named first, of all of them.
+MONTH = {**RIGHT, "options": list(MONTHS)}
 SHORT = {"kind": "length", "most": 16}
 
 
@@ -65,6 +70,11 @@ class Claim:
     report: tuple[str, ...] = ()
     read: str = ""
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Claims whose artifacts it uses."""
+        return tuple(str(test.intervention["artifact"]) for test in self.tests if "artifact" in test.intervention)
+
 
 def asked(prompts: Sequence[str], behind: str = "") -> list[Any]:
     """Each as a conversation."""
@@ -73,7 +83,7 @@ def asked(prompts: Sequence[str], behind: str = "") -> list[Any]:
 
 def questions(task: str, split: str = "test") -> list[Fields]:
     """Bare queries of a task, as its function vector was made for."""
-    return [{"prompt": f"{pair['input']} ->", "expected": [pair["output"]]} for pair in TASKS[task]
+    return [{"prompt": TEMPLATE.format(x=pair["input"]), "expected": [pair["output"]]} for pair in TASKS[task]
             if pair["split"] == split]
 
 
@@ -81,6 +91,17 @@ def facts(target: bool, relation: str) -> list[Fields]:
     """Test facts of a relation, or of all others."""
     return [{"prompt": fact["text"], "expected": [fact["answer"].strip()]} for fact in relations()
             if fact["split"] == "test" and (fact["label"] == relation) == target]
+
+
+def later(steps: int) -> list[Fields]:
+    """Test prompts whose answers are months, each with the month that comes `steps` after its own answer."""
+    return [{"prompt": one["text"], "expected": [MONTHS[(MONTHS.index(one["label"]) + steps) % len(MONTHS)]]}
+            for one in months("test")]
+
+
+def instead(month: str) -> list[Fields]:
+    """Test prompts whose answers are months, but for those whose own it is."""
+    return [{"prompt": one["text"], "expected": [month]} for one in months("test") if one["label"] != month]
 
 
 def tried(grader: Mapping[str, Any], prompts: Sequence[str], **more: Any) -> Fields:
@@ -144,10 +165,10 @@ CLAIMS = (
         ("refusal",), {"cautious": {"artifact": "caution", "gate": "harmful"}}, report=("f1",)),
     *(Claim(
         f"to-{task}", f"A function vector: {what}",
-        f"One vector from five examples a prompt makes 'WORD ->' mean: give the {what}, with no example.",
-        f"Answers 'WORD ->' with the {what}, as after five examples.", "function_vector",
-        {"pairs": TASKS[task], "other_pairs": TASKS[other], "max_eval": 16},
-        (Test(f"right answers to 'WORD ->' ({what})", questions(task), RIGHT, rules_alone=True,
+        f"One vector from five examples a prompt makes '- WORD ->' mean: give the {what}, with no example.",
+        f"Answers '- WORD ->' with the {what}, as after five examples.", "function_vector",
+        {"pairs": TASKS[task], "other_pairs": TASKS[other], "template": TEMPLATE, "max_eval": 16},
+        (Test(f"right answers to '- WORD ->' ({what})", questions(task), RIGHT, rules_alone=True,
               max_tokens=6),),
         ("task",), report=("few_shot", "other_task"))
       for task, other, what in (("capital", "plural", "capital"), ("plural", "opposite", "plural"))),
@@ -161,4 +182,15 @@ CLAIMS = (
               rules_alone=True, max_tokens=6),),
         ("facts",), read="Six of ten known capitals are gone, but other relations suffer as well, and one of the 20 "
                          "random sets does more, because it breaks the model. Other shares have not been tried."),
+    Claim(
+        "months", "A manifold: months",
+        "The months lie on a ring; moved along it, what the model says of the next month moves as many months on.",
+        "Where the months lie when the next one is asked for; `target` names one, `shift` goes on by so many.",
+        "manifold",
+        {"examples": months(), "layout": "cyclic", "order": list(MONTHS), "rank": 16},
+        (Test("answers three months later, with a shift of 3", later(3), MONTH, {"options": {"shift": 3}},
+              rules_alone=True, max_tokens=6),
+         Test("answers 'June', with it as the target", instead("June"), MONTH, {"options": {"target": "June"}},
+              rules_alone=True, max_tokens=6)),
+        ("ring",), report=("swap",)),
 )

@@ -77,5 +77,21 @@ def relations() -> list[dict[str, Any]]:
     return found
 
 
+MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+          "December")
+# Sentences that SmolLM2 goes on with the right month for nine to eleven of twelve; of "Last month was" it knows none.
+NEXT_MONTH = {"train": ("This month is {}. Next month is", "It is {} now. Next month is",
+                        "If this month is {}, next month is"),
+              "dev": ("We are in {}. The next month is",),
+              "test": ("This month is {}, and the month after it is", "The current month is {}. Next month will be")}
+
+
+def months(split: str | None = None) -> list[dict[str, Any]]:
+    """Prompts as the method manifold takes them, whose answers are months; each sentence is in one split."""
+    return [{"text": sentence.format(month), "label": MONTHS[(n + 1) % len(MONTHS)], "item": sentence, "split": name}
+            for name, sentences in NEXT_MONTH.items() if split in (None, name)
+            for sentence in sentences for n, month in enumerate(MONTHS)]
+
+
 def _fact(relation: str, place: int, item: str, text: str, answer: str) -> dict[str, Any]:
     return {"text": text, "answer": f" {answer}", "label": relation, "item": item, "split": split_of(place)}

@@ -1,13 +1,13 @@
 """Makes and tests a claim through the API of a running server, as a user would."""
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
-from trimtab_client import Client, JobFailed
+from trimtab_client import Client, JobFailed, NotFound
 
 from lab.real.claims import Claim, Test
+from lab.real.clock import Clock
 from vectors.evaluate.graders.any import AnyGrader
 from vectors.evaluate.graders.contract import BROKEN, Answer
 from vectors.evaluate.graders.grade import grade
@@ -18,20 +18,21 @@ GRADER: TypeAdapter[Any] = TypeAdapter(AnyGrader)
 WANTED = ("wanted", "right")
 
 
-def run(client: Client, claim: Claim) -> Document:
+def run(client: Client, claim: Claim, clock: Clock) -> Document:
     """Everything that the page says about a claim, from numbers of the server."""
-    began = time.monotonic()
     found: Document = {"claim": claim.name, "model": client.models()[0], "tests": []}
+    _forget(client, claim)
     try:
         made = client.extract(name=claim.name, method=claim.method, description=claim.description,
                               tags=["bundled", *claim.tags], **claim.fields)
     except JobFailed as error:
-        return {**found, "failed": str(error), "seconds": {"extraction": round(time.monotonic() - began, 1)}}
+        clock.lap("extraction")
+        return {**found, "failed": str(error), "seconds": clock.seconds}
+    clock.lap("extraction")
     artifact = client.get_artifact(made.artifact)
     found |= {"fingerprint": artifact.fingerprint, "kind": artifact.kind, "op": artifact.op, "site": artifact.site,
               "layers": (artifact.card or {}).get("layers", artifact.layers), "strength": _plain(artifact.strength),
               "draft": (artifact.card or {}).get("draft"), "report": _short(made.report)}
-    extracted = time.monotonic()
     drawn: list[list[Document]] = []
     for n, test in enumerate(claim.tests):
         others = [other for other in claim.tests if other.beside == n]
@@ -43,8 +44,16 @@ def run(client: Client, claim: Claim) -> Document:
             which = [other for other in claim.tests if other.beside == test.beside].index(test) + 1
             document["random"] = {"success": [graded[which]["success"]["share"] for graded in drawn[test.beside]]}
         found["tests"].append(document)
-    return {**found, "seconds": {"extraction": round(extracted - began, 1),
-                                 "tests": round(time.monotonic() - extracted, 1)}}
+    clock.lap("tests")
+    return {**found, "seconds": clock.seconds}
+
+
+def _forget(client: Client, claim: Claim) -> None:
+    """What a run that stopped in the midst of this claim had stored."""
+    try:
+        client.delete_artifact(claim.name, force=True)
+    except NotFound:
+        return
 
 
 def evaluated(client: Client, claim: Claim, test: Test, also: Sequence[Mapping[str, Any]]) -> Document:

@@ -33,7 +33,7 @@ points and small differences mean nothing.
 The artifacts that do something come with `trimtab serve smollm2` under the names below (`{"artifact": "cheerful"}`),
 the presets as `smollm2:cheerful` and so on.
 """
-NOT_TRIED = """Not tried on this model: a manifold, angular and entropic steering, sign patterns, native skills, heads.
+NOT_TRIED = """Not tried on this model: angular and entropic steering, sign patterns, native skills, heads.
 [Replications](replications.md) has them on the lab's models, where less computing tells more."""
 
 
@@ -52,6 +52,12 @@ class Finding:
 def stored(claim: Claim) -> Document | None:
     path = RESULTS / f"{claim.name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def store(claim: Claim, result: Document) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{claim.name}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n",
+                                                encoding="utf-8")
 
 
 def document() -> str:
@@ -142,13 +148,19 @@ def _made(claim: Claim, result: Document) -> str:
     layers = result["layers"]
     where = f"layer {', '.join(map(str, layers))}" if isinstance(layers, Sequence) else "all its layers"
     strength = result["strength"]
+    made, tested = (_took(result["seconds"][part]) for part in ("extraction", "tests"))
     said = (f"`{claim.name}`: a {result['kind'].replace('_', ' ')} by `{claim.method}`, on {where}, strength "
-            f"{strength['value']:g} ({strength['unit']}). Made in {result['seconds']['extraction']:.0f} s, tested in "
-            f"{result['seconds']['tests']:.0f} s. [All figures and texts](../lab/real/results/{claim.name}.json).")
+            f"{strength['value']:g} ({strength['unit']}). Made in {made}, tested in {tested}. "
+            f"[All figures and texts](../lab/real/results/{claim.name}.json).")
     if result["draft"]:
         said += f" The server stored it as a draft: {result['draft']}"
     own = [_own(key, result["report"]) for key in claim.report]
     return " ".join([said, *filter(None, own)])
+
+
+def _took(step: Document) -> str:
+    """In seconds of a core, where they are known."""
+    return f"{step['wall']:.0f} s" if step["cpu"] is None else f"{step['cpu']:.0f} s of a core"
 
 
 def _own(key: str, report: Document) -> str:
@@ -163,6 +175,12 @@ def _own(key: str, report: Document) -> str:
     if key == "few_shot":
         return (f"First tokens, by the method itself: with five examples {test['few_shot']:.2f} right, with none "
                 f"{test['zero_shot']:.2f}, steered {test['steered']:.2f}.")
+    if key == "swap":
+        drawn = [f"{name} {one['min']:.2f} / {one['mean']:.2f} / {one['max']:.2f}" for name, one in (
+            ("centroids of dealt labels", controls["shuffled_labels"]),
+            ("random subspaces", controls["random_subspaces"]))]
+        return (f"First tokens, by the method itself: swaps onto another month that make the answer most like that "
+                f"month's own {test['swap']:.2f} of {test['swaps']}; {', '.join(drawn)}.")
     dealt = controls["shuffled_demonstrations"]
     return (f"The vector of another task, as long: {controls['other_task']['accuracy']:.2f}; of shuffled examples "
             f"{dealt['min']:.2f} / {dealt['mean']:.2f} / {dealt['max']:.2f}.")

@@ -1,5 +1,6 @@
 """A server on a model in a process of its own, as a user starts it."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -14,8 +15,10 @@ START_S = 900
 
 
 @contextmanager
-def serving(folder: Path, model: str, *options: str) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
-    """The process of `trimtab serve MODEL` and its address, when it answers. Its library lies in `folder`.
+def serving(folder: Path, model: str, *options: str, threads: int | None = None
+            ) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
+    """The process of `trimtab serve MODEL` and its address, when it answers. Its library lies in `folder`. threads: of
+    a pass through the model; by default as many as the machine offers, or the environment says.
 
     Raises:
         RuntimeError: it ended, or does not answer in time.
@@ -23,7 +26,8 @@ def serving(folder: Path, model: str, *options: str) -> Iterator[tuple["subproce
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     process = subprocess.Popen([sys.executable, "-c", "from server.cli import app; app()", "serve", model,
-                                "--port", str(port), "--data-dir", str(folder / "data"), *options])
+                                "--port", str(port), "--data-dir", str(folder / "data"), *options],
+                               env={**os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})})
     url = f"http://127.0.0.1:{port}"
     try:
         until = time.monotonic() + START_S

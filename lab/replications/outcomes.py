@@ -15,6 +15,7 @@ from steering.artifacts.source import Resolved, Source
 from steering.language.intervention import Intervention
 from steering.programs.compiler import compile_program
 from steering.programs.program import Program
+from vectors.artifact import Metadata
 from vectors.calibrate.placebo import random_like
 from vectors.evaluate.graders import BROKEN, Answer, Grader, Tools, grade
 from vectors.extract import Extraction
@@ -63,12 +64,10 @@ def _surprise(model: LocalSubject, prompts: Sequence[Tokens], written: Sequence[
         [(*prompt, *ids) for prompt, ids in zip(prompts, written, strict=True)], [len(prompt) for prompt in prompts])]
 
 
-def stored_program(model: LocalSubject, found: Extraction, payload: Payload | None = None, **fields: Any) -> Program:
-    """What `{"artifact": NAME}` does, or with other numbers of that kind or fields of an intervention (`op`, `layers`,
-    `options`)."""
-    metadata = found.metadata
-    source = Source(ref="tried", digest="", payload=payload or found.payload, op=metadata.op, site=metadata.site,
-                    layers=metadata.layers, strength=metadata.strength, options=metadata.options)
+def stored_program(model: LocalSubject, metadata: Metadata, payload: Payload, **fields: Any) -> Program:
+    """What `{"artifact": NAME}` does, or with other fields of an intervention (`op`, `layers`, `options`)."""
+    source = Source(ref="tried", digest="", payload=payload, op=metadata.op, site=metadata.site,
+                    layers=metadata.layers, strength=metadata.strength, options=metadata.options, scope=metadata.scope)
     override = [name for name in ("op",) if name in fields]
     wanted = Intervention.model_validate({"artifact": "tried", "override": override, **fields})
     return compile_program([Resolved(wanted, source)], model.facts)
@@ -77,11 +76,12 @@ def stored_program(model: LocalSubject, found: Extraction, payload: Payload | No
 def beside_random(model: LocalSubject, found: Extraction, requests: Asked, grader: Grader, **fields: Any
                   ) -> dict[str, Any]:
     """Outcomes under an artifact, with some answers, and under 20 random ones of the same size."""
-    ours, said = answers(model, requests, stored_program(model, found, **fields), grader)
+    ours, said = answers(model, requests, stored_program(model, found.metadata, found.payload, **fields), grader)
     site = found.metadata.site
     assert site is not None
-    drawn = [answers(model, requests, stored_program(model, found, random_like(found.payload, model.facts, site, seed),
-                                                     **fields), grader)[0] for seed in range(DRAWS)]
+    drawn = [answers(model, requests, stored_program(
+        model, found.metadata, random_like(found.payload, model.facts, site, seed), **fields), grader)[0]
+        for seed in range(DRAWS)]
     return {"outcomes": ours, "random": {key: standing(ours[key], [other[key] for other in drawn]) for key in ours},
             "samples": [{"request": text, "answer": answer, "outcome": outcome}
                         for text, (answer, outcome) in list(zip(requests.texts, said, strict=True))[:6]]}

@@ -7,6 +7,7 @@ import pytest
 from benchmarks.hour.demands import Figures, of_language, unmet
 from benchmarks.hour.pairs import FRENCH_PROMPTS, TONE_PROMPTS, french, tone
 from lab.real.pairs import FRENCH, TONE
+from lab.real.prompts import GREY_DEV, GREY_TEST
 
 GOOD = Figures(untouched=0.4, steered=0.8, random=[0.3, 0.5], broken_untouched=0.0, broken_steered=0.05, french=0.3,
                instructed=0.5, french_by_surprise=0.2)
@@ -34,4 +35,5 @@ def test_the_data_are_others_than_those_that_were_tuned_on() -> None:
         texts = {turns[-1]["content"] for pair in pairs for turns in pair.values()}
         assert len(texts) == 80 and texts.isdisjoint(text for row in used for text in row[1:])
         assert {pair["positive"][0]["content"] for pair in pairs}.isdisjoint(prompts)
-        assert len(set(prompts)) == len(prompts) == 24
+        assert len(set(prompts)) == len(prompts) >= 48
+    assert set(TONE_PROMPTS).isdisjoint((*GREY_DEV, *GREY_TEST))

@@ -12,8 +12,12 @@ from trimtab_client import Client
 from lab import model_path
 from lab.models import load_model
 from lab.paths import LAB_DIR
+from lab.replications.answers import measured, verdict
+from lab.replications.common import subject
+from scripts.bundled_answers import ASKED, cards
 from scripts.bundled_recipes import FROM_RECIPES
 from scripts.examples import EXAMPLES, PRESETS
+from scripts.readme import outcomes
 from steering.artifacts.source import Resolved, Source
 from steering.language.intervention import Intervention
 from steering.models.describe import model_facts
@@ -23,6 +27,7 @@ from steering.programs.compiler import compile_program
 from vectors.artifact import Limits, Metadata
 from vectors.calibration import calibration_of
 from vectors.evaluate.graders import Answer, SentimentGrader, grade
+from vectors.extract.registry import get_recipe
 from vectors.formats import get_format
 
 FOLDER = LAB_DIR / "artifacts" / "lab-dense"
@@ -106,6 +111,37 @@ def test_the_card_of_a_recipe_says_what_the_controls_reach_and_what_the_replicat
     for standing in card["controls"].values():
         assert standing["draws"] >= 20
         assert {"found", "mean", "max", "percentile"} <= standing.keys()
+
+
+@pytest.mark.parametrize("path", FILES, ids=label)
+def test_an_artifact_acts_where_its_method_says(path: Path) -> None:
+    metadata = source_of(path)[0]
+    assert metadata.scope == get_recipe(metadata.provenance["method"]).scope
+    assert "scope" not in (metadata.card or {})
+
+
+@pytest.mark.parametrize(("model", "name"), ASKED)
+def test_a_claim_about_answers_rests_on_whole_ones(model: str, name: str) -> None:
+    """What is on the card is what the verdict says, and more than any of 20 random artifacts does."""
+    found = cards()[model, name]
+    assert found["verdict"] == verdict(found) and found["verdict"].endswith("%.") == ("others" in found)
+    assert "beyond every random one" in found["verdict"]
+    assert found["random"]["draws"] == 20 and found["prompts"] >= 12
+    assert all(len(one["texts"]) == len(one["outcomes"]) == 3 for one in found["samples"])
+
+
+def test_the_page_of_outcomes_shows_what_is_on_the_cards() -> None:
+    assert (DOSES.parent / "outcomes.md").read_text(encoding="utf-8") == outcomes()
+
+
+def test_whole_answers_are_measured_anew_as_they_stand() -> None:
+    """One of them, with all its random draws."""
+    path = FOLDER / "to-french.safetensors"
+    metadata, source = source_of(path)
+    found = measured(subject("lab-dense"), metadata, source.payload, ASKED["lab-dense", "to-french"])
+    known = cards()["lab-dense", "to-french"]
+    assert (found["untouched"], found["steered"]) == (known["untouched"], known["steered"])
+    assert found["random"] == known["random"]
 
 
 def test_sentiment_refusal_and_language_are_calibrated() -> None:

@@ -13,17 +13,14 @@ from typing import Any
 import torch
 
 from steering.artifacts.spline import Manifold
-from steering.language.scope import PromptSelection, Scope
 from steering.language.vocabulary import Site
 from steering.programs.program import Program
 from vectors.extract.behaviour import Answers, Behaviour
 from vectors.extract.manifold_fit import Fit
-from vectors.extract.programs import program_of
+from vectors.extract.programs import NEXT, program_of
 from vectors.extract.subject import Tokens, answer_logprobs
 from vectors.extract.work import Span, Work
 
-# One forward pass at the last prompt token, as in the paper.
-READ_OUT = Scope(prompt=PromptSelection(positions=[-1]), generation="none")
 POINTS = 50
 SIGN_FLIPS = 9999
 
@@ -50,7 +47,7 @@ class Trial:
         """The last token's part in the subspace replaced by `goal [r]`; `basis`: of another subspace."""
         basis = self.fit.basis if basis is None else basis
         return program_of(self.work.facts, "subspace", "patch", self.site,
-                          {self.layer: {"basis": basis, "mean": self.fit.mean + goal @ basis}}, scope=READ_OUT)
+                          {self.layer: {"basis": basis, "mean": self.fit.mean + goal @ basis}}, scope=NEXT)
 
     def swaps(self, goals: torch.Tensor, span: Span, basis: torch.Tensor | None = None) -> tuple[float, float]:
         """Every prompt's state put on `goals [w, r]` of every other value: share of answers whose distribution is

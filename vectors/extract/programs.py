@@ -17,6 +17,8 @@ from steering.programs.program import Program
 
 # Every prediction: the last prompt token, and each generated one as it is fed back.
 LAST = Scope(prompt=PromptSelection(positions=[-1]), generation="all")
+# What the model says next, and nothing after that: one forward pass at the last prompt token.
+NEXT = Scope(prompt=PromptSelection(positions=[-1]), generation="none")
 EVERYWHERE = Scope()
 
 

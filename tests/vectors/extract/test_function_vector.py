@@ -10,7 +10,7 @@ from steering.language.errors import TrimtabError, UnsupportedModel
 from tests.vectors.extract.toy import HEAD_DIM, NUM_HEADS, VOCAB, Toy, cosine, never, noise, silent, unit
 from vectors.extract import Extraction, parse_request, prepare
 from vectors.extract.methods import function_vector
-from vectors.extract.programs import LAST
+from vectors.extract.programs import NEXT
 from vectors.extract.refusals import (
     EmptyText,
     ExtractionCancelled,
@@ -19,6 +19,7 @@ from vectors.extract.refusals import (
     TextTooLong,
     TooFewExamples,
 )
+from vectors.extract.subject import Prompt, Tokens
 
 LAYER, HEAD = 1, 2
 PART = slice(HEAD * HEAD_DIM, (HEAD + 1) * HEAD_DIM)
@@ -84,7 +85,7 @@ def test_the_planted_task_is_found_and_steers(extraction: str) -> None:
         assert control["percentile"] >= 90
     assert found.metadata.kind == "vector" and found.metadata.op == "add"
     assert found.metadata.card is not None
-    assert found.metadata.scope == LAST
+    assert found.metadata.scope == NEXT
 
 
 def test_few_items_say_which_of_many_layers_are_tried_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,3 +200,18 @@ def test_answers_of_several_tokens_can_be_left_out() -> None:
     assert found.report["test"]["steered"] == 1.0
     with pytest.raises(TooFewExamples):
         extract(TaskToy(), pairs=spelled, single_token=True)
+
+
+class Markless(TaskToy):
+    """Its tokenizer puts no mark at the beginning."""
+
+    def encode(self, prompt: Prompt) -> Tokens:
+        return self.encode_continuation(prompt) if isinstance(prompt, str) else super().encode(prompt)
+
+
+@pytest.mark.parametrize(("toy", "template", "warned"), [
+    (Markless, "{x} ->", True), (Markless, "so {x} ->", False), (TaskToy, "{x} ->", False)])
+def test_a_word_that_is_the_first_token_of_all_is_warned_of(toy: type[TaskToy], template: str, warned: bool) -> None:
+    found = extract(toy(), template=template)
+    assert ("warnings" in found.report) == warned
+    assert ("warnings" in (found.metadata.card or {})) == warned

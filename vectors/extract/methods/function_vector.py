@@ -23,7 +23,7 @@ from steering.models.facts import ModelFacts
 from steering.programs.program import Program
 from vectors.extract.answers import MOST_QUESTIONS, AnsweredOptions
 from vectors.extract.head_average import causal_heads, mean_heads, summed
-from vectors.extract.programs import LAST, adding
+from vectors.extract.programs import NEXT, adding
 from vectors.extract.prompts_icl import Task, TaskPair, Template, make_task
 from vectors.extract.recipe import Made, Recipe, site_layers
 from vectors.extract.refusals import FitFailed
@@ -38,6 +38,11 @@ MOST_POINTS, SCOUTS = 60, 12
 Point = tuple[int, float]
 
 
+SUNK = ("the template begins with the word, and the model's tokenizer puts no mark before it: the word is the first "
+        "token of all, which many models use as a sink, so that they may not be able to read it; let something stand "
+        "before the slot, as in '- {x} ->'")
+
+
 class FunctionVectorRequest(AnsweredOptions):
     """Word pairs of one task."""
 
@@ -46,7 +51,8 @@ class FunctionVectorRequest(AnsweredOptions):
         default=[], description="Pairs of another task, whose vector of equal length is a control.")
     single_token: bool = Field(default=False, description="Leave out pairs whose output is more than one token to the "
                                "model.")
-    template: Template = Field(default="{x} ->", description="A prompt with one slot, {x}.")
+    template: Template = Field(default="{x} ->", description="A prompt with one slot, {x}. Where the model's tokenizer "
+                               "puts no mark at the beginning, let something stand before the slot: - {x} ->")
     extraction: Literal["mean_difference", "causal_mediation"] = Field(
         default="mean_difference", description="mean_difference: few-shot minus zero-shot activations; "
         "causal_mediation: summed outputs of the heads that cause the answer.")
@@ -70,7 +76,8 @@ class FunctionVector(Recipe):
     request = FunctionVectorRequest
     ops = ("add",)
     sites = (SITE,)
-    scope = LAST
+    # On later tokens the vector would make each begin an answer anew: "Buchsowen" for Bucharest on SmolLM2.
+    scope = NEXT
     effect = "random_percentile"
     # Dealt demonstrations still show what kind of thing answers are, and their vector may do as well.
     chance = {"random_percentile": "random vectors"}
@@ -163,7 +170,7 @@ class FunctionVector(Recipe):
                 "random_vectors_logprob": standing(found[1], [draw[1] for draw in random_draws]),
                 "shuffled_demonstrations": standing(found[0], [draw[0] for draw in shuffled_draws]),
                 "shuffled_demonstrations_logprob": standing(found[1], [draw[1] for draw in shuffled_draws])},
-            **finder.extra(),
+            **finder.extra(), **({"warnings": [SUNK]} if _sunk(request, task) else {}),
         }
         if other_task is not None:
             other = finder.of(other_task, [layer], chance, span.part(2 * draws + 1, 2 * draws + 2))[layer]
@@ -259,6 +266,13 @@ def _scored(task: Task, prompts: Sequence[Tokens], items: Sequence[int], span: S
     logprobs = answer_logprobs(task.subject, prompts, span, program)
     chosen = logprobs.gather(1, answers.unsqueeze(1)).squeeze(1)
     return float((logprobs.argmax(dim=1) == answers).double().mean()), float(chosen.mean())
+
+
+def _sunk(request: FunctionVectorRequest, task: Task) -> bool:
+    """Whether the first token of a bare query is the word's own. On SmolLM2 no layer or strength then gives a plural on
+    dev, and with a dash before the word nearly every layer of the last third gives all of them."""
+    own = task.subject.encode_continuation(task.inputs[0])
+    return request.template.startswith("{x}") and task.zero_shot(0)[0] == own[0]
 
 
 def _sizes(task: Task, layers: Sequence[int], vectors: dict[int, torch.Tensor], span: Span

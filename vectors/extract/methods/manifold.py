@@ -30,7 +30,8 @@ from vectors.extract.behaviour import Answers, Behaviour
 from vectors.extract.items import Examples, Labelled, labelled
 from vectors.extract.manifold_fit import Fit, Layout, fit
 from vectors.extract.manifold_report import dev_swaps, dev_walks, swaps, walks
-from vectors.extract.manifold_trial import READ_OUT, Trial
+from vectors.extract.manifold_trial import Trial
+from vectors.extract.programs import NEXT
 from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
 from vectors.extract.refusals import AnswerInPrompt, FitFailed, NoContrast, OneClass, TooFewExamples
 from vectors.extract.scratch import Scratch
@@ -104,7 +105,7 @@ class ManifoldSteering(Recipe):
     request = ManifoldRequest
     ops = ("manifold",)
     sites = (SITE,)
-    scope = READ_OUT
+    scope = NEXT
     effect = "shuffled_labels_percentile"
     chance = {"shuffled_labels_percentile": "centroids of dealt labels",
               "shuffled_knots_percentile": "curves through dealt values"}
