@@ -12,6 +12,7 @@ from starlette.types import Lifespan, Receive, Scope, Send
 from server.api import console, lens, receipts
 from server.api.admin import adapters, audit, capabilities, docs, effects, health, history, jobs
 from server.api.admin import keys as access_keys
+from server.api.admin import settings as settings_in_force
 from server.api.admin import switches as admin
 from server.api.anthropic import messages
 from server.api.library import artifacts, calibration, evaluations, extract, presets
@@ -70,7 +71,7 @@ ROUTERS = (chat.router, completions.router, responses.router, files.router, batc
            receipts.router, tokens.router, models.router, artifacts.router, calibration.router, presets.router,
            capabilities.router, extract.router, evaluations.router, jobs.router, effects.router, history.router,
            lens.router, admin.router, adapters.router, access_keys.router,
-           audit.router)
+           audit.router, settings_in_force.router)
 DESCRIPTION = "Inference-time steering behind OpenAI's API: each request may carry a `steering` field."
 
 

@@ -1,11 +1,13 @@
 import { svelte } from "@sveltejs/vite-plugin-svelte";
+import { svelteTesting } from "@testing-library/svelte/vite";
 import { fileURLToPath } from "node:url";
 import { defineConfig } from "vite";
 
 export default defineConfig({
   // Relative addresses: the server may be behind a path prefix that nobody knows at build time.
   base: "./",
-  plugins: [svelte()],
+  // In tests only: Svelte as the browser gets it, and what a test drew is taken away after it.
+  plugins: [svelte(), svelteTesting()],
   resolve: {
     alias: { "@trimtab/client": fileURLToPath(new URL("../typescript/src/index.ts", import.meta.url)) },
   },

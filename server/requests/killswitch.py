@@ -17,7 +17,7 @@ import structlog
 from server.observability.instruments import Gauge, Registry
 from server.threads import contained
 from vectors.library.audit.notes import ACTOR
-from vectors.library.switches import Switches, Turn
+from vectors.library.switches import Switches, Turn, Turned
 
 Result = TypeVar("Result")
 log = structlog.get_logger("trimtab.switches")
@@ -34,6 +34,7 @@ class KillSwitch:
 
     Attributes:
         generation: raised by one with every change.
+        turned: who turned it last, None where nobody did.
         unstored: the state that the library does not know yet, None where it knows.
         failure: why the last try to reach the library failed, None after one that did not.
     """
@@ -41,6 +42,7 @@ class KillSwitch:
     def __init__(self, switches: Switches, registry: Registry, *, always: bool) -> None:
         """`always`: on for the life of the process, whatever the library says."""
         self.generation = 0
+        self.turned: Turned | None = None
         self.unstored: bool | None = None
         self.failure: str | None = None
         self._switches = switches
@@ -71,7 +73,7 @@ class KillSwitch:
 
     async def start(self) -> None:
         """Read the library's state, then follow it. Raises LibraryUnavailable."""
-        self._apply(await self._in_thread(self._switches.kill_switch))
+        self._apply(*await self._in_thread(self._switches.kill_switch_turned))
         self._task = asyncio.create_task(self._follow())
 
     async def stop(self) -> None:
@@ -87,8 +89,10 @@ class KillSwitch:
         """Turn it on or off. It acts at once. The call returns when the state is stored, or when it could not be stored
         yet."""
         self.unstored = on
-        self._turns.append(Turn(on, ACTOR.get(), datetime.now(UTC)))
-        self._apply(on)
+        turn = Turn(on, ACTOR.get(), datetime.now(UTC))
+        self._turns.append(turn)
+        # Whoever turns it to what it is already has not turned it.
+        self._apply(on, self.turned if on == self._on else Turned.of(turn.by, turn.at))
         self._tried = asyncio.Event()
         self._wake.set()
         await self._stored(STORE_S)
@@ -103,12 +107,13 @@ class KillSwitch:
         finally:
             del self._listeners[key]
 
-    def _apply(self, on: bool) -> None:
+    def _apply(self, on: bool, turned: Turned | None) -> None:
+        self.turned = turned
         if on == self._on:
             return
         self._on = on
         self.generation += 1
-        log.warning("kill_switch", on=self.on)
+        log.warning("kill_switch", on=self.on, by=None if turned is None else turned.by)
         for changed in list(self._listeners.values()):
             try:
                 changed()
@@ -133,9 +138,9 @@ class KillSwitch:
         wanted, tried, turns = self.unstored, self._tried, list(self._turns)
         try:
             if wanted is None:
-                found = await self._in_thread(self._switches.kill_switch)
+                found = await self._in_thread(self._switches.kill_switch_turned)
                 if self.unstored is None:
-                    self._apply(found)
+                    self._apply(*found)
             else:
                 await self._in_thread(self._switches.set_kill_switch, wanted, turns)
                 self._turns = deque((turn for turn in self._turns if turn not in turns), maxlen=MOST_TURNS)

@@ -25,6 +25,7 @@ from server.errors import Unauthorized
 from server.identity.keys import Keys, new_secret, spelled
 from server.identity.roles import ANY_KEY, MEANING, NEEDED, OPEN, ROLES
 from server.observability.instruments import Registry
+from server.requests.killswitch import KillSwitch
 from server.settings import Settings
 from server.text.vocabulary import Vocabulary
 from tests.server.conftest import MODEL, chat
@@ -347,3 +348,53 @@ def test_the_page_on_security_says_what_roles_mean() -> None:
     for route in routes():
         if route.needed == ANY_KEY and not route.path.startswith("/v1/models/"):
             assert f"`{route.path}`" in page
+
+
+@pytest.fixture
+def secretive(tmp_path: Path) -> Settings:
+    return Settings(served_model_name=MODEL, data_dir=tmp_path / "data", api_key=SecretStr("owner-s-key"),
+                    vllm_args={"hf_token": "sesame"},
+                    database_url="postgresql://ada:sesame@db.example/library?sslpassword=sesame")
+
+
+async def test_the_settings_in_force_are_told_without_secrets(
+        secretive: Settings, engine: ScriptedEngine, library: Library, vocabulary: Vocabulary) -> None:
+    app = create_app(secretive, engine, library, vocabulary, engine_name="scripted")
+    async with app.router.lifespan_context(app), httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        operator = bearer(await make(client, "operate"))
+        answer = await client.get("/v1/admin/settings", headers=operator)
+    found = {one["name"]: one for one in answer.json()["settings"]}
+    assert set(found) == set(Settings.model_fields)
+    assert found["max_choices"] == {"name": "max_choices", "value": secretive.max_choices, "default": True,
+                                    "description": Settings.model_fields["max_choices"].description}
+    assert found["api_key"]["value"] == "(hidden)" and not found["api_key"]["default"]
+    assert found["database_url"]["value"] == "postgresql://(hidden)@db.example/library?(hidden)"
+    assert found["vllm_args"]["value"] == {"hf_token": "(hidden)"}
+    assert "sesame" not in answer.text and "owner-s-key" not in answer.text
+    assert answer.json()["versions"]["torch"]
+
+
+async def test_who_turned_a_switch_and_when_is_told_to_every_server(client: httpx.AsyncClient, library: Library
+                                                                    ) -> None:
+    """Also after a restart; whoever turns a switch to what it is already has not turned it."""
+    one, two = [bearer(await make(client, "operate", "infer_raw", name=name)) for name in ("ada", "bob")]
+    url, before = "/v1/admin/kill-switch", datetime.now(UTC)
+    assert (await client.get(url, headers=one)).json()["turned"] is None
+    turned = (await client.put(url, headers=one, json={"on": True})).json()["turned"]
+    assert (turned["by"], turned["tenant"]) == ("ada", "default")
+    assert before <= datetime.fromisoformat(turned["at"]) <= datetime.now(UTC)
+    assert (await client.put(url, headers=two, json={"on": True})).json()["turned"] == turned
+    restarted = KillSwitch(library.switches, Registry(), always=False)
+    await restarted.start()
+    assert restarted.turned is not None and restarted.turned.by == "ada"
+    await restarted.stop()
+    assert (await client.put(url, headers=two, json={"on": False})).json()["turned"]["by"] == "bob"
+
+    url = "/v1/admin/default-spec"
+    assert (await client.get(url, headers=two)).json()["turned"] is None
+    await client.put(url, headers=two, json={"interventions": [VECTOR]})
+    assert (await client.get(url, headers=one)).json()["turned"]["by"] == "bob"
+    await client.delete(url, headers=OWNER)
+    found = (await client.get(url, headers=one)).json()
+    assert found["spec"] is None and found["turned"]["by"] == "owner"

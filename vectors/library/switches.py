@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Self
 
 from sqlalchemy.orm import Session
 
@@ -17,6 +18,8 @@ from vectors.library.tables import Setting, now
 
 DEFAULT_SPEC = "default_spec"
 KILL_SWITCH = "kill_switch"
+# Who turned a switch stands in a row of its own, so that servers of an older version read the switch as before.
+TURNED = "_turned"
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,26 @@ class Turn:
     on: bool
     by: Actor
     at: datetime
+
+
+@dataclass(frozen=True)
+class Turned:
+    """When a switch was last turned, and by whom: the name and tenant of a key, as the audit has them."""
+
+    at: datetime
+    by: str
+    tenant: str
+
+    @classmethod
+    def of(cls, actor: Actor, at: datetime) -> Self:
+        return cls(at, actor.key_name, actor.tenant)
+
+    @classmethod
+    def from_json(cls, found: dict[str, str]) -> Self:
+        return cls(datetime.fromisoformat(found["at"]), found["by"], found["tenant"])
+
+    def to_json(self) -> dict[str, str]:
+        return {"at": self.at.isoformat(), "by": self.by, "tenant": self.tenant}
 
 
 class Switches:
@@ -47,6 +70,11 @@ class Switches:
             kept = self._kept = document, from_json(document, "the stored default spec")
         return kept[1]
 
+    def default_spec_turned(self) -> Turned | None:
+        """Who set or cleared it last; None where nobody did."""
+        with self._database.read() as session:
+            return _turned(session, DEFAULT_SPEC)
+
     def set_default_spec(self, spec: Spec) -> None:
         """Raises NotFound: the spec names an artifact that is not there."""
         document = to_json(spec)
@@ -62,9 +90,13 @@ class Switches:
 
     def kill_switch(self) -> bool:
         """Whether all steering is off."""
+        return self.kill_switch_turned()[0]
+
+    def kill_switch_turned(self) -> tuple[bool, Turned | None]:
+        """Whether all steering is off, and who turned it last; None where nobody did."""
         with self._database.read() as session:
             row = session.get(Setting, KILL_SWITCH)
-            return row is not None and bool(row.value)
+            return row is not None and bool(row.value), _turned(session, KILL_SWITCH)
 
     def set_kill_switch(self, on: bool, turns: Sequence[Turn] = ()) -> None:
         """Store the state. turns: all that led to it, the last one included, which the audit gets; by default one by
@@ -75,6 +107,9 @@ class Switches:
             before = row is not None and bool(row.value)
             for turn in turns or [Turn(on, ACTOR.get(), now())]:
                 note(session, "kill_switch.set", "kill_switch", before=before, after=turn.on, actor=turn.by, at=turn.at)
+                # Whoever turns it to what it is already has not turned it.
+                if turn.on != before:
+                    _store(session, KILL_SWITCH + TURNED, Turned.of(turn.by, turn.at).to_json())
                 before = turn.on
             _store(session, KILL_SWITCH, on)
 
@@ -96,9 +131,15 @@ def _stored_default(session: Session) -> str | None:
     return None if row is None else row.value
 
 
+def _turned(session: Session, key: str) -> Turned | None:
+    row = session.get(Setting, key + TURNED)
+    return None if row is None else Turned.from_json(row.value)
+
+
 def _store_default(session: Session, action: str, document: str | None) -> None:
     before = _stored_default(session)
     _store(session, DEFAULT_SPEC, document)
+    _store(session, DEFAULT_SPEC + TURNED, Turned.of(ACTOR.get(), now()).to_json())
     note(session, action, DEFAULT_SPEC, before=None if before is None else json.loads(before),
          after=None if document is None else json.loads(document))
 

@@ -74,6 +74,7 @@ class Endpoints:
     clear_default_spec = Endpoint(work.clear_default_spec)
     library = Endpoint(work.library)
     collect_library = Endpoint(work.collect_library)
+    settings = Endpoint(work.settings)
     kill_switch = Endpoint(work.kill_switch)
     set_kill_switch = Endpoint(work.set_kill_switch)
 

@@ -208,15 +208,39 @@ class Method(Model):
     request: dict[str, Any]
 
 
+class Setting(Model):
+    """A setting in force. Passwords and keys are hidden."""
+
+    name: str
+    value: Any
+    default: bool
+    description: str
+
+
+class SettingsInForce(Model):
+    settings: list[Setting]
+    versions: dict[str, str]
+
+
+class Turned(Model):
+    """Who turned a switch last. by: the name of a key; "owner" is that of the settings, and where none is asked for."""
+
+    at: datetime
+    by: str
+    tenant: str
+
+
 class KillSwitch(Model):
     on: bool
     reason: str | None = None
     stored: bool = True
     failure: str | None = None
+    turned: Turned | None = None
 
 
 class DefaultSpec(Model):
     spec: dict[str, Any] | None = Field(default=None)
+    turned: Turned | None = None
 
 
 class LibraryUsage(Model):

@@ -17,6 +17,7 @@ from trimtab_client.models import (
     LibraryUsage,
     Method,
     Page,
+    SettingsInForce,
 )
 from trimtab_client.reading import content_of, nothing, plain, reader
 
@@ -240,6 +241,11 @@ def library() -> Call[LibraryUsage]:
 def collect_library(*, min_age_s: float = 3600.0) -> Call[Collected]:
     """Remove from the storage what deleted versions and crashes left, if at least so old."""
     return Call("POST", "/v1/admin/library/gc", reader(Collected), params={"min_age_s": min_age_s})
+
+
+def settings() -> Call[SettingsInForce]:
+    """What the server was started with, and the versions of what runs; without secrets."""
+    return Call("GET", "/v1/admin/settings", reader(SettingsInForce))
 
 
 def kill_switch() -> Call[KillSwitch]:

@@ -26,6 +26,7 @@ import type {
   History,
   Job,
   KeyChange,
+  SettingsInForce,
   KillSwitch,
   MadeKey,
   NewKey,
@@ -445,6 +446,11 @@ export class Client {
   /** Remove from the storage what deleted versions and crashes left, if at least so old. */
   collectLibrary(minAgeS = 3600, options: CallOptions = {}): Promise<Collected> {
     return this.#http.json("POST", "/v1/admin/library/gc", { ...options, query: { min_age_s: minAgeS } });
+  }
+
+  /** What the server was started with, and the versions of what runs; without secrets. */
+  settings(options: CallOptions = {}): Promise<SettingsInForce> {
+    return this.#http.json("GET", "/v1/admin/settings", options);
   }
 
   killSwitch(options: CallOptions = {}): Promise<KillSwitch> {

@@ -56,6 +56,7 @@ export type AuditRecord = Given["AuditRecord"];
 export type AuditVerdict = Given["AuditVerdict"];
 export type OwnKey = Given["OwnKey"];
 export type DefaultSpec = Given["DefaultSpecView"];
+export type SettingsInForce = Given["SettingsView"];
 export type LibraryUsage = Given["LibraryView"];
 export type Collected = Given["CollectedView"];
 

@@ -92,6 +92,7 @@ const CALLS: Record<string, (client: Client) => Promise<unknown>> = {
   clearDefaultSpec: (c) => c.clearDefaultSpec(),
   library: (c) => c.library(),
   collectLibrary: (c) => c.collectLibrary(),
+  settings: (c) => c.settings(),
   killSwitch: (c) => c.killSwitch(),
   setKillSwitch: (c) => c.setKillSwitch(true),
   ownKey: (c) => c.ownKey(),

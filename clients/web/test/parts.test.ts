@@ -4,7 +4,7 @@ import { doseAt, dosing, floorAt, place, strengthAt } from "../src/lib/dose.js";
 import { bytes, nats, percent, runs } from "../src/lib/format.js";
 import { changes } from "../src/lib/changes.js";
 import { likeliest } from "../src/lib/likeliest.js";
-import { readPairs } from "../src/lib/pairs.js";
+import { readRows, type DataForm } from "../src/lib/rows.js";
 import { pointsOf } from "../src/lib/points.js";
 import { header } from "../src/lib/tensorfile.js";
 import { sentences } from "../src/lib/words.js";
@@ -102,30 +102,49 @@ describe("alternatives of the untouched model", () => {
   });
 });
 
+const PAIRS: DataForm = {
+  columns: [
+    { name: "positive", required: true, description: "", kind: "prompt", choices: [] },
+    { name: "negative", required: true, description: "", kind: "prompt", choices: [] },
+    { name: "item", required: false, description: "", kind: "text", choices: [] },
+    { name: "split", required: false, description: "", kind: "text", choices: ["train", "dev", "test"] },
+  ],
+};
+
 describe("pasted pairs", () => {
   it("are read from JSON lines, a list, a table with and without names", () => {
     const pair = { positive: "Yes, gladly", negative: "No" };
-    expect(readPairs(JSON.stringify(pair)).pairs).toEqual([pair]);
-    expect(readPairs(JSON.stringify([pair])).pairs).toEqual([pair]);
-    expect(readPairs('negative,positive\nNo,"Yes, gladly"\n').pairs).toEqual([pair]);
-    expect(readPairs("Yes, gladly\tNo\titem1").pairs).toEqual([{ ...pair, item: "item1" }]);
-    expect(readPairs(JSON.stringify({ ...pair, split: "test", other: 1 })).pairs).toEqual([{ ...pair, split: "test" }]);
-    expect(readPairs('"a ""quoted""\nline",b').pairs[0]?.positive).toBe('a "quoted"\nline');
+    const rows = (text: string) => readRows(text, PAIRS).rows;
+    expect(rows(JSON.stringify(pair))).toEqual([pair]);
+    expect(rows(JSON.stringify([pair]))).toEqual([pair]);
+    expect(rows('negative,positive\nNo,"Yes, gladly"\n')).toEqual([pair]);
+    expect(rows("Yes, gladly\tNo\titem1")).toEqual([{ ...pair, item: "item1" }]);
+    expect(rows(JSON.stringify({ ...pair, split: "test", other: 1 }))).toEqual([{ ...pair, split: "test" }]);
+    expect(rows('"a ""quoted""\nline",b')).toEqual([{ positive: 'a "quoted"\nline', negative: "b" }]);
+    const chat = { positive: [{ role: "user", content: "Hi" }], negative: "No" };
+    expect(rows(JSON.stringify(chat))).toEqual([chat]);
   });
 
   it("that are wrong are named, the rest is kept", () => {
-    const found = readPairs('{"positive": "a", "negative": "b"}\nnonsense\n{"positive": "a"}\n{"positive": "a", "negative": " "}');
-    expect(found.pairs).toHaveLength(1);
-    expect(found.errors).toHaveLength(3);
+    const found = readRows('{"positive": "a", "negative": "b"}\nnonsense\n{"positive": "a"}\n{"positive": "a", "negative": " "}\n{"positive": 1, "negative": "b"}\n{"positive": "a", "negative": "b", "split": "all"}', PAIRS);
+    expect(found.rows).toHaveLength(1);
+    expect(found.errors).toEqual([
+      "Line 2 is not JSON.",
+      "Line 3 lacks “negative”.",
+      "Line 4 has an empty “negative”.",
+      "Line 5 has a “positive” that is no text.",
+      "Line 6 has “all” as “split”, which must be train, dev, test.",
+    ]);
   });
 
   it("that may spoil the result are warned about", () => {
-    const warnings = readPairs("same,same\nlong long long long,x\nlong long long long,x").warnings.join(" ");
+    const warnings = readRows("same,same\nlong long long long,x\nlong long long long,x", PAIRS).warnings.join(" ");
     expect(warnings).toMatch(/no contrast/);
     expect(warnings).toMatch(/twice/);
     expect(warnings).toMatch(/few/);
     expect(warnings).toMatch(/about length/);
-    expect(readPairs("").warnings).toEqual([]);
+    expect(readRows("", PAIRS).warnings).toEqual([]);
+    expect(readRows('{"positive": "a", "negative": "b", "split": "dev"}\n{"positive": "c", "negative": "d"}', PAIRS).warnings.join(" ")).toMatch(/1 of 2 rows name a split/);
   });
 });
 

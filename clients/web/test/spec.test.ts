@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 
 import { program } from "../src/lib/code.js";
-import { bodyOf, FIRST, intervention, newItem, packed, parseLayers, pathOf, specOf, steeringOf, Unreadable, unpacked, type Column } from "../src/lib/spec.js";
+import { bodyOf, FIRST, intervention, newItem, packed, parseLayers, pathOf, specOf, steeringOf, Unreadable, unpacked, type Column, type Table } from "../src/lib/spec.js";
 
 describe("layers as people type them", () => {
   it("reads single layers, lists and ranges", () => {
@@ -90,7 +90,7 @@ describe("the address of the page", () => {
   const columns: Column[] = [{ preset: "", guard: null, items: [{ ...newItem("grüße"), strength: { kind: "value", value: -2, unit: "raw" } }] }];
 
   it("holds the whole state, any script included", () => {
-    const table = { ask: { ...FIRST.ask, prompt: "Ça va? 🌍 \"' </script>" }, columns };
+    const table = { ask: { ...FIRST.ask, prompt: "Ça va? 🌍 \"' </script>", turns: [{ role: "assistant", content: "Ja" }] }, columns, view: "heat", by: "rank" } satisfies Table;
     expect(packed(table)).toMatch(/^[\w-]+$/);
     expect(unpacked(packed(table))).toEqual(table);
   });

@@ -1,5 +1,6 @@
 """`/v1/admin`: the default spec and the kill switch, which hold for all servers of a library, and its housekeeping."""
 
+from datetime import datetime
 from typing import Annotated, Self
 
 from fastapi import APIRouter, Query
@@ -14,6 +15,7 @@ from steering.language.fields import MAX_INTERVENTIONS, ArtifactRef
 from steering.language.guard import Guard
 from steering.language.intervention import Intervention
 from steering.language.spec import Spec
+from vectors.library.switches import Turned
 
 router = APIRouter(prefix="/v1/admin", tags=["admin"], route_class=StrictRoute)
 
@@ -36,10 +38,24 @@ class DefaultSpecBody(BaseModel):
         return self
 
 
+class TurnedView(BaseModel):
+    """Who turned a switch last."""
+
+    at: datetime
+    by: str = Field(description='Name of the key; "owner" for that of the settings, and for everybody where the server '
+                    'asks for none; "local" for the library opened without a server.')
+    tenant: str = Field(description="Of the key.")
+
+    @classmethod
+    def of(cls, turned: Turned | None) -> Self | None:
+        return None if turned is None else cls(at=turned.at, by=turned.by, tenant=turned.tenant)
+
+
 class DefaultSpecView(BaseModel):
     spec: Spec | None = Field(description="Null: requests are steered only as they say themselves.")
     problem: str | None = Field(default=None, description="Why the requests it would act on are refused: it failed "
                                 "when it was tried at the start of this server.")
+    turned: TurnedView | None = Field(default=None, description="Who set or cleared it last; null where nobody did.")
 
 
 class KillSwitchBody(BaseModel):
@@ -54,6 +70,8 @@ class KillSwitchView(BaseModel):
     stored: bool = Field(description="Whether the library knows it. false: this server acts on it already, other "
                          "servers and a restart do not know it yet; storing is tried again until it succeeds.")
     failure: str | None = Field(default=None, description="Why the library could not be reached at the last try.")
+    turned: TurnedView | None = Field(default=None, description="Who turned it last; null where nobody did. What the "
+                                      "settings say is turned by nobody.")
 
 
 class LibraryView(BaseModel):
@@ -76,7 +94,8 @@ class CollectedView(BaseModel):
 @router.get("/default-spec")
 def show_default_spec(state: State) -> DefaultSpecView:
     spec = state.planner.default_spec()
-    return DefaultSpecView(spec=spec, problem=None if spec is None else state.planner.default_spec_problem(spec))
+    return DefaultSpecView(spec=spec, problem=None if spec is None else state.planner.default_spec_problem(spec),
+                           turned=TurnedView.of(state.library.switches.default_spec_turned()))
 
 
 @router.put("/default-spec")
@@ -91,7 +110,7 @@ async def set_default_spec(body: DefaultSpecBody, state: State) -> DefaultSpecVi
     await rehearse(spec, state)
     await in_thread(state.library.switches.set_default_spec, spec)
     state.planner.unbar_default_spec()
-    return DefaultSpecView(spec=spec)
+    return await in_thread(show_default_spec, state)
 
 
 @router.delete("/default-spec")
@@ -105,7 +124,8 @@ def clear_default_spec(state: State) -> DefaultSpecView:
 @router.get("/kill-switch")
 async def show_kill_switch(state: State) -> KillSwitchView:
     switch = state.kill_switch
-    return KillSwitchView(on=switch.on, reason=switch.reason, stored=switch.unstored is None, failure=switch.failure)
+    return KillSwitchView(on=switch.on, reason=switch.reason, stored=switch.unstored is None, failure=switch.failure,
+                          turned=TurnedView.of(switch.turned))
 
 
 @router.put("/kill-switch")

@@ -1,8 +1,12 @@
 /** A request as a program that somebody can copy. */
 
+import type { Spec } from "@trimtab/client";
+
 import type { Ask } from "./spec.js";
 
 export type Language = "curl" | "Python" | "TypeScript";
+/** What can be copied: a call, or the spec as a preset is stored. */
+export type Form = Language | "preset";
 
 export function program(language: Language, base: string, path: string, body: Record<string, unknown>, key: boolean): string {
   if (language === "curl") {
@@ -32,8 +36,13 @@ export function program(language: Language, base: string, path: string, body: Re
   ].join("\n");
 }
 
-export function languages(): Language[] {
-  return ["curl", "Python", "TypeScript"];
+/** The body of POST /v1/presets. */
+export function stored(name: string, spec: Spec): string {
+  return JSON.stringify({ name: name.trim() || "my-preset", spec }, null, 2);
+}
+
+export function forms(): Form[] {
+  return ["curl", "Python", "TypeScript", "preset"];
 }
 
 /** A JSON value as Python writes it. */

@@ -1,6 +1,6 @@
 /** The server that this page came from: its client, the key, and whether it answers. */
 
-import { Client, ConnectionFailed, Overloaded, TrimtabError, Unauthorized } from "@trimtab/client";
+import { Client, ConnectionFailed, Overloaded, TrimtabError, Unauthorized, type OwnKey } from "@trimtab/client";
 
 const KEY = "trimtab.key";
 const AGAIN_MS = 2000;
@@ -29,6 +29,8 @@ class Server {
   models = $state<string[]>([]);
   capabilities = $state<Capabilities | null>(null);
   hasKey = $state(false);
+  /** Whose key this is and what it may do. A server that asks for no key lets everybody do everything. */
+  own = $state<OwnKey | null>(null);
   client: Client;
   readonly base = new URL(".", document.baseURI).href.replace(/\/$/, "");
   #key = sessionStorage.getItem(KEY);
@@ -36,6 +38,12 @@ class Server {
 
   constructor() {
     this.client = this.#made();
+  }
+
+  /** Whether the key may do what needs a role; before that is known, whatever it tries is for the server to judge. */
+  may(role: string): boolean {
+    const roles: readonly string[] | undefined = this.own?.roles;
+    return roles === undefined || roles.includes(role) || roles.includes("admin");
   }
 
   get model(): string {
@@ -57,8 +65,9 @@ class Server {
   async connect(): Promise<void> {
     clearTimeout(this.#timer);
     try {
-      const [models, capabilities] = await Promise.all([this.client.models(), this.client.capabilities()]);
+      const [models, capabilities, own] = await Promise.all([this.client.models(), this.client.capabilities(), this.client.ownKey()]);
       this.models = models;
+      this.own = own;
       this.capabilities = capabilities as Capabilities;
       this.standing = "ready";
       this.reason = "";

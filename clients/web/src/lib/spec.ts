@@ -2,6 +2,8 @@
 
 import type { Intervention, Spec, Steering } from "@trimtab/client";
 
+import { HEATS, type Heat } from "./heat.js";
+
 /** How strong: as the artifact's card says, a factor in the card's unit, or a dose in nats. */
 export type Strength = { kind: "card" } | { kind: "value"; value: number; unit: string } | { kind: "dose"; kl: number };
 
@@ -54,9 +56,17 @@ export interface Fork {
   text: string;
 }
 
+/** An earlier turn of a conversation. */
+export interface Turn {
+  role: "user" | "assistant";
+  content: string;
+}
+
 export interface Ask {
   mode: "chat" | "text";
   system: string;
+  /** What was said before the prompt. */
+  turns: Turn[];
   prompt: string;
   max_tokens: number;
   temperature: number;
@@ -70,6 +80,9 @@ export interface Ask {
 export interface Table {
   ask: Ask;
   columns: Column[];
+  /** How answers are shown, and what the colour of a token shows. */
+  view: "text" | "heat";
+  by: Heat;
 }
 
 export class Unreadable extends Error {}
@@ -227,6 +240,7 @@ export function bodyOf(ask: Ask, model: string, steering: Steering | null): Reco
 export function messagesOf(ask: Ask): { role: string; content: string }[] {
   return [
     ...(ask.system === "" ? [] : [{ role: "system", content: ask.system }]),
+    ...ask.turns.map(({ role, content }) => ({ role, content })),
     { role: "user", content: ask.prompt },
   ];
 }
@@ -236,9 +250,16 @@ export function pathOf(ask: Ask): string {
 }
 
 export const FIRST: Table = {
-  ask: { mode: "chat", system: "", prompt: "", max_tokens: 60, temperature: 0, seed: 0, locked: true, n: 1, fork: null },
+  ask: { mode: "chat", system: "", turns: [], prompt: "", max_tokens: 60, temperature: 0, seed: 0, locked: true, n: 1, fork: null },
   columns: [],
+  view: "text",
+  by: "effect",
 };
+
+/** The address of a playground with one column. */
+export function tryLink(column: Column): string {
+  return `#/playground?t=${packed({ ...FIRST, columns: [column] })}`;
+}
 
 /** The table as text for an address, and back. Anything that is not one is the empty table. */
 export function packed(table: Table): string {
@@ -254,12 +275,14 @@ export function unpacked(text: string): Table | null {
     const json = Uint8Array.from(atob(text.replaceAll("-", "+").replaceAll("_", "/")), (c) => c.charCodeAt(0));
     const found = JSON.parse(new TextDecoder().decode(json)) as Partial<Table>;
     return {
-      ask: { ...FIRST.ask, ...found.ask },
+      ask: { ...FIRST.ask, ...found.ask, turns: Array.isArray(found.ask?.turns) ? found.ask.turns : [] },
       columns: (found.columns ?? []).map((column) => ({
         preset: String(column.preset ?? ""),
         guard: column.guard ?? null,
         items: (column.items ?? []).map((item) => ({ ...newItem(String(item.artifact)), ...item })),
       })),
+      view: found.view === "heat" ? "heat" : "text",
+      by: HEATS.some(([name]) => name === found.by) ? (found.by as Heat) : "effect",
     };
   } catch {
     return null;

@@ -16,7 +16,8 @@ export async function users(name: string): Promise<{ presets: Preset[]; standard
     presets.push(...page.data.filter((preset) => names(preset.spec as Spec, name)));
     cursor = page.cursor ?? null;
   } while (cursor !== null);
-  const standard = (await server.client.defaultSpec()).spec;
+  // Only those who may change the default steering may read it.
+  const standard = server.may("operate") ? (await server.client.defaultSpec()).spec : null;
   return { presets, standard: standard !== null && names(standard as Spec, name) };
 }
 

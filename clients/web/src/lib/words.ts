@@ -39,9 +39,9 @@ export function sentences(receipt: Receipt, floors: Floors = {}): Sentence[] {
       const why = one.gate ? "its gate stayed shut" : "its scope holds none";
       return { text: `${one.artifact} acted on no token, because ${why}.`, tone: "off" };
     }
-    const kl = receipt.effects?.choices[0]?.interventions[j]?.shift.kl.mean;
+    const kl = mean((receipt.effects?.choices ?? []).map((choice) => choice.interventions[j]?.shift.kl.mean));
     const card = receipt.effects?.choices[0]?.interventions[j]?.card_kl;
-    const effect = kl === undefined ? "" : `, which moved the answer by ${nats(kl)} a token`;
+    const effect = kl === undefined ? "" : `, which moved the ${(receipt.effects?.choices.length ?? 1) > 1 ? "answers" : "answer"} by ${nats(kl)} a token`;
     const expected = card === undefined || card === null ? "" : ` (its card says ${nats(card)})`;
     const floor = kl === undefined || floors[one.artifact] === undefined ? "" : `; a random one of that size: ${nats(floors[one.artifact] ?? 0)}`;
     return {
@@ -64,6 +64,11 @@ export function sentences(receipt: Receipt, floors: Floors = {}): Sentence[] {
     found.push({ text: `The effect was not measured: ${receipt.effects.reason ?? "it failed"}.`, tone: "warn" });
   }
   return found;
+}
+
+function mean(values: readonly (number | undefined)[]): number | undefined {
+  const known = values.filter((one): one is number => one !== undefined);
+  return known.length === 0 ? undefined : known.reduce((sum, one) => sum + one, 0) / known.length;
 }
 
 /** What gates and guards did to an intervention. */
