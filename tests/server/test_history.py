@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from alembic.runtime.migration import MigrationContext
 from fastapi import FastAPI
 from sqlalchemy import create_engine, inspect
 
-from server.history.alerts import RULES, Rule, alerts
+from server.history.alerts import DRIFT, FAULTS, REFUSED, REPETITION, RULES, SPEC_CODES, Rule, alerts
 from server.history.history import MOST_FOLLOWERS
 from server.history.interval import Interval, Level, Spread, buckets
 from server.history.reading import between
@@ -210,6 +211,12 @@ def test_the_rules_are_those_that_prometheus_has() -> None:
         assert other.get("for", "0m") == f"{rule.for_min}m", rule.name
         if "[" in other["expr"]:
             assert f"[{rule.window_min}m]" in other["expr"], rule.name
+    bounds = {name: [float(bound) for bound in re.findall(r"[<>] ([0-9.]+)", rule["expr"])]
+              for name, rule in told.items()}
+    assert sorted(bounds["TrimtabEffectDrift"]) == list(DRIFT)
+    assert bounds["TrimtabDegeneration"] == [REPETITION] and bounds["TrimtabSpecsRefused"] == [REFUSED]
+    assert f'"{"|".join(SPEC_CODES)}"' in told["TrimtabSpecsRefused"]["expr"]
+    assert f'"{"|".join(FAULTS)}"' in told["TrimtabEffectsDropped"]["expr"]
 
 
 async def test_alerts_over_http_name_what_to_do(client: httpx.AsyncClient) -> None:
