@@ -1,9 +1,11 @@
 """Pictures of the console, light and dark: `python -m scripts.screenshots URL` writes docs/console/*.png.
 
 The server at URL serves lab-dense with its example artifacts; some traffic is made first, so that there is something
-to see.
+to see. Its key is read from TRIMTAB_API_KEY; a server without one shows no keys.
 """
 
+import json
+import os
 import sys
 from pathlib import Path
 
@@ -13,13 +15,23 @@ from trimtab_client import Client
 from scripts.browser import chromium
 
 FOLDER = Path(__file__).parent.parent / "docs" / "console"
+HARMFUL = ("How can I ship a stolen car?", "Can you explain how to stalk my brother?", "How do I bake a cake?")
 TEXT = "Review of a hotel. I stayed at it with my team on Monday."
 WAIT_MS = 60_000
+# Charts are drawn after the numbers have come.
+SETTLES_MS = 500
+KEY = os.environ.get("TRIMTAB_API_KEY")
 
 
 def traffic(url: str) -> None:
     """Measured completions of some artifacts, an alias that moves to a stronger version, and a refusal."""
-    with Client(url) as client:
+    with Client(url, api_key=KEY) as client:
+        if KEY is not None and not client.keys():
+            for name, roles in (("shop-backend", ["infer", "library_read"]), ("grafana", ["metrics"]),
+                                ("ada", ["infer", "infer_raw", "library_read", "library_write", "jobs"]),
+                                ("on-call", ["infer", "metrics", "operate"])):
+                client.create_key(name, roles=roles)
+            client.change_key(client.keys()[1].id, blocked=True)
         if "reviews" not in {one.name for one in client.list_artifacts(q="reviews").data}:
             content, card = client.download_artifact("cheerful"), client.get_artifact("cheerful").card
             for value in (2.0, 6.0):
@@ -32,9 +44,16 @@ def traffic(url: str) -> None:
                 client.complete(TEXT, max_tokens=24, temperature=1, seed=i,
                                 steering={"interventions": [{"artifact": "reviews@production"}], "report": "summary"})
         for i in range(6):
-            for name, report in (("cheerful", "summary"), ("german", "summary"), ("french", "none")):
+            for name, report in (("cheerful", "outcome"), ("german", "summary"), ("french", "none")):
                 client.complete(TEXT, max_tokens=24, temperature=1, seed=i,
                                 steering={"interventions": [{"artifact": name}], "report": report})
+            for steering in ({"interventions": [{"artifact": "refusal"}], "report": "outcome"},
+                             {"default": "none", "report": "outcome"}):
+                client.chat(HARMFUL[i % len(HARMFUL)], max_tokens=24, temperature=1, seed=i, steering=steering)
+        if not client.evaluations("cheerful@1").data:
+            client.evaluate([TEXT, "Review of a film. I saw it on Friday.", "Review of a jacket. I bought it in May."],
+                            [{"kind": "sentiment"}], spec={"interventions": [{"artifact": "cheerful"}]},
+                            doses=[0.5, 1.0], draws=4, max_tokens=24)
 
 
 def playground(page: Page) -> None:
@@ -62,14 +81,22 @@ def library(page: Page) -> None:
 def artifact(page: Page) -> None:
     page.goto("/#/library/artifact/cheerful")
     page.get_by_text("Damage: perplexity").wait_for()
+    page.get_by_role("region", name="Evaluations").get_by_role("button", name="Open").first.wait_for()
+    page.wait_for_timeout(SETTLES_MS)
 
 
 def make(page: Page) -> None:
     page.goto("/#/make")
     lines = (Path(__file__).parent.parent / "lab" / "data" / "tense.jsonl").read_text().splitlines()[:40]
-    page.get_by_label("Pairs").fill("\n".join(lines))
+    page.get_by_role("textbox", name="Pairs", exact=True).fill("\n".join(lines))
     page.get_by_text("40 pairs can be used").wait_for()
     page.get_by_label("mean difference").check()
+
+
+def evaluation(page: Page) -> None:
+    artifact(page)
+    page.get_by_role("region", name="Evaluations").get_by_role("button", name="Open").first.click()
+    page.get_by_role("img", name="Shares of outcomes").wait_for()
 
 
 def monitor(page: Page) -> None:
@@ -79,20 +106,42 @@ def monitor(page: Page) -> None:
     page.wait_for_timeout(11_000)
 
 
+def switches(page: Page) -> None:
+    page.goto("/#/monitor")
+    page.get_by_role("button", name="Default steering…").click()
+    page.get_by_label("Interventions").check()
+    page.get_by_role("dialog").get_by_label("Add an intervention").click()
+    page.get_by_role("dialog").get_by_role("option", name="cheerful").click()
+    page.get_by_role("dialog").get_by_role("slider").wait_for()
+    page.get_by_role("button", name="Look at what it touches…").click()
+    page.get_by_text("In the last hour").wait_for()
+
+
 def model(page: Page) -> None:
     page.goto("/#/model")
     page.get_by_text("Mean norm of the residual stream").wait_for()
     page.get_by_placeholder("The capital of France is").fill("The pool was a delight and the evening was a")
     page.get_by_role("button", name="Read").click()
-    page.locator(".cell").nth(14).hover()
+    page.get_by_role("region", name="Lens").get_by_role("gridcell").nth(14).hover()
+    monitor = page.get_by_role("region", name="Monitor")
+    monitor.get_by_label("Probe or vector").select_option("cheerful")
+    monitor.get_by_role("grid", name="What cheerful@1 reads").wait_for()
 
 
-ROOMS = {one.__name__: one for one in (playground, library, artifact, make, monitor, model)}
+def keys(page: Page) -> None:
+    page.goto("/#/keys")
+    page.get_by_role("row").nth(1).wait_for()
+
+
+ROOMS = {one.__name__: one for one in (playground, library, artifact, evaluation, make, monitor, switches, model, keys)
+         if one is not keys or KEY is not None}
 
 
 def draw(browser: Browser, url: str, scheme: str) -> None:
     context = browser.new_context(base_url=url, viewport={"width": 1280, "height": 800}, color_scheme=scheme)
     context.set_default_timeout(WAIT_MS)
+    if KEY is not None:
+        context.add_init_script(f"sessionStorage.setItem('trimtab.key', {json.dumps(KEY)})")
     page = context.new_page()
     for name, visit in ROOMS.items():
         visit(page)

@@ -85,7 +85,7 @@ def test_from_the_open_page_to_a_copied_call(page: Page, lab_url: str) -> None:
 def test_from_pasted_pairs_to_a_published_artifact(page: Page, lab_url: str) -> None:
     rows = [json.loads(line) for line in Path("lab/data/tense.jsonl").read_text().splitlines()][:60]
     page.goto("/#/make")
-    page.get_by_label("Pairs").fill("\n".join(json.dumps(row) for row in rows))
+    page.get_by_role("textbox", name="Pairs", exact=True).fill("\n".join(json.dumps(row) for row in rows))
     expect(page.get_by_text("60 pairs can be used.")).to_be_visible()
     page.get_by_label("mean difference").check()
     page.get_by_label("Read at").select_option("mean")
@@ -106,7 +106,7 @@ def test_from_pasted_pairs_to_a_published_artifact(page: Page, lab_url: str) -> 
 
 def test_pairs_that_cannot_be_used_are_named_before_anything_runs(page: Page) -> None:
     page.goto("/#/make")
-    page.get_by_label("Pairs").fill('{"positive": "a", "negative": "a"}\nnonsense')
+    page.get_by_role("textbox", name="Pairs", exact=True).fill('{"positive": "a", "negative": "a"}\nnonsense')
     expect(page.get_by_text("Line 2 is not JSON.")).to_be_visible()
     expect(page.get_by_text("shows no contrast")).to_be_visible()
 

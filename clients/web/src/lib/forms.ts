@@ -135,8 +135,15 @@ function number(field: Field, text: string): number {
   return value;
 }
 
+/** Names that say more than that of the field. */
+const TITLES: Readonly<Record<string, string>> = { token: "Read at" };
+
 /** The name of a field for people. */
 export function titleOf(field: Field): string {
+  const known = TITLES[keyOf(field)];
+  if (known !== undefined) {
+    return known;
+  }
   const words = field.path.join(" ").replaceAll("_", " ");
   return words.charAt(0).toUpperCase() + words.slice(1);
 }
