@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.types import Lifespan, Receive, Scope, Send
 
 from server.api import console, lens, receipts
-from server.api.admin import adapters, audit, capabilities, docs, effects, health, history, jobs
+from server.api.admin import adapters, audit, capabilities, docs, effects, health, history, jobs, policies
 from server.api.admin import keys as access_keys
 from server.api.admin import settings as settings_in_force
 from server.api.admin import switches as admin
@@ -71,7 +71,7 @@ ROUTERS = (chat.router, completions.router, responses.router, files.router, batc
            receipts.router, tokens.router, models.router, artifacts.router, calibration.router, presets.router,
            capabilities.router, extract.router, evaluations.router, jobs.router, effects.router, history.router,
            lens.router, admin.router, adapters.router, access_keys.router,
-           audit.router, settings_in_force.router)
+           audit.router, policies.router, settings_in_force.router)
 DESCRIPTION = "Inference-time steering behind OpenAI's API: each request may carry a `steering` field."
 
 
@@ -86,7 +86,7 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
     """
     metrics = Metrics()
     owner = None if settings.api_key is None else settings.api_key.get_secret_value().encode()
-    keys = Keys(library.keys, owner, metrics.registry)
+    keys = Keys(library.keys, owner, metrics.registry, policies=library.policies)
     queue = AdmissionQueue(metrics.registry, places=settings.max_requests, most_requests=settings.queue_requests,
                            most_tokens=settings.queue_tokens)
 

@@ -80,6 +80,12 @@ class NotPermitted(InvalidRequest):
     code = "not_permitted"
 
 
+class PolicyViolation(InvalidRequest):
+    """A policy of the key or its tenant has a rule against what the request asks for."""
+
+    code = "policy_violation"
+
+
 class ForbiddenHost(InvalidRequest):
     """A server without a key was asked under a name not its own, as by a page that rebinds its name to this machine."""
 
@@ -190,7 +196,7 @@ _CODES: Mapping[int, str] = {
          "steering_limit steering_overflow text_too_long too_few_examples too_few_pairs unsupported_model "
          "unsupported_parameter unsupported_site",
     401: "invalid_api_key",
-    403: "forbidden_host forbidden_origin not_permitted",
+    403: "forbidden_host forbidden_origin not_permitted policy_violation",
     404: "model_not_found not_found route_not_found",
     405: "method_not_allowed",
     408: "body_timeout client_too_slow",

@@ -10,12 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from server.api.route import StrictRoute
 from server.engines.touching import count_touched
 from server.errors import ContextLengthExceeded
+from server.identity.principal import CURRENT
 from server.requests.admission.caller import caller_of
 from server.requests.admission.queue import Cost
 from server.requests.gates import Decided, decide
 from server.requests.lens import SITE, Map, look
 from server.requests.model_names import parse_model, serving
 from server.requests.plan import Plan
+from server.requests.policy_gate import check_lens
 from server.requests.receipt import Outcome, Receipt, receipt
 from server.requests.schema import Message, TokenIds, size_of
 from server.requests.state import ServerState, State
@@ -96,6 +98,7 @@ class LensReading(BaseModel):
 @router.post("/v1/lens")
 async def read_lens(body: LensRequest, request: Request, state: State) -> LensReading:
     """What each layer of the model would say next, had it to speak from there."""
+    check_lens(CURRENT.get().policies, body.lens)
     _check_steering(body.steering)
     model = parse_model(body.model, state)
     state = serving(model, state)

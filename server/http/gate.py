@@ -48,7 +48,7 @@ class Gate:
                                   f"{self._max_header_bytes}", param="headers", fix="Send less of them.")
         if PRINCIPAL in scope:
             asked_for: Principal = scope[PRINCIPAL]
-            return asked_for
+            return self._keys.held(asked_for)
         headers = Headers(scope=scope)
         if not self._keys.asked_for:
             self._check_host(headers)

@@ -9,17 +9,22 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TypeVar, cast
 
 import structlog
+from pydantic import ValidationError
 
 from server.errors import Unauthorized
+from server.identity.policy import Held, Policy
 from server.identity.principal import OWNER, Principal
 from server.identity.roles import Role
 from server.observability.instruments import Gauge, Registry
 from server.threads import in_thread
 from vectors.library.access import AccessKeys, StoredKey
+from vectors.library.policies import Policies, StoredPolicy
+from vectors.storage_errors import LibraryUnavailable
 
 log = structlog.get_logger("trimtab.keys")
 Result = TypeVar("Result")
@@ -37,8 +42,10 @@ class Keys:
     """
 
     def __init__(self, stored: AccessKeys, owner: bytes | None, registry: Registry, *,
-                 now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        self._stored, self._owner, self._now = stored, owner, now
+                 policies: Policies | None = None, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._stored, self._owner, self._now, self._policies = stored, owner, now, policies
+        self._held: dict[tuple[str, str], Held] = {}
+        self._read: dict[str, Policy] = {}
         self._by_id: dict[str, StoredKey] = {}
         self._used: dict[str, datetime] = {}
         self._written = now()
@@ -91,7 +98,14 @@ class Keys:
                                param="Authorization", scheme=scheme,
                                fix="Ask an administrator of the server for another one.")
         self._used[key.id] = now
-        return Principal(key.name, key.tenant, frozenset(cast(tuple[Role, ...], key.roles)), key.id)
+        return self.held(Principal(key.name, key.tenant, frozenset(cast(tuple[Role, ...], key.roles)), key.id))
+
+    def held(self, who: Principal) -> Principal:
+        """With the policies that hold for it now."""
+        if who.key_id is None or not self._held:
+            return who
+        found = (self._held.get((who.tenant, "")), self._held.get((who.tenant, who.key_id)))
+        return replace(who, policies=tuple(one for one in found if one is not None))
 
     def all(self) -> list[StoredKey]:
         """The keys that are known, in the order in which they were made."""
@@ -99,7 +113,12 @@ class Keys:
 
     async def refresh(self) -> None:
         """Raises LibraryUnavailable."""
-        self._by_id = {key.id: key for key in await in_thread(self._stored.all)}
+        keys, policies = await in_thread(lambda: (
+            self._stored.all(), [] if self._policies is None else self._policies.all()))
+        # Both at once, so that no key is ever known without the policies that hold for it.
+        read = {one.document: self._read.get(one.document) or policy_of(one) for one in policies}
+        self._by_id, self._read = {key.id: key for key in keys}, read
+        self._held = {(one.tenant, one.key_id): Held(one.label, read[one.document]) for one in policies}
 
     async def changed(self, work: Callable[[], Result]) -> Result:
         """Do `work` on the library, and have it act here before this returns."""
@@ -146,6 +165,16 @@ class Keys:
             if self.failure is None:
                 log.warning("keys_out_of_step", error=str(error)[:300])
             self.failure = f"{type(error).__name__}: {error}"[:300]
+
+
+def policy_of(stored: StoredPolicy) -> Policy:
+    """Raises LibraryUnavailable: a newer version of the server wrote it. Requests are not let past what cannot be read.
+    """
+    try:
+        return Policy.model_validate_json(stored.document)
+    except ValidationError as error:
+        raise LibraryUnavailable(f"the policy of {stored.label} cannot be read", fix="Set it anew, or use the version "
+                                 "that wrote it.") from error
 
 
 def new_secret() -> tuple[str, str]:

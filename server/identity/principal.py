@@ -1,21 +1,24 @@
 """Who sends a request."""
 
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from server.errors import NotPermitted
+from server.identity.policy import Held
 from server.identity.roles import ROLES, Role
 from steering.language.errors import Path
 
 
 @dataclass(frozen=True)
 class Principal:
-    """key_id: None for the key of the settings, and for everybody on a server that asks for no key."""
+    """key_id: None for the key of the settings, and for everybody on a server that asks for no key. policies: all of
+    which hold; none for the owner."""
 
     name: str
     tenant: str
     roles: frozenset[Role]
     key_id: str | None = None
+    policies: tuple[Held, ...] = field(default=(), compare=False)
 
     def may(self, role: Role) -> bool:
         return role in self.roles or "admin" in self.roles

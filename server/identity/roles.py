@@ -13,7 +13,7 @@ MEANING: dict[Role, str] = {
     "library_write": "create, change and delete artifacts and presets",
     "jobs": "extract, tune, calibrate and evaluate, and see and cancel jobs",
     "operate": "default spec, kill switch, adapters, settings to read, housekeeping of the library",
-    "admin": "everything, keys and the audit included",
+    "admin": "everything, keys, policies and the audit included",
 }
 # Any valid key may ask these: they say what the server is and nothing of anybody's work.
 ANY_KEY: Literal["any"] = "any"
@@ -46,5 +46,5 @@ NEEDED: dict[str, Role | Literal["any", "open"]] = {
                      "show_settings"),
                     "operate"),
     **dict.fromkeys(("create_key", "list_keys", "show_key", "change_key", "rotate_key", "delete_key",
-                     "list_audit", "verify_audit"), "admin"),
+                     "list_audit", "verify_audit", "list_policies", "set_policy", "delete_policy"), "admin"),
 }

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from server.engines.adapters import Adapter
 from server.errors import ModelNotFound
+from server.identity.principal import CURRENT
 from server.requests.state import ServerState
 
 
@@ -17,7 +18,18 @@ class ModelName:
 
 
 def parse_model(name: str, state: ServerState) -> ModelName:
-    """Raises ModelNotFound unless `name` is the served model or one of its adapters, or one of these and `:preset`."""
+    """
+    Raises:
+        ModelNotFound: `name` is neither the served model nor one of its adapters, nor one of these and `:preset`.
+        PolicyViolation: this key may not ask it.
+    """
+    model = _parsed(name, state)
+    for held in CURRENT.get().policies:
+        held.check_model(model.base)
+    return model
+
+
+def _parsed(name: str, state: ServerState) -> ModelName:
     served = state.settings.model_name
     # The names of models may hold colons, those of adapters do not.
     base, _, preset = (served, "", name[len(served) + 1:]) if name.startswith(f"{served}:") else name.partition(":")

@@ -16,7 +16,7 @@ from steering.programs.sections import Sections
 from steering.programs.touch import Touch
 from vectors.evaluate.graders.contract import Grader
 
-Origin = Literal["default", "model", "preset", "request"]
+Origin = Literal["policy", "default", "model", "preset", "request"]
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,20 @@ class Planned(Resolved):
     """One intervention with its artifacts looked up, and where it came from.
 
     path: its place in the request, or the field that named the preset it is of. preset: that preset with its version.
+    lowered: why its strength is not the one that was asked for.
     """
 
     origin: Origin = "request"
     path: Path = ()
     preset: str | None = None
+    lowered: str | None = None
 
     def place(self, error: TrimtabError, field: Path) -> TrimtabError:
         """The error about a field of this intervention, with the place in the request that it came from."""
         if self.origin == "default":
             return unusable_default(f"cannot be applied: {error.message}", (*self.path, *field))
+        if self.origin == "policy":
+            return unusable_mandatory(f"cannot be applied: {error.message}", (*self.path, *field))
         if self.preset is not None:
             # The fault lies in the preset; the request only named it.
             where = f"{path_text(field)}: " if field else ""
@@ -114,6 +118,11 @@ def _intervention(error: TrimtabError) -> int | None:
 def unusable_default(what: str, param: Path) -> DefaultSpecUnusable:
     return DefaultSpecUnusable(f"the server's default spec {what}", param=param,
                                fix='Change it at /v1/admin/default-spec, or send "default": "none" or "override".')
+
+
+def unusable_mandatory(what: str, param: Path) -> DefaultSpecUnusable:
+    return DefaultSpecUnusable(f"the mandatory spec of a policy that holds for this key {what}", param=param,
+                               fix="Have an administrator change it at /v1/admin/policies.")
 
 
 def _names_roles(scope: Scope) -> bool:

@@ -11,6 +11,7 @@ from cachetools import LRUCache
 
 from server.errors import NotSteered, SteeringDisabled
 from server.identity.principal import CURRENT
+from server.requests import policy_gate
 from server.requests.killswitch import KillSwitch
 from server.requests.monitor import Monitor
 from server.requests.plan import Origin, Plan, Planned, localised, unusable_default
@@ -57,6 +58,7 @@ class Planner:
         Raises:
             TrimtabError: `path` is the place in the request, ("steering", "interventions", 1, "layers") for example.
         """
+        policy_gate.check_asked(CURRENT.get().policies, steering)
         monitors = tuple(self._monitor(ref, i) for i, ref in enumerate(steering.monitor))
         graders = _graders(steering)
         disabled = self._kill_switch.reason
@@ -86,7 +88,8 @@ class Planner:
     def weakened(self, plan: Plan, closed: Collection[int], factors: Sequence[float]) -> Program:
         """The plan's program for a prompt whose gates closed the interventions `closed`, each at a factor of its
         strength."""
-        weaker = [replace(item, factor=factor) for item, factor in zip(plan.planned, factors, strict=True)]
+        weaker = [replace(item, factor=item.factor * factor)
+                  for item, factor in zip(plan.planned, factors, strict=True)]
         sections = None if plan.program is None else plan.program.sections
         return compile_program(weaker, self._facts).decided(closed).within(sections)
 
@@ -123,6 +126,11 @@ class Planner:
         planned: list[Planned] = []
         guards: list[Guard | None] = []
         presets: dict[str, str] = {}
+        held = CURRENT.get().policies
+        for one in held:
+            if (mandatory := one.policy.mandatory) is not None:
+                guards.append(mandatory.guard)
+                planned += _planned(mandatory.interventions, "policy", "mandatory", "interventions")
         default = self.default_spec() if steering.default == "inherit" else None
         if default is not None:
             problem = self.default_spec_problem(default)
@@ -135,10 +143,12 @@ class Planner:
         for origin, ref, path in named:
             if ref is None:
                 continue
+            policy_gate.check_preset(held, ref, path)
             try:
                 preset = self._library.presets.resolve(ref)
             except TrimtabError as error:
                 raise error.about(*path) from None
+            policy_gate.check_preset(held, preset.ref, path)
             presets[origin] = preset.ref
             guards.append(preset.spec.guard)
             planned += _of_preset(preset, origin, path)
@@ -149,10 +159,16 @@ class Planner:
         return planned, presets, tuple(guard for guard in guards if guard is not None)
 
     def _compiled(self, given: Sequence[Planned]) -> tuple[Program, tuple[Planned, ...]]:
-        """The program of `given`, and `given` with its artifacts looked up."""
+        """The program of `given`, and `given` with its artifacts looked up, as the policies of who asks let it act."""
+        held = CURRENT.get().policies
+        policy_gate.check_names(held, given)
         for item in given:
             self._check_inline(item)
         planned = tuple(replace(item, source=self._source(item), probes=self._probes(item)) for item in given)
+        program = self._compile(planned)
+        return policy_gate.enforce(held, planned, program, self._compile)[::-1] if held else (program, planned)
+
+    def _compile(self, planned: tuple[Planned, ...]) -> Program:
         key = _key(planned)
         with self._lock:
             program = self._programs.get(key)
@@ -165,7 +181,7 @@ class Planner:
             with self._lock:
                 if program_bytes(program) <= self._programs.maxsize:
                     self._programs[key] = program
-        return program, planned
+        return program
 
     def _system(self, default: Spec | None) -> str:
         """OpenAI's `system_fingerprint`: equal as long as the same request means the same to this server. It changes
@@ -255,7 +271,7 @@ def _key(resolved: Sequence[Resolved]) -> str:
     state = hashlib.sha256()
     for item in resolved:
         sources = [None if item.source is None else item.source.state, *(probe.state for probe in item.probes)]
-        state.update(f"{sources}|{item.intervention.digest}\n".encode())
+        state.update(f"{sources}|{item.intervention.digest}|{item.factor!r}\n".encode())
     return state.hexdigest()
 
 

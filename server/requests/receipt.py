@@ -94,9 +94,10 @@ class ChoiceCounts(TokenCounts):
 class ReceiptWarning(BaseModel):
     """Something that was done as asked and is rarely meant."""
 
-    code: Literal["strong", "clipped", "card"] = Field(
+    code: Literal["strong", "clipped", "card", "policy"] = Field(
         description=f"strong: {STRONG_MULTIPLE} times the artifact's own strength or more; clipped: steps were over "
-        "the server's limit; card: what the artifact's card warns of, that it is a draft, say.")
+        "the server's limit; card: what the artifact's card warns of, that it is a draft, say; policy: a policy "
+        "lowered the strength.")
     intervention: int = Field(description="Index in `applied`.")
     message: str
 
@@ -106,7 +107,8 @@ class AppliedIntervention(BaseModel):
     card: str | None = Field(default=None, description="Digest of the artifact's card as it was read, if it has one. "
                              "Another one beside the same reference: the card was changed meanwhile, by a calibration "
                              "say, and with it the strength that a dose comes down to.")
-    source: Literal["default", "model", "preset", "request"] = Field(description="What asked for it.")
+    source: Literal["policy", "default", "model", "preset", "request"] = Field(
+        description="What asked for it; policy: the mandatory spec of a policy.")
     op: Op
     sites: list[Site]
     layers: list[int]
@@ -198,6 +200,9 @@ def _warnings(plan: Plan, applied: Sequence[AppliedIntervention]) -> list[Receip
         if multiple is not None and multiple >= STRONG_MULTIPLE:
             found.append(ReceiptWarning(code="strong", intervention=j, message=f"{item.artifact} is steered with "
                                         f"{multiple:.3g} times its own strength"))
+        if plan.planned[j].lowered is not None:
+            found.append(ReceiptWarning(code="policy", intervention=j, message=f"{item.artifact}: "
+                                        f"{plan.planned[j].lowered}"))
         found += [ReceiptWarning(code="card", intervention=j, message=f"{item.artifact}: {warning}")
                   for warning in compiled.applied.warnings]
         clipped = sum(choice.step.clipped for choice in item.choices if choice.step is not None)

@@ -142,6 +142,10 @@ class Changes:
                 return await self.ask("POST", f"/v1/admin/keys/{self.ids['key']}/rotate", {})
             case "delete_key":
                 return await self.ask("DELETE", f"/v1/admin/keys/{self.ids['key']}")
+            case "set_policy":
+                return await self.ask("PUT", "/v1/admin/policies/team", {"reports": False})
+            case "delete_policy":
+                return await self.ask("DELETE", "/v1/admin/policies/team")
             case "upload_file":
                 answer = await self.ask("POST", "/v1/files", data={"purpose": "batch"},
                                         files={"file": ("a.jsonl", json.dumps(line).encode())})
@@ -173,8 +177,9 @@ class Changes:
 
 
 # What is told to go comes last.
-LAST = ["clear_default_spec", "cancel_batch", "delete_file", "remove_alias", "remove_preset_alias", "unload_adapter",
-        "delete_preset", "delete_artifact", "collect_library", "change_key", "rotate_key", "delete_key"]
+LAST = ["clear_default_spec", "delete_policy", "cancel_batch", "delete_file", "remove_alias", "remove_preset_alias",
+        "unload_adapter", "delete_preset", "delete_artifact", "collect_library", "change_key", "rotate_key",
+        "delete_key"]
 FIRST = ["create_artifact", "create_preset", "upload_file", "create_batch", "load_adapter", "create_key"]
 
 

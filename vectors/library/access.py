@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from steering.language.errors import Conflict, NotFound
 from vectors.library.audit.notes import note
 from vectors.library.database import Database
 from vectors.library.revision import Memory
-from vectors.library.tables import AccessKey, now
+from vectors.library.tables import AccessKey, PolicyRow, now
 from vectors.storage_errors import LibraryFull
 
 MOST_KEYS = 10_000
@@ -121,6 +121,7 @@ class AccessKeys:
             row = _row(session, key_id)
             gone = _stored(row)
             session.delete(row)
+            session.execute(delete(PolicyRow).where(PolicyRow.key_id == key_id))
             _check_kept(session, keep)
             note(session, "key.delete", gone.label, before=gone.told())
 

@@ -28,6 +28,7 @@ from vectors.library.evaluations import Evaluations
 from vectors.library.listing import has_tag, holds, relist
 from vectors.library.naming import Ref
 from vectors.library.paging import Page
+from vectors.library.policies import Policies
 from vectors.library.presets import Presets
 from vectors.library.quota import Usage, check_room, usage
 from vectors.library.references import users_of
@@ -63,8 +64,8 @@ class Collected:
 
 
 class Library(Versioned[Artifact]):
-    """Versioned artifacts. `presets`, `switches`, `keys`, `evaluations` and `audit` hold the rest of what a library
-    stores."""
+    """Versioned artifacts. `presets`, `switches`, `keys`, `evaluations`, `policies` and `audit` hold the rest of
+    what a library stores."""
 
     collection = "artifact"
     row = ArtifactRow
@@ -76,6 +77,7 @@ class Library(Versioned[Artifact]):
         self.switches = Switches(database)
         self.keys = AccessKeys(database)
         self.audit = AuditLog(database)
+        self.policies = Policies(database)
         self.evaluations = Evaluations(database)
         self.sources = Sources(database, self.payload, cache_bytes)
 

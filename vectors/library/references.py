@@ -1,9 +1,10 @@
-"""Who names an artifact: presets and the default spec."""
+"""Who names an artifact: presets, the default spec and mandatory specs of policies."""
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from vectors.library.naming import Ref
+from vectors.library.policies import mandatory_refs
 from vectors.library.switches import default_refs
 from vectors.library.tables import Named, PresetUse, Version
 
@@ -19,4 +20,5 @@ def users_of(session: Session, named: Named) -> list[tuple[Ref, str]]:
         statement = statement.where(Named.model.in_({named.model, ""}))
     presets = [(Ref(name, selector), f"the preset {preset}@{number}")
                for selector, preset, number in session.execute(statement)]
-    return presets + [(ref, "the default spec") for ref in default_refs(session) if ref.name == name]
+    return presets + [(ref, user) for ref, user in [*((ref, "the default spec") for ref in default_refs(session)),
+                                                    *mandatory_refs(session)] if ref.name == name]

@@ -210,6 +210,17 @@ class AccessKey(Base):
     used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
+class PolicyRow(Base):
+    """What requests of a tenant may ask for, or of one key, where key_id is not "". document: JSON text."""
+
+    __tablename__ = "policy"
+
+    tenant: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key_id: Mapped[str] = mapped_column(String(24), primary_key=True)
+    document: Mapped[str] = mapped_column(Text)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now, onupdate=now)
+
+
 class AuditRow(Base):
     """A record of the audit; see `vectors.library.audit.chain.Record`. before, after: JSON texts."""
 

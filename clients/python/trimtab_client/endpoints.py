@@ -2,6 +2,7 @@
 
 from trimtab_client import audits, completions, lenses, library, work
 from trimtab_client import keys as access
+from trimtab_client import policies as rules
 from trimtab_client.endpoint import Endpoint, StreamEndpoint
 
 
@@ -86,5 +87,8 @@ class Endpoints:
     rotate_key = Endpoint(access.rotate_key)
     delete_key = Endpoint(access.delete_key)
 
+    policies = Endpoint(rules.policies)
+    set_policy = Endpoint(rules.set_policy)
+    delete_policy = Endpoint(rules.delete_policy)
     audit = Endpoint(audits.audit)
     verify_audit = Endpoint(audits.verify_audit)

@@ -280,6 +280,15 @@ class OwnKey(Model):
     roles: list[str]
 
 
+class TenantPolicy(Model):
+    """key_id: None where it holds for all keys of the tenant. policy: its rules; what is left out does not hold."""
+
+    tenant: str
+    key_id: str | None = None
+    policy: dict[str, Any]
+    updated_at: datetime
+
+
 class AuditRecord(Model):
     """A change: who made it, from where, with what it was before and after. digest: of all other fields."""
 

@@ -38,6 +38,7 @@ import type {
   Metadata,
   Method,
   Now,
+  Policy,
   Preset,
   PresetPage,
   Query,
@@ -49,6 +50,7 @@ import type {
   Steer,
   Steering,
   Tensors,
+  TenantPolicy,
   TextCompletion,
   TokenLogprob,
   TuneOptions,
@@ -494,6 +496,21 @@ export class Client {
 
   async deleteKey(id: string, options: CallOptions = {}): Promise<void> {
     await this.#http.send("DELETE", "/v1/admin/keys/{id}", { ...options, path: { id } });
+  }
+
+  /** What the requests of tenants and keys may ask of steering. */
+  async policies(options: CallOptions = {}): Promise<TenantPolicy[]> {
+    return (await this.#http.json<{ data: TenantPolicy[] }>("GET", "/v1/admin/policies", options)).data;
+  }
+
+  /** Set all rules of a policy, of one key where `query` names it. */
+  setPolicy(tenant: string, policy: Policy, query: Query<"set_policy"> = {}, options: CallOptions = {}): Promise<TenantPolicy> {
+    const call = { ...options, path: { tenant }, query, json: policy };
+    return this.#http.json("PUT", "/v1/admin/policies/{tenant}", call);
+  }
+
+  async deletePolicy(tenant: string, query: Query<"delete_policy"> = {}, options: CallOptions = {}): Promise<void> {
+    await this.#http.send("DELETE", "/v1/admin/policies/{tenant}", { ...options, path: { tenant }, query });
   }
 
   /** Records of the audit, the newest first; the oldest first where `after` says behind which number. */

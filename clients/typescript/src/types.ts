@@ -51,6 +51,8 @@ export type KeyChange = Taken["KeyChange"];
 export type AccessKey = Given["KeyView"];
 /** With the key itself, which the server does not show again. */
 export type MadeKey = Given["NewKey"];
+export type Policy = Taken["Policy-Input"];
+export type TenantPolicy = Given["PolicyView"];
 export type AuditPage = Given["AuditPage"];
 export type AuditRecord = Given["AuditRecord"];
 export type AuditVerdict = Given["AuditVerdict"];
