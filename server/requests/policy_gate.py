@@ -107,18 +107,15 @@ def enforce(held: Sequence[Held], planned: tuple[Planned, ...], program: Program
     """
     for one in held:
         _check_acting(one, planned, program)
-        for _ in range(MOST_TRIES):
-            over = _over(one, planned, program)
-            if over is None:
-                break
-            if one.policy.over == "refuse":
+        tries = 0
+        while (over := _over(one, planned, program)) is not None:
+            if one.policy.over == "refuse" or tries == MOST_TRIES:
                 raise one.violated(over.rule, over.told, planned[over.steps[0]].path)
             note = f"the policy of {one.of} lowered it by its rule {over.rule}"
             planned = tuple(replace(item, factor=item.factor * over.factor, lowered=note) if j in over.steps else item
                             for j, item in enumerate(planned))
             program = compile(planned)
-        else:
-            raise one.violated(over.rule, over.told, planned[over.steps[0]].path)
+            tries += 1
     return planned, program
 
 
