@@ -1,15 +1,18 @@
-"""Settings of the server: one table. Each can be set as an environment variable with the prefix TRIMTAB_."""
+"""Settings of the server: one table. Each can be set as an environment variable with the prefix TRIMTAB_, or in a file.
+"""
 
 import ipaddress
+import os
 import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from platformdirs import user_cache_path
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from server.errors import InvalidSettings
+from server.settings_file import VARIABLE, FileSettings, SecretFiles
 from steering.language.errors import InvalidSpec, path_text
 from steering.language.spec import MAX_GRADERS, AskedGrader, Spec
 from steering.language.vocabulary import SITES, Site
@@ -28,6 +31,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="TRIMTAB_", extra="forbid", frozen=True, protected_namespaces=())
 
+    config: Path | None = Field(default=None, description="File with any of the other settings, in YAML, or in TOML if "
+        "it ends in .toml; options and environment variables win. Where a setting has `_file` behind its name, its "
+        "value is in that file (relative to this one); TRIMTAB_API_KEY_FILE and the like do the same.")
     model: str = Field(default="lab/models/lab-dense", min_length=1,
         description="Model to load: smollm2, a GGUF file, a folder in Hugging Face form or a Hugging Face id.")
     served_model_name: str | None = Field(default=None, pattern=MODEL_NAME_PATTERN,
@@ -225,6 +231,18 @@ class Settings(BaseSettings):
         "and numbers of cards and accounts.")
     log_format: Literal["json", "console"] = Field(default="json", description="Format of the log lines.")
 
+    @classmethod
+    def settings_customise_sources(cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource,
+                                   env_settings: PydanticBaseSettingsSource,
+                                   dotenv_settings: PydanticBaseSettingsSource,
+                                   file_secret_settings: PydanticBaseSettingsSource
+                                   ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The first wins."""
+        assert isinstance(init_settings, InitSettingsSource)
+        path = init_settings.init_kwargs.get("config") or os.environ.get(VARIABLE)
+        return (init_settings, env_settings, SecretFiles(settings_cls),
+                FileSettings(settings_cls, None if path is None else Path(path)))
+
     @model_validator(mode="after")
     def _key_beyond_loopback(self) -> Self:
         if self.api_key is not None and not self.api_key.get_secret_value():
@@ -324,7 +342,8 @@ def load_settings(**given: Any) -> Settings:
         first = error.errors(include_url=False, include_input=False)[0]
         name = str(first["loc"][0]) if first["loc"] else "host"
         raise InvalidSettings(first["msg"].removeprefix("Value error, "), param=name,
-                              fix=f"Set TRIMTAB_{name.upper()} or the option of that name.") from error
+                              fix=f"Set TRIMTAB_{name.upper()}, the option of that name, or {name} in the file with "
+                                  "settings.") from error
 
 
 def is_loopback(host: str) -> bool:

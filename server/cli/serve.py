@@ -1,7 +1,6 @@
 """`trimtab serve`."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,15 +8,17 @@ from typing import Annotated, Literal
 import typer
 
 from server.cli.bundled import bundled_models, with_examples
+from server.cli.config import ConfigFile
 from server.cli.console import err
 from server.cli.models import settings_with_model
-from server.settings import Settings
+from server.settings import Settings, load_settings
 
 
 def serve(
-    model: Annotated[str, typer.Argument(envvar="TRIMTAB_MODEL", help="smollm2 (fetched once), lab-dense, lab-moe, a "
-                                         "GGUF file, a folder in Hugging Face form, or a Hugging Face id."
-                                         )] = "lab-dense",
+    model: Annotated[str | None, typer.Argument(help="smollm2 (fetched once), lab-dense, lab-moe, a GGUF file, a "
+                                                "folder in Hugging Face form, or a Hugging Face id; lab-dense if "
+                                                "nothing else is set.")] = None,
+    config: ConfigFile = None,
     host: Annotated[str | None, typer.Option(help="Interface to listen on; any but loopback needs an API key.")] = None,
     port: Annotated[int | None, typer.Option(help="TCP port, 8000 if nothing else is set.")] = None,
     api_key: Annotated[str | None, typer.Option(help="Key that requests must carry. TRIMTAB_API_KEY keeps it out of "
@@ -34,12 +35,16 @@ def serve(
     log_format: Annotated[Literal["json", "console"] | None, typer.Option(
         help="Log lines; by default console on a terminal, else json.")] = None,
 ) -> None:
-    """Serve a model. Every other setting is an environment variable, TRIMTAB_..., see docs/settings.md."""
-    if log_format is None and "TRIMTAB_LOG_FORMAT" not in os.environ:
-        log_format = "console" if sys.stderr.isatty() else "json"
-    settings = settings_with_model(
-        model, host=host, port=port, api_key=api_key, served_model_name=name, engine=engine,
-        device=device, dtype=dtype, data_dir=data_dir, slots=slots, log_format=log_format)
+    """Serve a model. Every other setting is an environment variable, TRIMTAB_..., or stands in the file with settings;
+    see docs/settings.md."""
+    given = {"config": config, "host": host, "port": port, "api_key": api_key, "served_model_name": name,
+             "engine": engine, "device": device, "dtype": dtype, "data_dir": data_dir, "slots": slots,
+             "log_format": log_format}
+    asked = load_settings(model=model, **given)
+    model = asked.model if "model" in asked.model_fields_set else "lab-dense"
+    if "log_format" not in asked.model_fields_set:
+        given["log_format"] = "console" if sys.stderr.isatty() else "json"
+    settings = settings_with_model(model, **given)
     err.print(f"Loading {settings.model_name}")
     # Torch takes seconds to load, which `trimtab --help` need not wait for.
     from server.boot import serve as run
