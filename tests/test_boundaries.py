@@ -130,7 +130,8 @@ ENGINES = {"engines", "engines/transformers", "engines/vllm"}
 SERVER = {
     "server/errors.py": set(),
     "server/threads.py": {"errors.py"},
-    "server/settings.py": {"errors.py"},
+    "server/settings_file.py": {"errors.py"},
+    "server/settings.py": {"errors.py", "settings_file.py"},
     "server/starting.py": {"errors.py", "settings.py"},
     "server/checkpoints": set(),
     "server/engines": GROUND,
