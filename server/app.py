@@ -117,7 +117,8 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
             await parts.enter_async_context(_running(live_grading))
             record = History(engine, metrics, counted if settings.history_kept_s else None)
             await parts.enter_async_context(_running(record))
-            jobs = Jobs(settings.data_dir / "jobs", settings.max_jobs)
+            share = Share(lambda: queue.running > 0)
+            jobs = Jobs(settings.data_dir / "jobs", settings.max_jobs, share)
             parts.push_async_callback(jobs.stop)
             await in_thread(jobs.load)
             await parts.enter_async_context(_running(Housekeeping(
@@ -142,7 +143,7 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
                 guard_metrics=GuardMetrics(metrics.registry), effect_store=store, history=record,
                 steering_audit=steering_audit, queue=queue, responses=responses, files=stored, batches=batches,
                 receipts=KeptReceipts(most_bytes=settings.receipts_kept_bytes, seconds=settings.receipts_kept_s),
-                share=Share(lambda: queue.running > 0))
+                share=share)
             await try_default_spec(state)
             await parts.enter_async_context(_running(batches))
             yield

@@ -4,8 +4,8 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from typing import TypeVar
 
@@ -16,6 +16,11 @@ from server.threads import contained
 T = TypeVar("T")
 # Of one thread, where the system knows such a thing.
 NICE = 10
+# How long a thread that computes in Python keeps the interpreter from one that waits for it. A pass of the model asks
+# for it again after each of its hundreds of operations, and would wait for Python's own 5 ms every time.
+QUICK_S = 0.001
+_lock = threading.Lock()
+_computing, _before = 0, sys.getswitchinterval()
 
 
 async def apart(work: Callable[[], T]) -> T:
@@ -39,7 +44,8 @@ async def apart(work: Callable[[], T]) -> T:
         _give_way()
         result, failure = None, None
         try:
-            result = contained(work)()
+            with _quick_turns():
+                result = contained(work)()
         except Exception as error:  # raised where the result is awaited
             failure = error
         # The loop may be gone, and with it whoever waited.
@@ -49,6 +55,24 @@ async def apart(work: Callable[[], T]) -> T:
     # Whoever asked for the job is who its changes are recorded for.
     threading.Thread(target=copy_context().run, args=(run,), name="trimtab-job", daemon=True).start()
     return await done
+
+
+@contextmanager
+def _quick_turns() -> Iterator[None]:
+    """Threads take turns quickly while any of this kind computes."""
+    global _before, _computing
+    with _lock:
+        if not _computing:
+            _before = sys.getswitchinterval()
+            sys.setswitchinterval(min(_before, QUICK_S))
+        _computing += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _computing -= 1
+            if not _computing:
+                sys.setswitchinterval(_before)
 
 
 def _give_way() -> None:

@@ -2,15 +2,20 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
+from server.engines.guests import LOOK_S, Share
+
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 FINISHED: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
 T = TypeVar("T")
+# Of its own thread's time, what a job may use before that counts as a step.
+UNCOUNTED_S = 0.02
 
 
 class Behind(BaseModel):
@@ -49,10 +54,21 @@ class Cancelled(Exception):
 
 class Control:
     """A job's own end of its state. Safe to use from a worker thread, but for what is said to belong to the event
-    loop."""
+    loop.
 
-    def __init__(self, job: Job) -> None:
+    What the job computes itself, between two passes of the engine, gives way to requests as these passes do: it takes
+    the interpreter from the threads that serve. So the time that its thread has used counts as a step, after which
+    `progress` and `result` wait for the next one.
+
+    Args:
+        share: of the guests; None where nobody is to be given way to.
+        used: seconds that the calling thread has had of the processor.
+    """
+
+    def __init__(self, job: Job, share: Share | None = None, used: Callable[[], float] = time.thread_time) -> None:
         self._job = job
+        self._share, self._used = share, used
+        self._counted: float | None = None
         self._cancelled = False
         self._go = asyncio.Event()
         self._lock = threading.Lock()
@@ -60,6 +76,7 @@ class Control:
 
     def progress(self, fraction: float, stage: str) -> None:
         """Progress never goes back, whatever a stage makes of its share. Raises Cancelled."""
+        self._give_way()
         self.check()
         self._job.progress = max(self._job.progress, min(max(fraction, 0.0), 1.0))
         self._job.stage = stage
@@ -75,6 +92,7 @@ class Control:
     def result(self, work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
         """The result of a coroutine on the event loop, waited for in the job's thread. Raises Cancelled in the moment
         in which the job is, and begins nothing for one that is cancelled already."""
+        self._give_way()
         with self._lock:
             if self._cancelled:
                 work.close()
@@ -87,6 +105,22 @@ class Control:
             raise
         finally:
             self._waits_for = None
+
+    def _give_way(self) -> None:
+        """Wait until the next step may begin, where the job's thread, which this is, has computed since the last one.
+        """
+        if self._share is None:
+            return
+        now = self._used()
+        took = 0.0 if self._counted is None else now - self._counted
+        if self._counted is None:
+            self._counted = now
+        if took < UNCOUNTED_S:
+            return
+        self._counted = now
+        self._share.took(took, 0)
+        while not self._cancelled and not self._share.due():
+            time.sleep(LOOK_S)
 
     async def turn(self) -> None:
         """Wait while a shorter job has the turn; on the event loop, before every step."""

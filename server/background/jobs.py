@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from server.background.job import FINISHED, Behind, Cancelled, Control, Job, Work
 from server.background.lease import Lease
 from server.background.line import Line
+from server.engines.guests import Share
 from server.errors import TooManyJobs, error_body
 from server.observability.unexpected import report_unexpected
 from steering.language.errors import Conflict, NotFound, TrimtabError, path_text
@@ -39,10 +40,14 @@ _ID = re.compile(r"job-[0-9a-f]{24}")
 
 class Jobs:
     """Runs one job at a time, in the order of `Line`; at most `max_jobs` wait or run. `load` comes first; it and
-    `refresh` block, the rest belongs to the event loop."""
+    `refresh` block, the rest belongs to the event loop.
 
-    def __init__(self, folder: Path, max_jobs: int) -> None:
+    share: by which jobs give way to requests; None where there are none.
+    """
+
+    def __init__(self, folder: Path, max_jobs: int, share: Share | None = None) -> None:
         self.folder = folder
+        self._share = share
         self._max_jobs = max_jobs
         self._jobs: dict[str, Job] = {}
         self._controls: dict[str, Control] = {}
@@ -122,7 +127,7 @@ class Jobs:
             self._save(job)
         except OSError as error:
             raise storage_error(error, "the job cannot be recorded") from error
-        self._jobs[job.id], self._controls[job.id] = job, Control(job)
+        self._jobs[job.id], self._controls[job.id] = job, Control(job, self._share)
         self._forget_oldest()
         task = asyncio.create_task(self._run(job, work))
         self._tasks[job.id] = task

@@ -95,9 +95,11 @@ def extract(
         if data is None or name is None:
             raise InvalidRequest("--data and --name are needed", param="--data" if data is None else "--name")
         fields["name"] = name
-        if "trial" in fields and "trial" not in chosen.request["properties"] and set(trial) == {"grader"} and (
+        # Methods without a trial take what whole answers must be, and what is asked for them, as fields of their own.
+        answered = {"grader": "grader", "prompts": "questions"}
+        if "trial" in fields and "trial" not in chosen.request["properties"] and set(trial) <= set(answered) and (
                 "grader" in chosen.request["properties"]):
-            fields["grader"] = fields.pop("trial")["grader"]
+            fields |= {answered[field]: value for field, value in fields.pop("trial").items()}
         if target is not None and "target" in chosen.request["properties"]:
             fields["target"] = target
         read = {chosen.data: read_records(data, where=where or (), columns=column or ()),

@@ -14,12 +14,12 @@ import pytest
 import torch
 from fastapi import FastAPI
 
-from server.background.apart import NICE, apart
-from server.background.job import Cancelled, Control, Job
+from server.background.apart import NICE, QUICK_S, apart
+from server.background.job import UNCOUNTED_S, Cancelled, Control, Job
 from server.background.jobs import Jobs
 from server.background.line import LOSS, TIMES, UNKNOWN_S, Line
 from server.engines.base import CaptureRequest
-from server.engines.guests import Share
+from server.engines.guests import LOOK_S, WEIGHT, Share
 from server.workbench.subject import EngineSubject
 from tests.server.conftest import chat
 from tests.server.scripted import ScriptedEngine
@@ -184,6 +184,52 @@ async def test_the_thread_of_a_job_gives_way_to_those_of_requests() -> None:
     own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     found = await apart(lambda: (os.getpriority(os.PRIO_PROCESS, threading.get_native_id()), torch.get_num_threads()))
     assert found == (max(own, NICE), 1) and torch.get_num_threads() == before
+
+
+async def test_what_a_job_computes_itself_is_a_step_of_a_guest_too() -> None:
+    """By a clock of requests that stands still, and one of the job's thread: it waits where it has computed, and a
+    cancelled one waits no longer."""
+    now, used, hosts = [0.0], [0.0], [True]
+    share = Share(lambda: bool(hosts), lambda: now[0])
+    control = Control(Job(id="job-x", kind="k", created_at=0.0), share, lambda: used[0])
+
+    def told(share_done: float) -> "asyncio.Future[None]":
+        return asyncio.ensure_future(asyncio.to_thread(control.progress, share_done, "fit"))
+
+    async with asyncio.timeout(30):
+        # What its thread did before is not of the job, and little is no step.
+        used[0] = 100.0
+        await told(0.1)
+        used[0] += UNCOUNTED_S / 2
+        await told(0.2)
+        used[0] += 3.0
+        waiting = told(0.3)
+        await asyncio.sleep(5 * LOOK_S)
+        assert not waiting.done()
+        now[0] += 3.0 * WEIGHT + 0.1
+        await waiting
+        used[0] += 3.0
+        waiting = told(0.4)
+        await asyncio.sleep(5 * LOOK_S)
+        assert not waiting.done()
+        hosts.clear()
+        await waiting
+        hosts.append(True)
+        used[0] += 3.0
+        waiting = told(0.5)
+        await asyncio.sleep(5 * LOOK_S)
+        control.cancel()
+        with pytest.raises(Cancelled):
+            await waiting
+
+
+async def test_threads_take_turns_quickly_while_a_job_computes() -> None:
+    before = sys.getswitchinterval()
+    within = await asyncio.gather(*(apart(sys.getswitchinterval) for _ in range(3)))
+    assert max(within) <= QUICK_S
+    async with asyncio.timeout(30):
+        while sys.getswitchinterval() != before:
+            await asyncio.sleep(0.005)
 
 
 async def test_a_job_asks_in_small_passes_and_waits_for_the_requests_between_them(

@@ -7,13 +7,14 @@ from typing import Any
 from steering.artifacts.payload import Payload
 from vectors.artifact import Metadata
 from vectors.evaluate.graders.contract import Grader
-from vectors.extract.answers import AnsweredOptions, judged, refused_as, tokens_of
+from vectors.extract.answers import AnsweredOptions, judged, questions_of, refused_as, tokens_of
 from vectors.extract.contract import Cancelled, Extraction, Progress
 from vectors.extract.recipe import Made, Recipe, RecipeOptions
 from vectors.extract.registry import get_recipe
 from vectors.extract.spelling import SpellingSubject
 from vectors.extract.subject import Subject
 from vectors.extract.trial.effort import seconds
+from vectors.extract.trial.plan import Question
 from vectors.extract.work import Work
 
 # Below these a measure is what luck reaches.
@@ -24,19 +25,21 @@ MAKING = 0.8
 
 @dataclass(frozen=True)
 class Prepared:
-    """A checked request that has not run yet. data: what the recipe's `prepare` returned."""
+    """A checked request that has not run yet. data: what the recipe's `prepare` returned. questions: whose whole
+    answers are judged; none where no grader is named."""
 
     recipe: Recipe
     request: RecipeOptions
     data: Any
+    questions: Sequence[Question]
     subject: SpellingSubject
     created_by: str
 
     def estimate(self, sample: Sequence[int]) -> float | None:
         """Seconds that the run will take, by how long the model needs for `sample` now; None where nobody knows."""
         tokens = self.recipe.passes(self.request, self.data, self.subject.facts)
-        if tokens is not None and self._grader is not None:
-            tokens += tokens_of(self.recipe.questions(self.request, self.data))
+        if tokens is not None:
+            tokens += tokens_of(self.questions)
         return None if tokens is None else seconds(tokens, self.subject, sample)
 
     def run(self, progress: Progress, cancelled: Cancelled) -> Extraction:
@@ -60,8 +63,8 @@ class Prepared:
         if self._grader is None:
             return made
         work = Work(self.subject.uncounted, progress, cancelled, self.created_by)
-        found = judged(made, self.recipe.scope, self._grader, self.recipe.questions(self.request, self.data),
-                       self.subject.uncounted, self.request.generator(2000), work.within(MAKING, 1.0, "trial"))
+        found = judged(made, self.recipe.scope, self._grader, self.questions, self.subject.uncounted,
+                       self.request.seed, work.within(MAKING, 1.0, "trial"))
         return replace(made, card={**made.card, "answers": found}, report={**made.report, "answers": found},
                        draft=made.draft or refused_as(found, LOW_PERCENTILE))
 
@@ -74,7 +77,8 @@ def prepare(method: str, request: RecipeOptions, subject: Subject, created_by: s
     """
     recipe = get_recipe(method)
     counting = SpellingSubject(subject)
-    return Prepared(recipe, request, recipe.prepare(request, counting), counting, created_by)
+    data = recipe.prepare(request, counting)
+    return Prepared(recipe, request, data, questions_of(recipe, request, data, subject), counting, created_by)
 
 
 def _written(prepared: Prepared, made: Made) -> Extraction:
@@ -91,8 +95,8 @@ def _written(prepared: Prepared, made: Made) -> Extraction:
     if draft is not None:
         card["draft"] = draft
         warnings.append(f"draft: {draft}")
-    if draft is None and prepared.recipe.untried and "trial" not in card and prepared.recipe.effect not in card:
-        card["untried"] = prepared.recipe.untried
+    if draft is None and (untried := _untried(prepared, card)) is not None:
+        card["untried"] = untried
     if warnings:
         report["warnings"] = card["warnings"] = warnings
     metadata = Metadata.parse({
@@ -110,6 +114,17 @@ def _written(prepared: Prepared, made: Made) -> Extraction:
                                                 for name, tensor in tensors.items()}
                                         for layer, tensors in made.numbers.items()})
     return Extraction(metadata, payload, report)
+
+
+def _untried(prepared: Prepared, card: Mapping[str, Any]) -> str | None:
+    """Why the model wrote no whole answers under what was made; None where it did."""
+    recipe = prepared.recipe
+    if "trial" in card or "answers" in card:
+        return None
+    if recipe.effect is None or recipe.effect not in card:
+        return recipe.untried
+    named = "no grader was named" if isinstance(prepared.request, AnsweredOptions) else "the method has no grader"
+    return f"what it does was told by the first tokens of answers; no whole ones were judged, because {named}"
 
 
 def _no_effect(recipe: Recipe, card: Mapping[str, Any]) -> str | None:

@@ -6,12 +6,15 @@ from typing import Any
 import pytest
 import torch
 
+from steering.language.errors import InvalidRequest
 from tests.vectors.extract.test_function_vector import TaskToy
 from tests.vectors.extract.test_function_vector import extract as task
+from tests.vectors.extract.test_heads import HeadToy, ablation, examples, shift
 from tests.vectors.extract.test_refusal_direction import Refuser, extract
 from tests.vectors.extract.toy import VOCAB
 from vectors.extract import answers
-from vectors.extract.answers import MOST_QUESTIONS
+from vectors.extract.answers import MOST_QUESTIONS, AnsweredOptions
+from vectors.extract.registry import RECIPES
 
 WORDS, DRAWS = 20, 6
 NO_SORRY = {"kind": "regex", "pattern": r"\A(?!.*Sorry)"}
@@ -93,3 +96,55 @@ def test_a_task_is_judged_by_the_answers_it_has(planted: bool) -> None:
     assert ("draft" in made) is not planted
     assert made["answers"]["untouched"]["success"] == 0
     assert found.report["answers"] == made["answers"]
+
+
+QUESTIONS = [f"t{n} down" for n in range(2)]
+
+
+class HeadTalker(HeadToy):
+    """Goes on with other words once it has answered."""
+
+    def forward(self, ids: Any, program: Any, prompt_length: int, seen: Any) -> torch.Tensor:
+        logits = super().forward(ids, program, prompt_length, seen)
+        if not {"yes", "no"} & set(self.said(ids)):
+            return logits
+        other = torch.zeros_like(logits)
+        other[self.token(f"word{len(ids)}")] = 9.0
+        return other
+
+
+def test_heads_are_judged_on_the_questions_that_are_given() -> None:
+    """Shifted heads, whose own choice looks at no answer, and the control: heads of a model without the concept."""
+    for planted in (True, False):
+        made = shift(HeadTalker(planted=planted), readout=None, questions=QUESTIONS, strength=6.0,
+                     grader={"kind": "regex", "pattern": "yes"}).metadata.card or {}
+        judged = made["answers"]
+        assert judged["questions"] == len(QUESTIONS) and judged["random"]["draws"] == DRAWS
+        if planted:
+            assert (judged["untouched"]["success"], judged["steered"]["success"]) == (0, 1)
+            assert judged["random"]["mean"] < 1
+        else:
+            assert judged["steered"]["success"] == judged["untouched"]["success"] and "whole answers" in made["draft"]
+
+
+def test_a_grader_without_anything_to_ask_is_refused_before_the_model_is_asked() -> None:
+    toy = HeadToy()
+    with pytest.raises(InvalidRequest, match="nothing is asked") as caught:
+        shift(toy, grader={"kind": "regex", "pattern": "yes"})
+    assert caught.value.path == ("questions",) and toy.passes == 0
+
+
+def test_examples_with_answers_are_asked_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "TOKENS", 4)
+    made = ablation(HeadTalker(), grader={"kind": "choice", "match": "first"}).metadata.card or {}
+    assert made["answers"]["untouched"]["success"] == 1
+    assert made["answers"]["steered"]["samples"][0]["prompt"] in {example["text"] for example in examples()}
+
+
+def test_every_artifact_that_is_applied_can_be_judged_by_whole_answers_or_says_why_it_was_not() -> None:
+    for name, recipe in RECIPES.items():
+        tried = recipe.finishes == "trial" or issubclass(recipe.request, AnsweredOptions)
+        assert tried or recipe.untried or name == "manifold", name
+    assert "no grader was named" in card(Talker())["untried"]
+    assert "untried" not in card(Talker(), grader=NO_SORRY)
+    assert "without a readout" in (shift(readout=None).metadata.card or {})["untried"]

@@ -16,12 +16,13 @@ import torch
 from pydantic import Field
 
 from steering.language.vocabulary import Site
+from vectors.extract.answers import AnsweredOptions
 from vectors.extract.contract import Split
 from vectors.extract.contrastive import Contrastive
 from vectors.extract.data import Dataset
 from vectors.extract.methods.logistic_probe import LogisticProbe
 from vectors.extract.methods.mean_difference import MeanDifference
-from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
+from vectors.extract.recipe import Made, Recipe, site_layers
 from vectors.extract.refusals import FitFailed
 from vectors.extract.scratch import Scratch
 from vectors.extract.standing import auc, correlation, random_like, rounded, standing
@@ -33,7 +34,7 @@ SITE: Site = "resid_post"
 Rows = Mapping[Split, torch.Tensor]
 
 
-class AlignedConceptRequest(RecipeOptions):
+class AlignedConceptRequest(AnsweredOptions):
     """Contrastive pairs."""
 
     pairs: TextPairs

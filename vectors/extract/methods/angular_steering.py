@@ -19,11 +19,12 @@ from pydantic import Field
 
 from steering.language.vocabulary import Site
 from steering.programs.program import Program
+from vectors.extract.answers import AnsweredOptions
 from vectors.extract.data import Dataset
 from vectors.extract.methods.refusal_direction import kl
 from vectors.extract.programs import EVERYWHERE, program_of
 from vectors.extract.readout import Readout, ReadoutOptions, make_readout
-from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
+from vectors.extract.recipe import Made, Recipe, site_layers
 from vectors.extract.refusals import FitFailed
 from vectors.extract.scratch import Scratch
 from vectors.extract.standing import rounded, standing
@@ -35,7 +36,7 @@ SITE: Site = "resid_post"
 Angles = Annotated[list[Annotated[float, Field(ge=-360, le=360)]], Field(min_length=2, max_length=72)]
 
 
-class AngularSteeringRequest(RecipeOptions):
+class AngularSteeringRequest(AnsweredOptions):
     """Prompts that bring a behaviour about (positive) and prompts that do not."""
 
     pairs: TextPairs

@@ -19,15 +19,18 @@ from steering.language.fields import Model
 from steering.language.strength import Strength
 from steering.language.vocabulary import Site
 from steering.programs.program import Program
+from vectors.extract.answers import MOST_QUESTIONS, AnsweredOptions
 from vectors.extract.contract import Split
+from vectors.extract.contrasts import text_of
 from vectors.extract.data import SPLITS
 from vectors.extract.items import Item, Splits, digest_of, split_items
 from vectors.extract.programs import LAST, adding
-from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
+from vectors.extract.recipe import Made, Recipe, site_layers
 from vectors.extract.refusals import FitFailed, LeakingSplit, NoContrast, OneClass, TooFewExamples
 from vectors.extract.scratch import Scratch
 from vectors.extract.standing import correlation, random_like, rounded, standing
 from vectors.extract.subject import Prompt, Subject, Tokens, answer_logprobs, encoded, first_token, stream
+from vectors.extract.trial.plan import Question
 from vectors.extract.work import Span, Work
 
 SITE: Site = "resid_post"
@@ -46,7 +49,7 @@ class AgentPrompt(Model):
     split: Split | None = Field(default=None, description="Fixed split; for all prompts or for none.")
 
 
-class EntropicSteeringRequest(RecipeOptions):
+class EntropicSteeringRequest(AnsweredOptions):
     """Logged prompts of an agent, and its actions."""
 
     prompts: Annotated[list[AgentPrompt], Field(min_length=1, max_length=100_000)]
@@ -74,6 +77,11 @@ class EntropicSteering(Recipe):
     def prepare(self, request: EntropicSteeringRequest, subject: Subject) -> Histories:
         site_layers(request, SITE, subject.facts)
         return _data(request, subject)
+
+    def questions(self, request: EntropicSteeringRequest, data: Histories) -> list[Question]:
+        """Held-out histories."""
+        texts, _, splits, _ = data
+        return [Question(texts[n], text_of(request.prompts[n].text) or "") for n in splits["test"][:MOST_QUESTIONS]]
 
     def make(self, request: EntropicSteeringRequest, data: Histories, work: Work) -> Made:
         layers = site_layers(request, SITE, work.facts)

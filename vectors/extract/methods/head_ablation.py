@@ -16,13 +16,16 @@ from pydantic import Field
 from steering.language.fields import Model
 from steering.language.vocabulary import Site
 from steering.programs.program import Program
+from vectors.extract.answers import MOST_QUESTIONS, AnsweredOptions
 from vectors.extract.contract import Split
+from vectors.extract.contrasts import text_of
 from vectors.extract.items import Item, Splits, digest_of, split_items
 from vectors.extract.programs import EVERYWHERE, program_of
-from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
+from vectors.extract.recipe import Made, Recipe, site_layers
 from vectors.extract.refusals import LeakingSplit, NoContrast
 from vectors.extract.standing import rounded, standing
 from vectors.extract.subject import Prompt, Subject, Tokens, answer_logprobs, encoded, first_token
+from vectors.extract.trial.plan import Question
 from vectors.extract.work import Span, Work
 
 SITE: Site = "head_out"
@@ -38,7 +41,7 @@ class AnsweredPrompt(Model):
     split: Split | None = Field(default=None, description="Fixed split; for all prompts or for none.")
 
 
-class HeadAblationRequest(RecipeOptions):
+class HeadAblationRequest(AnsweredOptions):
     """Prompts with their answers."""
 
     examples: Annotated[list[AnsweredPrompt], Field(min_length=1, max_length=100_000)]
@@ -70,6 +73,12 @@ class HeadAblation(Recipe):
         _check(texts, answers, items)
         splits = split_items(items, [example.split for example in request.examples], request.seed, "examples")
         return texts, answers, items, splits
+
+    def questions(self, request: HeadAblationRequest, data: Answered) -> list[Question]:
+        """Held-out prompts with their answers."""
+        texts, _, _, splits = data
+        return [Question(texts[n], text_of(request.examples[n].text) or "", (request.examples[n].answer.strip(),))
+                for n in splits["test"][:MOST_QUESTIONS]]
 
     def make(self, request: HeadAblationRequest, data: Answered, work: Work) -> Made:
         layers = site_layers(request, SITE, work.facts)

@@ -15,12 +15,13 @@ from pydantic import Field
 
 from steering.language.strength import Strength
 from steering.language.vocabulary import Site
+from vectors.extract.answers import AnsweredOptions
 from vectors.extract.data import Dataset
 from vectors.extract.methods.logistic_probe import LogisticProbe
 from vectors.extract.methods.mean_difference import MeanDifference
 from vectors.extract.programs import LAST, program_of
 from vectors.extract.readout import Readout, ReadoutOptions, make_readout
-from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
+from vectors.extract.recipe import Made, Recipe, site_layers
 from vectors.extract.refusals import FitFailed
 from vectors.extract.scratch import Scratch
 from vectors.extract.standing import random_like, rounded, standing
@@ -32,7 +33,7 @@ SITE: Site = "head_out"
 Heads = list[tuple[int, int]]
 
 
-class HeadShiftRequest(RecipeOptions):
+class HeadShiftRequest(AnsweredOptions):
     """Contrastive pairs."""
 
     pairs: TextPairs

@@ -17,9 +17,10 @@ from pydantic import Field
 from steering.artifacts.payload import Kind
 from steering.language.fields import Model
 from steering.language.vocabulary import Op, Site
+from vectors.extract.answers import AnsweredOptions
 from vectors.extract.contract import Split
 from vectors.extract.items import Item, Label, digest_of, split_items
-from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
+from vectors.extract.recipe import Made, Recipe, site_layers
 from vectors.extract.refusals import ConstantActivations, EmptyText, LeakingSplit, OneClass, TooFewExamples
 from vectors.extract.scratch import Scratch
 from vectors.extract.standing import auc, rounded, standing
@@ -39,7 +40,7 @@ class SkillSequence(Model):
     split: Split | None = Field(default=None, description="Fixed split; for all sequences or for none.")
 
 
-class NativeSkillsRequest(RecipeOptions):
+class NativeSkillsRequest(AnsweredOptions):
     """Sequences of the model's domain."""
 
     sequences: Annotated[list[SkillSequence], Field(min_length=1, max_length=100_000)]

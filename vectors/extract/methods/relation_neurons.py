@@ -15,15 +15,18 @@ from pydantic import Field
 
 from steering.ops.mask import MaskOptions
 from steering.programs.program import Program
+from vectors.extract.answers import MOST_QUESTIONS, AnsweredOptions
 from vectors.extract.contract import Split
+from vectors.extract.contrasts import text_of
 from vectors.extract.items import Example, Item, Label, Labelled, labelled
 from vectors.extract.matched import matched_draw
 from vectors.extract.programs import EVERYWHERE, program_of
-from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
+from vectors.extract.recipe import Made, Recipe, site_layers
 from vectors.extract.refusals import EmptyText
 from vectors.extract.scratch import Scratch
 from vectors.extract.standing import rounded, standing
 from vectors.extract.subject import Prompt, Subject, answer_logprobs, first_token, stream
+from vectors.extract.trial.plan import Question
 from vectors.extract.work import Span, Work
 
 UNITS_AT_ONCE = 512
@@ -42,7 +45,7 @@ class Fact(Example):
         default=None, description="What follows, with the space before it.")
 
 
-class RelationNeuronsRequest(RecipeOptions):
+class RelationNeuronsRequest(AnsweredOptions):
     """Prompts of several relations."""
 
     facts: Annotated[list[Fact], Field(min_length=1, max_length=100_000)]
@@ -69,6 +72,13 @@ class RelationNeurons(Recipe):
         site_layers(request, SITE, subject.facts)
         data = labelled(request.facts, subject, request.seed, param="facts", target=request.target)
         return data, _answers(request, subject)
+
+    def questions(self, request: RelationNeuronsRequest, data: tuple[Labelled, list[int] | None]) -> list[Question]:
+        """Held-out facts of the relation, with their answers where these are given."""
+        facts, _ = data
+        chosen = [n for n in facts.splits["test"] if facts.labels[n] == request.target][:MOST_QUESTIONS]
+        return [Question(facts.texts[n], text_of(request.facts[n].text) or "",
+                         () if (answer := request.facts[n].answer) is None else (answer.strip(),)) for n in chosen]
 
     def make(self, request: RelationNeuronsRequest, data: tuple[Labelled, list[int] | None], work: Work) -> Made:
         layers = site_layers(request, SITE, work.facts)

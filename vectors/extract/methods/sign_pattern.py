@@ -20,9 +20,10 @@ from steering.language.errors import InvalidRequest
 from steering.language.gates import Reading
 from steering.language.vocabulary import Site
 from steering.models.facts import ModelFacts
+from vectors.extract.answers import AnsweredOptions
 from vectors.extract.contract import Split
 from vectors.extract.items import Splits, digest_of, split_items
-from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
+from vectors.extract.recipe import Made, Recipe, site_layers
 from vectors.extract.refusals import EmptyText, LeakingSplit, NoContrast
 from vectors.extract.standing import auc, auc_error, rounded, standing
 from vectors.extract.subject import Subject, Tokens, stream
@@ -34,7 +35,7 @@ MASSIVE = 50.0
 DRAFT_DIMS = 8
 
 
-class SignPatternRequest(RecipeOptions):
+class SignPatternRequest(AnsweredOptions):
     """Tokens of a category."""
 
     anchors: Annotated[list[str], Field(min_length=1, max_length=10_000)] = Field(

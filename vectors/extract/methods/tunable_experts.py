@@ -17,14 +17,17 @@ from pydantic import Field, model_validator
 
 from steering.language.fields import Model
 from steering.ops.expert_mask import ExpertMaskOptions
+from vectors.extract.answers import MOST_QUESTIONS, AnsweredOptions
 from vectors.extract.contract import Split
+from vectors.extract.contrasts import text_of
 from vectors.extract.items import Example, Item, Label, Labelled, labelled
 from vectors.extract.matched import matched_draw
-from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
+from vectors.extract.recipe import Made, Recipe, site_layers
 from vectors.extract.refusals import FitFailed
 from vectors.extract.scratch import Scratch
 from vectors.extract.standing import auc, rounded, standing
 from vectors.extract.subject import Prompt, Subject, Tokens, batches, encoded
+from vectors.extract.trial.plan import Question
 from vectors.extract.usage import check_routers, read_usage, usage
 from vectors.extract.work import Work
 
@@ -41,7 +44,7 @@ class ExpertPrompt(Model):
     split: Split | None = Field(default=None, description="Fixed split; for all prompts or for none.")
 
 
-class TunableExpertsRequest(RecipeOptions):
+class TunableExpertsRequest(AnsweredOptions):
     """Prompts that show a behaviour and prompts that do not."""
 
     examples: Annotated[list[ExpertPrompt], Field(min_length=1, max_length=100_000)]
@@ -88,6 +91,13 @@ class TunableExperts(Recipe):
             return [encoded(subject, example.text, ("examples", n, "text"))
                     for n, example in enumerate(request.examples)]
         return _labelled(request, [example.label for example in request.examples], subject)
+
+    def questions(self, request: TunableExpertsRequest, data: Labelled | list[Tokens]) -> list[Question]:
+        """Held-out prompts that show the behaviour, where labels say which do."""
+        if not isinstance(data, Labelled):
+            return []
+        chosen = [n for n in data.splits["test"] if data.labels[n] == request.target][:MOST_QUESTIONS]
+        return [Question(data.texts[n], text_of(request.examples[n].text) or "") for n in chosen]
 
     def make(self, request: TunableExpertsRequest, data: Labelled | list[Tokens], work: Work) -> Made:
         layers = site_layers(request, "router", work.facts)
