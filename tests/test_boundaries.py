@@ -115,14 +115,15 @@ VECTORS = {
     "vectors/artifact.py": {"calibration.py"},
     "vectors/checks.py": {"artifact.py"},
     "vectors/extras.py": set(),
+    "vectors/placebo.py": set(),
     "vectors/storage_errors.py": set(),
     "vectors/locks.py": set(),
     "vectors/scratch.py": {"locks.py", "storage_errors.py"},
     "vectors/library": {"artifact.py", "calibration.py", "checks.py", "storage_errors.py"},
     "vectors/formats": {"artifact.py", "scratch.py", "storage_errors.py"},
     "vectors/evaluate/graders": {"extras.py"},
-    "vectors/extract": {"artifact.py", "extras.py", "scratch.py", "evaluate/graders"},
-    "vectors/calibrate": {"artifact.py", "calibration.py", "extras.py", "extract"},
+    "vectors/extract": {"artifact.py", "extras.py", "placebo.py", "scratch.py", "evaluate/graders"},
+    "vectors/calibrate": {"artifact.py", "calibration.py", "extras.py", "extract", "placebo.py"},
     "vectors/evaluate": {"extras.py", "extract", "calibrate", "evaluate/graders"},
 }
 GROUND = {"errors.py", "threads.py"}

@@ -5,17 +5,25 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import CancelledError, Future
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, Field
-
-from server.engines.guests import LOOK_S, Share
 
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 FINISHED: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
 T = TypeVar("T")
 # Of its own thread's time, what a job may use before that counts as a step.
 UNCOUNTED_S = 0.02
+# How often it is looked whether the next step may begin.
+LOOK_S = 0.02
+
+
+class Courtesy(Protocol):
+    """What jobs give way by: `server.engines.guests.Share`."""
+
+    def due(self) -> bool: ...
+
+    def took(self, seconds: float, tokens: int) -> None: ...
 
 
 class Behind(BaseModel):
@@ -65,7 +73,7 @@ class Control:
         used: seconds that the calling thread has had of the processor.
     """
 
-    def __init__(self, job: Job, share: Share | None = None, used: Callable[[], float] = time.thread_time) -> None:
+    def __init__(self, job: Job, share: Courtesy | None = None, used: Callable[[], float] = time.thread_time) -> None:
         self._job = job
         self._share, self._used = share, used
         self._counted: float | None = None

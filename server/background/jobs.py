@@ -16,10 +16,9 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
-from server.background.job import FINISHED, Behind, Cancelled, Control, Job, Work
+from server.background.job import FINISHED, Behind, Cancelled, Control, Courtesy, Job, Work
 from server.background.lease import Lease
 from server.background.line import Line
-from server.engines.guests import Share
 from server.errors import TooManyJobs, error_body
 from server.observability.unexpected import report_unexpected
 from steering.language.errors import Conflict, NotFound, TrimtabError, path_text
@@ -45,7 +44,7 @@ class Jobs:
     share: by which jobs give way to requests; None where there are none.
     """
 
-    def __init__(self, folder: Path, max_jobs: int, share: Share | None = None) -> None:
+    def __init__(self, folder: Path, max_jobs: int, share: Courtesy | None = None) -> None:
         self.folder = folder
         self._share = share
         self._max_jobs = max_jobs

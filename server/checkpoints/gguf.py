@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from gguf import GGUFReader
-
 from steering.language.errors import UnsupportedModel
 
 MAGIC = b"GGUF"
@@ -17,6 +15,9 @@ def check_gguf(path: Path) -> str:
     Raises:
         UnsupportedModel: naming the file, and what it is instead of one whole language model.
     """
+    # Takes half a second to import, which models in other forms need not wait for.
+    from gguf import GGUFReader
+
     named = path.name
     try:
         with path.open("rb") as file:

@@ -2,23 +2,16 @@
 
 from typing import Annotated
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
 from steering.language.fields import Model
 from vectors.evaluate.graders.any import AnyGrader
+from vectors.extract.asked import Question
 from vectors.extract.subject import Prompt
 
 # Tokens that all completions of one evaluation may have together: some hours on a CPU with a small model.
 MOST_TOKENS = 4_000_000
-Expected = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Dose = Annotated[float, Field(strict=True, gt=-1000, lt=1000)]
-
-
-class Question(Model):
-    """A prompt that brings its right answers along."""
-
-    prompt: Prompt
-    expected: list[Expected] = Field(min_length=1, max_length=64, description="Right answers, any of which will do.")
 
 
 class EvaluateOptions(Model):

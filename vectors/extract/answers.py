@@ -18,11 +18,10 @@ from steering.language.intervention import Intervention
 from steering.language.scope import Scope
 from steering.programs.compiler import compile_program
 from steering.programs.program import Program
-from vectors.calibrate.placebo import random_like
 from vectors.evaluate.graders.any import AnyGrader
 from vectors.evaluate.graders.contract import BROKEN, Answer, Grader, Tools
 from vectors.evaluate.graders.grade import grade
-from vectors.evaluate.options import Question as Asked
+from vectors.extract.asked import Question as Asked
 from vectors.extract.contrasts import text_of
 from vectors.extract.programs import EVERYWHERE
 from vectors.extract.recipe import Made, Recipe, RecipeOptions
@@ -30,6 +29,7 @@ from vectors.extract.standing import rounded, standing
 from vectors.extract.subject import Prompt, Subject, encoded
 from vectors.extract.trial.plan import Question
 from vectors.extract.work import Span
+from vectors.placebo import drawn_like
 
 # Questions, tokens of an answer, random artifacts, and texts that the card keeps.
 MOST_QUESTIONS, TOKENS, DRAWS, KEPT = 12, 24, 10, 3
@@ -91,7 +91,7 @@ def judged(made: Made, scope: Scope | None, grader: Grader, questions: Sequence[
     judge = _Judge(grader, questions, subject)
     untouched = judge.arm(None, span.part(0, DRAWS + 2))
     steered = judge.arm(program(payload), span.part(1, DRAWS + 2))
-    random = [judge.arm(program(random_like(payload, subject.facts, made.site, seed + n)), span.part(n + 2, DRAWS + 2))
+    random = [judge.arm(program(drawn_like(payload, subject.facts, made.site, seed + n)), span.part(n + 2, DRAWS + 2))
               for n in range(DRAWS)]
     return {"grader": grader.model_dump(mode="json", exclude_defaults=True) | {"kind": grader.model_dump()["kind"]},
             "questions": len(questions), "tokens": TOKENS, "untouched": untouched, "steered": steered,
