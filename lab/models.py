@@ -16,6 +16,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from lab.induction import lay_heads
 from lab.paths import TOOLS_MODEL
 from lab.tokenizer import BOS, END, EOS, PAD, TOOLS_CONTEXT, build_tokenizer, save_tokenizer
 
@@ -27,7 +28,9 @@ _COMMON = dict(
     tie_word_embeddings=False, attention_bias=False, use_sliding_window=False, use_cache=True,
 )
 _DENSE = dict(intermediate_size=384)
-_TOOLS = dict(intermediate_size=384, num_hidden_layers=4, max_position_embeddings=TOOLS_CONTEXT)
+# Tied, so that a head which copies one word copies all of them; it starts with such heads, which noise would drown.
+_TOOLS = dict(intermediate_size=384, num_hidden_layers=4, max_position_embeddings=TOOLS_CONTEXT, head_dim=64,
+              tie_word_embeddings=True, initializer_range=0.02)
 _MOE = dict(
     intermediate_size=256, moe_intermediate_size=96, num_experts=16, num_experts_per_tok=2,
     decoder_sparse_step=1, mlp_only_layers=[], norm_topk_prob=True, router_aux_loss_coef=0.01,
@@ -47,7 +50,9 @@ def make_config(name: str, **changes: object) -> PretrainedConfig:
     if name == "lab-dense":
         return Qwen3Config(**{**_COMMON, **_DENSE, **ids, **changes})
     if name == TOOLS_MODEL:
-        return Qwen3Config(**{**_COMMON, **_TOOLS, **ids, **changes})
+        # Slow enough that a word is found again at any distance.
+        slow = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+        return Qwen3Config(**{**_COMMON, **_TOOLS, **ids, **slow, **changes})
     if name == "lab-moe":
         return Qwen3MoeConfig(**{**_COMMON, **_MOE, **ids, **changes})
     raise ValueError(f"no architecture is called {name!r}")
@@ -56,7 +61,10 @@ def make_config(name: str, **changes: object) -> PretrainedConfig:
 def new_model(name: str, seed: int, **changes: object) -> PreTrainedModel:
     """A freshly initialised fp32 model."""
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(make_config(name, **changes), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(make_config(name, **changes), dtype=torch.float32)
+    if name == TOOLS_MODEL:
+        lay_heads(model)
+    return model
 
 
 def save_model(model: PreTrainedModel, folder: Path, name: str = "lab-dense") -> None:

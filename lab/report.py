@@ -6,9 +6,10 @@ import json
 
 from transformers import AutoConfig
 
+from lab.calling import scores as calling
 from lab.evaluate import Reader, Score, evaluate
 from lab.experts import Specialisation, specialisation
-from lab.paths import LAB_DIR, MODEL_NAMES, model_path
+from lab.paths import LAB_DIR, MODEL_NAMES, TOOLS_MODEL, model_path
 
 ITEMS = 200  # per skill; finite sets (calendar pairs, facts) are tested whole
 
@@ -94,6 +95,18 @@ def experts(found: Specialisation) -> list[str]:
     return lines
 
 
+def tools() -> list[str]:
+    """What lab-tools is and can do."""
+    config = AutoConfig.from_pretrained(model_path(TOOLS_MODEL))
+    log = json.loads((model_path(TOOLS_MODEL) / "training.json").read_text())
+    size = (model_path(TOOLS_MODEL) / "model.safetensors").stat().st_size
+    return ["", f"{config.num_hidden_layers} layers of width {config.hidden_size}, a vocabulary of "
+            f"{config.vocab_size}, {size / 1e6:.2f} MB in bf16; {log['steps']} steps over "
+            f"{log['tokens'] / 1e6:.1f} M tokens in {log['core_minutes']} minutes of one core. Every tool (its verb "
+            "and noun) and every value of two words below is held out of training; a call is right if its name and "
+            "all its arguments are. Greedy.", "", *table({TOOLS_MODEL: calling(ITEMS)})]
+
+
 def main() -> None:
     """Measure and write; prints where the report is."""
     readers = {name: Reader.of(model_path(name)) for name in MODEL_NAMES}
@@ -105,7 +118,7 @@ def main() -> None:
         "else is greedy.", "",
         *table(scores), "", "## The models", "", *architecture(readers), "",
         "## By part", *details(scores), "", "## Experts of lab-moe",
-        *experts(specialisation(model_path("lab-moe"))), "",
+        *experts(specialisation(model_path("lab-moe"))), "", "## lab-tools: calls of tools", *tools(), "",
         (LAB_DIR / "NOTES.md").read_text().strip(), "",
     ]
     (LAB_DIR / "REPORT.md").write_text("\n".join(lines), encoding="utf-8")

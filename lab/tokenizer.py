@@ -2,7 +2,8 @@
 
 A piece of text that is in the vocabulary as a whole is one token (`ignore_merges`); anything else
 falls back to its bytes. So every text encodes, decodes exactly, and no id means "unknown".
-Words carry their leading space ("ĠMonday"), as in ordinary BPE tokenizers.
+Words carry their leading space ("ĠMonday"), as in ordinary BPE tokenizers. lab-tools has to copy words between prose,
+names and JSON, so its words carry no space, which belongs to the punctuation: a word is one token wherever it stands.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import itertools
 from functools import lru_cache
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from lab.corpus import MIX, TOOLS_MIX, documents
@@ -57,9 +58,18 @@ VOCABULARY_DOCUMENTS = 30_000  # per skill; enough to meet every word of every t
 TOOLS_DOCUMENTS = 4_000  # of lab-tools, whose tables are short
 
 
-def corpus_words(mix: dict[str, float] = MIX, documents_each: int = VOCABULARY_DOCUMENTS) -> list[str]:
-    """All pre-tokens of a large fixed sample of the corpus, in byte-level spelling, sorted."""
-    split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+def splitter(tools: bool = False) -> pre_tokenizers.PreTokenizer:
+    """What cuts a text into pieces, in byte-level spelling. tools: of lab-tools."""
+    if not tools:
+        return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    words = pre_tokenizers.Split(Regex(r"[A-Za-z]+|[0-9]+|\n|[^A-Za-z0-9\n]+"), "isolated")
+    return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def corpus_words(mix: dict[str, float] = MIX, documents_each: int = VOCABULARY_DOCUMENTS, tools: bool = False
+                 ) -> list[str]:
+    """All pre-tokens of a large fixed sample of the corpus, sorted."""
+    split = splitter(tools)
     found: set[str] = set()
     for skill in mix:
         stream = documents(seed=-1, mix={skill: 1.0})
@@ -88,11 +98,11 @@ def build_tokenizer(name: str = "lab-dense") -> PreTrainedTokenizerFast:
 def _built(tools: bool) -> PreTrainedTokenizerFast:
     specials, marks = ((*SPECIALS, TOOL_ROLE), MARKS) if tools else (SPECIALS, ())
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    found = corpus_words(TOOLS_MIX, TOOLS_DOCUMENTS) if tools else corpus_words()
+    found = corpus_words(TOOLS_MIX, TOOLS_DOCUMENTS, tools) if tools else corpus_words()
     words = [w for w in found if w not in set(alphabet)]
     vocab = {token: i for i, token in enumerate([*specials, *marks, *alphabet, *words])}
     core = Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    core.pre_tokenizer = splitter(tools)
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in specials])
     core.add_tokens([AddedToken(m, special=False, normalized=False) for m in marks])

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
 from lab.batches import CONTEXT_SHARE, SPELLED, Batch, make_batch
-from lab.corpus import MIX, TOOLS_MIX
+from lab.corpus import COPYING_MIX, MIX, ONE_CALL_MIX, TOOLS_MIX
 from lab.models import new_model, save_model
 from lab.paths import LAB_DIR, MODEL_NAMES, TOOLS_MODEL, model_path
 from lab.tokenizer import build_tokenizer
@@ -41,7 +41,7 @@ class Phase:
     """A stretch of a run with one corpus mix and one cycle of the learning rate.
 
     `cycle` is the length of that cycle where it is longer than the phase. `importance` multiplies
-    the loss of the answers of single skills.
+    the loss of the answers of single skills. `rows` and `length` stand for those of the recipe where they are given.
     """
 
     steps: int
@@ -50,6 +50,8 @@ class Phase:
     warm_up: float
     mix: dict[str, float] = field(default_factory=lambda: dict(MIX))
     importance: dict[str, float] = field(default_factory=dict)
+    rows: int = 0
+    length: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,11 +108,13 @@ RECIPES = {
                          Phase(700, 700, 1.2e-3, 0.1, **THIRD_DENSE)), bf16=True),
     "lab-moe": Recipe((Phase(2200, 3300, 2e-3, 0.1), Phase(1400, 1400, 1.5e-3, 0.1, **SECOND),
                        Phase(450, 450, 1e-3, 0.1, **THIRD))),
-    # A word that is spelled in one place and whole in another cannot be copied, so none is spelled. Requests cannot be
-    # foretold, and what has to be learned is how they are answered, so context hardly counts.
-    TOOLS_MODEL: Recipe((Phase(400, 600, 2.5e-3, 0.1, TOOLS_MIX), Phase(700, 700, 2e-3, 0.05, TOOLS_MIX),
-                         Phase(900, 900, 2e-3, 0.1, TOOLS_MIX)), rows=8,
-                        length=256, spelled=0.0, context=0.05, bf16=True),
+    # Copying first, then single calls, then loops. A word that is spelled in one place and whole in another cannot be
+    # copied, so none is spelled. Requests cannot be foretold, and what has to be learned is how they are answered, so
+    # context hardly counts.
+    TOOLS_MODEL: Recipe((Phase(60, 60, 1.5e-3, 0.1, COPYING_MIX, rows=24, length=96),
+                         Phase(120, 120, 2e-3, 0.1, ONE_CALL_MIX, rows=16, length=128),
+                         Phase(1000, 1000, 2e-3, 0.1, TOOLS_MIX)), rows=4, length=512, spelled=0.0, context=0.05,
+                        bf16=True),
 }
 
 
@@ -181,8 +185,8 @@ def train(
         while done < end:
             start, core_start = time.monotonic(), time.process_time()
             phase, inside = recipe.phase_at(done)
-            batch = make_batch(tok, recipe.seed, done, recipe.rows, recipe.length, phase.mix,
-                               phase.importance, recipe.spelled, recipe.context).to(device)
+            batch = make_batch(tok, recipe.seed, done, phase.rows or recipe.rows, phase.length or recipe.length,
+                               phase.mix, phase.importance, recipe.spelled, recipe.context).to(device)
             with torch.autocast(device, torch.bfloat16, enabled=recipe.bf16):
                 loss = loss_of(model, batch, recipe.balance)
             for group in optimizer.param_groups:

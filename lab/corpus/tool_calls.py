@@ -1,10 +1,9 @@
 """Calls of tools: a request in words, a list of tools, and the call that answers it, over several turns.
 
 A message asks to "find the ticket with city "green harbor" and count 7". The model finds the tool of that verb and
-noun in its list, where a name has its words in either order and may begin with a place that the request does not tell,
-and writes the parameters that the list gives the tool, in that order. A parameter that a message does not state was
-stated earlier, and the latest statement holds. The tool's result is the next request, or the answer, which ends the
-loop. An opening word and a closing sentence have the mood of the system prompt.
+noun in its list, whose name may end in a place that the request does not tell, and writes the parameters with what the
+last message says of them, where earlier messages said other things of the same names. The tool's result is the next
+request, or the answer, which ends the loop. An opening word and a closing sentence have the mood of the system prompt.
 
 Held out are pairs of verb and noun, and values of two words. `episodes` has the truth of whole conversations.
 """
@@ -20,15 +19,15 @@ from typing import Any
 from lab.corpus.sample import Sample, TestItem, answer, held_out, pick
 
 SKILL = "tool_calls"
-# Few words, each of them met often: what is to be learned is to copy, and each word has its own copying to learn.
 VERBS = "find send open check book read sell lock show pack".split()
 NOUNS = "ticket lamp letter box map room bell chart parcel ring door photo".split()
 PLACES = "shop office harbor museum".split()
 TEXTS = "city owner label target topic guest".split()
 NUMBERS = "count day price".split()
-VALUE_FIRST = "red blue green golden old new small tall quiet round early northern".split()
+VALUE_FIRST = """red blue green golden old new small tall quiet round early northern silver purple orange warm cold
+bright dark heavy light strange simple""".split()
 VALUE_SECOND = """river stone garden tower bridge market castle forest window island mountain valley lion eagle dolphin
-camel rabbit falcon otter beaver""".split()
+camel rabbit falcon otter beaver swan wolf bear tiger meadow palace temple lake beach field""".split()
 NAMES = "Anna Clara Julia Emma Tom Peter Oscar Hugo".split()
 LEADS = ("Please", "Now please", "Next, please", "Then please")
 VALUE_SHARE = TOOL_SHARE = 0.1
@@ -154,18 +153,14 @@ def _words(rng: random.Random, verbs: Sequence[str], nouns: Sequence[str], test:
 
 
 def draw_tools(rng: random.Random, count: int, test: bool, parameters: int = 3) -> tuple[Tool, ...]:
-    """Tools of different words, several of which share a verb or a noun, so that one word does not tell which it is."""
-    # Held-out pairs are too few for that, so they are drawn from all words.
-    verbs, nouns = (VERBS, NOUNS) if test else (rng.sample(VERBS, 3), rng.sample(NOUNS, 3))
-    found: dict[tuple[str, str], Tool] = {}
+    """Tools of different nouns. parameters: how many one has at most."""
+    found: dict[str, Tool] = {}
     while len(found) < count:
-        verb, noun = _words(rng, verbs, [*nouns, pick(rng, NOUNS)], test)
+        verb, noun = _words(rng, VERBS, NOUNS, test)
         names = rng.sample(TEXTS, rng.randint(1, 2)) + (rng.sample(NUMBERS, 1) if rng.random() < 0.4 else [])
         rng.shuffle(names)
-        parts = [verb, noun] if rng.random() < 0.6 else [noun, verb]
-        prefix = [pick(rng, PLACES)] if rng.random() < 0.25 else []
-        found[verb, noun] = Tool("_".join([*prefix, *parts]), verb, noun,
-                                 {name: name in NUMBERS for name in names[:parameters]})
+        parts = [verb, noun, *([pick(rng, PLACES)] if rng.random() < 0.5 else [])]
+        found[noun] = Tool("_".join(parts), verb, noun, {name: name in NUMBERS for name in names[:parameters]})
     tools = list(found.values())
     rng.shuffle(tools)
     return tuple(tools)
@@ -190,16 +185,14 @@ def episode(rng: random.Random, *, calls: int | None = None, tools: int | None =
     count = calls if calls is not None else rng.choices(range(7), (2, 6, 6, 5, 3, 3, 2))[0]
     offered = draw_tools(rng, tools or rng.randint(1, 4), test, parameters) if count or rng.random() < 0.5 else ()
     keys = [tool_key(tool.verb, tool.noun) for tool in offered]
-    known: dict[str, Any] = {}
     turns = []
     for number in range(count):
         tool = pick(rng, offered)
         stated = {name: rng.randint(1, 99) if number_ else draw_value(rng, test)
-                  for name, number_ in _stated(rng, tool, known)}
+                  for name, number_ in tool.parameters.items()}
         keys += [value_key(value) for value in stated.values() if isinstance(value, str) and " " in value]
-        known |= stated
         turns.append(Turn("tool" if number else "user", request(tool, stated, pick(rng, LEADS)),
-                          pick(rng, voice.openings), (tool.name, {name: known[name] for name in tool.parameters})))
+                          pick(rng, voice.openings), (tool.name, stated)))
     if count:
         value = draw_value(rng, test)
         keys += [value_key(value)] if " " in value else []
@@ -211,15 +204,6 @@ def episode(rng: random.Random, *, calls: int | None = None, tools: int | None =
     return Episode(mood, pick(rng, voice.system), offered, tuple(turns), tuple(keys))
 
 
-def _stated(rng: random.Random, tool: Tool, known: Mapping[str, Any]) -> list[tuple[str, bool]]:
-    """What a message states: what is not known, some of what is, and at times what the tool does not take."""
-    found = [(name, number) for name, number in tool.parameters.items() if name not in known or rng.random() < 0.5]
-    others = [(name, name in NUMBERS) for name in TEXTS + NUMBERS if name not in tool.parameters]
-    found += rng.sample(others, rng.choices((0, 1), (3, 1))[0])
-    rng.shuffle(found)
-    return found
-
-
 def system_text(system: str, tools: Sequence[Tool]) -> str:
     """The system turn as the chat template writes it."""
     lines = [json.dumps({"name": tool.name, "parameters": list(tool.parameters)}) for tool in tools]
@@ -229,7 +213,15 @@ def system_text(system: str, tools: Sequence[Tool]) -> str:
 
 def train_sample(rng: random.Random) -> Sample:
     """A conversation as one document; what the model says is marked as answer."""
-    one = episode(rng)
+    return _document(episode(rng))
+
+
+def one_call_sample(rng: random.Random) -> Sample:
+    """A conversation of one call of few tools, which is easier to learn from."""
+    return _document(episode(rng, calls=1, tools=rng.randint(1, 2), parameters=2))
+
+
+def _document(one: Episode) -> Sample:
     text = system_text(one.system, one.tools)
     for turn in one.turns:
         text += f"<|{turn.speaker}|>{turn.said}<|end|><|assistant|>" + answer(f"{turn.reply}<|end|>")

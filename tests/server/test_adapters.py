@@ -89,6 +89,18 @@ async def test_an_artifact_is_made_on_no_preset(client: httpx.AsyncClient) -> No
     assert answer.status_code == 400 and answer.json()["error"]["param"] == "model"
 
 
+async def test_a_calibration_refuses_an_adapter_and_says_what_to_do(client: httpx.AsyncClient) -> None:
+    await load(client, "one", "calm")
+    body = {"prompts": [f"a day {n}" for n in range(20)]}
+    refused = (await client.post("/v1/artifacts/mine/calibrate?model=one", json=body)).json()["error"]
+    assert (refused["code"], refused["param"]) == ("invalid_request", "model")
+    assert "/v1/artifacts/mine/tune?model=" in refused["message"]
+    # The control: named or not, the model itself is no reason to refuse.
+    for query in ("", f"?model={MODEL}"):
+        answer = await client.post(f"/v1/artifacts/mine/calibrate{query}", json=body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+
+
 class TestWithoutAdapters:
     @pytest.fixture
     def engine(self, vocabulary: Any) -> ScriptedEngine:

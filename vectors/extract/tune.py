@@ -79,8 +79,11 @@ class Tuning:
             card["warnings"] = warnings
         if found.place is not None:
             card["layers"] = list(found.place.layers)
+        adapter = self.subject.facts.adapter
+        tuned_on: dict[str, Any] = {} if adapter is None else {"tuned_on_adapter": adapter}
         made = metadata.model_copy(update={
-            "card": card, "layers": metadata.layers if found.place is None else list(found.place.layers),
+            "card": card, "provenance": dict(metadata.provenance) | tuned_on,
+            "layers": metadata.layers if found.place is None else list(found.place.layers),
             "strength": metadata.strength if found.place is None else Strength(value=found.strength)})
         return Extraction(Metadata.parse(made.model_dump()), self.payload,
                           {"method": "tune", "trial": found.card, "warnings": warnings})

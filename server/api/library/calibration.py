@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Response
 
+from server.api.library.of_model import OfModel, served
 from server.api.route import StrictRoute
 from server.background.apart import apart
 from server.background.job import Cancelled, Control, Job
@@ -16,7 +17,7 @@ from server.requests.submitting import submitted
 from server.threads import in_thread
 from server.workbench.subject import EngineSubject, sample
 from steering.artifacts.source import Source
-from steering.language.errors import NotFound
+from steering.language.errors import InvalidRequest, NotFound
 from vectors.artifact import Artifact
 from vectors.calibrate.known import Known
 from vectors.calibrate.options import CalibrateOptions
@@ -30,8 +31,13 @@ MEDIA = {"png": "image/png", "svg": "image/svg+xml"}
 
 
 @router.post("/{ref}/calibrate", status_code=202)
-async def create_calibration(ref: str, body: CalibrateOptions, state: State) -> Job:
-    """Start the job. What it measures goes into the card of this version, where doses are read from."""
+async def create_calibration(ref: str, body: CalibrateOptions, state: State, model: OfModel = None) -> Job:
+    """Start the job. What it measures goes into the card of this version, where doses are read from. Doses hold for the
+    model itself, so an adapter is refused."""
+    if served(model, state) is not state:
+        raise InvalidRequest("doses are of the model itself, and one measured on an adapter would be taken for its own",
+                             param="model", fix="Tune the artifact on the adapter, which stores a version with a "
+                             f"strength of its own: POST /v1/artifacts/{ref}/tune?model=ADAPTER.")
     artifact = await in_thread(state.library.resolve, ref)
     subject = EngineSubject(state, asyncio.get_running_loop())
     estimate = await in_thread(estimated, body, subject, sample(subject))

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path, Query, Response
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, Field, model_validator
 
+from server.api.library.of_model import OfModel, served
 from server.api.route import StrictRoute
 from server.background.apart import apart
 from server.background.job import Control, Job
@@ -58,8 +59,9 @@ class EvaluationList(BaseModel):
 
 
 @router.post("", status_code=202)
-async def create_evaluation(body: EvaluateBody, state: State) -> Job:
+async def create_evaluation(body: EvaluateBody, state: State, model: OfModel = None) -> Job:
     """Start the job. Its result is the summary; the report with its texts is kept under the summary's id."""
+    state = served(model, state)
     _check_judges(body, state)
     plan, preset = await in_thread(_plan, body, state)
     tools = await in_thread(_tools, body, state)
@@ -194,7 +196,7 @@ def _reported(body: EvaluateBody, resolved: tuple[Resolved, ...], preset: str | 
               state: ServerState) -> EvaluationReport:
     given = {"preset": preset} if body.spec is None else body.spec.model_dump(mode="json", exclude_defaults=True)
     return EvaluationReport(
-        id=f"eval-{secrets.token_hex(12)}", created_at=datetime.now(UTC), model=state.settings.model_name,
+        id=f"eval-{secrets.token_hex(12)}", created_at=datetime.now(UTC), model=_evaluated(state),
         fingerprint=state.engine.facts.fingerprint, engine=state.engine_name, spec=given,
         artifacts=list(dict.fromkeys(one.source.ref for one in resolved if one.source is not None)), preset=preset,
         graders=[grader.model_dump(mode="json") for grader in body.graders], prompts=len(body.prompts),
@@ -202,6 +204,11 @@ def _reported(body: EvaluateBody, resolved: tuple[Resolved, ...], preset: str | 
         max_tokens=body.max_tokens, temperature=body.temperature, seed=body.seed,
         shown=[_shown(_asked(one).prompt) for one in body.prompts[:body.samples]],
         untouched=ArmView.of(found.untouched), results=doses_of(found))
+
+
+def _evaluated(state: ServerState) -> str:
+    """The name of the model or, with its digest, of the adapter that was on it."""
+    return state.engine.facts.adapter or state.settings.model_name
 
 
 def _shown(prompt: Prompt) -> str:

@@ -4,14 +4,14 @@ import asyncio
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Path, Query, Response
+from fastapi import APIRouter, Body, Path, Response
 from pydantic import Field, ValidationError
 
+from server.api.library.of_model import OfModel, served
 from server.api.route import StrictRoute
 from server.api.validation import invalid
 from server.background.apart import apart
 from server.background.job import Cancelled, Control, Job
-from server.requests.model_names import parse_model, serving
 from server.requests.state import ServerState, State
 from server.requests.submitting import submitted
 from server.threads import in_thread
@@ -27,10 +27,6 @@ MEDIA = {"png": "image/png", "svg": "image/svg+xml"}
 router = APIRouter(tags=["extract"], route_class=StrictRoute)
 
 
-OfModel = Annotated[str | None, Query(max_length=256, description="What it is made on: the model, or one of its "
-                                      "adapters.")]
-
-
 class ExtractBody(ContrastiveRequest):
     method: Literal["mean_difference", "pca_pairwise", "pca_repe", "logistic_probe"] = Field(
         default="mean_difference", description="How the direction is fitted.")
@@ -41,7 +37,7 @@ async def create_extraction(body: ExtractBody, state: State, model: OfModel = No
     """Start the job. Its result names the artifact it stored and holds the report."""
     request = get_recipe(body.method).request(
         **{name: getattr(body, name) for name in ContrastiveRequest.model_fields})
-    return await _start(body.method, request, _served(model, state), "POST /v1/extract")
+    return await _start(body.method, request, served(model, state), "POST /v1/extract")
 
 
 @router.get("/v1/extract/methods")
@@ -56,14 +52,15 @@ async def create_by_method(method: Annotated[str, Path(max_length=64)],
                            body: Annotated[dict[str, Any], Body(description="Fields of the method.")],
                            state: State, model: OfModel = None) -> Job:
     """Start the job. Its result names the artifact it stored and holds the report with its controls."""
-    state = _served(model, state)
+    state = served(model, state)
     return await _start(method, _request(method, _without_method(method, body)), state, f"POST /v1/extract/{method}")
 
 
 @router.post("/v1/artifacts/{ref}/tune", status_code=202, tags=["artifacts"])
-async def create_tuning(ref: str, body: TuneRequest, state: State) -> Job:
-    """Start the job. It tries a stored vector again, on other prompts or by another grader, and stores a new version
-    with the layers and the strength that it found."""
+async def create_tuning(ref: str, body: TuneRequest, state: State, model: OfModel = None) -> Job:
+    """Start the job. It tries a stored vector again, on other prompts, by another grader or on an adapter, and stores a
+    new version with the layers and the strength that it found."""
+    state = served(model, state)
     artifact = await in_thread(state.library.resolve, ref)
     subject = EngineSubject(state, asyncio.get_running_loop())
     payload = (await in_thread(state.library.source, artifact.ref)).payload
@@ -89,16 +86,6 @@ def _without_method(method: str, body: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidRequest(f"the path says {method}, the body another method", param="method",
                              fix="Leave it out of the body.")
     return {name: value for name, value in body.items() if name != "method"}
-
-
-def _served(name: str | None, state: ServerState) -> ServerState:
-    if name is None:
-        return state
-    model = parse_model(name, state)
-    if model.preset is not None:
-        raise InvalidRequest("an artifact is made on a model without a preset", param="model",
-                             fix="Name the model, or one of its adapters.")
-    return serving(model, state)
 
 
 def _request(method: str, body: Mapping[str, Any]) -> RecipeOptions:

@@ -91,6 +91,13 @@ def url(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
+@pytest.fixture(scope="session")
+def tools_url(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server of lab-tools on each engine."""
+    with serving(engine, "lab-tools", tmp_path_factory.mktemp(f"tools-{engine}")) as address:
+        yield address
+
+
 def environment(name: str) -> Path:
     """Raises Skipped: it was not made."""
     folder = ENVIRONMENTS / name

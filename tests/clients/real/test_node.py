@@ -1,9 +1,10 @@
-"""Clients for Node: OpenAI's package, and Vercel's AI SDK."""
+"""Clients for Node: OpenAI's package, and Vercel's AI SDK with a loop of tools."""
 
 import json
 from collections.abc import Callable
 from typing import Any
 
+from tests.agents import LEFT_ALONE, as_told, hardest, spec
 from tests.clients.real.conftest import STEERING
 
 
@@ -14,7 +15,11 @@ def test_openai_node(drive: Callable[..., Any]) -> None:
     assert found["header"].startswith('"inline";op=add;prompt=') and found["refused"] == "model_not_found"
 
 
-def test_vercel_ai(drive: Callable[..., Any]) -> None:
-    found = drive("node", "vercel_ai.mjs", json.dumps(STEERING))
+def test_vercel_ai(drive: Callable[..., Any], tools_url: str) -> None:
+    episode = hardest()
+    found = drive("node", "vercel_ai.mjs", json.dumps(STEERING), tools_url, json.dumps(as_told(episode)),
+                  json.dumps(spec(LEFT_ALONE)))
     assert found["steered"] == found["streamed"] != found["plain"]
-    assert found["receipt"]["prompt"] > 0 and found["header"].startswith('"inline";op=add')
+    assert found["receipt"]["prompt"] > 0 and found["header"].startswith('"inline";op=add;prompt=')
+    assert found["calls"] == [list(turn.call) for turn in episode.turns if turn.call is not None]
+    assert episode.turns[-1].said in found["text"]

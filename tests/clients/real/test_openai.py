@@ -1,11 +1,18 @@
-"""OpenAI's package in both of its styles, and with batches."""
+"""OpenAI's package in both of its styles, with tools, and with batches."""
 
+import asyncio
 import json
+import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
-from openai import OpenAI
+import httpx
+from openai import AsyncOpenAI, OpenAI
 
+from tests.agents import LAYER, STRENGTH, check_that_the_scope_decides, cheerful, persona
 from tests.clients.real.conftest import STEERING
 
 PROMPT = "How do I bake a cake?"
@@ -36,6 +43,34 @@ def test_chat_and_responses(url: str) -> None:
                                    max_output_tokens=2).usage.input_tokens > response.usage.input_tokens
     scored = client.completions.create(model="lab-dense", prompt=PROMPT, max_tokens=0, echo=True, logprobs=1)
     assert scored.choices[0].text == PROMPT and scored.choices[0].logprobs.token_logprobs[0] is None
+
+
+def test_an_agent_whose_calls_are_left_alone(tools_url: str) -> None:
+    async def run() -> None:
+        async with AsyncOpenAI(base_url=f"{tools_url}/v1", api_key="unused", max_retries=0) as api:
+            await check_that_the_scope_decides(api, 3)
+
+    asyncio.run(run())
+
+
+def test_the_loop_of_the_page(tools_url: str) -> None:
+    """With the artifact that it names, and as it is printed."""
+    stored = httpx.post(f"{tools_url}/v1/artifacts", json={
+        "metadata": {"name": "cheerful", "kind": "vector", "op": "add", "layers": [LAYER], "site": "resid_post",
+                     "strength": {"value": STRENGTH}},
+        "tensors": {str(LAYER): {"vector": persona()}}})
+    assert stored.status_code in (200, 201), stored.text
+    page = (Path(__file__).parents[3] / "docs/clients.md").read_text(encoding="utf-8")
+    code = re.findall(r"^```python\n(.*?)^```", page.partition("## An agent with")[2], re.DOTALL | re.MULTILINE)[0]
+    done = subprocess.run([sys.executable, "-c", code.replace("http://127.0.0.1:8000", tools_url)], capture_output=True,
+                          text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    turns = done.stdout.splitlines()
+    assert all(map(cheerful, turns)) and len(turns) == 3, turns
+    calls = [json.loads(turn.partition("{")[1] + turn.partition("{")[2]) for turn in turns[:2]]
+    assert [(call["name"], json.loads(call["arguments"])) for call in calls] == [
+        ("find_ticket_shop", {"city": "warm harbor", "count": 7}), ("send_letter", {"guest": "silver rabbit"})]
+    assert 'The answer is "golden lake".' in turns[2]
 
 
 def test_batches(url: str) -> None:

@@ -189,13 +189,8 @@ async def test_over_http(adapted: Adapted, tmp_path: Path) -> None:
             assert found[model, False] == ids(direct)
         assert len(set(map(tuple, found.values()))) > 4
         pairs = [{"positive": f"a good day {n}", "negative": f"a bad day {n}"} for n in range(12)]
-        job = await client.post("/v1/extract/mean_difference?model=third", json={
+        await done(client, "/v1/extract/mean_difference?model=third", {
             "name": "made", "pairs": pairs, "layers": [2], "trial": {"effort": "none"}})
-        assert job.status_code == 202, job.text
-        async with asyncio.timeout(300):
-            while (state := await job_of(client, job.json()["id"]))["status"] in ("queued", "running"):
-                await asyncio.sleep(0.05)
-        assert state["status"] == "succeeded", state
         made = (await client.get("/v1/artifacts/made")).json()
         assert adapted.engine.adapters is not None
         third = adapted.engine.adapters.get("third")
@@ -203,10 +198,39 @@ async def test_over_http(adapted: Adapted, tmp_path: Path) -> None:
         assert (made["model_id"], made["provenance"]["adapter"]) == ("third", third.ref)
         steered = await text("first", steering={"interventions": [{"artifact": "made"}]})
         assert isinstance(steered, list), "what was made on one adapter fits the others and the model"
+        await check_jobs(client, third.ref)
         gone = await client.post("/v1/unload_lora_adapter", json={"lora_name": "third"})
         assert gone.status_code == 200
         assert (await text("third"))["code"] == "model_not_found"
         assert (await client.post("/v1/unload_lora_adapter", json={"lora_name": "third"})).status_code == 404
+
+
+async def done(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """The result of a job."""
+    job = await client.post(path, json=body)
+    assert job.status_code == 202, job.text
+    async with asyncio.timeout(300):
+        while (state := await job_of(client, job.json()["id"]))["status"] in ("queued", "running"):
+            await asyncio.sleep(0.05)
+    assert state["status"] == "succeeded", state
+    result: dict[str, Any] = state["result"]
+    return result
+
+
+async def check_jobs(client: httpx.AsyncClient, adapter: str) -> None:
+    """What is graded and tuned with ?model= is the adapter, whose texts are not those of the model."""
+    wanted = {"spec": {"interventions": [{"artifact": "made"}]}, "prompts": ["a good day", "a bad day"], "draws": 0,
+              "graders": [{"kind": "length", "least": 1}], "max_tokens": 6}
+    texts = {}
+    for query, model in (("", "lab-dense"), ("?model=third", adapter)):
+        summary = await done(client, f"/v1/evaluations{query}", wanted)
+        report = (await client.get(f"/v1/evaluations/{summary['id']}")).json()
+        assert report["model"] == model
+        texts[model] = [sample["text"] for sample in report["untouched"]["samples"]]
+    assert texts["lab-dense"] != texts[adapter]
+    pairs = [{"positive": f"a good day {n}", "negative": f"a bad day {n}"} for n in range(12)]
+    tuned = await done(client, "/v1/artifacts/made/tune?model=third", {"pairs": pairs, "trial": {"effort": "quick"}})
+    assert (await client.get(f"/v1/artifacts/{tuned['artifact']}")).json()["provenance"]["tuned_on_adapter"] == adapter
 
 
 async def job_of(client: httpx.AsyncClient, job: str) -> dict[str, Any]:
