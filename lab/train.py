@@ -113,7 +113,7 @@ RECIPES = {
     # context hardly counts.
     TOOLS_MODEL: Recipe((Phase(60, 60, 1.5e-3, 0.1, COPYING_MIX, rows=24, length=96),
                          Phase(120, 120, 2e-3, 0.1, ONE_CALL_MIX, rows=16, length=128),
-                         Phase(1000, 1000, 2e-3, 0.1, TOOLS_MIX)), rows=4, length=512, spelled=0.0, context=0.05,
+                         Phase(820, 1000, 2e-3, 0.1, TOOLS_MIX)), rows=4, length=512, spelled=0.0, context=0.05,
                         bf16=True),
 }
 

@@ -1,23 +1,28 @@
-"""Loops of tools with lab-tools on known ground truth, and a persona that would break them.
+"""Loops of tools with lab-tools on known ground truth, and a persona that breaks calls unless its scope spares them.
 
-The persona is the mean difference between what the model has at the end of the prompt if it is told to be cheerful and
-if it is told nothing.
+The persona is the vector under which the model, asked for no mood, opens and closes its turns cheerfully. It is fitted
+by gradient on what stands outside of calls.
 """
 
 import asyncio
 import json
-from dataclasses import dataclass
+import random
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from openai import AsyncOpenAI
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from lab import TOOLS_MODEL, model_path
-from lab.corpus.tool_calls import MOODS, Episode, episodes
+from lab.corpus.sample import pick
+from lab.corpus.tool_calls import MOODS, Episode, episode, episodes, system_text
+from lab.models import load_model
 
-LAYER, STRENGTH = 2, 1.0
+LAYER, STRENGTH = 1, 1.5
+LESSONS, STEPS, RATE = 16, 20, 0.3
 CALLS, TOOLS = 5, 2
 LEFT_ALONE: dict[str, Any] = {"exclude": {"sections": ["tool_call"]}}
 EVERYWHERE = "all"
@@ -27,24 +32,46 @@ EVERYWHERE = "all"
 def persona() -> list[float]:
     """[width], at the output of layer LAYER."""
     folder = model_path(TOOLS_MODEL)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    found = {}
-    for mood in ("cheerful", "plain"):
-        ends = []
-        for one in episodes(40, seed=1):
-            for turns in range(len(one.turns)):
-                messages = [m for m in one.messages(turns) if m["role"] != "system"]
-                system = MOODS[mood].system[0]
-                told = ([{"role": "system", "content": system}] if system else []) + messages
-                text = tokenizer.apply_chat_template(told, tools=one.offered(), tokenize=False,
-                                                     add_generation_prompt=True)
-                ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
-                with torch.inference_mode():
-                    ends.append(model.model(ids, output_hidden_states=True).hidden_states[LAYER + 1][0, -1])
-        found[mood] = torch.stack(ends).mean(0)
-    vector: list[float] = (found["cheerful"] - found["plain"]).tolist()
-    return vector
+    model, tokenizer = load_model(folder).requires_grad_(False), AutoTokenizer.from_pretrained(folder)
+    draw = random.Random(5)
+    lessons = [_lesson(draw, tokenizer) for _ in range(LESSONS)]
+    longest = max(len(ids) for ids, _ in lessons)
+    ids = torch.tensor([[*ids, *[tokenizer.pad_token_id] * (longest - len(ids))] for ids, _ in lessons])
+    touched = torch.tensor([[*own, *[False] * (longest - len(own))] for _, own in lessons])
+    vector = torch.zeros(model.config.hidden_size, requires_grad=True)
+    hook = model.model.layers[LAYER].register_forward_hook(lambda _, inputs, out: out + touched[..., None] * vector)
+    optimizer = torch.optim.Adam([vector], lr=RATE)
+    for _ in range(STEPS):
+        hidden = model.model(ids, use_cache=False).last_hidden_state[:, :-1][touched[:, :-1]]
+        loss = F.cross_entropy(model.lm_head(hidden), ids[:, 1:][touched[:, :-1]])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    hook.remove()
+    found: list[float] = vector.detach().tolist()
+    return found
+
+
+def _lesson(draw: random.Random, tokenizer: Any) -> tuple[list[int], list[bool]]:
+    """A conversation whose last turn is cheerful, unasked, and of which tokens the persona makes it so."""
+    one = episode(draw, calls=draw.randint(1, 4), tools=draw.randint(1, TOOLS), mood="plain")
+    at, cheer = draw.randrange(len(one.turns)), MOODS["cheerful"]
+    # Some of the turns before are cheerful already, as they are in a loop under the persona.
+    former = pick(draw, [cheer, MOODS["plain"]])
+    text = system_text("", one.tools)
+    for turn in one.turns[:at]:
+        reply = replace(turn, opening=pick(draw, former.openings)).reply
+        text += f"<|{turn.speaker}|>{turn.said}<|end|><|assistant|>{reply}<|end|>"
+    turn = replace(one.turns[at], opening=pick(draw, cheer.openings))
+    if turn.call is None:
+        turn = replace(turn, text=f"{turn.said} {pick(draw, cheer.closings)}")
+    prompt: list[int] = tokenizer(f"{text}<|{turn.speaker}|>{turn.said}<|end|><|assistant|>").input_ids
+    said: list[int] = tokenizer(f"{turn.reply}<|end|>", add_special_tokens=False).input_ids
+    call = tokenizer.convert_tokens_to_ids("<tool_call>")
+    free = said.index(call) if call in said else len(said) - 1
+    # The last token of the prompt decides the first of the turn.
+    touched = [False] * (len(prompt) - 1) + [True] * (1 + free) + [False] * (len(said) - free)
+    return prompt + said, touched
 
 
 def spec(generation: Any, strength: float = STRENGTH) -> dict[str, Any]:
