@@ -83,7 +83,7 @@ def test_a_new_model_copies_before_its_training(tok: PreTrainedTokenizerBase) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lab.models.lay_heads", lambda model: None)
         assert share(new_model(TOOLS_MODEL, 7)) < 0.3
-    assert laid > 0.9
+    assert laid > 0.7
 
 
 def test_calls_have_what_the_last_message_says_and_the_order_of_the_list() -> None:
