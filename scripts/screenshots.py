@@ -1,7 +1,8 @@
 """Pictures of the console, light and dark: `python -m scripts.screenshots URL` writes docs/console/*.png.
 
 The server at URL serves lab-dense with its example artifacts; some traffic is made first, so that there is something
-to see. Its key is read from TRIMTAB_API_KEY; a server without one shows no keys.
+to see. Its key is read from TRIMTAB_API_KEY; a server without one shows no keys. With TRIMTAB_OUTCOME_SAMPLE=1 it
+grades every answer.
 """
 
 import json
@@ -44,16 +45,16 @@ def traffic(url: str) -> None:
                 client.complete(TEXT, max_tokens=24, temperature=1, seed=i,
                                 steering={"interventions": [{"artifact": "reviews@production"}], "report": "summary"})
         for i in range(6):
-            for name, report in (("cheerful", "outcome"), ("german", "summary"), ("french", "none")):
+            for name, report in (("cheerful", "none"), ("german", "summary"), ("french", "none")):
                 client.complete(TEXT, max_tokens=24, temperature=1, seed=i,
                                 steering={"interventions": [{"artifact": name}], "report": report})
-            for steering in ({"interventions": [{"artifact": "refusal"}], "report": "outcome"},
-                             {"default": "none", "report": "outcome"}):
+            for steering in ({"interventions": [{"artifact": "refusal"}]}, {"default": "none"}):
                 client.chat(HARMFUL[i % len(HARMFUL)], max_tokens=24, temperature=1, seed=i, steering=steering)
         if not client.evaluations("cheerful@1").data:
-            client.evaluate([TEXT, "Review of a film. I saw it on Friday.", "Review of a jacket. I bought it in May."],
-                            [{"kind": "sentiment"}], spec={"interventions": [{"artifact": "cheerful"}]},
-                            doses=[0.5, 1.0], draws=4, max_tokens=24)
+            prompts = [f"My review of the {thing}: I saw it on {day} with my neighbor."
+                       for thing in ("film", "opera", "park") for day in ("Monday", "Friday", "Sunday", "Tuesday")]
+            client.evaluate(prompts, [{"kind": "sentiment"}], spec={"interventions": [{"artifact": "cheerful"}]},
+                            doses=[0.5, 1.0], draws=8, max_tokens=24)
 
 
 def playground(page: Page) -> None:
@@ -114,7 +115,7 @@ def switches(page: Page) -> None:
     page.get_by_role("dialog").get_by_role("option", name="cheerful").click()
     page.get_by_role("dialog").get_by_role("slider").wait_for()
     page.get_by_role("button", name="Look at what it touches…").click()
-    page.get_by_text("In the last hour").wait_for()
+    page.get_by_text("would be steered then").wait_for()
 
 
 def model(page: Page) -> None:
@@ -133,6 +134,8 @@ def keys(page: Page) -> None:
     page.get_by_role("row").nth(1).wait_for()
 
 
+# A dialog lies over what is seen of the page and over no more.
+DIALOGS = ("evaluation", "switches")
 ROOMS = {one.__name__: one for one in (playground, library, artifact, evaluation, make, monitor, switches, model, keys)
          if one is not keys or KEY is not None}
 
@@ -145,7 +148,7 @@ def draw(browser: Browser, url: str, scheme: str) -> None:
     page = context.new_page()
     for name, visit in ROOMS.items():
         visit(page)
-        page.screenshot(path=FOLDER / f"{name}-{scheme}.png", full_page=True)
+        page.screenshot(path=FOLDER / f"{name}-{scheme}.png", full_page=name not in DIALOGS)
         print(f"wrote docs/console/{name}-{scheme}.png")
     context.close()
 

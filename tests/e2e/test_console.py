@@ -19,7 +19,8 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium o
 TEXT = "Review of a hotel. I stayed at it with my team on Monday."
 ROOMS = {"playground": "Untouched", "library": "cheerful", "library/artifact/cheerful": "Calibration",
          "library/presets": "Served as", "library/upload": "Upload vectors", "make": "mean difference",
-         "monitor": "What steering did", "model": "Where interventions can act"}
+         "monitor": "What steering did", "model": "Where interventions can act",
+         "keys": "Make one for each program or person"}
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """The console where it matters who asks: keys and roles, the kill switch and the default steering with who turned them
 and whom they touch, and what live grading found."""
 
+import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -17,6 +17,7 @@ from tests.vectors.making import metadata, vector_payload
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine; .ci/run installs it")
 OWNER = "the-owner-s-key"
 REQUESTS = 3
+GRADED_S = 60
 
 
 def answer(vocabulary: Vocabulary) -> list[int]:
@@ -32,7 +33,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    made = Site(tmp_path_factory.mktemp("access") / "site", answer, api_key=OWNER)
+    made = Site(tmp_path_factory.mktemp("access") / "site", answer, api_key=OWNER, outcome_sample=1.0)
     library = made.library()
     library.create(metadata("calm", description="Calmer answers."), vector_payload(1, layers=(1,)))
     library.close()
@@ -82,6 +83,9 @@ def test_a_key_is_made_shown_once_used_rotated_and_blocked(page: Page, site: Sit
         row = page.get_by_role("row", name="shop")
         expect(row).to_contain_text("works")
         assert axe_finds(page) == []
+        page.set_viewport_size({"width": 375, "height": 720})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 375
+        page.set_viewport_size({"width": 1280, "height": 900})
         row.get_by_role("button", name="Change shop").click()
         page.get_by_label("Hours that the present one still counts").fill("0")
         page.get_by_role("button", name="Rotate it").click()
@@ -173,8 +177,11 @@ def test_any_spec_becomes_the_default_steering_after_a_look_at_what_it_touches(p
 
 
 def test_what_graded_answers_were_stands_in_monitor(page: Page, owner: Client) -> None:
-    steering: dict[str, Any] = {"interventions": [{"artifact": "calm"}], "report": "outcome"}
-    owner.complete("Hello", max_tokens=4, steering=steering)
+    owner.complete("Hello", max_tokens=4, steering="calm")
+    end = time.monotonic() + GRADED_S
+    while not any(one.get("artifact") == "calm@1" for one in owner.effects(group="artifact")["outcomes"]):
+        assert time.monotonic() < end, "nothing was graded"
+        time.sleep(0.05)
     room(page, "Monitor")
     outcomes = page.get_by_role("region", name="Outcomes")
     expect(outcomes.get_by_role("row", name="calm@1")).to_be_visible()
