@@ -16,13 +16,17 @@ from typer.testing import CliRunner
 
 from server.api.route import StrictRoute
 from server.app import routed
+from server.background.apart import apart
+from server.background.housekeeping import Housekeeping
 from server.cli.main import app as cli
 from server.engines.adapters import Adapters
+from server.observability.instruments import Registry
 from server.settings import Settings
 from tests.server.conftest import MODEL, chat
 from tests.server.test_adapters import Adapting
 from vectors.library import Library
 from vectors.library.audit.log import Wanted
+from vectors.library.audit.notes import ACTOR, Actor
 from vectors.storage_errors import LibraryUnavailable
 
 OWNER = {"Authorization": "Bearer owner-s-key"}
@@ -271,6 +275,24 @@ async def test_the_kill_switch_is_recorded_with_all_its_turns(
     assert [(one.before, one.after, one.key_name) for one in found] == [
         (False, True, "owner"), (True, False, "owner"), (False, True, "owner")]
     assert [one.at for one in found] == sorted(one.at for one in found) and len({one.at for one in found}) == 3
+
+
+async def test_what_a_job_changes_is_recorded_for_who_asked_for_it() -> None:
+    token = ACTOR.set(Actor("k", "ada", "team", "", "req-1"))
+    try:
+        assert (await apart(ACTOR.get)).key_name == "ada"
+    finally:
+        ACTOR.reset(token)
+
+
+async def test_housekeeping_lets_old_records_go(library: Library) -> None:
+    library.audit.add("note", "a")
+    library.audit.add("note", "b")
+    await Housekeeping(library, Registry(), 0).tidy()
+    assert [one.number for one in library.audit.list(Wanted(after=0))] == [1, 2]
+    await Housekeeping(library, Registry(), 0, audit_kept_s=1e-6).tidy()
+    assert [(one.number, one.action) for one in library.audit.list(Wanted(after=0))] == [
+        (2, "note"), (3, "audit.expire")]
 
 
 class TestSteering:
