@@ -26,6 +26,13 @@ MONTH = {**RIGHT, "options": list(MONTHS)}
 SHORT = {"kind": "length", "most": 16}
 
 
+READ = {
+    "capital": "Where it is wrong it names another place, often one nearby: Örebro for Stockholm, Belorussia for "
+               "Belgrade. Behind the word the model goes on as it likes: the vector acts on the next token alone.",
+    "plural": "The one that is wrong is \"lady\" for \"ladies\". Behind the word the model goes on as it likes, "
+              "because the vector acts on the next token alone."}
+
+
 @dataclass(frozen=True)
 class Test:
     """One evaluation. measured: what a success of the grader is, in words. intervention: fields beside the artifact.
@@ -113,15 +120,18 @@ CLAIMS = (
         "cheerful", "A tone",
         "One vector from 40 pairs of cheerful and gloomy answers makes answers cheerful; with the other sign, gloomy.",
         "Answers cheerfully; a negative strength gloomily.", "mean_difference",
-        {"pairs": pairs(TONE), **tried(SENTIMENT["positive"], GREY_DEV)},
+        # The effort `quick` sees so few texts that rounding decides between layers: two runs of it took 18 and 21.
+        {"pairs": pairs(TONE), **tried(SENTIMENT["positive"], GREY_DEV, effort="normal")},
         (Test("positive answers", asked(GREY_TEST), SENTIMENT["positive"]),
          # A random vector turned round is as random as it was.
          Test("negative answers, with the strength times -1", asked(GREY_TEST), SENTIMENT["negative"],
               {"dose": -1}, draws=0, beside=0)),
         ("tone",), {"cheerful": {}, "gloomy": {"sign": -1, "description": "Answers gloomily, by `cheerful` reversed."}},
         read="Read by a person, the texts are whole, and plainly cheerful or gloomy; what they say is often silly, "
-             "because the tone goes before the sense: \"A headache is a wonderful feeling\", \"The accident was a "
-             "fantastic one!\". The grader misses some, because words like \"broken\" weigh with it."),
+             "because the tone goes before the sense: \"A headache is a wonderful feeling\", \"A leaking roof is a "
+             "beautiful and unexpected sight\". The grader misses some, because words like \"broken\" weigh with it. "
+             "Two earlier runs, with the effort `quick`, took layers 18 and 21 and had 67 and 71 % cheerful and 71 and "
+             "42 % gloomy answers: such figures change that much with what is chosen on 12 dev prompts."),
     Claim(
         "french", "A language",
         "One vector from 40 pairs of French and English answers makes the model answer in French.",
@@ -170,7 +180,7 @@ CLAIMS = (
         {"pairs": TASKS[task], "other_pairs": TASKS[other], "template": TEMPLATE, "max_eval": 16},
         (Test(f"right answers to '- WORD ->' ({what})", questions(task), RIGHT, rules_alone=True,
               max_tokens=6),),
-        ("task",), report=("few_shot", "other_task"))
+        ("task",), report=("few_shot", "other_task"), read=READ[task])
       for task, other, what in (("capital", "plural", "capital"), ("plural", "opposite", "plural"))),
     Claim(
         "capital-neurons", "Relation neurons",
@@ -192,5 +202,8 @@ CLAIMS = (
               rules_alone=True, max_tokens=6),
          Test("answers 'June', with it as the target", instead("June"), MONTH, {"options": {"target": "June"}},
               rules_alone=True, max_tokens=6)),
-        ("ring",), report=("swap",)),
+        ("ring",), report=("swap",),
+        read="Read by a person, the answers are months and the texts as plain as untouched. With June as the target "
+             "most others say October or September. It is a draft because the twelve means do not come in their order "
+             "at any layer; that a shift works all the same says that this order is a strict test."),
 )

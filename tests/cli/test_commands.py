@@ -11,6 +11,7 @@ from trimtab_client import Client, JobFailed, NotFound
 from typer.testing import CliRunner, Result
 
 from lab.datasets import load
+from lab.paths import LAB_DIR
 from server.cli import app
 
 WIDTH = 128
@@ -59,6 +60,23 @@ def test_a_conversation_goes_on_until_an_empty_line(run: Run) -> None:
     done = run("chat", "--max-tokens", "5", answer="Hello.\nHow are you?\n\nnot said\n")
     assert done.exit_code == 0
     assert done.output.count(" base ") == 2
+
+
+def test_a_name_that_two_models_have_is_listed_once_and_with_all_of_them_for_each(run: Run, client: Client) -> None:
+    """The bundled `cheerful` of another model lies beside this model's own, and neither moves the other."""
+    def listed(*options: str) -> list[tuple[str, str, list[str]]]:
+        rows = json.loads(run("artifacts", "ls", "cheerful", "--json", *options).output)
+        return [(one["ref"], one["model_id"], one["aliases"]) for one in rows
+                if one["name"] == "cheerful"]
+
+    before = listed()
+    assert [model for _, model, _ in before] == ["lab-dense"]
+    of_another = (LAB_DIR / "artifacts" / "smollm2" / "cheerful.safetensors").read_bytes()
+    client.import_artifact(of_another)
+    assert listed() == before and client.get_artifact("cheerful").model_id == "lab-dense"
+    assert sorted(model for _, model, _ in listed("--all")) == ["lab-dense", "smollm2"]
+    shown = run("artifacts", "ls", "cheerful", "--all").output
+    assert "smollm2" in shown and "smollm2" not in run("artifacts", "ls", "cheerful").output
 
 
 def test_library_commands(run: Run, client: Client, tmp_path: Path) -> None:
