@@ -20,6 +20,6 @@ def test_vercel_ai(drive: Callable[..., Any], tools_url: str) -> None:
     found = drive("node", "vercel_ai.mjs", json.dumps(STEERING), tools_url, json.dumps(as_told(episode)),
                   json.dumps(spec(LEFT_ALONE)))
     assert found["steered"] == found["streamed"] != found["plain"]
-    assert found["receipt"]["prompt"] > 0 and found["header"].startswith('"inline";op=add;prompt=')
+    assert found["receipt"]["prompt"] > 0 and found["header"].startswith('"inline";op=add')
     assert found["calls"] == [list(turn.call) for turn in episode.turns if turn.call is not None]
     assert episode.turns[-1].said in found["text"]
