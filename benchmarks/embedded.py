@@ -21,7 +21,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.command import options_of, run
-from server.engines.base import Generation, Sampling
+from server.engines.data import Generation, Sampling
 from server.engines.transformers.engine import TransformersEngine
 from server.engines.transformers.options import EngineOptions
 from server.verify.stock_transformers import StockTransformers

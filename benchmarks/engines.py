@@ -25,7 +25,7 @@ from rich.table import Table
 
 from benchmarks.command import cpu_seconds, options_of, run
 from benchmarks.random_model import make_model
-from server.engines.base import Generation, Sampling
+from server.engines.data import Generation, Sampling
 from server.engines.transformers.engine import TransformersEngine
 from server.engines.transformers.options import EngineOptions
 from server.verify.overhead import prompts_of

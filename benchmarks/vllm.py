@@ -29,7 +29,7 @@ from rich.table import Table
 
 from benchmarks.command import options_of, run
 from benchmarks.random_model import make_model
-from server.engines.base import Generation, Sampling
+from server.engines.data import Generation, Sampling
 from server.engines.vllm.host.engine import VllmEngine
 from server.engines.vllm.host.options import VllmOptions
 from server.engines.vllm.host.sampling import sampling_params

@@ -1,6 +1,7 @@
 """Effects of a completion that was made under more than one program, as guarded ones are."""
 
-from server.engines.base import CompareRequest, Comparison, Engine
+from server.engines.base import Engine
+from server.engines.data import CompareRequest, Comparison
 from server.engines.parts import Part, spans
 from steering.divergence import Divergence, ResidualShift
 

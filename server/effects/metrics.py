@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from server.effects.report import ChoiceEffect
-from server.engines.base import Lost
+from server.engines.data import Lost
 from server.observability.instruments import Counter, Histogram, Registry
 
 NATS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from server.effects.degeneration import Degeneration
-from server.engines.base import Comparison
+from server.engines.data import Comparison
 from steering.divergence import Divergence
 from steering.language.vocabulary import Op
 from steering.programs.program import Program

@@ -20,7 +20,8 @@ from server.effects.degeneration import degeneration
 from server.effects.metrics import EffectMetrics
 from server.effects.report import ChoiceEffect, Effects, choice_effect
 from server.effects.store import MINUTE_S, EffectStore, Sample
-from server.engines.base import CompareRequest, Engine, Kept
+from server.engines.base import Engine
+from server.engines.data import CompareRequest, Kept
 from server.engines.parts import Part
 from server.threads import in_thread
 from steering.language.errors import path_text

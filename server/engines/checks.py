@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from server.engines.base import CaptureRequest, CompareRequest, Generation
+from server.engines.data import CaptureRequest, CompareRequest, Generation
 from steering.language.errors import InvalidRequest
 from steering.models.facts import ModelFacts
 

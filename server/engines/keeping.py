@@ -9,7 +9,7 @@ import threading
 import torch
 from torch import Tensor
 
-from server.engines.base import Kept, Lost
+from server.engines.data import Kept, Lost
 
 
 class Room:

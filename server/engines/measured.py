@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from server.engines.base import Touched
+from server.engines.data import Touched
 from steering.acting.containment import StepLimit
 from steering.language.fields import MAX_INTERVENTIONS
 

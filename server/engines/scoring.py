@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from server.engines.base import Likeliest, Scores
+from server.engines.data import Likeliest, Scores
 
 
 def placed(logprobs: Tensor, targets: Tensor, top: int | None) -> list[Tensor]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from server.engines.base import CompareRequest, Touched
+from server.engines.data import CompareRequest, Touched
 from steering.programs.program import Program
 from steering.programs.touch import Touch, count_bits
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from server.engines.base import Captured, CaptureRequest, Engine
+from server.engines.base import Engine
+from server.engines.data import Captured, CaptureRequest
 from server.requests.plan import Plan
 from server.text.prompts import Prompt
 from steering.language.errors import TrimtabError

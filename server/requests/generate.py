@@ -10,7 +10,8 @@ from typing import Any
 
 import anyio
 
-from server.engines.base import Completion, FinishReason, Generation, Kept, Sampling, Token, Touched
+from server.engines.base import Completion
+from server.engines.data import FinishReason, Generation, Kept, Sampling, Token, Touched
 from server.engines.parts import Part
 from server.errors import ClientTooSlow
 from server.observability.metrics import Metrics

@@ -18,7 +18,8 @@ from typing import Literal
 
 import structlog
 
-from server.engines.base import CompareRequest, Comparison, Completion, Engine, Generation, Token, Touched
+from server.engines.base import Completion, Engine
+from server.engines.data import CompareRequest, Comparison, Generation, Token, Touched
 from server.engines.parts import Part
 from server.engines.touching import count_touched
 from server.observability.instruments import Counter, Registry

@@ -12,7 +12,8 @@ from typing import Generic, TypeVar
 
 import torch
 
-from server.engines.base import CaptureRequest, Engine
+from server.engines.base import Engine
+from server.engines.data import CaptureRequest
 from server.threads import in_thread
 from steering.artifacts.payload import Payload
 from steering.artifacts.source import Resolved, Source

@@ -13,7 +13,8 @@ import structlog
 import torch
 from pydantic import BaseModel, Field
 
-from server.engines.base import Captured, CaptureRequest, Engine
+from server.engines.base import Engine
+from server.engines.data import Captured, CaptureRequest
 from server.engines.parts import Part, spans
 from server.observability.instruments import Counter, Gauge, Registry
 from steering.language.errors import TrimtabError

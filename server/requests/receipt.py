@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from server.effects.outcomes import Outcomes
 from server.effects.report import Effects
-from server.engines.base import Touched
+from server.engines.data import Touched
 from server.requests.gates import Decided
 from server.requests.guard import Event
 from server.requests.monitor import MonitorReport

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from server.engines.base import Sampling
+from server.engines.data import Sampling
 from server.engines.grammar import Grammar
 from server.requests.fields import LEAST_TEMPERATURE, CompletionFields
 from server.requests.state import ServerState

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from server.engines.base import Scores, Touched
+from server.engines.data import Scores, Touched
 from server.engines.touching import count_touched
 from server.requests.admission.queue import Cost
 from server.requests.generate import Choice

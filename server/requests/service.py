@@ -11,7 +11,8 @@ from functools import partial
 from server.effects.outcomes import Ended, Outcomes, outcomes_of
 from server.effects.report import ChoiceEffect, Effects
 from server.effects.shadow import Finished
-from server.engines.base import Completion, Generation, Sampling
+from server.engines.base import Completion
+from server.engines.data import Generation, Sampling
 from server.errors import ContextLengthExceeded
 from server.requests.admission.caller import Caller
 from server.requests.admission.deadline import Deadline

@@ -11,7 +11,8 @@ from dataclasses import replace
 
 import anyio
 
-from server.engines.base import Completion, Engine, Generation, Kept, Token, Touched
+from server.engines.base import Completion, Engine
+from server.engines.data import Generation, Kept, Token, Touched
 from server.engines.parts import Part
 from server.requests.guard import Event, GuardedCompletion
 from server.requests.killswitch import KillSwitch

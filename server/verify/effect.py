@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from server.engines.base import CaptureRequest, CompareRequest, Engine
+from server.engines.base import Engine
+from server.engines.data import CaptureRequest, CompareRequest
 from server.verify import formulas
 from server.verify.exactness import compiled, generated
 from server.verify.hooks import Edit, logprobs

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from server.engines.base import Engine, Generation, Sampling
+from server.engines.base import Engine
+from server.engines.data import Generation, Sampling
 from server.verify.cases import Case
 from server.verify.hooks import logprobs
 from steering.artifacts.source import Resolved

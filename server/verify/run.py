@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from server.boot import load_engine
-from server.engines.base import CaptureRequest, Engine
+from server.engines.base import Engine
+from server.engines.data import CaptureRequest
 from server.settings import Settings
 from server.threads import in_thread
 from server.verify import effect, overhead

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from server.engines.base import Sampling
+from server.engines.data import Sampling
 from server.engines.vllm.host.sampling import sampling_params
 
 

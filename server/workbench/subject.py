@@ -10,7 +10,7 @@ import torch
 
 from server.background.job import Control
 from server.effects.degeneration import degeneration
-from server.engines.base import CaptureRequest, CompareRequest, Comparison, Generation, Kept, Sampling
+from server.engines.data import CaptureRequest, CompareRequest, Comparison, Generation, Kept, Sampling
 from server.requests.gates import decide_program
 from server.requests.state import ServerState
 from server.threads import all_or_none

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from server.app import create_app
-from server.engines.base import Generation
+from server.engines.data import Generation
 from server.http.listener import bind
 from server.http.runner import Server
 from server.settings import Settings

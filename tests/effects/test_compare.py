@@ -10,7 +10,7 @@ from scipy.special import rel_entr
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lab import MODEL_NAMES, model_path
-from server.engines.base import CompareRequest, Comparison
+from server.engines.data import CompareRequest, Comparison
 from server.engines.transformers import comparing as embedded
 from tests.engines import reference as ref
 from tests.engines.conftest import compiled, generate, ids, model_dir, start_engine  # noqa: F401

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from server.engines.base import CompareRequest, Comparison, Generation, Kept, Sampling
+from server.engines.data import CompareRequest, Comparison, Generation, Kept, Sampling
 from server.engines.keeping import MOST_VIEWS, KeptRows, Room
 from server.engines.transformers.engine import TransformersEngine
 from server.engines.transformers.head import Head

@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 from server.effects.metrics import MAX_NAMES, EffectMetrics
 from server.effects.shadow import Finished, Shadow
 from server.effects.store import EffectStore, Sample
-from server.engines.base import CompareRequest, Comparison
+from server.engines.data import CompareRequest, Comparison
 from server.observability.instruments import Registry
 from steering.divergence import Divergence, ResidualShift
 from steering.language.errors import EngineUnavailable

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from server.engines.base import Generation, Sampling, Token, Touched
+from server.engines.data import Generation, Sampling, Token, Touched
 from server.engines.transformers.engine import TransformersEngine
 from server.engines.transformers.options import EngineOptions
 from steering.artifacts.source import Resolved

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from server.engines.base import Engine, Generation, Sampling
+from server.engines.base import Engine
+from server.engines.data import Generation, Sampling
 from steering.programs.program import Program
 from tests.engines import reference as ref
 

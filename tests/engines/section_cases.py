@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from server.engines.base import Engine, Generation, Sampling, Token, Touched
+from server.engines.base import Engine
+from server.engines.data import Generation, Sampling, Token, Touched
 from steering.artifacts.source import Resolved
 from steering.language.intervention import Intervention
 from steering.language.vocabulary import Section

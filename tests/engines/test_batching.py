@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from server.engines.base import Generation, Sampling
+from server.engines.data import Generation, Sampling
 from server.engines.transformers import attention
 from server.engines.transformers.running import Running, SaltedIds
 from server.engines.transformers.steps import Steps
@@ -220,7 +220,7 @@ async def test_stop_token_and_length(start_engine: Any) -> None:
 
 
 async def test_capture_equals_hidden_states_and_is_after_the_program(start_engine: Any, model_dir: Any) -> None:
-    from server.engines.base import CaptureRequest
+    from server.engines.data import CaptureRequest
 
     engine = await start_engine("qwen3")
     prompts = [PROMPT, PROMPT[:7], PROMPT[3:20]]

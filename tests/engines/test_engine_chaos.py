@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from server.engines.base import CompareRequest, Generation, Sampling
+from server.engines.data import CompareRequest, Generation, Sampling
 from server.engines.transformers.engine import TransformersEngine
 from steering.language.errors import EngineFailed, EngineUnavailable
 from tests.engines.conftest import compiled

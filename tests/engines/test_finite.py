@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from server.engines.base import CaptureRequest, CompareRequest, Generation, Sampling
+from server.engines.data import CaptureRequest, CompareRequest, Generation, Sampling
 from server.engines.transformers.engine import TransformersEngine
 from server.engines.transformers.finite import examining
 from server.engines.transformers.running import Running

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from server.engines.base import CaptureRequest
+from server.engines.data import CaptureRequest
 from server.requests.gates import decide
 from server.requests.plan import Plan
 from server.text.prompts import Prompt

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from server.engines.base import LEAST_LOGPROB, Generation, Sampling, Token
+from server.engines.data import LEAST_LOGPROB, Generation, Sampling, Token
 from server.engines.grammar import Grammar, of_choices, of_schema
 from server.engines.grammar_work import THREADS, GrammarWork
 from server.engines.transformers.constraints import follow, held

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from server.effects.by_part import compare_parts
-from server.engines.base import CompareRequest, Generation, Sampling, Token
+from server.engines.data import CompareRequest, Generation, Sampling, Token
 from server.observability.instruments import Registry
 from server.requests.guard import GuardedCompletion, GuardMetrics, repetition
 from server.requests.monitor import Monitor, MonitorMetrics, Watched, watch

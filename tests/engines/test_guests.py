@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.engines.base import Generation, Sampling
+from server.engines.data import Generation, Sampling
 from server.engines.guests import ALONE, FEWEST, FIRST, MOST, STEP_S, Share
 from server.engines.transformers.engine import TransformersEngine
 from tests.engines.conftest import compiled, generate, ids

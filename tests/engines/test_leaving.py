@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from server.engines.base import CaptureRequest, CompareRequest, Generation, Sampling
+from server.engines.data import CaptureRequest, CompareRequest, Generation, Sampling
 from server.engines.transformers.engine import TransformersEngine
 from server.observability.instruments import Registry
 from server.requests.guard import GuardedCompletion, GuardMetrics

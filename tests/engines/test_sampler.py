@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from server.engines.base import Generation, Sampling
+from server.engines.data import Generation, Sampling
 from server.engines.transformers.noise import exponential, keys
 from server.engines.transformers.running import Running
 from server.engines.transformers.sampler import FIRST_LOOK, _cut, _penalised, reports, sample

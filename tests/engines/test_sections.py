@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
-from server.engines.base import Generation, Sampling
+from server.engines.data import Generation, Sampling
 from steering.language.errors import InvalidSpec
 from tests.engines.conftest import compiled, generate
 from tests.engines.section_cases import scopes_follow_sections

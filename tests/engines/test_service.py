@@ -12,7 +12,7 @@ import pytest
 from fastapi import FastAPI
 
 from server.app import create_app
-from server.engines.base import Generation
+from server.engines.data import Generation
 from server.engines.transformers.engine import TransformersEngine
 from server.engines.transformers.options import EngineOptions
 from server.settings import Settings

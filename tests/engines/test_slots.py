@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from server.engines.base import Generation, Sampling
+from server.engines.data import Generation, Sampling
 from server.engines.slots import Lease, SlotTable
 from steering.language.errors import EngineUnavailable, SlotsExhausted
 from steering.programs.program import Program

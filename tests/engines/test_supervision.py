@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from server.engines.base import CaptureRequest, CompareRequest, Generation, Sampling, Token
+from server.engines.data import CaptureRequest, CompareRequest, Generation, Sampling, Token
 from server.engines.transformers import comparing, stock, supervisor
 from server.engines.transformers import engine as engine_module
 from server.engines.transformers.engine import TransformersEngine

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from server.effects.by_part import compare_parts
-from server.engines.base import CompareRequest, Generation, Sampling
+from server.engines.data import CompareRequest, Generation, Sampling
 from server.requests.killswitch import KillSwitch
 from server.requests.switched import SwitchedCompletion
 from tests.engines.conftest import compiled, generate, ids

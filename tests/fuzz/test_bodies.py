@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from server.app import create_app
 from server.batches.batches import OPEN
 from server.cli.inprocess import running
-from server.engines.base import Generation
+from server.engines.data import Generation
 from server.engines.transformers.engine import TransformersEngine
 from server.engines.transformers.options import EngineOptions
 from server.requests.state import ServerState

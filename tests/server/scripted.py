@@ -7,18 +7,8 @@ from typing import Any
 
 import torch
 
-from server.engines.base import (
-    Captured,
-    CaptureRequest,
-    Completion,
-    Condition,
-    Engine,
-    Generation,
-    Likeliest,
-    Scores,
-    Token,
-    Touched,
-)
+from server.engines.base import Completion, Engine
+from server.engines.data import Captured, CaptureRequest, Condition, Generation, Likeliest, Scores, Token, Touched
 from server.text.vocabulary import Vocabulary
 from steering.language.errors import EngineUnavailable, SlotsExhausted, TrimtabError
 from steering.language.vocabulary import SITES, Site

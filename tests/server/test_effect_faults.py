@@ -16,7 +16,7 @@ from sqlalchemy import event
 from structlog.testing import capture_logs
 
 from server.app import create_app
-from server.engines.base import CompareRequest, Comparison
+from server.engines.data import CompareRequest, Comparison
 from server.observability.metrics import MAX_ARTIFACT_LABELS, Metrics
 from server.settings import Settings
 from server.text.vocabulary import Vocabulary

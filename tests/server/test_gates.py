@@ -8,7 +8,7 @@ import pytest
 import torch
 from fastapi import FastAPI
 
-from server.engines.base import Captured, CaptureRequest
+from server.engines.data import Captured, CaptureRequest
 from steering.artifacts.payload import Payload
 from steering.language.errors import EngineUnavailable
 from steering.language.gates import Reading

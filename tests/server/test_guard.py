@@ -8,7 +8,7 @@ import httpx
 import pytest
 import torch
 
-from server.engines.base import CompareRequest, Comparison
+from server.engines.data import CompareRequest, Comparison
 from steering.divergence import Divergence, ResidualShift
 from tests.server.conftest import MODEL, chat
 from tests.server.scripted import ScriptedEngine

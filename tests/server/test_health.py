@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from server.engines.base import Condition
+from server.engines.data import Condition
 from tests.server.scripted import ScriptedEngine
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from server.api import lens as lens_route
-from server.engines.base import Scores
+from server.engines.data import Scores
 from steering.artifacts.payload import Payload
 from steering.language.fields import MAX_INTERVENTIONS
 from tests.server.conftest import MODEL

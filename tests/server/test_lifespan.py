@@ -10,7 +10,7 @@ from server.background.housekeeping import Housekeeping
 from server.background.jobs import Jobs
 from server.effects.shadow import Shadow
 from server.effects.store import EffectStore
-from server.engines.base import Condition
+from server.engines.data import Condition
 from server.requests.killswitch import KillSwitch
 from tests.server.scripted import ScriptedEngine
 from vectors.library import Library

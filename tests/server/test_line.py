@@ -18,7 +18,7 @@ from server.background.apart import NICE, QUICK_S, apart
 from server.background.job import UNCOUNTED_S, Cancelled, Control, Job
 from server.background.jobs import Jobs
 from server.background.line import LOSS, TIMES, UNKNOWN_S, Line
-from server.engines.base import CaptureRequest
+from server.engines.data import CaptureRequest
 from server.engines.guests import LOOK_S, WEIGHT, Share
 from server.workbench.subject import EngineSubject
 from tests.server.conftest import chat

@@ -7,7 +7,7 @@ import httpx
 import pytest
 import torch
 
-from server.engines.base import Captured, CaptureRequest
+from server.engines.data import Captured, CaptureRequest
 from server.observability.instruments import Registry
 from server.requests.monitor import MAX_NAMES, Monitor, MonitorChoice, MonitorMetrics
 from steering.artifacts.payload import Payload

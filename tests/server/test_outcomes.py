@@ -16,7 +16,7 @@ from server.background.apart import apart
 from server.effects import live_grading
 from server.effects.live_grading import LiveGrading
 from server.effects.metrics import OutcomeMetrics
-from server.engines.base import CompareRequest, Comparison, Generation
+from server.engines.data import CompareRequest, Comparison, Generation
 from server.observability.metrics import Metrics
 from server.requests.state import ServerState
 from server.settings import Settings

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.engines.base import Touched
+from server.engines.data import Touched
 from server.requests.fields import LEAST_TEMPERATURE
 from server.settings import Settings
 from steering.language.errors import ModelOverflow, SteeringLimit, SteeringOverflow

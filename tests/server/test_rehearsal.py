@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 import server.requests.rehearsal
 from server.app import create_app
-from server.engines.base import Condition, Generation
+from server.engines.data import Condition, Generation
 from server.settings import Settings
 from server.text.vocabulary import Vocabulary
 from steering.language.errors import EngineUnavailable, SlotsExhausted, SteeringOverflow

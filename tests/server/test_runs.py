@@ -10,7 +10,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.engines.base import Generation
+from server.engines.data import Generation
 from server.errors import ShuttingDown
 from server.requests.runs import Runs
 from server.text.vocabulary import Vocabulary

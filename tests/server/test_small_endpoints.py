@@ -11,7 +11,7 @@ import httpx
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from server.engines.base import Condition
+from server.engines.data import Condition
 from server.settings import Settings
 from server.text.vocabulary import Vocabulary
 from tests.server.conftest import MODEL, chat

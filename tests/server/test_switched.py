@@ -9,7 +9,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.engines.base import Generation
+from server.engines.data import Generation
 from server.settings import Settings
 from server.text.vocabulary import Vocabulary
 from tests.server.conftest import chat

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from server.api.openai.logprobs import Teller, entries
 from server.app import create_app
-from server.engines.base import Token
+from server.engines.data import Token
 from server.settings import Settings
 from server.text.vocabulary import Vocabulary
 from tests.server.conftest import MODEL

@@ -19,7 +19,7 @@ from server.api.openai.logprobs import entries
 from server.api.openai.streaming import stream, while_connected
 from server.api.openai.usage import usage
 from server.api.route import StrictRoute
-from server.engines.base import Token
+from server.engines.data import Token
 from server.errors import UnsupportedParameter
 from server.http.answers import JsonAnswer
 from server.requests.admission.caller import Caller, caller_of

@@ -15,7 +15,7 @@ from server.api.openai.logprobs import Teller, Told
 from server.api.openai.streaming import stream, while_connected
 from server.api.openai.usage import usage
 from server.api.route import StrictRoute
-from server.engines.base import FinishReason
+from server.engines.data import FinishReason
 from server.http.answers import JsonAnswer
 from server.requests.admission.caller import Caller, caller_of
 from server.requests.generate import Piece

@@ -7,7 +7,7 @@ from openai.types.chat import ChatCompletionTokenLogprob
 from openai.types.chat.chat_completion_token_logprob import TopLogprob
 from openai.types.completion_choice import Logprobs
 
-from server.engines.base import Token
+from server.engines.data import Token
 from server.requests.scoring import PromptToken
 from server.text.detokenize import Detokenizer
 from server.text.vocabulary import Vocabulary

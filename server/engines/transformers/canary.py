@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from server.engines.base import Completion, Engine, Generation, Sampling
+from server.engines.base import Completion, Engine
+from server.engines.data import Generation, Sampling
 from steering.artifacts.source import Resolved
 from steering.language.errors import EngineFailed, EngineUnavailable, UnsupportedModel
 from steering.language.intervention import Intervention

@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 import anyio
 
-from server.engines.base import CompareRequest, Comparison, Generation, Lost, Sampling
+from server.engines.data import CompareRequest, Comparison, Generation, Lost, Sampling
 from server.engines.guests import Share
 from server.engines.keeping import KeptRows
 from server.engines.touching import same_rows

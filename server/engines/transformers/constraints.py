@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from server.engines.base import Sampling
+from server.engines.data import Sampling
 from server.engines.transformers.running import Running
 
 NEVER = float("-inf")

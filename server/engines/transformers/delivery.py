@@ -5,7 +5,7 @@ import asyncio
 from transformers.generation.continuous_batching.continuous_api import OutputRouter
 from transformers.generation.continuous_batching.requests import GenerationOutput, RequestStatus
 
-from server.engines.base import FinishReason, Token
+from server.engines.data import FinishReason, Token
 from server.engines.transformers.handover import on_loop
 from server.engines.transformers.roster import Roster
 from server.engines.transformers.running import EngineCompletion, Running

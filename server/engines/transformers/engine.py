@@ -14,18 +14,18 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-from server.engines.base import (
+from server.engines.base import Engine
+from server.engines.checks import check_capture, check_compare, check_room, check_tokens
+from server.engines.data import (
     Captured,
     CaptureRequest,
     CompareRequest,
     Comparison,
     Condition,
-    Engine,
     Generation,
     Scores,
     Unready,
 )
-from server.engines.checks import check_capture, check_compare, check_room, check_tokens
 from server.engines.keeping import KeptRows, Room
 from server.engines.slots import Lease, SlotTable
 from server.engines.transformers.canary import check_batching

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from server.engines.base import Captured, CaptureRequest, CompareRequest, Scores
 from server.engines.checks import length_of, positions_of
+from server.engines.data import Captured, CaptureRequest, CompareRequest, Scores
 from server.engines.scoring import placed, scores_of
 from server.engines.transformers.finite import Watch
 from steering.acting.containment import UNLIMITED, Fault, StepLimit, fault_error, model_error

@@ -6,7 +6,7 @@ from typing import Any
 from cachetools import LRUCache
 from transformers import AutoTokenizer
 
-from server.engines.base import Sampling
+from server.engines.data import Sampling
 from server.engines.grammar import Grammar, parsed
 from server.engines.grammar_work import GrammarWork
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from transformers.generation.continuous_batching.requests import FutureRequestState
 
 from server.engines.arena import Arena
-from server.engines.base import Touched
+from server.engines.data import Touched
 from server.engines.guests import Share
 from server.engines.keeping import KeptRows
 from server.engines.measured import Indices, MeasuredTable

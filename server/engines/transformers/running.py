@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from server.engines.base import Completion, Generation, Token, Touched
+from server.engines.base import Completion
+from server.engines.data import Generation, Token, Touched
 from server.engines.keeping import KeptRows
 from server.engines.measured import Measured
 from server.engines.slots import Lease

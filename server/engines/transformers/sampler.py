@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from server.engines.base import LEAST_LOGPROB, Sampling
+from server.engines.data import LEAST_LOGPROB, Sampling
 from server.engines.transformers.constraints import is_ruled, listed
 from server.engines.transformers.noise import exponential, keys
 from server.engines.transformers.running import Drawn, Running

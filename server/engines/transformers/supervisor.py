@@ -13,7 +13,7 @@ from typing import Literal
 
 import structlog
 
-from server.engines.base import Condition, Unready
+from server.engines.data import Condition, Unready
 from server.engines.transformers.options import EngineOptions
 from server.engines.transformers.running import Running
 from server.engines.transformers.steps import Steps

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from server.engines.base import CaptureRequest, CompareRequest, Generation, Sampling, Token, Touched
+from server.engines.data import CaptureRequest, CompareRequest, Generation, Sampling, Token, Touched
 from server.engines.vllm.host.engine import VllmEngine
 from tests.engines import reference as ref
 from tests.engines.cases import Case, dense_cases, moe_cases, vector

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from server.effects.by_part import compare_parts
-from server.engines.base import CompareRequest, Generation, Sampling, Token, Touched
+from server.engines.data import CompareRequest, Generation, Sampling, Token, Touched
 from server.requests.killswitch import KillSwitch
 from server.requests.switched import SwitchedCompletion
 from steering.language.errors import InvalidRequest

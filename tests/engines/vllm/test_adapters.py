@@ -13,7 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lab import model_path
-from server.engines.base import Engine, Generation, Sampling, Touched
+from server.engines.base import Engine
+from server.engines.data import Generation, Sampling, Touched
 from server.engines.vllm.host.arguments import check_arguments
 from server.engines.vllm.host.engine import VllmEngine
 from server.engines.vllm.wire import GUEST

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from server.engines.base import Generation, Sampling
+from server.engines.data import Generation, Sampling
 from server.engines.grammar import of_schema
 from server.engines.grammar_work import GrammarWork
 from server.engines.vllm.host.completion import VllmCompletion

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from server.engines.base import CaptureRequest, CompareRequest, Generation, Sampling
+from server.engines.data import CaptureRequest, CompareRequest, Generation, Sampling
 from server.engines.vllm.host import serving as serving_module
 from server.errors import status_of
 from steering.acting.containment import StepLimit

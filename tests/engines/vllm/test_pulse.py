@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from server.engines.adapters import Adapters
-from server.engines.base import Sampling
+from server.engines.data import Sampling
 from server.engines.vllm.host import connection as connection_module
 from server.engines.vllm.host.connection import Connection
 from server.engines.vllm.host.forecast import Forecast

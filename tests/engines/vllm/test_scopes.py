@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from server.engines.base import Generation, Sampling
+from server.engines.data import Generation, Sampling
 from server.engines.slots import Lease
 from server.engines.vllm import wire
 from server.engines.vllm.host import connection as connection_module

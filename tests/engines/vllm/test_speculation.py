@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from server.engines.base import Touched
+from server.engines.data import Touched
 from server.engines.vllm.host import arguments
 from server.errors import InvalidSettings
 from steering.acting.containment import StepLimit

@@ -7,18 +7,9 @@ from typing import Any
 import torch
 
 from server.engines.adapters import Adapter
-from server.engines.base import (
-    Captured,
-    CaptureRequest,
-    CompareRequest,
-    Comparison,
-    Completion,
-    Condition,
-    Engine,
-    Generation,
-    Scores,
-)
+from server.engines.base import Completion, Engine
 from server.engines.checks import check_tokens
+from server.engines.data import Captured, CaptureRequest, CompareRequest, Comparison, Condition, Generation, Scores
 from server.engines.vllm.host.measuring import Measuring
 from steering.programs.program import Program
 

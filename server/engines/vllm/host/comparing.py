@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from server.engines.base import CompareRequest, Comparison, Kept, Lost
+from server.engines.data import CompareRequest, Comparison, Kept, Lost
 from server.engines.slots import SlotTable
 from server.engines.touching import same_rows
 from server.engines.vllm.host.connection import Connection

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
-from server.engines.base import Completion, Generation, Kept, Token, Touched
+from server.engines.base import Completion
+from server.engines.data import Generation, Kept, Token, Touched
 from server.engines.grammar import check
 from server.engines.slots import Lease
 from server.engines.touching import count_touched

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 import structlog
 
 from server.engines.adapters import Adapter, Adapters
-from server.engines.base import Condition, Sampling, Unready
+from server.engines.data import Condition, Sampling, Unready
 from server.engines.vllm.host.forecast import Forecast
 from server.engines.vllm.host.lora import lora_request
 from server.engines.vllm.host.options import VllmOptions

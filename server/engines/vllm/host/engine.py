@@ -11,18 +11,18 @@ import torch
 from prometheus_client import REGISTRY, generate_latest
 
 from server.engines.adapters import Adapter, Adapters
-from server.engines.base import (
+from server.engines.base import Engine
+from server.engines.checks import check_capture, check_compare, check_room, check_tokens
+from server.engines.data import (
     Captured,
     CaptureRequest,
     CompareRequest,
     Comparison,
     Condition,
-    Engine,
     Generation,
     Scores,
     Unready,
 )
-from server.engines.checks import check_capture, check_compare, check_room, check_tokens
 from server.engines.vllm.host.adapted import AdaptedEngine
 from server.engines.vllm.host.completion import VllmCompletion
 from server.engines.vllm.host.config import awake, check_names, context_of, engine_config, quiet

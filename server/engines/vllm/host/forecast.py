@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 
-from server.engines.base import Condition, Unready
+from server.engines.data import Condition, Unready
 
 # Assumed length of a start while none has been measured.
 GUESS_S = 60.0

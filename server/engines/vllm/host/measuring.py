@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from server.engines.adapters import Adapter
-from server.engines.base import Captured, CaptureRequest, Sampling, Scores
 from server.engines.checks import length_of, positions_of
+from server.engines.data import Captured, CaptureRequest, Sampling, Scores
 from server.engines.scoring import scores_of
 from server.engines.slots import SlotTable
 from server.engines.vllm.host.connection import Connection

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from http import HTTPStatus
 
-from server.engines.base import Sampling
+from server.engines.data import Sampling
 from steering.language.errors import EngineUnavailable, InvalidRequest, TrimtabError
 
 RESTARTING = "It is being restarted; try again in a while."

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from server.engines.base import LEAST_LOGPROB, Sampling, Token
+from server.engines.data import LEAST_LOGPROB, Sampling, Token
 from server.engines.grammar import Grammar
 from server.engines.vllm.wire import EXTRA
 from steering.language.errors import ModelOverflow

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from server.engines.adapters import Adapter
-from server.engines.base import Generation
+from server.engines.data import Generation
 from server.engines.grammar_work import GrammarWork
 from server.engines.slots import Lease, SlotTable
 from server.engines.vllm.host.comparing import Comparing

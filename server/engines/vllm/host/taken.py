@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from server.engines.base import Touched
+from server.engines.data import Touched
 from server.engines.vllm.host.connection import Connection
 from server.engines.vllm.wire import Fault
 
