@@ -1,12 +1,15 @@
 """The console where something is made or measured on the bundled model: methods of every kind of data, evaluations,
 what probes and layers make of a text, and what the colours of tokens show."""
 
+import base64
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from playwright.sync_api import Browser, Page, expect
+from safetensors.torch import save
 from trimtab_client import Client
 
 from scripts.browser import CHROMIUM, chromium
@@ -179,3 +182,51 @@ def test_an_answer_becomes_a_turn_of_the_conversation(page: Page, lab_url: str) 
         page.get_by_placeholder("Ask the model something").fill("And bread?")
         page.get_by_role("button", name="Run").click()
     assert [one["role"] for one in asked.value.post_data_json["messages"]] == ["user", "assistant", "user"]
+
+
+# A drop as the browser reports it, with a file whose bytes the test gives.
+DROP = """(label, [name, base64]) => {
+    const bytes = Uint8Array.from(atob(base64), (one) => one.charCodeAt(0));
+    const carried = new DataTransfer();
+    carried.items.add(new File([bytes], name));
+    for (const kind of ["dragover", "drop"])
+        label.dispatchEvent(new DragEvent(kind, { dataTransfer: carried, bubbles: true, cancelable: true }));
+}"""
+
+
+def test_a_file_that_is_dropped_is_shown_before_it_is_stored(page: Page, lab_url: str) -> None:
+    vector = torch.arange(160.0)
+    page.goto("/#/library/upload")
+    dropped = base64.b64encode(save({"3.vector": vector})).decode()
+    page.locator("label.drop").evaluate(DROP, ["Dropped here.safetensors", dropped])
+    expect(page.get_by_role("row", name="3.vector")).to_contain_text("160")
+    with Client(lab_url) as client:
+        assert not any(one.name == "dropped-here" for one in client.list_artifacts().data), "only shown so far"
+        # The file does not say what its numbers are, so the page asks.
+        page.get_by_label("What is done with them").select_option("ablate")
+        page.get_by_label("Where they act").select_option("mlp_out")
+        page.get_by_role("button", name="Store it").click()
+        expect(page.get_by_text("Stored as")).to_be_visible()
+        kept = client.get_artifact("dropped-here")
+        assert (kept.stored_layers, kept.op, kept.kind, kept.site) == ([3], "ablate", "vector", "mlp_out")
+        client.delete_artifact("dropped-here@1")
+
+
+# Shifts that no click or key brought about, as the browser measures them.
+SHIFTS = """() => { window.shifted = 0; new PerformanceObserver((seen) => {
+    for (const one of seen.getEntries()) if (!one.hadRecentInput) window.shifted += one.value;
+}).observe({ type: "layout-shift", buffered: false }); }"""
+
+
+def test_nothing_jumps_while_answers_arrive(page: Page, lab_url: str) -> None:
+    page.goto("/")
+    pick(page, "cheerful")
+    expect(page.get_by_role("slider").first).to_be_visible()
+    page.get_by_label("Plain text to continue").check()
+    page.get_by_label("Text", exact=True).first.fill(TEXT)
+    # What a click brings about within half a second is no jump, and the answers take longer.
+    page.evaluate(SHIFTS)
+    page.get_by_role("button", name="Run").click()
+    expect(page.get_by_text("What was done").first).to_be_visible(timeout=60_000)
+    shifted = page.evaluate("window.shifted")
+    assert shifted < 0.1, "the bound of a page that counts as steady"

@@ -153,7 +153,7 @@ describe("a file of tensors", () => {
     const json = new TextEncoder().encode('{"__metadata__":{"model_id":"m"},"layer.2":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}');
     const start = new Uint8Array(8);
     new DataView(start.buffer).setBigUint64(0, BigInt(json.length), true);
-    expect(await header(new Blob([start, json, new Uint8Array(16)]))).toEqual({ format: "safetensors", model: "m", tensors: [{ name: "layer.2", dtype: "F32", shape: [4] }] });
+    expect(await header(new Blob([start, json, new Uint8Array(16)]))).toEqual({ format: "safetensors", model: "m", described: false, tensors: [{ name: "layer.2", dtype: "F32", shape: [4] }] });
   });
 
   it("that is none is refused", async () => {

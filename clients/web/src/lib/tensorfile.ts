@@ -4,6 +4,8 @@ export interface Header {
   format: "safetensors" | "GGUF";
   tensors: { name: string; dtype: string; shape: number[] }[];
   model: string | null;
+  /** Whether the file says itself what its numbers are and where they act. */
+  described: boolean;
 }
 
 const MOST_HEADER = 10_000_000;
@@ -34,6 +36,7 @@ async function safetensors(file: Blob, start: DataView): Promise<Header> {
     format: "safetensors",
     tensors: Object.entries(tensors).map(([name, one]) => ({ name, dtype: one.dtype, shape: one.shape })),
     model: more?.model_id ?? null,
+    described: more?.trimtab !== undefined,
   };
 }
 
@@ -84,7 +87,7 @@ async function gguf(file: Blob): Promise<Header> {
       u64();
       found.push({ name, dtype: GGUF_TYPES[type] ?? `type ${type}`, shape });
     }
-    return { format: "GGUF", tensors: found, model };
+    return { format: "GGUF", tensors: found, model, described: true };
   } catch {
     throw new Error("The file says it is GGUF, and its header cannot be read.");
   }

@@ -9,3 +9,6 @@ window.ResizeObserver = class {
   disconnect(): void {}
 } as never;
 Element.prototype.scrollIntoView = vi.fn();
+HTMLDialogElement.prototype.showModal = function (this: HTMLDialogElement) {
+  this.open = true;
+};

@@ -3,6 +3,7 @@ import { fireEvent, render, screen } from "@testing-library/svelte";
 import { describe, expect, it, vi } from "vitest";
 
 import Removal from "../../src/rooms/library/Removal.svelte";
+import "./browser.js";
 import { answering, artifact } from "./drawn.js";
 
 const preset = { name: "warm", ref: "warm@1", version: 1, model: "tiny:warm", spec: { interventions: [{ artifact: "calm@1" }] }, description: "", aliases: [] };
