@@ -116,8 +116,11 @@ class EffectStore:
     """Written in the background. Methods raise EffectsUnavailable for whatever the database complains about."""
 
     def __init__(self, url: str) -> None:
-        beside = Beside(url, MIGRATIONS, _refusal, found=_unrecorded)
-        self.session, self.close = beside.session, beside.close
+        self.beside = Beside(url, MIGRATIONS, _refusal, found=_unrecorded)
+        self.session = self.beside.session
+
+    def close(self) -> None:
+        self.beside.close()
 
     def write(self, samples: Sequence[Sample]) -> int:
         """Add the samples as minute rows. Returns how many were refused: one that is not finite, or a row that the

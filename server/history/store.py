@@ -44,10 +44,13 @@ class HistoryStore:
 
     def __init__(self, url: str, *, kept_s: float) -> None:
         """kept_s: how long intervals are kept."""
-        beside = Beside(url, MIGRATIONS, lambda error: HistoryUnavailable(
+        self._beside = Beside(url, MIGRATIONS, lambda error: HistoryUnavailable(
             f"the database of the history cannot be used: {error}"[:400]))
-        self._session, self.close = beside.session, beside.close
+        self._session = self._beside.session
         self._kept_s = kept_s
+
+    def close(self) -> None:
+        self._beside.close()
 
     def write(self, start: int, interval: Interval) -> None:
         """Add a minute. Raises HistoryUnavailable."""

@@ -129,7 +129,7 @@ async def test_disk_full(settings: Settings, engine: Measuring, library: Library
         await ask(client, "summary")
         await state.shadow.flush()
 
-        @event.listens_for(state.effect_store._engine, "begin")
+        @event.listens_for(state.effect_store.beside.engine, "begin")
         def _no_more_pages(connection: Any) -> None:
             # SQLite's own answer to a full disk, without filling one.
             pages = connection.exec_driver_sql("PRAGMA page_count").scalar()

@@ -129,12 +129,13 @@ async def test_presets(client: httpx.AsyncClient, library: Library) -> None:
 
 async def test_default_spec(client: httpx.AsyncClient) -> None:
     await create(client)
-    assert (await client.get("/v1/admin/default-spec")).json() == {"spec": None, "problem": None}
+    assert (await client.get("/v1/admin/default-spec")).json() == {"spec": None, "problem": None, "turned": None}
     put = await client.put("/v1/admin/default-spec", json={"interventions": [{"artifact": "calm"}]})
     assert put.status_code == 200
     assert (await client.get("/v1/admin/default-spec")).json() == put.json()
     assert (await client.delete("/v1/artifacts/calm")).status_code == 409
-    assert (await client.delete("/v1/admin/default-spec")).json() == {"spec": None, "problem": None}
+    cleared = (await client.delete("/v1/admin/default-spec")).json()
+    assert cleared.pop("turned")["by"] == "owner" and cleared == {"spec": None, "problem": None}
 
 
 def foreign(library: Library, name: str, width: int = 8, **fields: Any) -> str:

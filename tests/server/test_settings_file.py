@@ -80,3 +80,13 @@ def test_check_prints_what_is_set_and_no_secret(tmp_path: Path) -> None:
     file.write_text("prot: 1\n")
     done = CliRunner().invoke(app, ["config", "check", "--config", str(file)])
     assert done.exit_code == 1 and "Did you mean port?" in done.output
+
+
+def test_the_example_of_the_page_is_a_file_with_settings(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "settings.md").read_text(encoding="utf-8")
+    example = page.split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "key").write_text("hidden")
+    (tmp_path / "a.yaml").write_text(example.replace("/run/secrets/trimtab-key", str(tmp_path / "key")))
+    found = load_settings(config=tmp_path / "a.yaml")
+    assert (found.model, found.host, found.shadow_sample) == ("smollm2", "0.0.0.0", 0.05)
+    assert found.api_key is not None and found.api_key.get_secret_value() == "hidden"

@@ -127,8 +127,9 @@ async def test_kill_switch(client: httpx.AsyncClient, engine: ScriptedEngine, st
         assert answer["steering"]["applied"] == []
         assert answer["choices"][0]["message"]["content"] == " good day"
     assert all(c.generation.program is None for c in engine.completions)
-    assert (await client.put("/v1/admin/kill-switch", json={"on": False})).json() == {
-        "on": False, "reason": None, "stored": True, "failure": None}
+    off = (await client.put("/v1/admin/kill-switch", json={"on": False})).json()
+    assert off.pop("turned")["by"] == "owner"
+    assert off == {"on": False, "reason": None, "stored": True, "failure": None}
     assert names((await ask(client))["steering"]) == [("default", "one@1")]
 
 

@@ -60,7 +60,7 @@ async def switched(app: FastAPI, client: httpx.AsyncClient, engine: ScriptedEngi
         "steering": {**SPEC, **fields.pop("steering", {})}}))
     await until(lambda: len(engine.completions) == n and all(len(c.given) == tokens for c in engine.completions))
     for flip in range(flips):
-        app.state.server.kill_switch._apply(flip % 2 == 0)
+        app.state.server.kill_switch._apply(flip % 2 == 0, None)
     gate.set()
     answer = await asking
     assert answer.status_code == 200, answer.text
@@ -137,7 +137,7 @@ async def test_those_that_wait_for_a_place(app: FastAPI, client: httpx.AsyncClie
               for _ in range(2)]
     queue = app.state.server.queue
     await until(lambda: len(engine.completions) == 1 and engine.completions[0].given and queue._fair.waiting == 1)
-    app.state.server.kill_switch._apply(True)
+    app.state.server.kill_switch._apply(True, None)
     gate.set()
     bodies = [(await task).json() for task in asking]
     assert sorted(body["steering"]["switched_off"] for body in bodies) == [[0], [1]]
@@ -150,7 +150,7 @@ async def test_what_is_not_steered_is_left_alone(app: FastAPI, client: httpx.Asy
     gate = engine.gate = Gate(engine, 2)
     asking = asyncio.create_task(client.post("/v1/chat/completions", json=chat(max_tokens=12)))
     await until(lambda: engine.completions and len(engine.completions[0].given) == 2)
-    app.state.server.kill_switch._apply(True)
+    app.state.server.kill_switch._apply(True, None)
     gate.set()
     body = (await asking).json()
     assert body["choices"][0]["message"]["content"] == vocabulary.decode(words[False])

@@ -33,14 +33,14 @@ class Beside:
 
     def __init__(self, url: str, migrations: Path, refusal: Callable[[Exception], TrimtabError], *,
                  lock_wait_s: float = 1, found: Callable[[Connection], str | None] = lambda connection: None) -> None:
-        self._engine = create_engine(url, connect_args={"timeout": lock_wait_s} if url.startswith("sqlite") else {})
-        renew_read_only(self._engine)
+        self.engine = create_engine(url, connect_args={"timeout": lock_wait_s} if url.startswith("sqlite") else {})
+        renew_read_only(self.engine)
         self._migrations, self._refusal, self._found = migrations, refusal, found
         self._ready = False
         self._opening = threading.Lock()
 
     def close(self) -> None:
-        self._engine.dispose()
+        self.engine.dispose()
 
     @contextmanager
     def session(self) -> Iterator[Session]:
@@ -48,10 +48,10 @@ class Beside:
         try:
             with self._opening:
                 if not self._ready:
-                    with self._engine.begin() as connection:
+                    with self.engine.begin() as connection:
                         migrate(connection, self._migrations, found=self._found(connection))
                     self._ready = True
-            with Session(self._engine) as session, session.begin():
+            with Session(self.engine) as session, session.begin():
                 yield session
         except (SQLAlchemyError, OSError, LibraryUnavailable) as error:
             raise self._refusal(error) from error

@@ -81,12 +81,12 @@ class Switches:
 
         def work(session: Session) -> None:
             check_refs(session, spec)
-            _store_default(session, "default_spec.set", document)
+            _store_default(session, f"{DEFAULT_SPEC}.set", document)
 
         self._database.write(work)
 
     def clear_default_spec(self) -> None:
-        self._database.write(lambda session: _store_default(session, "default_spec.clear", None))
+        self._database.write(lambda session: _store_default(session, f"{DEFAULT_SPEC}.clear", None))
 
     def kill_switch(self) -> bool:
         """Whether all steering is off."""

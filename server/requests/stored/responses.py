@@ -48,9 +48,12 @@ class StoredResponses:
 
     def __init__(self, url: str, *, seconds: float, most_bytes: int, now: Callable[[], float] = time.time) -> None:
         self._seconds, self._most_bytes, self._now = seconds, most_bytes, now
-        beside = Beside(url, MIGRATIONS, lambda error: LibraryUnavailable(
+        self._beside = Beside(url, MIGRATIONS, lambda error: LibraryUnavailable(
             f"the database of responses cannot be used: {error}"[:400]), lock_wait_s=5)
-        self._session, self.close = beside.session, beside.close
+        self._session = self._beside.session
+
+    def close(self) -> None:
+        self._beside.close()
 
     def keep(self, response_id: str, stored: Stored) -> bool:
         """False where it is larger than everything that may be kept. The oldest make room.
