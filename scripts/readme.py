@@ -24,8 +24,8 @@ from vectors.artifact import Limits
 from vectors.formats import get_format
 
 README = DOCS.parent / "README.md"
-# What README opens with: the preset, the number of the test of the claim `cheerful`, and that of the text. The claims are
-# measured in bfloat16, and these texts are the same in float32, which `make serve` has on a CPU.
+# What README opens with: the preset, the number of the test of the claim `cheerful`, and that of the text. Claims are
+# measured in bfloat16; these texts are the same in float32, which `make serve` has on a CPU.
 REAL = (("cheerful", 0, 9), ("cheerful", 0, 12), ("gloomy", 1, 10))
 OPENING = "Review of a hotel. I stayed at it with my team on Monday."
 SIDES = {"base": MODEL, "cheerful": f"{MODEL}:cheerful", "gloomy": f"{MODEL}:gloomy"}
