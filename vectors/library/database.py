@@ -193,7 +193,7 @@ def alembic_config(connection: Connection, migrations: Path = MIGRATIONS) -> Con
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.set_main_option("version_locations", str(migrations / "versions").replace("%", "%%"))
-    # No folder is called as two lines are.
+    # A path may hold spaces and colons, which the other separators would split at.
     config.set_main_option("path_separator", "newline")
     config.attributes["connection"] = connection
     return config
