@@ -1,6 +1,7 @@
 """The tokenizer: exact round trips, one token per corpus word, the chat template."""
 
 import itertools
+from functools import lru_cache
 
 import pytest
 from hypothesis import given, settings
@@ -25,15 +26,20 @@ MESSAGES = [{"role": "system", "content": "Be brief and clear."},
             {"role": "user", "content": "How do I cook soup?"}]
 
 
+@lru_cache
+def loaded(name):
+    return AutoTokenizer.from_pretrained(model_path(name))
+
+
 @pytest.fixture(scope="module", params=MODEL_NAMES)
 def tok(request):
-    return AutoTokenizer.from_pretrained(model_path(request.param))
+    return loaded(request.param)
 
 
 @settings(max_examples=200, deadline=None)
 @given(text=st.text())
 def test_any_text_comes_back_exactly(text):
-    tok = build_tokenizer()
+    tok = loaded("lab-dense")
     ids = tok.encode(text, add_special_tokens=False)
     if not any(s in text for s in SPECIALS):
         assert tok.decode(ids) == text
@@ -47,6 +53,7 @@ def test_hand_picked_texts_come_back_exactly(tok, text):
     assert tok.decode(tok.encode(text, add_special_tokens=False)) == text
 
 
+@pytest.mark.slow
 def test_committed_tokenizers_are_those_the_corpus_makes(tok):
     assert tok.get_vocab() == build_tokenizer().get_vocab()
 
@@ -86,7 +93,7 @@ def test_corpus_needs_no_byte_fallback(tok):
 
 
 def test_pieces_encode_like_the_whole_text():
-    tok = build_tokenizer()
+    tok = loaded("lab-dense")
     samples = [Sample(s.skill, s.keys, s.text) for s in itertools.islice(documents("whole"), 1000)]
     specials = set(tok.convert_tokens_to_ids([BOS, EOS]))
     for sample, (ids, chance) in zip(samples, encode(tok, samples), strict=True):

@@ -1,10 +1,14 @@
 """Training: batches are a function of (seed, step); a resumed run equals an uninterrupted one."""
 
+from functools import lru_cache
+
 import pytest
 import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from lab import model_path, models
+from lab import train as training
 from lab.batches import LONG_EVERY, make_batch
-from lab.tokenizer import build_tokenizer
 from lab.train import Phase, Recipe, rate_at, train
 
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
@@ -13,6 +17,18 @@ TINY = {"lab-dense": dict(**SMALL, intermediate_size=32),
         "lab-moe": dict(**SMALL, moe_intermediate_size=32, num_experts=4)}
 PHASES = (Phase(3, 6, 2e-3, 0.5), Phase(3, 3, 1e-3, 0.5, {"tasks": 1.0, "facts": 1.0}, {"facts": 3.0}))
 RECIPE = Recipe(PHASES, rows=4, length=64)
+
+
+@lru_cache
+def committed(name: str = "lab-dense") -> PreTrainedTokenizerBase:
+    """What `build_tokenizer` makes, as another test shows, without the half minute that it reads the corpus for."""
+    return AutoTokenizer.from_pretrained(model_path(name))
+
+
+@pytest.fixture(autouse=True)
+def _committed_tokenizer(monkeypatch):
+    for module in (models, training):
+        monkeypatch.setattr(module, "build_tokenizer", committed)
 
 
 @pytest.fixture(autouse=True)
@@ -25,14 +41,14 @@ def _one_thread():
 
 
 def test_a_batch_depends_on_seed_and_step_alone():
-    tok = build_tokenizer()
+    tok = committed()
     one, two = (make_batch(tok, 1, 3, 8, 64) for _ in range(2))
     assert torch.equal(one.ids, two.ids) and torch.equal(one.weight, two.weight)
     assert not torch.equal(one.ids, make_batch(tok, 1, 4, 8, 64).ids)
 
 
 def test_documents_do_not_see_each_other_and_rows_are_well_filled():
-    tok = build_tokenizer()
+    tok = committed()
     batch = make_batch(tok, 1, 0, 8, 128)
     mask = batch.mask()[:, 0]
     rows, queries, keys = mask.nonzero(as_tuple=True)
@@ -43,7 +59,7 @@ def test_documents_do_not_see_each_other_and_rows_are_well_filled():
 
 
 def test_long_conversations_get_long_rows():
-    batch = make_batch(build_tokenizer(), 1, LONG_EVERY - 1, 8, 128)
+    batch = make_batch(committed(), 1, LONG_EVERY - 1, 8, 128)
     assert batch.ids.shape == (4, 256)
 
 
@@ -65,7 +81,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
 
 
 def test_importance_weighs_answers_of_its_skill_alone():
-    tok = build_tokenizer()
+    tok = committed()
     plain = make_batch(tok, 1, 0, 8, 128)
     heavy = make_batch(tok, 1, 0, 8, 128, importance={"calendar": 5.0})
     assert torch.equal(plain.ids, heavy.ids)

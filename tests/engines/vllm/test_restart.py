@@ -24,7 +24,7 @@ from tests.engines.vllm.apps import client_of, make_app
 from tests.engines.vllm.conftest import options
 from tests.engines.vllm.same import CHAT, TURNS, answer, requests_of, same_numbers, store
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 NAME = "lab-dense"
 
 
