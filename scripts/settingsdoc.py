@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import SecretStr
 
+from server.requests.reload import RELOADED
 from server.settings import Settings
 
 HEAD = """# Settings
@@ -22,6 +23,12 @@ api_key_file: /run/secrets/trimtab-key
 shadow_sample: 0.05
 ```
 
+`trimtab config reload`, `POST /v1/admin/settings/reload` and the signal SIGHUP have a running server read this file and
+the files with secrets again. Settings marked ↻ are taken over at once, for requests that begin from then on, and the
+certificates of TLS with them. The answer, or the log line `settings_reloaded`, names those that changed and hold only
+after a restart. If anything is not valid, nothing changes and `settings_refused` says what. The audit records each
+reload.
+
 | variable | default | values | meaning |
 |---|---|---|---|
 """
@@ -31,7 +38,8 @@ def document() -> str:
     rows = []
     for name, field in Settings.model_fields.items():
         default = _default(field.get_default(call_default_factory=True))
-        rows.append(f"| `TRIMTAB_{name.upper()}` | {default} | {_values(field.annotation)} | "
+        mark = " ↻" if name in RELOADED else ""
+        rows.append(f"| `TRIMTAB_{name.upper()}`{mark} | {default} | {_values(field.annotation)} | "
                     f"{_cell(field.description or '')} |")
     return HEAD + "\n".join(rows) + "\n"
 

@@ -1,6 +1,6 @@
 """The application: everything made once, joined, and started and stopped with the server."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, Protocol
@@ -47,6 +47,7 @@ from server.requests.killswitch import KillSwitch
 from server.requests.monitor import MonitorMetrics
 from server.requests.planner import Planner
 from server.requests.rehearsal import try_default_spec
+from server.requests.reload import Reloading
 from server.requests.state import ServerState
 from server.requests.steering_audit import SteeringAudit
 from server.requests.stored.responses import StoredResponses
@@ -76,13 +77,14 @@ DESCRIPTION = "Inference-time steering behind OpenAI's API: each request may car
 
 
 def create_app(settings: Settings, engine: Engine, library: Library, vocabulary: Vocabulary, *,
-               engine_name: str = "transformers") -> FastAPI:
+               engine_name: str = "transformers", again: Callable[[], Settings] | None = None) -> FastAPI:
     """
     Args:
         engine: started and stopped with the app.
         library: closed with the app.
         vocabulary: of the engine's model.
         engine_name: as receipts state it.
+        again: reads the settings again, when the server is told to; without it they stay as they are.
     """
     metrics = Metrics()
     owner = None if settings.api_key is None else settings.api_key.get_secret_value().encode()
@@ -144,6 +146,7 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
                 steering_audit=steering_audit, queue=queue, responses=responses, files=stored, batches=batches,
                 receipts=KeptReceipts(most_bytes=settings.receipts_kept_bytes, seconds=settings.receipts_kept_s),
                 share=share)
+            await reloading.remember()
             await try_default_spec(state)
             await parts.enter_async_context(_running(batches))
             yield
@@ -151,6 +154,7 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
     app = routed(lifespan)
     app.state.open_requests = open_requests = OpenRequests()
     app.state.metrics = metrics
+    app.state.reloading = reloading = Reloading(app, again or (lambda: settings))
     app.add_middleware(RequestFrame, settings=settings, metrics=metrics, open_requests=open_requests, keys=keys)
     add_handlers(app, metrics)
     add_cors(app, settings)

@@ -18,6 +18,7 @@ from server.engines.transformers.options import EngineOptions
 from server.engines.vllm.host.options import VllmOptions
 from server.http.listener import bind
 from server.http.runner import run
+from server.http.tls import check_certificates
 from server.observability.logs import configure_logging
 from server.settings import Settings
 from server.starting import check_model, prepare_data_dir, said
@@ -30,8 +31,8 @@ log = structlog.get_logger("trimtab.server")
 Options = TypeVar("Options", EngineOptions, VllmOptions)
 
 
-def build(settings: Settings) -> FastAPI:
-    """The app. Loads the model; the engine starts with the app."""
+def build(settings: Settings, again: Callable[[], Settings] | None = None) -> FastAPI:
+    """The app. Loads the model; the engine starts with the app. `again`: reads the settings again."""
     prepare_data_dir(settings)
     check_model(settings.model)
     library = Library.open(settings.library_database_url, settings.library_blob_url,
@@ -46,7 +47,7 @@ def build(settings: Settings) -> FastAPI:
         tokenizer = AutoTokenizer.from_pretrained(settings.model)
     end_ids = [*engine.end_ids, tokenizer.eos_token_id]
     vocabulary = Vocabulary(tokenizer, [i for i in end_ids if i is not None], engine.facts.vocab_size)
-    return create_app(settings, engine, library, vocabulary, engine_name=settings.engine)
+    return create_app(settings, engine, library, vocabulary, engine_name=settings.engine, again=again)
 
 
 def load_engine(settings: Settings) -> Engine:
@@ -74,12 +75,13 @@ def options_from(settings: Settings, kind: type[Options], **own: Any) -> Options
 
 
 def serve(settings: Settings, ready: Callable[[str], None] = lambda url: None,
-          prepare: Callable[[], None] = lambda: None) -> None:
+          prepare: Callable[[], None] = lambda: None, again: Callable[[], Settings] | None = None) -> None:
     """Serve until told to stop.
 
     Args:
         ready: called with the base URL as soon as requests are answered.
         prepare: called before the model loads, once port and data folder are known to be usable.
+        again: reads the settings again as they were read for this start.
 
     Raises:
         InvalidSettings, CannotStart: for what the operator got wrong, before anything was served.
@@ -88,6 +90,7 @@ def serve(settings: Settings, ready: Callable[[str], None] = lambda url: None,
     with ExitStack() as opened:
         # Before the model loads: a port that is taken is noticed at once.
         sockets = [opened.enter_context(sock) for sock in bind(settings.host, settings.port)]
+        check_certificates(settings)
         prepare_data_dir(settings)
         check_model(settings.model)
         prepare()
@@ -95,4 +98,4 @@ def serve(settings: Settings, ready: Callable[[str], None] = lambda url: None,
         disable_progress_bar()
         if not Path(settings.model).exists():
             log.info("the model is no local folder, taking it for a Hugging Face id", model=settings.model)
-        run(build(settings), settings, sockets, ready)
+        run(build(settings, again), settings, sockets, ready)

@@ -12,6 +12,12 @@ class InvalidSettings(TrimtabError):
     code: ClassVar[str] = "invalid_settings"
 
 
+class SettingsRefused(TrimtabError):
+    """Settings that were to be taken over while the server runs, and are not valid."""
+
+    code: ClassVar[str] = "settings_refused"
+
+
 class InvalidJson(InvalidRequest):
     """A body that is not the JSON it says it is."""
 
@@ -201,7 +207,7 @@ _CODES: Mapping[int, str] = {
     405: "method_not_allowed",
     408: "body_timeout client_too_slow",
     409: "artifact_mismatch calibration_cancelled conflict extraction_cancelled files_full library_full not_calibrated "
-         "rehearsal_failed response_cancelled",
+         "rehearsal_failed response_cancelled settings_refused",
     413: "payload_too_large program_too_large",
     415: "unsupported_media_type",
     431: "headers_too_large",

@@ -38,6 +38,8 @@ class Settings(BaseSettings):
         description="Model to load: smollm2, a GGUF file, a folder in Hugging Face form or a Hugging Face id.")
     served_model_name: str | None = Field(default=None, pattern=MODEL_NAME_PATTERN,
         description="Name in the API; by default the last part of `model`.")
+    served_model_aliases: tuple[str, ...] = Field(default=(), max_length=64, description="Further names (JSON list) "
+        "under which the same model may be asked. Policies, metrics and receipts know it by the first name alone.")
     engine: Literal["transformers", "vllm"] = Field(default="transformers",
         description="transformers: the model in this process. vllm: stock vLLM, compiled, in processes of its own.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto",
@@ -53,6 +55,14 @@ class Settings(BaseSettings):
 
     cors_origins: tuple[str, ...] = Field(default=(), description="Origins (JSON list) of other sites whose pages may "
         'ask this server from a browser, such as "https://app.example"; "*": any, which needs `api_key`.')
+
+    tls_certificate: Path | None = Field(default=None, description="File with the server's certificate and those above "
+        "it, in PEM; with it the server speaks HTTPS alone. It is read again when the settings are.")
+    tls_key: Path | None = Field(default=None, description="File with the key of this certificate; by default it is "
+        "in the same file.")
+    tls_key_password: SecretStr | None = Field(default=None, description="Password of this key.")
+    tls_client_ca: Path | None = Field(default=None, description="File with the authorities, in PEM, one of which must "
+        "have signed the certificate of each client; without it clients need none.")
 
     data_dir: Path = Field(default=Path("data"), description="Folder for the library, jobs and the server's own state.")
     cache_dir: Path | None = Field(default=None, description="Folder for models that were fetched or converted; by "
@@ -283,6 +293,27 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _tls(self) -> Self:
+        if self.tls_certificate is None and (self.tls_key or self.tls_key_password or self.tls_client_ca):
+            raise ValueError("tls_key, tls_key_password and tls_client_ca need tls_certificate, because without it the "
+                             "server speaks plain HTTP")
+        return self
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        for name in self.served_model_aliases:
+            if not re.fullmatch(MODEL_NAME_PATTERN, name):
+                raise ValueError(f"served_model_aliases: {name[:100]!r} is no name for a model, which has letters, "
+                                 "digits and . _ - / :")
+        names = self.model_names
+        for name in names:
+            if names.count(name) > 1 or name in self.vllm_adapters:
+                raise ValueError(f"served_model_aliases: the name {name[:100]!r} is taken twice")
+            if any(name.startswith(f"{other}:") for other in names):
+                raise ValueError(f"served_model_aliases: {name[:100]!r} would be another name with a preset")
+        return self
+
+    @model_validator(mode="after")
     def _adapters(self) -> Self:
         if self.engine != "vllm" and (self.vllm_adapters or self.vllm_adapter_dir is not None):
             raise ValueError("vllm_adapters and vllm_adapter_dir need the engine vllm, because the embedded one serves "
@@ -300,6 +331,11 @@ class Settings(BaseSettings):
             return self.served_model_name
         name = re.sub(r"[^A-Za-z0-9._-]", "-", Path(self.model).name)
         return name or "model"
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """All names that the base model has in the API; the first is that of metrics and receipts."""
+        return self.model_name, *self.served_model_aliases
 
     @property
     def cache_folder(self) -> Path:

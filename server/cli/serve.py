@@ -1,5 +1,6 @@
 """`trimtab serve`."""
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -37,26 +38,32 @@ def serve(
 ) -> None:
     """Serve a model. Every other setting is an environment variable, TRIMTAB_..., or stands in the file with settings;
     see docs/settings.md."""
-    given = {"config": config, "host": host, "port": port, "api_key": api_key, "served_model_name": name,
-             "engine": engine, "device": device, "dtype": dtype, "data_dir": data_dir, "slots": slots,
-             "log_format": log_format}
-    asked = load_settings(model=model, **given)
-    model = asked.model if "model" in asked.model_fields_set else "lab-dense"
-    if "log_format" not in asked.model_fields_set:
-        given["log_format"] = "console" if sys.stderr.isatty() else "json"
-    settings = settings_with_model(model, **given)
-    err.print(f"Loading {settings.model_name}")
-    # Torch takes seconds to load, which `trimtab --help` need not wait for.
-    from server.boot import serve as run
-    from server.cli.examples import fill_library
+    # A start makes millions of objects, nearly all of which stay: to look for garbage among them again and again takes
+    # an eighth of its time. The server turns this on again when it is ready.
+    gc.disable()
+    try:
+        given = {"config": config, "host": host, "port": port, "api_key": api_key, "served_model_name": name,
+                 "engine": engine, "device": device, "dtype": dtype, "data_dir": data_dir, "slots": slots,
+                 "log_format": log_format}
+        named, asked = model, load_settings(model=model, **given)
+        model = asked.model if "model" in asked.model_fields_set else "lab-dense"
+        if "log_format" not in asked.model_fields_set:
+            given["log_format"] = "console" if sys.stderr.isatty() else "json"
+        settings = settings_with_model(model, **given)
+        err.print(f"Loading {settings.model_name}")
+        # Torch takes seconds to load, which `trimtab --help` need not wait for.
+        from server.boot import serve as run
+        from server.cli.examples import fill_library
 
-    def prepare() -> None:
-        stored = fill_library(settings, model) if examples and model in with_examples() else []
-        if stored:
-            err.print(f"Stored the examples of {model}: {', '.join(stored)}")
+        def prepare() -> None:
+            stored = fill_library(settings, model) if examples and model in with_examples() else []
+            if stored:
+                err.print(f"Stored the examples of {model}: {', '.join(stored)}")
 
-    run(settings, lambda url: err.print(ready_line(url, settings), soft_wrap=True, highlight=False, markup=False),
-        prepare)
+        run(settings, lambda url: err.print(ready_line(url, settings), soft_wrap=True, highlight=False, markup=False),
+            prepare, lambda: load_settings(model=named, **given))
+    finally:
+        gc.enable()
 
 
 def ready_line(url: str, settings: Settings) -> str:

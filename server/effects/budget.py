@@ -8,14 +8,14 @@ class Budget:
     quiet hour does not buy a burst."""
 
     def __init__(self, share: float, most: int = 100_000) -> None:
-        self._share = share
+        self.share = share
         self._most = most
         self._allowed = 0.0
         self._lock = threading.Lock()
 
     def served(self, tokens: int) -> None:
         with self._lock:
-            self._allowed = min(self._allowed + tokens * self._share, self._most)
+            self._allowed = min(self._allowed + tokens * self.share, self._most)
 
     def take(self, tokens: int) -> bool:
         """Spend `tokens`, or say that they are not there."""

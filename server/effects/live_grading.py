@@ -39,11 +39,15 @@ class LiveGrading:
         measured: share of steered ones whose effect is measured; these are graded first, because they are graded
         better."""
         self._metrics, self._store, self._graders, self._apart = metrics, store, graders, apart
-        self._sample, self._measured = sample if graders else 0.0, measured
+        self.follow(sample, measured)
         self._random = random.Random(seed)
         self._queue: asyncio.Queue[Ended] = asyncio.Queue(QUEUE_LENGTH)
         self._unwritten: Counter[tuple[int, str, str, str, str]] = Counter()
         self._tasks: list[asyncio.Task[None]] = []
+
+    def follow(self, sample: float, measured: float) -> None:
+        """Grade another share from now on."""
+        self._sample, self._measured = sample if self._graders else 0.0, measured
 
     async def start(self) -> None:
         self._tasks = [asyncio.create_task(self._work()), asyncio.create_task(self._flush_regularly())]

@@ -93,6 +93,11 @@ class Shadow:
         self._left_out: Counter[str] = Counter()
         self._tasks: list[asyncio.Task[None]] = []
 
+    def follow(self, sample: float, budget: float) -> None:
+        """Measure another share from now on."""
+        self._sample = sample
+        self._budget.share = budget
+
     async def start(self) -> None:
         self._tasks = [asyncio.create_task(self._work()), asyncio.create_task(self._flush_regularly())]
 

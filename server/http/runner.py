@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import anyio
@@ -19,8 +20,10 @@ from fastapi import FastAPI
 from server.http.connection import Bounds, Connection, HttpConfig
 from server.http.listener import BACKLOG, connection_limit
 from server.http.open_requests import OpenRequests, shutting_down
+from server.http.tls import certificates, check_certificates
 from server.settings import Settings
 from server.starting import said
+from steering.language.errors import TrimtabError
 
 log = structlog.get_logger("trimtab.server")
 
@@ -52,7 +55,7 @@ def run(app: FastAPI, settings: Settings, sockets: list[socket.socket],
 
 async def _serve(app: FastAPI, settings: Settings, sockets: list[socket.socket], ready: Callable[[str], None]) -> None:
     stop = _Stop(settings.shutdown_s)
-    with stop.on_signals():
+    with stop.on_signals(), _reloading(app):
         try:
             async with AsyncExitStack() as started:
                 with said("the server cannot start", param="model", fix="The log above may say more."):
@@ -81,7 +84,8 @@ class Server(uvicorn.Server):
         bounds = Bounds(settings.header_timeout_s, settings.stalled_client_s, max_connections,
                         app.state.metrics.connection_ended)
         super().__init__(HttpConfig(app, bounds, max_header_bytes=settings.max_header_bytes, host=settings.host,
-                                    port=settings.port, backlog=BACKLOG, timeout_keep_alive=KEEP_ALIVE_S))
+                                    port=settings.port, backlog=BACKLOG, timeout_keep_alive=KEEP_ALIVE_S,
+                                    **certificates(settings)))
         self._app = app
         self._settings = settings
         self._ready = ready
@@ -99,7 +103,10 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._ready(base_url(self._settings.host, self.servers[0].sockets[0].getsockname()[1]))
+        if self.config.ssl is not None:
+            self._app.state.reloading.certificates = partial(check_certificates, self._settings, self.config.ssl)
+        self._ready(base_url(self._settings.host, self.servers[0].sockets[0].getsockname()[1],
+                             secure=self.config.is_ssl))
 
     async def on_tick(self, counter: int) -> bool:
         now = asyncio.get_running_loop().time()
@@ -211,11 +218,38 @@ class _Stop:
         _exit_after(AT_ONCE_S if self.told == 2 else 0.0, 128 + number)
 
 
+@contextmanager
+def _reloading(app: FastAPI) -> Iterator[None]:
+    """SIGHUP has the settings read again. What goes wrong is in the log, and nothing changes then."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def reload() -> None:
+        try:
+            await app.state.reloading.reload()
+        except TrimtabError as error:
+            log.error("settings_not_reloaded", param=error.param, error=str(error))
+
+    def on_signal() -> None:
+        tasks.add(task := asyncio.create_task(reload()))
+        task.add_done_callback(tasks.discard)
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, on_signal)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+
+
 def settle() -> None:
     """Take all that is there once the server has started, millions of objects, out of what the garbage collector looks
     through. Otherwise it stops the process for a tenth of a second and more each time a body brings many lists."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def _exit_after(seconds: float, code: int) -> None:
@@ -231,5 +265,5 @@ def _exit_after(seconds: float, code: int) -> None:
     timer.start()
 
 
-def base_url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def base_url(host: str, port: int, *, secure: bool = False) -> str:
+    return f"http{'s' if secure else ''}://{f'[{host}]' if ':' in host else host}:{port}"

@@ -59,6 +59,10 @@ class Keys:
         """Whether requests need a key."""
         return self._owner is not None or bool(self._by_id)
 
+    def own(self, owner: bytes) -> None:
+        """Take another key for that of the settings; the one before counts no more."""
+        self._owner = owner
+
     @property
     def keep(self) -> Role | None:
         """The role of which one key has to be left, because nothing else could change keys then."""

@@ -1,4 +1,4 @@
-"""The model that a request names: the served one, or that one with a preset, as `model:preset`."""
+"""The model that a request names: the served one by any of its names, or that one with a preset, as `model:preset`."""
 
 from dataclasses import dataclass, replace
 
@@ -32,11 +32,12 @@ def parse_model(name: str, state: ServerState) -> ModelName:
 def _parsed(name: str, state: ServerState) -> ModelName:
     served = state.settings.model_name
     # The names of models may hold colons, those of adapters do not.
-    base, _, preset = (served, "", name[len(served) + 1:]) if name.startswith(f"{served}:") else name.partition(":")
-    if name == served:
-        return ModelName(served, None)
-    if base == served and preset:
-        return ModelName(served, preset)
+    for own in state.settings.model_names:
+        if name == own:
+            return ModelName(served, None)
+        if name.startswith(f"{own}:") and name != f"{own}:":
+            return ModelName(served, name[len(own) + 1:])
+    base, _, preset = name.partition(":")
     adapter = None if state.engine.adapters is None else state.engine.adapters.get(base)
     if adapter is None or name.endswith(":"):
         raise ModelNotFound(f"there is no model {name[:100]!r}", param="model", fix=f"Use {served} or {served}:PRESET.")

@@ -52,6 +52,10 @@ class Planner:
         self._barred: tuple[Spec, str] | None = None
         self._lock = Lock()
 
+    def follow(self, settings: Settings) -> None:
+        """Plan by these settings from now on; programs that are compiled stay."""
+        self._settings = settings
+
     def plan(self, steering: Steering, model_preset: str | None) -> Plan:
         """The plan of a request.
 

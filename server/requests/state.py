@@ -1,7 +1,7 @@
 """What the routes share, made once per app."""
 
-from dataclasses import dataclass, field
-from typing import Annotated, Any, cast
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Self, cast
 
 from fastapi import Depends, Request
 
@@ -66,6 +66,9 @@ class ServerState:
     running_responses: dict[str, Any] = field(default_factory=dict)
     texts: TextPool = field(default_factory=TextPool)
     pools: Pools = field(default_factory=Pools)
+
+    def with_settings(self, settings: Settings) -> Self:
+        return replace(self, settings=settings)
 
 
 # This is a coroutine although it awaits nothing, because FastAPI runs plain functions in threads, and no request should

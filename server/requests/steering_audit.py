@@ -43,15 +43,26 @@ class SteeringAudit:
     def __init__(self, audit: AuditLog, registry: Registry, decode: Callable[[list[int]], str], settings: Settings
                  ) -> None:
         self._audit, self._decode = audit, decode
-        self._sample, self._texts = settings.audit_steering_sample, settings.audit_texts
-        self._redact = [re.compile(pattern) for pattern in settings.audit_redact]
+        self._set(settings)
         self._waiting: list[Note | _Texts] = []
         self._task: asyncio.Task[None] | None = None
         self._dropped = Counter("trimtab_audit_dropped", "Records of steered requests that were left out because the "
                                 "library took none.", registry=registry)
 
     async def start(self) -> None:
-        if self._sample:
+        self._work_if_needed()
+
+    def follow(self, settings: Settings) -> None:
+        """Record as these settings say, from now on."""
+        self._set(settings)
+        self._work_if_needed()
+
+    def _set(self, settings: Settings) -> None:
+        self._sample, self._texts = settings.audit_steering_sample, settings.audit_texts
+        self._redact = [re.compile(pattern) for pattern in settings.audit_redact]
+
+    def _work_if_needed(self) -> None:
+        if self._sample and self._task is None:
             self._task = asyncio.create_task(self._work())
 
     async def stop(self) -> None:

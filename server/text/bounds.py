@@ -10,7 +10,9 @@ known and the least is 0.
 import json
 import math
 import unicodedata
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Literal
 
 import numpy as np
@@ -83,6 +85,8 @@ def _longest(described: Mapping[str, Any]) -> "np.ndarray[Any, np.dtype[np.float
     if model.get("type") != "BPE" or model.get("dropout") or any(not _keeps(part) for part in parts):
         return None
     byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
+    # As Latin-1 these are the bytes; what stands for none cannot be written in it.
+    latin = {**dict.fromkeys(range(256), "\uffff"), **{ord(one): chr(byte) for one, byte in byte_of.items()}}
     vocab: Mapping[str, int] = model["vocab"]
     by_bytes = any(part["type"] == "ByteLevel" for part in parts)
     fallback = model.get("byte_fallback") and all(f"<0x{byte:02X}>" in vocab for byte in range(256))
@@ -98,10 +102,13 @@ def _longest(described: Mapping[str, Any]) -> "np.ndarray[Any, np.dtype[np.float
             free[128:] = True
             free[[byte for byte in range(128) if not {chr(byte), _SPACE if byte == 32 else chr(byte)} & vocab.keys()]
                  ] = True
+    held: dict[int, set[int]] = defaultdict(set)
     for token in (*vocab, *(added["content"] for added in described["added_tokens"])):
-        for spelt in _spellings(token, byte_of if by_bytes else None):
-            places = np.frombuffer(spelt, dtype=np.uint8)
-            longest[places] = np.maximum(longest[places], len(spelt))
+        for spelt in _spellings(token, latin if by_bytes else None):
+            held[len(spelt)].update(spelt)
+    for length in sorted(held):
+        places = list(held[length])
+        longest[places] = np.maximum(longest[places], length)
     longest[free] = np.inf
     return longest
 
@@ -122,11 +129,12 @@ def _keeps(part: Mapping[str, Any]) -> bool:
     return part["type"] in _KEEPING
 
 
-def _spellings(token: str, byte_of: Mapping[str, int] | None) -> Iterator[bytes]:
+def _spellings(token: str, latin: Mapping[int, str] | None) -> Iterator[bytes]:
     """The bytes that a token may stand for, in every way that it may be meant."""
     yield token.encode("utf-8", "replace")
-    if byte_of is not None and all(character in byte_of for character in token):
-        yield bytes(byte_of[character] for character in token)
+    if latin is not None:
+        with suppress(UnicodeEncodeError):
+            yield token.translate(latin).encode("latin-1")
     if _SPACE in token:
         # As long as written, for a space may have been one already; a space itself costs as little.
         yield token.replace(_SPACE, " " * len(_SPACE.encode())).encode("utf-8", "replace")

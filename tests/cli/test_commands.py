@@ -142,6 +142,12 @@ def test_switches_effects_and_aliases_of_presets(run: Run, client: Client) -> No
     run("presets", "delete", "cli-aliased", "-y")
 
 
+def test_the_settings_of_a_server_are_shown_and_read_again(run: Run) -> None:
+    assert json.loads(run("config", "show").output)["served_model_name"] == "lab-dense"
+    assert json.loads(run("config", "show", "--all").output)["max_choices"] == 16
+    assert "no setting changed" in run("config", "reload").output
+
+
 def test_what_was_stored_is_told_with_what_the_bare_name_means(run: Run, client: Client, tmp_path: Path) -> None:
     store(client, "cli-hint")
     file = tmp_path / "hint.safetensors"

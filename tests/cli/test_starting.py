@@ -15,7 +15,7 @@ from server.cli import app
 
 @pytest.fixture
 def never_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.boot.build", lambda settings: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("server.boot.build", lambda *_: pytest.fail("the model was loaded"))
 
 
 def refusal(folder: Path, *arguments: str, data_dir: Path | None = None) -> str:

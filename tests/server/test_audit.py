@@ -130,6 +130,8 @@ class Changes:
                 return await self.ask("PUT", "/v1/admin/default-spec", SPEC)
             case "clear_default_spec":
                 return await self.ask("DELETE", "/v1/admin/default-spec")
+            case "reload_settings":
+                return await self.ask("POST", "/v1/admin/settings/reload")
             case "set_kill_switch":
                 return await self.ask("PUT", "/v1/admin/kill-switch", {"on": True})
             case "load_adapter":

@@ -367,6 +367,7 @@ async def test_the_settings_in_force_are_told_without_secrets(
     found = {one["name"]: one for one in answer.json()["settings"]}
     assert set(found) == set(Settings.model_fields)
     assert found["max_choices"] == {"name": "max_choices", "value": secretive.max_choices, "default": True,
+                                    "reloaded": True,
                                     "description": Settings.model_fields["max_choices"].description}
     assert found["api_key"]["value"] == "(hidden)" and not found["api_key"]["default"]
     assert found["database_url"]["value"] == "postgresql://(hidden)@db.example/library?(hidden)"

@@ -44,3 +44,10 @@ def test_the_key_is_not_shown() -> None:
 def test_the_model_name_comes_from_the_folder() -> None:
     assert load_settings(model="/models/Big Model").model_name == "Big-Model"
     assert load_settings(model="org/name", served_model_name="other").model_name == "other"
+
+
+@pytest.mark.parametrize("names", [("a b",), ("name",), ("x", "x"), ("name:preset",), ("x", "x:y")])
+def test_further_names_are_names_and_not_taken(names: tuple[str, ...]) -> None:
+    assert load_settings(served_model_name="name", served_model_aliases=("x", "y")).model_names == ("name", "x", "y")
+    with pytest.raises(InvalidSettings, match="served_model_aliases"):
+        load_settings(served_model_name="name", served_model_aliases=names)

@@ -46,6 +46,27 @@ async def test_a_slash_at_the_end_changes_nothing(client: httpx.AsyncClient, pat
     assert (await client.get(f"{path}//")).status_code == 404
 
 
+class TestSeveralNames:
+    @pytest.fixture
+    def settings(self, settings: Settings) -> Settings:
+        return settings.model_copy(update={"served_model_aliases": ("gpt-4o", "org/other:v1")})
+
+    async def test_one_model_answers_to_each_and_is_known_by_the_first(self, client: httpx.AsyncClient) -> None:
+        spec = {"interventions": [{"op": "add", "layers": [1], "inline": {"vector": [1.0] * 8}}]}
+        assert (await client.post("/v1/presets", json={"name": "mild", "spec": spec})).status_code == 201
+        listed = [one["id"] for one in (await client.get("/v1/models")).json()["data"]]
+        assert listed == [MODEL, "gpt-4o", "org/other:v1", f"{MODEL}:mild"]
+        for name in ("gpt-4o", "org/other:v1"):
+            assert (await client.get(f"/v1/models/{name}")).json()["id"] == name
+            for asked, steered in ((name, 0), (f"{name}:mild", 1)):
+                answer = await client.post("/v1/chat/completions", json=chat(model=asked))
+                assert answer.status_code == 200 and answer.json()["model"] == asked
+                assert len(answer.json()["steering"]["applied"]) == steered
+        assert (await client.get("/v1/presets/mild")).json()["model"] == f"{MODEL}:mild"
+        for unknown in ("gpt-4", "gpt-4o:", "org/other"):
+            assert (await client.post("/v1/chat/completions", json=chat(model=unknown))).status_code == 404
+
+
 async def test_models_say_since_when_they_are(client: httpx.AsyncClient, settings: Settings) -> None:
     listed = (await client.get("/v1/models")).json()["data"][0]
     assert listed == (await client.get(f"/v1/models/{MODEL}")).json()

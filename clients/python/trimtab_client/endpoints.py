@@ -76,6 +76,7 @@ class Endpoints:
     library = Endpoint(work.library)
     collect_library = Endpoint(work.collect_library)
     settings = Endpoint(work.settings)
+    reload_settings = Endpoint(work.reload_settings)
     kill_switch = Endpoint(work.kill_switch)
     set_kill_switch = Endpoint(work.set_kill_switch)
 

@@ -209,17 +209,26 @@ class Method(Model):
 
 
 class Setting(Model):
-    """A setting in force. Passwords and keys are hidden."""
+    """A setting in force. Passwords and keys are hidden. reloaded: a new value holds without a restart."""
 
     name: str
     value: Any
     default: bool
+    reloaded: bool = False
     description: str
 
 
 class SettingsInForce(Model):
     settings: list[Setting]
     versions: dict[str, str]
+
+
+class ReloadedSettings(Model):
+    """changed: settings, and what holds from now on. needs_restart: those whose new value holds only after a start."""
+
+    changed: dict[str, Any]
+    needs_restart: list[str]
+    certificates: bool
 
 
 class Turned(Model):

@@ -17,6 +17,7 @@ from trimtab_client.models import (
     LibraryUsage,
     Method,
     Page,
+    ReloadedSettings,
     SettingsInForce,
 )
 from trimtab_client.reading import content_of, nothing, plain, reader
@@ -246,6 +247,11 @@ def collect_library(*, min_age_s: float = 3600.0) -> Call[Collected]:
 def settings() -> Call[SettingsInForce]:
     """What the server was started with, and the versions of what runs; without secrets."""
     return Call("GET", "/v1/admin/settings", reader(SettingsInForce))
+
+
+def reload_settings() -> Call[ReloadedSettings]:
+    """Have the server read its file with settings and its secrets again, and take over what it can."""
+    return Call("POST", "/v1/admin/settings/reload", reader(ReloadedSettings))
 
 
 def kill_switch() -> Call[KillSwitch]:

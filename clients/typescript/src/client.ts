@@ -26,6 +26,7 @@ import type {
   History,
   Job,
   KeyChange,
+  ReloadedSettings,
   SettingsInForce,
   KillSwitch,
   MadeKey,
@@ -453,6 +454,11 @@ export class Client {
   /** What the server was started with, and the versions of what runs; without secrets. */
   settings(options: CallOptions = {}): Promise<SettingsInForce> {
     return this.#http.json("GET", "/v1/admin/settings", options);
+  }
+
+  /** Have the server read its file with settings and its secrets again, and take over what it can. */
+  reloadSettings(options: CallOptions = {}): Promise<ReloadedSettings> {
+    return this.#http.json("POST", "/v1/admin/settings/reload", options);
   }
 
   killSwitch(options: CallOptions = {}): Promise<KillSwitch> {

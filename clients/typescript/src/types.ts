@@ -59,6 +59,7 @@ export type AuditVerdict = Given["AuditVerdict"];
 export type OwnKey = Given["OwnKey"];
 export type DefaultSpec = Given["DefaultSpecView"];
 export type SettingsInForce = Given["SettingsView"];
+export type ReloadedSettings = Given["ReloadedView"];
 export type LibraryUsage = Given["LibraryView"];
 export type Collected = Given["CollectedView"];
 

@@ -93,6 +93,7 @@ const CALLS: Record<string, (client: Client) => Promise<unknown>> = {
   library: (c) => c.library(),
   collectLibrary: (c) => c.collectLibrary(),
   settings: (c) => c.settings(),
+  reloadSettings: (c) => c.reloadSettings(),
   killSwitch: (c) => c.killSwitch(),
   setKillSwitch: (c) => c.setKillSwitch(true),
   ownKey: (c) => c.ownKey(),

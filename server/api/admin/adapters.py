@@ -26,7 +26,7 @@ async def load_adapter(body: NewAdapter, state: State) -> str:
     if adapters is None or root is None:
         raise UnsupportedParameter("this server loads no adapters while it runs", param="lora_path",
                                    fix="Start it with the engine vllm and vllm_adapter_dir.")
-    if body.lora_name == state.settings.model_name:
+    if body.lora_name in state.settings.model_names:
         raise Conflict("this is the name of the model itself", param="lora_name", fix="Choose another name.")
     if adapters.get(body.lora_name) is not None and not body.load_inplace:
         raise Conflict(f"the adapter {body.lora_name} is loaded", param="lora_name",

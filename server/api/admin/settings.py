@@ -1,26 +1,24 @@
-"""`GET /v1/admin/settings`: the settings in force and the versions of what runs, without secrets."""
+"""`/v1/admin/settings`: the settings in force and the versions of what runs, without secrets; reading them again."""
 
-import re
 from importlib.metadata import PackageNotFoundError, version
 from platform import python_version
 
-from fastapi import APIRouter
-from pydantic import BaseModel, Field, JsonValue, SecretStr
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field, JsonValue
 
 from server.api.route import StrictRoute
+from server.requests.reload import RELOADED, Reloading, shown
 from server.requests.state import State
 
 router = APIRouter(prefix="/v1/admin", tags=["admin"], route_class=StrictRoute)
 PACKAGES = ("trimtab", "torch", "transformers", "vllm")
-HIDDEN = "(hidden)"
-# A URL of a database or a storage may carry a name with a password in front of the host, or keys behind a "?".
-CREDENTIALS = re.compile(r"(?<=://)[^/@]*(?=@)|(?<=\?).*")
 
 
 class SettingView(BaseModel):
     name: str
     value: JsonValue = Field(description="Passwords and keys are hidden.")
     default: bool = Field(description="Whether nobody set it to something else.")
+    reloaded: bool = Field(description="Whether another value is taken over while the server runs.")
     description: str
 
 
@@ -29,27 +27,34 @@ class SettingsView(BaseModel):
     versions: dict[str, str] = Field(description="Of Python and of the packages that a server of this kind runs on.")
 
 
+class ReloadedView(BaseModel):
+    changed: dict[str, JsonValue] = Field(description="Settings that changed, and what holds from now on.")
+    needs_restart: list[str] = Field(description="Settings that were given another value, which holds only after a "
+                                     "start of the server.")
+    certificates: bool = Field(description="Whether the files of TLS were read again.")
+
+
 @router.get("/settings")
 def show_settings(state: State) -> SettingsView:
-    """What this server was started with."""
+    """What holds on this server."""
     settings = state.settings
-    # Arguments of another program, a token for a hub among them: only that program knows which of them are secret.
-    plain: dict[str, JsonValue] = settings.model_dump(mode="json", exclude={"vllm_args"})
     found = []
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
-        found.append(SettingView(name=name, value=_shown(value, plain.get(name)), description=field.description or "",
+        found.append(SettingView(name=name, value=shown(value, settings, name), description=field.description or "",
+                                 reloaded=name in RELOADED,
                                  default=value == field.get_default(call_default_factory=True)))
     return SettingsView(settings=found, versions={"python": python_version(), **_installed()})
 
 
-def _shown(value: object, plain: JsonValue) -> JsonValue:
-    """plain: the value as JSON; None where only its names may be told."""
-    if isinstance(value, SecretStr):
-        return HIDDEN
-    if isinstance(value, dict) and plain is None:
-        return dict.fromkeys(value, HIDDEN)
-    return CREDENTIALS.sub(HIDDEN, plain) if isinstance(plain, str) and "://" in plain else plain
+@router.post("/settings/reload")
+async def reload_settings(request: Request) -> ReloadedView:
+    """Read the file with settings and the files with secrets again, and take over what can be. SIGHUP does the same.
+    What is not valid is refused, and then nothing changes."""
+    reloading: Reloading = request.app.state.reloading
+    done = await reloading.reload()
+    return ReloadedView(changed=dict(done.changed), needs_restart=list(done.needs_restart),
+                        certificates=done.certificates)
 
 
 def _installed() -> dict[str, str]:

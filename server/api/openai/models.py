@@ -63,7 +63,7 @@ async def show_model(name: str, state: State) -> ServedModel:
 
 def _models(state: ServerState) -> list[ServedModel]:
     base, offer = state.settings.model_name, Offer(state.library, state.engine.facts)
-    found = [_model(base, _made_at(state.settings.model), state)]
+    found = [_model(name, _made_at(state.settings.model), state) for name in state.settings.model_names]
     found += [_adapted(adapter, state) for adapter in state.engine.adapters or ()]
     cursor = None
     while True:

@@ -81,7 +81,7 @@ class AdmissionQueue:
     def __init__(self, registry: instruments.Registry, *, places: int, most_requests: int, most_tokens: int) -> None:
         """places: completions that run at once. most_requests, most_tokens: that wait."""
         self._fair: FairQueue[Ticket] = FairQueue(places)
-        self._bounds: dict[Kind, int] = {"requests": most_requests, "tokens": most_tokens}
+        self.follow(most_requests, most_tokens)
         self._totals: Counter[Kind] = Counter()
         # Counted by key and host, because connections are cheap to open.
         self._own: dict[Kind, Counter[Client]] = {"requests": Counter(), "tokens": Counter()}
@@ -95,6 +95,10 @@ class AdmissionQueue:
                             "completions": lambda: self._fair.waiting}.items():
             instruments.Gauge(f"trimtab_queue_{name}", f"{name.capitalize()} that wait in front of the engine.",
                               registry=registry).set_function(value)
+
+    def follow(self, most_requests: int, most_tokens: int) -> None:
+        """Bounds for what comes from now on; what waits already stays."""
+        self._bounds: dict[Kind, int] = {"requests": most_requests, "tokens": most_tokens}
 
     @property
     def running(self) -> int:
