@@ -202,7 +202,7 @@ _CODES: Mapping[int, str] = {
          "steering_limit steering_overflow text_too_long too_few_examples too_few_pairs unsupported_model "
          "unsupported_parameter unsupported_site",
     401: "invalid_api_key",
-    403: "forbidden_host forbidden_origin not_permitted policy_violation",
+    403: "forbidden_host forbidden_origin foreign_name not_permitted policy_violation",
     404: "model_not_found not_found route_not_found",
     405: "method_not_allowed",
     408: "body_timeout client_too_slow",

@@ -117,6 +117,8 @@ class Settings(BaseSettings):
                                                                           "adapter; each takes memory for it.")
     vllm_args: dict[str, Any] = Field(default_factory=dict, description="Further arguments of vLLM's AsyncEngineArgs "
                                       "(JSON), such as tensor_parallel_size or distributed_executor_backend.")
+    share_prefix_cache: bool = Field(default=False, description="Let tenants reuse each other's cached prefixes, which "
+        "lets one tell by the time of its answer what another has asked. Off: each has its own.")
     queue_requests: int = Field(default=1024, ge=4, le=2**20,
         description="Requests that may wait in front of the engine; more get a 503. One client may be three quarters "
         "of them.")

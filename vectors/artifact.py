@@ -22,7 +22,7 @@ from pydantic_core import PydanticSerializationError
 from steering.artifacts.payload import Kind, Payload
 from steering.artifacts.source import Source
 from steering.language.errors import InvalidPayload
-from steering.language.fields import NAME_PATTERN, Model
+from steering.language.fields import LONGEST_NAME, NAME_PATTERN, Model
 from steering.language.gates import Reading
 from steering.language.layers import Layers
 from steering.language.scope import Scope
@@ -69,7 +69,7 @@ def ops_of_kind(kind: Kind) -> tuple[Op, ...]:
     return tuple(operation.name for operation in operations() if kind in operation.kinds)
 
 
-Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=LONGEST_NAME)]
 Tag = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,31}$")]
 Tags = Annotated[tuple[Tag, ...], Field(max_length=32)]
 Line = Annotated[str, StringConstraints(max_length=256), AfterValidator(_printable)]
@@ -107,7 +107,8 @@ def card_digest(card: Free) -> str:
 class Metadata(Model):
     """What the maker of an artifact records about it. Immutable but for description, tags and card (see `Patch`)."""
 
-    name: Name = Field(description="Lower case letters, digits, dot, underscore, hyphen; at most 64.")
+    name: Name = Field(description="Lower case letters, digits, dot, underscore, hyphen; at most 64. Before a slash: "
+                      "the tenant that it belongs to, or shared.")
     kind: Kind = Field(description="What the numbers are.")
     op: Op = Field(description="What it is meant for: the op of a spec that names only the artifact.")
     site: Site = Field(description="Where the numbers were taken, and where they are applied.")

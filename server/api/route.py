@@ -14,7 +14,7 @@ from server.api.validation import invalid
 from server.errors import UnsupportedMediaType
 from server.http.inflate import compressed, inflated
 from server.identity.principal import CURRENT
-from server.identity.roles import ANY_KEY, NEEDED, OPEN
+from server.identity.roles import ANY_KEY, NEEDED, OF_ALL_TENANTS, OPEN
 from server.threads import contained
 from steering.language.errors import InvalidRequest, printable
 
@@ -45,7 +45,9 @@ class StrictRoute(APIRoute):
 
         async def strict(request: Request) -> Response:
             if self.needed not in (ANY_KEY, OPEN):
-                CURRENT.get().check(self.needed, f"{request.method} {self.path}")
+                CURRENT.get().check(self.needed, f"{request.method} {self.path_format}")
+            if self.name in OF_ALL_TENANTS:
+                CURRENT.get().check_house(f"{request.method} {self.path_format}")
             strict_request = StrictRequest(request.scope, request.receive)
             value: Any = None
             if self.body_field is not None:

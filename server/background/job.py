@@ -47,8 +47,10 @@ class Job(BaseModel):
     stage: str = Field(default="", description="What it is doing.")
     place: int | None = Field(default=None, description="In the queue: 0 has its turn, 1 is next. Null for a job that "
                               "is over, or that another server runs.")
-    behind: Behind | None = Field(default=None, description="The job before it in the queue.")
+    behind: Behind | None = Field(default=None, description="The job before it in the queue, if it is of the same "
+                                  "tenant.")
     owner: str = Field(default="", description="The server process that runs it.")
+    tenant: str = Field(default="default", description="Whose it is.")
     created_at: float = Field(description="Unix time.")
     started_at: float | None = None
     finished_at: float | None = None

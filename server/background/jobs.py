@@ -23,6 +23,8 @@ from server.errors import TooManyJobs, error_body
 from server.observability.unexpected import report_unexpected
 from steering.language.errors import Conflict, NotFound, TrimtabError, path_text
 from steering.language.finite import finite, not_finite
+from vectors.library.audit.notes import maker
+from vectors.library.spaces import READER
 from vectors.storage_errors import storage_error
 
 log = structlog.get_logger("trimtab.jobs")
@@ -120,7 +122,7 @@ class Jobs:
             raise TooManyJobs(f"{len(self._tasks)} jobs wait or run already", fix="Try again when some are done.")
         if self._lease is None:
             raise RuntimeError("jobs are not loaded")
-        job = Job(id=id or new_id(), kind=kind, about=about, owner=self._lease.id,
+        job = Job(id=id or new_id(), kind=kind, about=about, owner=self._lease.id, tenant=maker(),
                   created_at=time.time(), estimate_s=estimate_s)
         try:
             self._save(job)
@@ -133,16 +135,26 @@ class Jobs:
         task.add_done_callback(lambda _: self._release(job.id))
         self._line.join(job)
         self._turns()
-        return job
+        return self._shown(job)
 
     def get(self, job_id: str) -> Job:
-        if not _ID.fullmatch(job_id) or job_id not in self._jobs:
+        """Raises NotFound: there is none, or it is another tenant's."""
+        job = self._jobs.get(job_id) if _ID.fullmatch(job_id) else None
+        if job is None or not READER.get().sees(job.tenant):
             raise NotFound(f"there is no job {job_id[:60]!r}", param="id")
-        return self._jobs[job_id]
+        return self._shown(job)
+
+    def _newest(self) -> list[Job]:
+        return sorted(self._jobs.values(), key=lambda job: job.created_at, reverse=True)
 
     def list(self) -> list[Job]:
-        """Newest first."""
-        return sorted(self._jobs.values(), key=lambda job: job.created_at, reverse=True)
+        """Those of the tenant, newest first."""
+        return [self._shown(job) for job in self._newest() if READER.get().sees(job.tenant)]
+
+    def _shown(self, job: Job) -> Job:
+        """Of a job of another tenant that is before this one, nothing is told but that there is one."""
+        before = None if job.behind is None else self._jobs.get(job.behind.id)
+        return job if before is None or READER.get().sees(before.tenant) else job.model_copy(update={"behind": None})
 
     def cancel(self, job_id: str) -> Job:
         """Ask a job to stop. One that waits stops at once; one that runs stops when it next looks, and is left to
@@ -232,7 +244,7 @@ class Jobs:
         return self.folder / f"{job_id}.json"
 
     def _forget_oldest(self) -> None:
-        over = [job for job in self.list()[KEPT:] if job.status in FINISHED]
+        over = [job for job in self._newest()[KEPT:] if job.status in FINISHED]
         for job in over:
             del self._jobs[job.id]
             with suppress(OSError):

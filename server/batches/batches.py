@@ -23,12 +23,13 @@ from openai.types import Batch, BatchError, BatchRequestCounts
 from openai.types.batch import Errors
 from pydantic import ValidationError
 
-from server.batches.files import StoredFiles
+from server.batches.files import TENANT, StoredFiles
 from server.batches.lines import answered, finished, read_requests, read_results, run
 from server.errors import TooManyJobs
 from server.identity.principal import Principal
 from server.threads import in_thread
 from steering.language.errors import Conflict, InvalidRequest, NotFound
+from vectors.library.spaces import EVERYTHING, HOUSE, READER, reading
 from vectors.storage_errors import storage_error
 
 log = structlog.get_logger("trimtab.batches")
@@ -91,16 +92,14 @@ class Batches:
         return batch
 
     def find(self, batch_id: str) -> Batch:
-        """Blocks. Raises NotFound."""
-        batch = self._read(self._path(batch_id, "json")) if _ID.fullmatch(batch_id) else None
-        if batch is None:
-            raise NotFound(f"there is no batch {batch_id[:64]!r}", param="batch_id")
-        return batch
+        """Blocks. Raises NotFound: there is none, or it is another tenant's."""
+        return self._found(batch_id)[0]
 
     def all(self) -> list[Batch]:
-        """Newest first. Blocks."""
-        found = [batch for path in self._folder.glob("batch_*.json") if (batch := self._read(path)) is not None]
-        return sorted(found, key=lambda batch: (batch.created_at, batch.id), reverse=True)
+        """Those of the tenant, newest first. Blocks."""
+        found = [one for path in self._folder.glob("batch_*.json") if (one := self._read(path)) is not None]
+        own = [batch for batch, tenant in found if READER.get().sees(tenant)]
+        return sorted(own, key=lambda batch: (batch.created_at, batch.id), reverse=True)
 
     def uses(self, file_id: str) -> bool:
         """Whether a batch that is not over reads this file. Blocks."""
@@ -108,7 +107,8 @@ class Batches:
 
     def _created(self, input_file_id: str, endpoint: str, metadata: Mapping[str, str] | None, who: Principal) -> Batch:
         requests = self._files.content(input_file_id, "input_file_id")
-        known = self.all()
+        with reading(EVERYTHING):
+            known = self.all()
         if sum(batch.status in OPEN for batch in known) >= self._most_open:
             raise TooManyJobs(f"{self._most_open} batches wait or run already", fix="Try again when some are done.")
         for old in [batch for batch in known if batch.status not in OPEN][KEPT:]:
@@ -131,7 +131,7 @@ class Batches:
             batch.errors = Errors(object="list", data=[BatchError(code=error.code, message=error.message,
                                                                   param=error.param)])
         self._remember(batch.id, who)
-        self._save(batch)
+        self._save(batch, who.tenant)
         return batch
 
     def _remember(self, batch_id: str, who: Principal) -> None:
@@ -172,7 +172,7 @@ class Batches:
 
     async def _run(self, batch_id: str) -> None:
         """Run a batch, or what is left of it, to its end."""
-        batch = await in_thread(self.find, batch_id)
+        batch, tenant = await in_thread(self._found, batch_id)
         if batch.status not in OPEN:
             return
         results = self._path(batch.id, "results")
@@ -188,13 +188,14 @@ class Batches:
         how = "completed"
         if counts.completed + counts.failed < counts.total:
             batch.status, batch.in_progress_at = "in_progress", batch.in_progress_at or int(self._now())
-            await in_thread(self._save, batch)
-            how = await self._ask(batch, results, done, told)
+            await in_thread(self._save, batch, tenant)
+            how = await self._ask(batch, tenant, results, done, told)
         batch.status, batch.finalizing_at = "finalizing", int(self._now())
-        await in_thread(self._save, batch)
-        await in_thread(self._finish, batch, results, how)
+        await in_thread(self._save, batch, tenant)
+        await in_thread(self._finish, batch, tenant, results, how)
 
-    async def _ask(self, batch: Batch, results: Path, done: Mapping[str, bool], told: Callable[[bool], None]) -> str:
+    async def _ask(self, batch: Batch, tenant: str, results: Path, done: Mapping[str, bool],
+                   told: Callable[[bool], None]) -> str:
         """How it ended: completed, cancelled or expired."""
         requests = await in_thread(self._files.content, batch.input_file_id)
         async with self._client(batch.id, await in_thread(self._maker, batch.id)) as client:
@@ -216,13 +217,13 @@ class Batches:
                         asking.result()
                         return "completed"
                     if batch != saved:
-                        await in_thread(self._save, batch)
+                        await in_thread(self._save, batch, tenant)
                         saved = batch.model_copy(deep=True)
             finally:
                 asking.cancel()
                 await asyncio.gather(asking, return_exceptions=True)
 
-    def _finish(self, batch: Batch, results: Path, how: str) -> None:
+    def _finish(self, batch: Batch, tenant: str, results: Path, how: str) -> None:
         """Make the files of results, in the same way each time, and end the batch. Blocks."""
         done = finished(results)
         counts = {True: sum(done.values()), False: len(done) - sum(done.values())}
@@ -236,7 +237,7 @@ class Batches:
                 def write(path: Path, ok: bool = ok) -> None:
                     _write_results(path, results, ok, () if ok else missing)
 
-                self._files.keep(file_id, f"{batch.id}_{kind}.jsonl", "batch_output", write)
+                self._files.keep(file_id, f"{batch.id}_{kind}.jsonl", "batch_output", write, tenant=tenant)
                 setattr(batch, "output_file_id" if ok else "error_file_id", file_id)
         batch.request_counts = BatchRequestCounts(
             total=batch.request_counts.total if batch.request_counts else len(done), completed=counts[True],
@@ -245,24 +246,34 @@ class Batches:
         setattr(batch, f"{how}_at", int(self._now()))
         if how == "cancelled":
             batch.cancelling_at = batch.cancelling_at or batch.finalizing_at
-        self._save(batch)
+        self._save(batch, tenant)
         for suffix in ("results", "cancel", "who"):
             self._path(batch.id, suffix).unlink(missing_ok=True)
 
-    def _save(self, batch: Batch) -> None:
+    def _save(self, batch: Batch, tenant: str) -> None:
         """Raises StorageUnavailable, StorageFull."""
         path, partial = self._path(batch.id, "json"), self._path(batch.id, "partial")
         try:
-            partial.write_bytes(batch.model_dump_json().encode("utf-8", "surrogatepass"))
+            told = {**batch.model_dump(mode="json"), TENANT: tenant}
+            partial.write_bytes(json.dumps(told).encode("utf-8", "surrogatepass"))
             os.replace(partial, path)
         except OSError as error:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
             raise storage_error(error, "the batch cannot be recorded") from error
 
-    def _read(self, path: Path) -> Batch | None:
+    def _found(self, batch_id: str) -> tuple[Batch, str]:
+        found = self._read(self._path(batch_id, "json")) if _ID.fullmatch(batch_id) else None
+        if found is None or not READER.get().sees(found[1]):
+            raise NotFound(f"there is no batch {batch_id[:64]!r}", param="batch_id")
+        return found
+
+    def _read(self, path: Path) -> tuple[Batch, str] | None:
+        """A batch and whose it is."""
         try:
-            batch = Batch.model_validate(json.loads(path.read_bytes()))
+            told = json.loads(path.read_bytes())
+            tenant = told.pop(TENANT, HOUSE)
+            batch = Batch.model_validate(told)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, ValidationError) as error:
@@ -270,7 +281,7 @@ class Batches:
             return None
         if batch.status in ("validating", "in_progress") and self._path(batch.id, "cancel").exists():
             batch.status = "cancelling"
-        return batch
+        return batch, tenant
 
     def _path(self, batch_id: str, suffix: str) -> Path:
         return self._folder / f"{batch_id}.{suffix}"

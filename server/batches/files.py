@@ -20,11 +20,15 @@ from pydantic import ValidationError
 
 from server.errors import FilesFull
 from steering.language.errors import NotFound
+from vectors.library.audit.notes import maker
+from vectors.library.spaces import HOUSE, READER
 from vectors.storage_errors import storage_error
 
 log = structlog.get_logger("trimtab.files")
 _ID = re.compile(r"file-[0-9a-f]{24}(-output|-errors)?")
 Purpose = Literal["batch", "batch_output"]
+# What is told of a file beside what the API has.
+TENANT = "tenant"
 
 
 class StoredFiles:
@@ -38,17 +42,17 @@ class StoredFiles:
 
     def upload(self, name: str, content: bytes, seconds: float | None = None) -> FileObject:
         """Raises FilesFull."""
-        held = sum(file.bytes for file in self.all())
+        held = sum(file.bytes for file, _ in self._all())
         if held + len(content) > self._most_bytes:
-            raise FilesFull(f"files hold {held} bytes, and {len(content)} more are over the limit of "
-                            f"{self._most_bytes}", param="file", fix="Delete files, or raise files_bytes.")
+            raise FilesFull(f"{len(content)} bytes more are over the limit of {self._most_bytes} on all files",
+                            param="file", fix="Delete files, or raise files_bytes.")
         file_id = f"file-{secrets.token_hex(12)}"
         return self.keep(file_id, name, "batch", lambda path: _write(path, content), seconds)
 
     def keep(self, file_id: str, name: str, purpose: Purpose, write: Callable[[Path], None],
-             seconds: float | None = None) -> FileObject:
-        """Make a file, or make it anew. write: puts the content at a path. The quota is for uploads, so results are
-        never lost to it."""
+             seconds: float | None = None, *, tenant: str | None = None) -> FileObject:
+        """Make a file, or make it anew. write: puts the content at a path. tenant: whose it is, by default of who asks.
+        The quota is for uploads, so results are never lost to it."""
         now = self._now()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +62,8 @@ class StoredFiles:
                               object="file", purpose=purpose, status="processed",
                               expires_at=int(now + min(seconds or self._seconds, self._seconds)))
             os.replace(partial, self._path(file_id, "content"))
-            _write(partial, file.model_dump_json().encode("utf-8", "surrogatepass"))
+            told = {**file.model_dump(mode="json"), TENANT: tenant or maker()}
+            _write(partial, json.dumps(told).encode("utf-8", "surrogatepass"))
             # With this it is there.
             os.replace(partial, self._path(file_id, "json"))
         except OSError as error:
@@ -68,12 +73,12 @@ class StoredFiles:
         return file
 
     def find(self, file_id: str, param: str = "file_id") -> FileObject:
-        """Raises NotFound about the field `param`."""
-        file = self._read(self._path(file_id, "json")) if _ID.fullmatch(file_id) else None
-        if file is None:
+        """Raises NotFound about the field `param`: there is none, or it is another tenant's."""
+        found = self._read(self._path(file_id, "json")) if _ID.fullmatch(file_id) else None
+        if found is None or not READER.get().sees(found[1]):
             raise NotFound(f"there is no file {file_id[:64]!r}", param=param,
                            fix="It was deleted, or its time is over.")
-        return file
+        return found[0]
 
     def content(self, file_id: str, param: str = "file_id") -> Path:
         """Raises NotFound about the field `param`."""
@@ -81,11 +86,8 @@ class StoredFiles:
         return self._path(file_id, "content")
 
     def all(self) -> list[FileObject]:
-        """Newest first. Those whose time is over are removed on the way."""
-        try:
-            found = [file for path in self._folder.glob("file-*.json") if (file := self._read(path)) is not None]
-        except OSError as error:
-            raise storage_error(error, "files cannot be listed") from error
+        """Those of the tenant, newest first. Those whose time is over are removed on the way."""
+        found = [file for file, tenant in self._all() if READER.get().sees(tenant)]
         return sorted(found, key=lambda file: (file.created_at, file.id), reverse=True)
 
     def delete(self, file_id: str) -> None:
@@ -96,12 +98,20 @@ class StoredFiles:
         except OSError as error:
             raise storage_error(error, "the file cannot be deleted") from error
 
-    def _read(self, path: Path) -> FileObject | None:
-        """None for one that is gone, damaged, or over its time."""
+    def _all(self) -> list[tuple[FileObject, str]]:
         try:
-            file = FileObject.model_validate(json.loads(path.read_bytes()))
+            return [file for path in self._folder.glob("file-*.json") if (file := self._read(path)) is not None]
+        except OSError as error:
+            raise storage_error(error, "files cannot be listed") from error
+
+    def _read(self, path: Path) -> tuple[FileObject, str] | None:
+        """A file and whose it is; None for one that is gone, damaged, or over its time."""
+        try:
+            told = json.loads(path.read_bytes())
+            tenant = told.pop(TENANT, HOUSE)
+            file = FileObject.model_validate(told)
             if file.expires_at is not None and file.expires_at > self._now():
-                return file
+                return file, tenant
             self._remove(file.id)
         except FileNotFoundError:
             pass

@@ -10,7 +10,7 @@ from sqlalchemy import Integer, String, func, select
 from sqlalchemy.orm import Mapped, mapped_column
 
 from server.effects.report import ALL, UNTOUCHED
-from server.effects.store import GROUPS, MINUTE_S, Base, EffectStore
+from server.effects.store import GROUPS, MINUTE_S, Base, EffectStore, shown
 
 
 class OutcomeMinute(Base):
@@ -79,6 +79,7 @@ def totals(store: EffectStore, *, group: str, since: int | None = None, until: i
         query = query.where(OutcomeMinute.artifact.in_((ALL, UNTOUCHED)))
     if preset is not None:
         query = query.where(OutcomeMinute.preset == preset)
+    query = query.where(*shown(OutcomeMinute))
     with store.session() as session:
         rows = session.execute(query.group_by(*columns)).all()
     found: dict[tuple[Any, ...], dict[str, int]] = {}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import structlog
-from sqlalchemy import Connection, Float, Integer, String, func, inspect, select
+from sqlalchemy import ColumnElement, Connection, Float, Integer, String, func, inspect, or_, select
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -19,6 +19,7 @@ from server.effects.report import ALL
 from steering.language.errors import TrimtabError
 from steering.language.finite import not_finite
 from vectors.library.beside import Beside, metadata
+from vectors.library.spaces import HOUSE, READER
 
 log = structlog.get_logger("trimtab.effects")
 MINUTE_S = 60
@@ -178,10 +179,20 @@ class EffectStore:
             query = query.where(EffectMinute.artifact == ALL)
         if preset is not None:
             query = query.where(EffectMinute.preset == preset)
+        query = query.where(*shown(EffectMinute))
         order: Any = EffectMinute.minute.desc() if group == "minute" else means[0].desc()
         with self.session() as session:
             rows = session.execute(query.group_by(*columns).order_by(order).limit(limit)).all()
         return [_total(names, tuple(row)) for row in rows]
+
+
+def shown(table: Any) -> list[ColumnElement[bool]]:
+    """What a tenant is told: rows of its own artifacts and presets, which only its requests can use. The house, whose
+    names all may use, is told everything."""
+    tenant = READER.get().tenant
+    if tenant in (None, HOUSE):
+        return []
+    return [or_(*(column.startswith(f"{tenant}/", autoescape=True) for column in (table.artifact, table.preset)))]
 
 
 def _refusal(error: Exception) -> EffectsUnavailable:

@@ -3,6 +3,10 @@
 import re
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
 
 import anyio
 import structlog
@@ -22,6 +26,7 @@ from server.observability.unexpected import report_unexpected
 from server.settings import Settings
 from steering.language.errors import TrimtabError
 from vectors.library.audit.notes import ACTOR
+from vectors.library.spaces import READER
 
 log = structlog.get_logger("trimtab.access")
 
@@ -29,6 +34,7 @@ UNMATCHED = "unmatched"
 POLLED = ("/metrics", "/v1/jobs")
 # Nothing that could end a line of a log or of a head.
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+WHO: tuple[ContextVar[Any], ...] = (CURRENT, ACTOR, READER)
 # What the server's own connections offer beyond ASGI: to drop the client at once.
 ABORT = "trimtab.abort"
 
@@ -59,18 +65,20 @@ class RequestFrame:
         response = _Response(send, body, request_id, asked_as, self._open)
         mine = OpenRequest()
         scope.setdefault("state", {}).update(request_id=request_id, open_request=mine)
-        try:
-            await self._answer(scope, body, response, mine)
-        except ClientDisconnect:
-            response.status = CLIENT_GONE
-        finally:
-            self._record(scope, response.status, request_id, asked_as, time.perf_counter() - started)
+        with _as_before():
+            try:
+                await self._answer(scope, body, response, mine)
+            except ClientDisconnect:
+                response.status = CLIENT_GONE
+            finally:
+                self._record(scope, response.status, request_id, asked_as, time.perf_counter() - started)
 
     async def _answer(self, scope: Scope, body: BoundedBody, response: "_Response", mine: OpenRequest) -> None:
         error: TrimtabError | None = None
         try:
             CURRENT.set(who := self._gate.check(scope))
             ACTOR.set(actor(who, scope, response.request_id))
+            READER.set(who.reader)
             if scope["path"] in READY:
                 self._open.check()
             if scope["path"] in HEALTH:
@@ -98,7 +106,8 @@ class RequestFrame:
             await answer(Request(scope), error, self._metrics)(scope, body.receive, response.send)
 
     def _record(self, scope: Scope, status: int, request_id: str, asked_as: str | None, elapsed_s: float) -> None:
-        route = getattr(scope.get("route"), "path", UNMATCHED)
+        # As the API describes it, without the forms of its parameters.
+        route = getattr(scope.get("route"), "path_format", UNMATCHED)
         self._metrics.answered(route, scope["method"], status, elapsed_s)
         if route in HEALTH:
             # Polled every few seconds: only what changed is worth a line.
@@ -118,6 +127,17 @@ class RequestFrame:
         write = log.warning if status >= 500 else log.debug if quiet else log.info
         write("request", request_id=request_id, method=scope["method"], route=route, status=status,
               elapsed_ms=round(elapsed_s * 1e3, 1), **why)
+
+
+@contextmanager
+def _as_before() -> Iterator[None]:
+    """Who asks is forgotten with the end of the request, also where the server sent it itself."""
+    before = [(variable, variable.get()) for variable in WHO]
+    try:
+        yield
+    finally:
+        for variable, value in before:
+            variable.set(value)
 
 
 def _without_last_slash(scope: Scope) -> None:

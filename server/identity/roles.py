@@ -20,6 +20,9 @@ ANY_KEY: Literal["any"] = "any"
 # Answered without a key.
 OPEN: Literal["open"] = "open"
 
+# What these tell is of all tenants at once, so of other tenants only administrators are answered.
+OF_ALL_TENANTS = frozenset({"show_metrics", "show_history", "follow_live", "list_alerts"})
+
 # By the name of the route's function. A test walks all routes with every role, so none is left out.
 NEEDED: dict[str, Role | Literal["any", "open"]] = {
     **dict.fromkeys(("health", "ready", "live", "page", "mark", "asset"), OPEN),

@@ -156,7 +156,8 @@ class CompletionFields(Lenient):
     return_token_ids: bool = Field(default=False, description="Tell the ids of prompt and completion, as "
                                    "prompt_token_ids and token_ids.")
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
-        default=None, description="Cached prefixes are shared only with requests of the same salt.")
+        default=None, description="Cached prefixes are shared only with requests of the same salt, and "
+        "of the same tenant.")
 
     # Fields of other servers whose given value asks for what is done anyway. Any other value would change the output.
     skip_special_tokens: OnlyTrue = None

@@ -15,6 +15,8 @@ from typing import Self
 from pydantic import BaseModel, Field
 
 from server.requests.receipt import Receipt
+from vectors.library.audit.notes import maker
+from vectors.library.spaces import READER
 
 # The one that is too large to share the room with others is not kept at all.
 LARGEST_SHARE = 4
@@ -54,6 +56,7 @@ class ReceiptSummary(BaseModel):
 @dataclass(frozen=True)
 class _Entry:
     request_id: str
+    tenant: str
     since: float
     ended_at: float
     content: bytes
@@ -78,7 +81,8 @@ class KeptReceipts:
 
     def keep(self, request_id: str, receipt: Receipt) -> None:
         """Keep what is not too large for it. Blocks for as long as the receipt takes to be written as JSON."""
-        entry = _Entry(request_id, self._now(), self._clock(), receipt.model_dump_json(exclude_unset=True).encode())
+        content = receipt.model_dump_json(exclude_unset=True).encode()
+        entry = _Entry(request_id, maker(), self._now(), self._clock(), content)
         with self._lock:
             self._drop(key_of(request_id))
             if len(entry.content) * LARGEST_SHARE <= self._most_bytes:
@@ -87,18 +91,19 @@ class KeptReceipts:
             self._make_room()
 
     def find(self, some_id: str) -> bytes | None:
-        """The receipt as JSON, None where it is not kept (any more)."""
+        """The receipt as JSON, None where it is not kept (any more) or is another tenant's."""
         with self._lock:
             self._make_room()
             entry = self._entries.get(key_of(some_id))
-        return None if entry is None else entry.content
+        return None if entry is None or not READER.get().sees(entry.tenant) else entry.content
 
     def newest(self, count: int, artifact: str | None = None) -> list[ReceiptSummary]:
-        """Lines of those that are kept, newest first. artifact: only of those that applied it, with version or by its
-        bare name. Blocks for as long as the receipts take to be read."""
+        """Lines of those of the tenant that are kept, newest first. artifact: only of those that applied it, with
+        version or by its bare name. Blocks for as long as the receipts take to be read."""
         with self._lock:
             self._make_room()
-            entries = list(islice(reversed(self._entries.values()), count if artifact is None else MOST_LOOKED_AT))
+            own = (entry for entry in reversed(self._entries.values()) if READER.get().sees(entry.tenant))
+            entries = list(islice(own, count if artifact is None else MOST_LOOKED_AT))
         summaries = (entry.summary() for entry in entries)
         return list(islice((one for one in summaries if artifact is None or _names(one, artifact)), count))
 

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from server.errors import PolicyViolation
 from server.identity.policy import Held, matches
 from server.requests.plan import Planned
 from steering.language.errors import Path
@@ -15,6 +16,7 @@ from steering.language.spec import Steering
 from steering.ops import get_operation
 from steering.programs.gate import gates_of
 from steering.programs.program import Compiled, Program
+from vectors.library.presets import Preset
 
 # What the operator asks for, of which no rule is.
 OWN = ("default", "policy")
@@ -56,6 +58,24 @@ def check_preset(held: Sequence[Held], ref: str, param: Path) -> None:
         name, _, version = ref.partition("@")
         if patterns is not None and not matches(name, patterns, version if version.isdigit() else None):
             raise one.violated("presets", f"the preset {ref[:100]!r} is not among them", param)
+
+
+def allows_model(held: Sequence[Held], name: str) -> bool:
+    return _passes(lambda: [one.check_model(name) for one in held])
+
+
+def allows_preset(held: Sequence[Held], preset: Preset) -> bool:
+    """Whether its name and what it names pass; what acts is known when it is asked for."""
+    given = [Planned(item, origin="model", preset=preset.ref) for item in preset.spec.interventions]
+    return _passes(lambda: (check_preset(held, preset.ref, ("model",)), check_names(held, given)))
+
+
+def _passes(check: Callable[[], object]) -> bool:
+    try:
+        check()
+    except PolicyViolation:
+        return False
+    return True
 
 
 def check_names(held: Sequence[Held], given: Sequence[Planned]) -> None:

@@ -23,6 +23,7 @@ from server.threads import in_thread
 from steering.language.errors import EngineUnavailable, InvalidRequest, TrimtabError
 from steering.language.scope import PromptPick, PromptSelection, Scope
 from steering.language.spec import Spec
+from vectors.library.spaces import FOR_ALL, reading
 
 log = structlog.get_logger("trimtab.rehearsal")
 TOKENS = 4
@@ -70,20 +71,22 @@ async def rehearse(spec: Spec, state: ServerState) -> None:
 async def try_default_spec(state: ServerState) -> None:
     """Try the default spec at the start of the server. One that fails is reported and bars the requests it would act
     on; the server runs on."""
-    try:
-        spec = await in_thread(state.planner.default_spec)
-        if spec is None:
+    # As the requests see it that it acts on: the names of a tenant are not there for all of them.
+    with reading(FOR_ALL):
+        try:
+            spec = await in_thread(state.planner.default_spec)
+            if spec is None:
+                return
+            await in_thread(state.planner.check_spec, spec)
+        except TrimtabError as error:
+            # What it lacks may be stored later, so every request looks again.
+            _report(error)
             return
-        await in_thread(state.planner.check_spec, spec)
-    except TrimtabError as error:
-        # What it lacks may be stored later, so every request looks again.
-        _report(error)
-        return
-    try:
-        await rehearse(spec, state)
-    except TrimtabError as error:
-        _report(error)
-        state.planner.bar_default_spec(spec, error.message)
+        try:
+            await rehearse(spec, state)
+        except TrimtabError as error:
+            _report(error)
+            state.planner.bar_default_spec(spec, error.message)
 
 
 async def _run(spec: Spec, state: ServerState) -> None:

@@ -3,6 +3,7 @@
 model name -> plan (what steering applies) -> prompt tokens and roles -> checks against the context -> a running `Run`.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from server.effects.shadow import Finished
 from server.engines.base import Completion
 from server.engines.data import Generation, Sampling
 from server.errors import ContextLengthExceeded
+from server.identity.principal import CURRENT
 from server.requests.admission.caller import Caller
 from server.requests.admission.deadline import Deadline
 from server.requests.admission.fairness import Client
@@ -31,10 +33,12 @@ from server.requests.receipt import Receipt, receipt
 from server.requests.sampling import sampling_of
 from server.requests.state import ServerState
 from server.requests.switched import SwitchedCompletion
+from server.settings import Settings
 from server.text.prompts import Prompt
 from steering.language.errors import InvalidRequest, InvalidSpec, TrimtabError
 from steering.programs.program import Program
 from vectors.evaluate.graders.contract import Answer
+from vectors.library.spaces import HOUSE
 
 # Entries of a receipt that are written as JSON at once, in less time than a thread takes to begin.
 SMALL_RECEIPT = 64
@@ -168,8 +172,8 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
     used = [item.applied for j, item in enumerate(plan.program.compiled if plan.program else ())
             if any(j not in one.gates or one.gates[j].open for one in decided)]
     run = Run(state.vocabulary, state.metrics, state.runs, request_id=request_id, prompts=prompts, decided=decided,
-              n=body.n, sampling=sampling, stops=body.stops, form=form, cache_salt=body.cache_salt,
-              begin=partial(_begin, state, plan, obeys_kill_switch),
+              n=body.n, sampling=sampling, stops=body.stops, form=form,
+              cache_salt=_salt(body.cache_salt, state.settings), begin=partial(_begin, state, plan, obeys_kill_switch),
               begun=lambda run: state.metrics.admitted(run.prompt_tokens, used, plan.disabled is not None),
               placed=plan.placed, queue=state.queue, client=caller.client, deadline=caller.deadline)
     for choice in run.choices:
@@ -193,6 +197,15 @@ async def _decided(plan: Plan, prompts: Sequence[Prompt], state: ServerState, ca
                 return await decide(plan, prompts, state.engine)
             except TrimtabError as error:
                 raise plan.placed(error) from None
+
+
+def _salt(given: str | None, settings: Settings) -> str | None:
+    """What cached prefixes of a request are kept apart by: its tenant, and the salt that it gives. Those of the house
+    without one are shared, also with the server's own measurements."""
+    tenant = CURRENT.get().tenant
+    if settings.share_prefix_cache or (tenant == HOUSE and given is None):
+        return given
+    return json.dumps([tenant, given])
 
 
 def _check_guarded(sampling: Sampling, state: ServerState) -> None:

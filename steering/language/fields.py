@@ -13,8 +13,11 @@ MAX_GATES = 8
 MAX_MONITORS = 16
 MAX_LIST = 4096
 MAX_FLOAT = 3.4e38  # of float32, in which everything is computed
-NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
-REF_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}(@([0-9]{1,9}|[a-z][a-z0-9._-]{0,31}))?$"
+# Of a tenant, of a name without the tenant that it belongs to, and of a name with it ("team/calm").
+PART_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+LONGEST_NAME = 64
+NAME_PATTERN = r"^([a-z0-9][a-z0-9._-]{0,61}/)?[a-z0-9][a-z0-9._-]{0,63}$"
+REF_PATTERN = NAME_PATTERN.removesuffix("$") + r"(@([0-9]{1,9}|[a-z][a-z0-9._-]{0,31}))?$"
 ArtifactRef = Annotated[str, StringConstraints(pattern=REF_PATTERN)]
 # Numbers are strict: neither "1" nor true is a 1, so what the models take is what the JSON schema says.
 Finite = Annotated[float, Field(strict=True, ge=-MAX_FLOAT, le=MAX_FLOAT)]

@@ -236,7 +236,7 @@ async def test_every_way_in_passes_the_gate(team: Asked) -> None:
     for given_ in ({"spec": steering}, {"preset": "other"}):
         answer = await team.client.post("/v1/evaluations", headers=bearer(worker), json=evaluation | given_)
         assert code(answer) == (403, "policy_violation"), answer.text
-    preset = await team.client.post("/v1/presets", headers=bearer(worker), json={"name": "p", "spec": steering})
+    preset = await team.client.post("/v1/presets", headers=bearer(worker), json={"name": "team/p", "spec": steering})
     assert code(preset) == (403, "policy_violation")
 
 

@@ -116,6 +116,7 @@ class Library(Versioned[Artifact]):
             InvalidMetadata, PayloadTooLarge: see `vectors.checks.check`. LibraryFull: there is no room for it.
         """
         metadata = check(metadata, payload, self.limits)
+        naming.check_written(metadata.name, "name")
         data = save(payload.to_tensors())
         document = metadata.document()
         content = hashlib.sha256(f"{digest_of(data)}\n{document}".encode()).hexdigest()
@@ -169,6 +170,7 @@ class Library(Versioned[Artifact]):
     def patch(self, ref: str, patch: Patch) -> Artifact:
         """Change the description, tags or card of one version. Numbers and the rest of the metadata never change."""
         wanted = Ref.parse(ref, "artifact")
+        naming.check_changed(wanted.name, "artifact")
 
         def work(session: Session) -> Artifact:
             version = naming.resolve(session, "artifact", wanted, lock=True)
@@ -191,6 +193,7 @@ class Library(Versioned[Artifact]):
     def add_calibration(self, ref: str, settings: Sequence[CalibratedSetting]) -> Artifact:
         """Keep what a calibration measured in the card of one version, in place of equal settings. Raises NotFound."""
         wanted = Ref.parse(ref, "artifact")
+        naming.check_changed(wanted.name, "artifact")
 
         def work(session: Session) -> Artifact:
             version = naming.resolve(session, "artifact", wanted, lock=True)

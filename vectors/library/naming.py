@@ -13,7 +13,8 @@ from sqlalchemy import ColumnElement, ScalarSelect, delete, exists, func, select
 from sqlalchemy.orm import Session, aliased
 
 from steering.language.errors import InvalidRequest, NotFound, Path
-from steering.language.fields import NAME_PATTERN, REF_PATTERN
+from steering.language.fields import LONGEST_NAME, NAME_PATTERN, REF_PATTERN
+from vectors.library.spaces import READER
 from vectors.library.tables import Alias, Collection, Listing, Named, Version
 
 DEFAULT_ALIAS = "production"
@@ -25,6 +26,8 @@ MOST_COMPARED = 2000
 _REF = re.compile(REF_PATTERN.removesuffix("$"))
 _NAME = re.compile(NAME_PATTERN.removesuffix("$"))
 _ALIAS = re.compile(r"[a-z][a-z0-9._-]{0,31}")
+# What stands behind a name in addresses (/v1/artifacts/calm/versions), and would be taken for that behind a slash.
+RESERVED = re.compile(r"aliases|calibrate|calibration(?:\.[^/]*)?|download|trial\.[^/]*|tune|versions")
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,33 @@ class Ref:
 
 
 def check_name(name: str, param: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise InvalidRequest(f"{name[:100]!r} is no name", param=param,
-                             fix="Use lower case letters, digits, dot, underscore and hyphen, at most 64.")
+    if not _NAME.fullmatch(name) or len(name) > LONGEST_NAME:
+        raise InvalidRequest(f"{name[:100]!r} is no name", param=param, fix="Use lower case letters, digits, dot, "
+                             "underscore and hyphen, at most 64, and one slash behind the tenant that it belongs to.")
     return name
+
+
+def check_written(name: str, param: str | Path) -> None:
+    """A name that something is to be stored under.
+
+    Raises:
+        InvalidRequest: it cannot be one. ForeignName: it is not the reader's to write.
+    """
+    check_name(name, str(param))
+    if RESERVED.fullmatch(name.partition("/")[2]):
+        raise InvalidRequest(f"{name!r} cannot be a name, because addresses have this behind one", param=param,
+                             fix="Choose another.")
+    READER.get().check_writes(name, param)
+
+
+def check_changed(name: str, param: str | Path) -> None:
+    """A name that is there and is to be changed; one that cannot be seen is left to the look-up, which finds none.
+
+    Raises:
+        ForeignName: it is not the reader's to write.
+    """
+    if READER.get().reads(name):
+        READER.get().check_writes(name, param)
 
 
 def check_alias(alias: str) -> str:
@@ -132,7 +158,7 @@ def _near(session: Session, collection: Collection, name: str) -> str | None:
     """The names that may have been meant, those of the served model first."""
     served = session.info.get("model", "")
     rows = session.execute(
-        select(Named.name, Named.model).where(Named.collection == collection,
+        select(Named.name, Named.model).where(Named.collection == collection, *READER.get().readable(Named.name),
                                               exists().where(Version.named_id == Named.id))
         .order_by(Named.model.not_in({served, ""}), Named.name).limit(MOST_COMPARED)).all()
     fitting = [known for known, model in rows if model in (served, "")]
@@ -205,7 +231,9 @@ def drop_aliases(session: Session, version_ids: Iterable[int]) -> None:
 
 def find_name(session: Session, collection: Collection, name: str, lock: bool = False) -> Named | None:
     """The row that a name means: of the model that is served, else of no model in particular, else of another one. A
-    row that has no versions any more comes last."""
+    row that has no versions any more comes last. None for a name that the reader must not know of."""
+    if not READER.get().reads(name):
+        return None
     served = session.info.get("model", "")
     empty = ~exists().where(Version.named_id == Named.id)
     statement = select(Named).where(Named.collection == collection, Named.name == name).order_by(

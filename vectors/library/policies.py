@@ -15,7 +15,8 @@ from vectors.library.audit.notes import note
 from vectors.library.database import Database
 from vectors.library.naming import Ref
 from vectors.library.revision import Memory
-from vectors.library.specs import check_refs, from_json, refs_of
+from vectors.library.spaces import READER, Reader, check_shown
+from vectors.library.specs import check_refs, from_json, named_in, refs_of
 from vectors.library.tables import AccessKey, PolicyRow
 
 # The field of a policy that holds a spec.
@@ -62,6 +63,7 @@ class Policies:
                 raise NotFound(f"the tenant {tenant!r} has no key {key_id[:40]!r}", param="key_id")
             if mandatory is not None:
                 check_refs(session, mandatory)
+                check_shown(named_in(mandatory), Reader(tenant), f"the tenant {tenant}")
             row = session.get(PolicyRow, (tenant, key_id), with_for_update=True)
             before = None if row is None else json.loads(row.document)
             if row is None:
@@ -96,7 +98,10 @@ def mandatory_refs(session: Session) -> list[tuple[Ref, str]]:
         document = json.loads(stored.document).get(MANDATORY)
         if document is not None:
             spec = from_json(json.dumps(document), f"the mandatory spec of {stored.label}")
-            found += [(ref, f"the policy of {stored.label}") for _, ref in refs_of(spec)]
+            whose = f"the policy of {stored.label}"
+            if not READER.get().sees(stored.tenant):
+                whose = "a policy of another tenant"
+            found += [(ref, whose) for _, ref in refs_of(spec)]
     return found
 
 

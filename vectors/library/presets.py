@@ -22,7 +22,8 @@ from vectors.library.naming import Ref
 from vectors.library.paging import Page
 from vectors.library.quota import check_room
 from vectors.library.revision import Memory
-from vectors.library.specs import check_refs, from_json, refs_of, to_json
+from vectors.library.spaces import FOR_ALL, READER, SHARED, Reader, check_shown, space_of
+from vectors.library.specs import check_refs, from_json, named_in, refs_of, to_json
 from vectors.library.tables import Named, PresetRow, PresetUse, Version
 from vectors.library.versioned import Versioned
 
@@ -93,6 +94,8 @@ class Presets(Versioned[Preset]):
 
         def work(session: Session) -> Preset:
             check_refs(session, spec)
+            readers = Reader(space_of(name)) if space_of(name) != SHARED else FOR_ALL
+            check_shown(named_in(spec), readers, f"all who read the preset {name}")
             named = naming.take_name(session, "preset", name, self._database.model)
             version = naming.same_content(session, named, digest)
             if version is None:
@@ -111,7 +114,7 @@ class Presets(Versioned[Preset]):
 
     def check(self, name: str, spec: Spec, description: str = "") -> str:
         """What `create` looks at before it asks the database; the spec as it is stored. Raises InvalidRequest."""
-        naming.check_name(name, "preset")
+        naming.check_written(name, "name")
         if len(description) > MAX_DESCRIPTION or any(not (c.isprintable() or c in "\n\t") for c in description):
             raise InvalidRequest(f"a description is printable text of at most {MAX_DESCRIPTION} characters",
                                  param="description")
@@ -124,7 +127,8 @@ class Presets(Versioned[Preset]):
     def resolve(self, ref: str) -> Preset:
         """What `ref` means now, from memory where the library has not changed. Raises NotFound."""
         parsed = Ref.parse(ref, "preset")
-        meant = self._meant.get(ref, lambda session: Meant.of(session, parsed))
+        # What is not found is not kept, so the memory holds what a reader may know under a key of that.
+        meant = self._meant.get((ref, READER.get().reads(parsed.name)), lambda session: Meant.of(session, parsed))
         with self._lock:
             kept = self._kept.get(meant.digest)
         if kept is not None:

@@ -5,6 +5,7 @@ from sqlalchemy.orm import Session
 
 from vectors.library.naming import Ref
 from vectors.library.policies import mandatory_refs
+from vectors.library.spaces import READER
 from vectors.library.switches import default_refs
 from vectors.library.tables import Named, PresetUse, Version
 
@@ -18,7 +19,8 @@ def users_of(session: Session, named: Named) -> list[tuple[Ref, str]]:
                  .where(PresetUse.name == name))
     if named.model:
         statement = statement.where(Named.model.in_({named.model, ""}))
-    presets = [(Ref(name, selector), f"the preset {preset}@{number}")
+    reads = READER.get().reads
+    presets = [(Ref(name, selector), f"the preset {preset}@{number}" if reads(preset) else "a preset of another tenant")
                for selector, preset, number in session.execute(statement)]
     return presets + [(ref, user) for ref, user in [*((ref, "the default spec") for ref in default_refs(session)),
                                                     *mandatory_refs(session)] if ref.name == name]

@@ -21,6 +21,7 @@ from vectors.library.artifacts import read_artifacts
 from vectors.library.database import Database
 from vectors.library.naming import Ref
 from vectors.library.revision import Memory
+from vectors.library.spaces import READER
 from vectors.library.tables import ArtifactRow
 from vectors.storage_errors import LibraryUnavailable
 
@@ -65,7 +66,8 @@ class Sources:
             InvalidRequest, NotFound, CorruptBlob, LibraryUnavailable.
         """
         parsed = Ref.parse(ref, "artifact")
-        key, state = self._meant.get(ref, lambda session: _meant(session, parsed))
+        # What is not found is not kept, so the memory holds what a reader may know under a key of that.
+        key, state = self._meant.get((ref, READER.get().reads(parsed.name)), lambda session: _meant(session, parsed))
         with self._lock:
             cached = self._cache.get(key)
         if cached is not None and cached[1] == state:

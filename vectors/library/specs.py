@@ -59,6 +59,11 @@ def refs_of(spec: Spec) -> list[tuple[Path, Ref]]:
     return found
 
 
+def named_in(spec: Spec) -> list[tuple[Path, str]]:
+    """The names of `refs_of`."""
+    return [(field, ref.name) for field, ref in refs_of(spec)]
+
+
 def check_refs(session: Session, spec: Spec) -> None:
     """Raises NotFound, naming the place: an artifact is not there. Locks the names against deletion."""
     for field, ref in sorted(refs_of(spec), key=lambda found: found[1].name):

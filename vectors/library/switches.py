@@ -13,7 +13,8 @@ from vectors.library.audit.notes import ACTOR, Actor, note
 from vectors.library.database import Database
 from vectors.library.naming import Ref
 from vectors.library.revision import Memory
-from vectors.library.specs import check_refs, from_json, refs_of, to_json
+from vectors.library.spaces import FOR_ALL, check_shown
+from vectors.library.specs import check_refs, from_json, named_in, refs_of, to_json
 from vectors.library.tables import Setting, now
 
 DEFAULT_SPEC = "default_spec"
@@ -76,11 +77,12 @@ class Switches:
             return _turned(session, DEFAULT_SPEC)
 
     def set_default_spec(self, spec: Spec) -> None:
-        """Raises NotFound: the spec names an artifact that is not there."""
+        """Raises NotFound: the spec names an artifact that is not there. InvalidRequest: it names one of a tenant."""
         document = to_json(spec)
 
         def work(session: Session) -> None:
             check_refs(session, spec)
+            check_shown(named_in(spec), FOR_ALL, "everybody whose requests the default spec acts on")
             _store_default(session, f"{DEFAULT_SPEC}.set", document)
 
         self._database.write(work)

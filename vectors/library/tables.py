@@ -130,12 +130,13 @@ class PresetUse(Base):
 
 
 class EvaluationRow(Base):
-    """What an evaluation measured: `summary` for lists, `report` as JSON text."""
+    """What an evaluation measured: `summary` for lists, `report` as JSON text. `tenant`: who asked for it."""
 
     __tablename__ = "evaluation"
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    tenant: Mapped[str] = mapped_column(String(64), server_default="default", index=True)
     summary: Mapped[dict[str, Any]] = mapped_column(JSON)
     report: Mapped[str] = mapped_column(Text)
 

@@ -15,6 +15,7 @@ from vectors.library.database import Database
 from vectors.library.listing import relist
 from vectors.library.naming import Ref
 from vectors.library.paging import Page, fetch
+from vectors.library.spaces import READER
 from vectors.library.tables import ArtifactRow, Collection, Listing, Named, PresetRow, Version
 
 Item = TypeVar("Item")
@@ -59,6 +60,7 @@ class Versioned(ABC, Generic[Item]):
             aliases go too, and whatever else named it is refused when it is next used.
         """
         wanted = Ref.parse(ref, self.collection)
+        naming.check_changed(wanted.name, self.collection)
 
         def work(session: Session) -> list[str]:
             every = naming.versions(session, self.collection, wanted.name, lock=True)
@@ -84,6 +86,7 @@ class Versioned(ABC, Generic[Item]):
         """Point an alias at a version, in one step if it pointed elsewhere. Raises NotFound."""
         naming.check_name(name, self.collection)
         naming.check_alias(alias)
+        naming.check_changed(name, self.collection)
 
         def work(session: Session) -> Item:
             before = naming.aliased_number(session, self.collection, name, alias)
@@ -98,6 +101,7 @@ class Versioned(ABC, Generic[Item]):
         """Raises NotFound."""
         naming.check_name(name, self.collection)
         naming.check_alias(alias)
+        naming.check_changed(name, self.collection)
 
         def work(session: Session) -> None:
             before = naming.aliased_number(session, self.collection, name, alias)
@@ -127,6 +131,7 @@ class Versioned(ABC, Generic[Item]):
         everything: also names that belong to other models than the one that is served."""
         model = self._database.model
         own = [] if everything or not model else [naming.fits_model(model)]
+        conditions = [*conditions, *READER.get().readable(Listing.name)]
         statement = select(Listing.name, Listing.model, Listing.named_id, Listing.version_id).where(
             Listing.collection == self.collection, *own, *conditions)
         with self._database.read() as session:

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Self
 
 from fastapi import APIRouter
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from server.api.route import StrictRoute
 from server.identity.keys import Keys, new_secret, spelled
@@ -12,13 +12,24 @@ from server.identity.principal import CURRENT
 from server.identity.roles import MEANING, Role
 from server.requests.state import State
 from steering.language.errors import InvalidRequest, NotFound
+from steering.language.fields import PART_PATTERN
 from vectors.library.access import StoredKey
+from vectors.library.spaces import HOUSE, SHARED
 
 router = APIRouter(tags=["admin"], route_class=StrictRoute)
 
 ROLES_TOLD = "; ".join(f"{role}: {meaning}" for role, meaning in MEANING.items()) + "."
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="Lower case letters, digits, dot, "
-                            "underscore and hyphen.")]
+Name = Annotated[str, Field(pattern=PART_PATTERN, description="Lower case letters, digits, dot, underscore and "
+                            "hyphen.")]
+
+
+def _tenant(name: str) -> str:
+    if name == SHARED:
+        raise ValueError(f"no tenant can be named {SHARED}, because names of artifacts that begin so are for all")
+    return name
+
+
+Tenant = Annotated[Name, AfterValidator(_tenant)]
 Roles = Annotated[list[Role], Field(min_length=1, max_length=len(MEANING), description=ROLES_TOLD)]
 LONGEST_OVERLAP_S = 30 * 86400.0
 
@@ -27,7 +38,7 @@ class KeyBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: Name
-    tenant: Name = "default"
+    tenant: Tenant = HOUSE
     roles: Roles
     expires_at: AwareDatetime | None = Field(default=None, description="From then on it is refused; null: never.")
 

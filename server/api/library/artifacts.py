@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 
+from server.api.library.refs import NAME, REF
 from server.api.route import StrictRoute
 from server.api.strict_json import parse_json
 from server.errors import InvalidJson, UnsupportedMediaType
@@ -126,18 +127,18 @@ def list_artifacts(query: Annotated[ListQuery, Query()], state: State) -> Artifa
     return ArtifactList(data=[view(artifact) for artifact in page.items], cursor=page.cursor)
 
 
-@router.get("/{ref}")
+@router.get(f"/{REF}")
 def show_artifact(ref: str, state: State) -> ArtifactView:
     return view(state.library.resolve(ref))
 
 
-@router.get("/{name}/versions")
+@router.get(f"/{NAME}/versions")
 def list_versions(name: str, state: State) -> ArtifactList:
     """All versions, newest first."""
     return ArtifactList(data=[view(artifact) for artifact in state.library.versions(name)])
 
 
-@router.get("/{ref}/download", response_class=Response,
+@router.get(f"/{REF}/download", response_class=Response,
             responses={200: {"content": {"application/octet-stream": {}}, "description": "The file."}})
 def download_artifact(ref: str, state: State, format: Literal["safetensors", "gguf"] = "safetensors",
                       layers: Annotated[str | None, Query(pattern=r"^\d{1,5}(,\d{1,5})*$", max_length=4096,
@@ -147,30 +148,30 @@ def download_artifact(ref: str, state: State, format: Literal["safetensors", "gg
     chosen = get_format(format)
     picked = None if layers is None else [int(n) for n in layers.split(",")]
     data = chosen.write(artifact.metadata, state.library.payload(artifact), picked)
-    name = f"{artifact.metadata.name}-{artifact.version}{chosen.suffix}"
+    name = f"{artifact.metadata.name.replace('/', '-')}-{artifact.version}{chosen.suffix}"
     return Response(data, media_type=chosen.media_type,
                     headers={"Content-Disposition": f'attachment; filename="{name}"'})
 
 
-@router.patch("/{ref}")
+@router.patch(f"/{REF}")
 def patch_artifact(ref: str, body: Patch, state: State) -> ArtifactView:
     """Change description, tags or card of one version. The rest never changes."""
     return view(state.library.patch(ref, body))
 
 
-@router.delete("/{ref}")
+@router.delete(f"/{REF}")
 def delete_artifact(ref: str, state: State, force: bool = False) -> Deleted:
     """Delete one version, or with a bare name all. `force` also if aliases, presets or the default spec need it."""
     return Deleted(deleted=list(state.library.delete(ref, force=force)))
 
 
-@router.put("/{name}/aliases/{alias}")
+@router.put(f"/{NAME}/aliases/{{alias}}")
 def set_alias(name: str, alias: str, body: AliasTarget, state: State) -> ArtifactView:
     """Point an alias at a version."""
     return view(state.library.set_alias(name, alias, body.version))
 
 
-@router.delete("/{name}/aliases/{alias}", status_code=204)
+@router.delete(f"/{NAME}/aliases/{{alias}}", status_code=204)
 def remove_alias(name: str, alias: str, state: State) -> None:
     state.library.remove_alias(name, alias)
 

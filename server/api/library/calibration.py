@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Query, Response
 
 from server.api.library.of_model import OfModel, served
+from server.api.library.refs import REF
 from server.api.route import StrictRoute
 from server.background.apart import apart
 from server.background.job import Cancelled, Control, Job
@@ -25,12 +26,13 @@ from vectors.calibrate.plot import draw
 from vectors.calibrate.refusals import CalibrationCancelled
 from vectors.calibrate.run import calibrate, estimated
 from vectors.calibration import Calibration, calibration_of
+from vectors.library.naming import check_changed
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"], route_class=StrictRoute)
 MEDIA = {"png": "image/png", "svg": "image/svg+xml"}
 
 
-@router.post("/{ref}/calibrate", status_code=202)
+@router.post(f"/{REF}/calibrate", status_code=202)
 async def create_calibration(ref: str, body: CalibrateOptions, state: State, model: OfModel = None) -> Job:
     """Start the job. What it measures goes into the card of this version, where doses are read from. Doses hold for the
     model itself, so an adapter is refused."""
@@ -39,19 +41,20 @@ async def create_calibration(ref: str, body: CalibrateOptions, state: State, mod
                              param="model", fix="Tune the artifact on the adapter, which stores a version with a "
                              f"strength of its own: POST /v1/artifacts/{ref}/tune?model=ADAPTER.")
     artifact = await in_thread(state.library.resolve, ref)
+    check_changed(artifact.metadata.name, "ref")
     subject = EngineSubject(state, asyncio.get_running_loop())
     estimate = await in_thread(estimated, body, subject, sample(subject))
     return await submitted(state, "calibrate", lambda control: _work(artifact.ref, body, control, state),
                            about=artifact.ref, estimate_s=estimate)
 
 
-@router.get("/{ref}/calibration")
+@router.get(f"/{REF}/calibration")
 def show_calibration(ref: str, state: State) -> Calibration:
     """The measured curves, a setting each."""
     return _calibration(state.library.resolve(ref))
 
 
-@router.get("/{ref}/calibration.{format}", response_class=Response,
+@router.get(f"/{REF}/calibration.{{format}}", response_class=Response,
             responses={200: {"content": {"image/png": {}, "image/svg+xml": {}}, "description": "The plot."}})
 def draw_calibration(ref: str, format: Annotated[Literal["png", "svg"], Path()], state: State,
                      setting: Annotated[int, Query(ge=0, le=1000, description="Number of the setting.")] = 0

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Body, Path, Response
 from pydantic import Field, ValidationError
 
 from server.api.library.of_model import OfModel, served
+from server.api.library.refs import REF
 from server.api.route import StrictRoute
 from server.api.validation import invalid
 from server.background.apart import apart
@@ -22,6 +23,7 @@ from vectors.extract.contrastive import ContrastiveRequest
 from vectors.extract.refusals import ExtractionCancelled
 from vectors.extract.trial.picture import draw
 from vectors.extract.tune import TuneRequest, Tuning, prepare_tuning
+from vectors.library.naming import check_changed, check_written
 
 MEDIA = {"png": "image/png", "svg": "image/svg+xml"}
 router = APIRouter(tags=["extract"], route_class=StrictRoute)
@@ -56,12 +58,13 @@ async def create_by_method(method: Annotated[str, Path(max_length=64)],
     return await _start(method, _request(method, _without_method(method, body)), state, f"POST /v1/extract/{method}")
 
 
-@router.post("/v1/artifacts/{ref}/tune", status_code=202, tags=["artifacts"])
+@router.post(f"/v1/artifacts/{REF}/tune", status_code=202, tags=["artifacts"])
 async def create_tuning(ref: str, body: TuneRequest, state: State, model: OfModel = None) -> Job:
     """Start the job. It tries a stored vector again, on other prompts, by another grader or on an adapter, and stores a
     new version with the layers and the strength that it found."""
     state = served(model, state)
     artifact = await in_thread(state.library.resolve, ref)
+    check_changed(artifact.metadata.name, "ref")
     subject = EngineSubject(state, asyncio.get_running_loop())
     payload = (await in_thread(state.library.source, artifact.ref)).payload
     tuning = await in_thread(prepare_tuning, artifact.metadata, payload, body, subject)
@@ -69,7 +72,7 @@ async def create_tuning(ref: str, body: TuneRequest, state: State, model: OfMode
                            about=artifact.ref, estimate_s=await in_thread(tuning.estimate, sample(subject)))
 
 
-@router.get("/v1/artifacts/{ref}/trial.{format}", response_class=Response, tags=["artifacts"],
+@router.get(f"/v1/artifacts/{REF}/trial.{{format}}", response_class=Response, tags=["artifacts"],
             responses={200: {"content": {"image/png": {}, "image/svg+xml": {}}, "description": "The picture."}})
 def draw_trial(ref: str, format: Annotated[Literal["png", "svg"], Path()], state: State) -> Response:
     """What was tried when the artifact was made, as a picture with its band."""
@@ -99,6 +102,7 @@ def _request(method: str, body: Mapping[str, Any]) -> RecipeOptions:
 
 async def _start(method: str, request: RecipeOptions, state: ServerState, created_by: str) -> Job:
     """Raises TrimtabError: the options or the data do not fit, or too many jobs wait."""
+    check_written(request.name, "name")
     subject = EngineSubject(state, asyncio.get_running_loop())
     prepared = await in_thread(prepare, method, request, subject, created_by)
     estimate = await in_thread(prepared.estimate, sample(subject))

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from server.api.library.artifacts import AliasTarget, Deleted
+from server.api.library.refs import NAME, REF
 from server.api.route import StrictRoute
 from server.requests.rehearsal import rehearse
 from server.requests.state import State
@@ -74,30 +75,30 @@ def list_presets(query: Annotated[ListQuery, Query()], state: State) -> PresetLi
     return PresetList(data=[_view(preset, state) for preset in page.items], cursor=page.cursor)
 
 
-@router.get("/{ref}")
+@router.get(f"/{REF}")
 def show_preset(ref: str, state: State) -> PresetView:
     return _view(state.library.presets.resolve(ref), state)
 
 
-@router.get("/{name}/versions")
+@router.get(f"/{NAME}/versions")
 def list_preset_versions(name: str, state: State) -> PresetList:
     """All versions, newest first."""
     return PresetList(data=[_view(preset, state) for preset in state.library.presets.versions(name)])
 
 
-@router.delete("/{ref}")
+@router.delete(f"/{REF}")
 def delete_preset(ref: str, state: State, force: bool = False) -> Deleted:
     """Delete one version, or with a bare name all. `force` also if an alias points at it."""
     return Deleted(deleted=list(state.library.presets.delete(ref, force=force)))
 
 
-@router.put("/{name}/aliases/{alias}")
+@router.put(f"/{NAME}/aliases/{{alias}}")
 def set_preset_alias(name: str, alias: str, body: AliasTarget, state: State) -> PresetView:
     """Point an alias at a version."""
     return _view(state.library.presets.set_alias(name, alias, body.version), state)
 
 
-@router.delete("/{name}/aliases/{alias}", status_code=204)
+@router.delete(f"/{NAME}/aliases/{{alias}}", status_code=204)
 def remove_preset_alias(name: str, alias: str, state: State) -> None:
     state.library.presets.remove_alias(name, alias)
 

@@ -14,7 +14,9 @@ from server.api.openai.offered import Offer
 from server.api.route import StrictRoute
 from server.engines.adapters import Adapter
 from server.errors import ModelNotFound
+from server.identity.principal import CURRENT
 from server.requests.model_names import parse_model
+from server.requests.policy_gate import allows_model, allows_preset
 from server.requests.state import ServerState, State
 from server.threads import in_thread
 from steering.language.errors import InvalidRequest
@@ -54,6 +56,8 @@ async def show_model(name: str, state: State) -> ServedModel:
             preset = await in_thread(state.library.presets.resolve, model.preset)
         except InvalidRequest as error:
             raise ModelNotFound(error.message, param="model") from None
+        if not allows_preset(CURRENT.get().policies, preset):
+            raise ModelNotFound(f"there is no preset {model.preset!r}", param="model")
         if not await in_thread(Offer(state.library, state.engine.facts).fitting, [preset]):
             raise ModelNotFound(f"the preset {preset.ref} was made for another model, or lacks an artifact",
                                 param="model")
@@ -62,14 +66,18 @@ async def show_model(name: str, state: State) -> ServedModel:
 
 
 def _models(state: ServerState) -> list[ServedModel]:
-    base, offer = state.settings.model_name, Offer(state.library, state.engine.facts)
-    found = [_model(name, _made_at(state.settings.model), state) for name in state.settings.model_names]
-    found += [_adapted(adapter, state) for adapter in state.engine.adapters or ()]
+    """Those that the policies of who asks allow."""
+    base, held = state.settings.model_name, CURRENT.get().policies
+    adapted = [_adapted(adapter, state) for adapter in state.engine.adapters or () if allows_model(held, adapter.name)]
+    if not allows_model(held, base):
+        return adapted
+    found = [_model(name, _made_at(state.settings.model), state) for name in state.settings.model_names] + adapted
+    offer = Offer(state.library, state.engine.facts)
     cursor = None
     while True:
         page = state.library.presets.list(limit=PAGE, cursor=cursor)
         found += [_model(f"{base}:{preset.name}", int(preset.created_at.timestamp()), state)
-                  for preset in offer.fitting(page.items)]
+                  for preset in offer.fitting(page.items) if allows_preset(held, preset)]
         cursor = page.cursor
         if cursor is None:
             return found

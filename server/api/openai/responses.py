@@ -29,6 +29,8 @@ from server.requests.stored.responses import Stored
 from server.requests.told import told_ahead, told_of
 from server.threads import in_thread
 from steering.language.errors import TrimtabError
+from vectors.library.audit.notes import maker
+from vectors.library.spaces import READER
 
 log = structlog.get_logger("trimtab.responses")
 router = APIRouter(tags=["responses"], route_class=StrictRoute)
@@ -92,7 +94,7 @@ async def delete_response(response_id: ResponseId, state: State) -> DeletedRespo
 async def cancel_response(response_id: ResponseId, state: State) -> Response:
     """End a response that is being written; what there is of it is kept. One that has ended stays as it is."""
     running = state.running_responses.get(response_id)
-    if running is None:
+    if running is None or not READER.get().sees(running.tenant):
         return await show_response(response_id, state)
     running.run.fail(ResponseCancelled("the response was cancelled"))
     return JsonAnswer(running.response.model_dump(mode="json") | {"status": "cancelled"})
@@ -105,6 +107,7 @@ class _Answer:
     messages: list[dict[str, Any]]
     state: ServerState
     response: SteeredResponse = field(init=False)
+    tenant: str = field(default_factory=maker)
 
     def __post_init__(self) -> None:
         body = self.body

@@ -15,7 +15,9 @@ from sqlalchemy import Float, Integer, String, Text, delete, func, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from steering.language.errors import NotFound
+from vectors.library.audit.notes import maker
 from vectors.library.beside import Beside, metadata
+from vectors.library.spaces import READER
 from vectors.storage_errors import LibraryUnavailable
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -30,6 +32,7 @@ class Row(Base):
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     expires: Mapped[float] = mapped_column(Float, index=True)
+    tenant: Mapped[str] = mapped_column(String(64), server_default="default")
     nbytes: Mapped[int] = mapped_column(Integer)
     response: Mapped[str] = mapped_column(Text)
     messages: Mapped[str] = mapped_column(Text)
@@ -73,15 +76,15 @@ class StoredResponses:
                 session.delete(row)
                 if held + nbytes <= self._most_bytes:
                     break
-            session.add(Row(id=response_id, expires=self._now() + self._seconds, nbytes=nbytes, response=response,
-                            messages=messages))
+            session.add(Row(id=response_id, expires=self._now() + self._seconds, tenant=maker(), nbytes=nbytes,
+                            response=response, messages=messages))
         return True
 
     def find(self, response_id: str, param: str) -> Stored:
-        """Raises NotFound about the field `param`, LibraryUnavailable."""
+        """Raises NotFound about the field `param`: it is not here, or is another tenant's. LibraryUnavailable."""
         with self._session() as session:
             row = session.get(Row, response_id)
-            if row is None or row.expires <= self._now():
+            if row is None or row.expires <= self._now() or not READER.get().sees(row.tenant):
                 raise NotFound(f"there is no response {response_id[:64]!r} here", param=param,
                                fix="It was not stored, was deleted, or its time is over.")
             return Stored(json.loads(row.response), json.loads(row.messages))

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from steering.language.fields import NAME_PATTERN
+from steering.language.fields import LONGEST_NAME, NAME_PATTERN
 from vectors.evaluate.graders.contract import Answer, Grader, Tools, Verdict
 from vectors.evaluate.graders.refusals import GraderUnusable
 
@@ -14,7 +14,8 @@ class ProbeGrader(Grader):
     """`above` or `below` a threshold of the probe's score of the answer."""
 
     kind: Literal["probe"] = "probe"
-    probe: str = Field(pattern=NAME_PATTERN, description="Artifact of the library that can be read.")
+    probe: str = Field(pattern=NAME_PATTERN, max_length=LONGEST_NAME,
+                       description="Artifact of the library that can be read.")
     threshold: float = Field(description="The score that parts the two.")
     wanted: Literal["above", "below"] = Field(default="above", description="The outcome that is a success.")
     outcomes: ClassVar[tuple[str, ...]] = ("above", "below")

@@ -16,6 +16,7 @@ from sqlalchemy.orm import ORMExecuteState, Session
 
 from steering.language.finite import finite
 from vectors.library.audit.chain import BEGINNING, Record
+from vectors.library.spaces import HOUSE
 from vectors.library.tables import AuditRow
 
 # A value that takes more is told by its digest.
@@ -38,6 +39,11 @@ class Actor:
 # Who opens the library without a server, and the server's own work, have no name but this.
 LOCAL = Actor()
 ACTOR: ContextVar[Actor] = ContextVar("actor", default=LOCAL)
+
+
+def maker() -> str:
+    """The tenant whose what is made now will be."""
+    return ACTOR.get().tenant or HOUSE
 
 
 @dataclass(frozen=True)
