@@ -6,6 +6,7 @@ strengths are read from the compiled program, because only there is known what a
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from server.errors import PolicyViolation
@@ -61,21 +62,21 @@ def check_preset(held: Sequence[Held], ref: str, param: Path) -> None:
 
 
 def allows_model(held: Sequence[Held], name: str) -> bool:
-    return _passes(lambda: [one.check_model(name) for one in held])
+    with suppress(PolicyViolation):
+        for one in held:
+            one.check_model(name)
+        return True
+    return False
 
 
 def allows_preset(held: Sequence[Held], preset: Preset) -> bool:
     """Whether its name and what it names pass; what acts is known when it is asked for."""
     given = [Planned(item, origin="model", preset=preset.ref) for item in preset.spec.interventions]
-    return _passes(lambda: (check_preset(held, preset.ref, ("model",)), check_names(held, given)))
-
-
-def _passes(check: Callable[[], object]) -> bool:
-    try:
-        check()
-    except PolicyViolation:
-        return False
-    return True
+    with suppress(PolicyViolation):
+        check_preset(held, preset.ref, ("model",))
+        check_names(held, given)
+        return True
+    return False
 
 
 def check_names(held: Sequence[Held], given: Sequence[Planned]) -> None:

@@ -115,7 +115,7 @@ IN_PATH: dict[str, tuple[str, str, Any]] = {
     **dict.fromkeys(("set_alias", "set_preset_alias"), (THEIRS, NONE, ALIAS)),
     "patch_artifact": (THEIRS, NONE, {"description": "mine now"}),
     "create_calibration": (THEIRS, NONE, {"prompts": ["a"] * 8}),
-    "create_tuning": (THEIRS, NONE, {"grader": {"kind": "refusal"}, "prompts": ["a", "b"]}),
+    "create_tuning": (THEIRS, NONE, {}),
     "show_model": (f"{MODEL}:{THEIRS}", f"{MODEL}:{NONE}", None),
     **dict.fromkeys(("show_receipt",), ("request_id", "req-0", None)),
     **dict.fromkeys(("show_response", "delete_response", "cancel_response"), ("response_id", "resp_0", None)),
