@@ -331,3 +331,19 @@ async def test_cached_prefixes_are_kept_apart_by_tenant(tenants: Tenants, engine
     assert acme is not None and await salt(OWNER, cache_salt=acme) != acme
     assert await salt(tenants.other, cache_salt="x") != await salt(tenants.acme, cache_salt="x")
     assert await salt(OWNER) is None
+
+
+async def test_models_that_a_policy_forbids_are_not_listed(tenants: Tenants) -> None:
+    async def listed() -> set[str]:
+        return {one["id"] for one in (await tenants.ask(tenants.acme, "GET", "/v1/models")).json()["data"]}
+
+    every = {MODEL, f"{MODEL}:{MINE}", f"{MODEL}:shared/soft"}
+    for rules, found in (({}, every), ({"presets": ["shared/*"]}, every - {f"{MODEL}:{MINE}"}),
+                         ({"artifacts": ["acme/*"]}, every - {f"{MODEL}:shared/soft"}), ({"models": ["other"]}, set()),
+                         ({"most_interventions": 0}, {MODEL})):
+        answer = await tenants.ask(OWNER, "PUT", "/v1/admin/policies/acme", rules)
+        assert answer.status_code == 200 and await listed() == found, rules
+    await tenants.ask(OWNER, "PUT", "/v1/admin/policies/acme", {"presets": ["shared/*"]})
+    hidden = await tenants.ask(tenants.acme, "GET", f"/v1/models/{MODEL}:{MINE}")
+    none = await tenants.ask(tenants.acme, "GET", f"/v1/models/{MODEL}:{NONE}")
+    assert code(hidden) == (404, "model_not_found") and hidden.text.replace(MINE, NONE) == none.text
