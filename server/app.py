@@ -12,6 +12,7 @@ from starlette.types import Lifespan, Receive, Scope, Send
 from server.api import console, lens, receipts
 from server.api.admin import adapters, audit, capabilities, docs, effects, health, history, jobs, policies
 from server.api.admin import keys as access_keys
+from server.api.admin import rollouts as rollout_routes
 from server.api.admin import settings as settings_in_force
 from server.api.admin import switches as admin
 from server.api.anthropic import messages
@@ -51,6 +52,8 @@ from server.requests.reload import Reloading
 from server.requests.state import ServerState
 from server.requests.steering_audit import SteeringAudit
 from server.requests.stored.responses import StoredResponses
+from server.rollouts.measuring import Measuring
+from server.rollouts.rollouts import Rollouts
 from server.settings import Settings
 from server.text.dialect import Dialect
 from server.text.prompts import ChatPrompts
@@ -72,7 +75,7 @@ ROUTERS = (chat.router, completions.router, responses.router, files.router, batc
            receipts.router, tokens.router, models.router, artifacts.router, calibration.router, presets.router,
            capabilities.router, extract.router, evaluations.router, jobs.router, effects.router, history.router,
            lens.router, admin.router, adapters.router, access_keys.router,
-           audit.router, policies.router, settings_in_force.router)
+           audit.router, policies.router, rollout_routes.router, settings_in_force.router)
 DESCRIPTION = "Inference-time steering behind OpenAI's API: each request may carry a `steering` field."
 
 
@@ -117,6 +120,12 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
                                        text_graders(settings.outcome_graders), apart,
                                        sample=settings.outcome_sample, measured=settings.shadow_sample)
             await parts.enter_async_context(_running(live_grading))
+            # Names are those of this model from here on, also those that are rolled out.
+            library.serve(engine.facts.fingerprint)
+            rollouts = Rollouts(library.rollouts, metrics.registry)
+            await parts.enter_async_context(_running(rollouts))
+            rollout_measuring = Measuring(rollouts, apart, metrics.registry)
+            await parts.enter_async_context(_running(rollout_measuring))
             record = History(engine, metrics, counted if settings.history_kept_s else None)
             await parts.enter_async_context(_running(record))
             share = Share(lambda: queue.running > 0)
@@ -133,14 +142,14 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
                               at_once=settings.batch_at_once, most_lines=settings.batch_lines,
                               most_open=settings.max_jobs)
             dialect = Dialect(vocabulary, tools=settings.tool_parser, thoughts=settings.reasoning_parser)
-            library.serve(engine.facts.fingerprint)
             # After the engine's start: the self-test has narrowed the facts to what it reached.
             app.state.server = state = ServerState(
                 settings=settings, engine=engine, engine_name=engine_name, library=library, vocabulary=vocabulary,
                 chat_prompts=ChatPrompts(vocabulary, control_in_messages=settings.control_in_messages),
                 dialect=dialect, metrics=metrics,
                 planner=Planner(settings, library, engine.facts, kill_switch, dialect.sections(tools=False)),
-                kill_switch=kill_switch, keys=keys, jobs=jobs, shadow=shadow,
+                kill_switch=kill_switch, keys=keys, rollouts=rollouts, rollout_measuring=rollout_measuring, jobs=jobs,
+                shadow=shadow,
                 live_grading=live_grading, monitor_metrics=MonitorMetrics(metrics.registry),
                 guard_metrics=GuardMetrics(metrics.registry), effect_store=store, history=record,
                 steering_audit=steering_audit, queue=queue, responses=responses, files=stored, batches=batches,

@@ -196,6 +196,8 @@ class Settings(BaseSettings):
     effects_database_url: str | None = Field(default=None, description="SQLAlchemy URL of measured effects; by "
                                              "default SQLite in `data_dir`.")
 
+    rollout_two_people: bool = Field(default=False, description="Whether a roll-out is published with another key than "
+                                     "the one that made it.")
     outcome_sample: float = Field(default=0.05, ge=0, le=1, description="Share of answers, steered or not, that are "
         "graded without being asked for; 0: none.")
     outcome_graders: tuple[AskedGrader, ...] = Field(default=("refusal",), max_length=MAX_GRADERS,

@@ -27,7 +27,8 @@ OPENING = "Review of a hotel. I stayed at it with my team on Monday."
 # Pages whose blocks are no commands for a server on lab-dense, and the test that holds them instead.
 ELSEWHERE = {"extending": "tests/test_extending.py", "verify": "tests/verify", "vllm": "tests/engines/vllm", "cli":
              "tests/test_docs.py", "errors": "tests/test_docs.py", "clients": "tests/clients/real",
-             "security": "tests/server/test_keys.py", "settings": "tests/server/test_settings_file.py"}
+             "security": "tests/server/test_keys.py", "settings": "tests/server/test_settings_file.py",
+             "rollouts": "tests/server/test_rollouts.py"}
 TIMEOUT_S = 900
 pytestmark = pytest.mark.slow
 

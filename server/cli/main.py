@@ -2,7 +2,7 @@
 
 import typer
 
-from server.cli import artifacts, audit, config, jobs, keys, library, policies, presets, switches
+from server.cli import artifacts, audit, config, jobs, keys, library, policies, presets, rollouts, switches
 from server.cli.batch import run_batch
 from server.cli.calibrate import calibrate
 from server.cli.capabilities import capabilities
@@ -28,6 +28,7 @@ app.add_typer(switches.default_spec, name="default-spec")
 app.add_typer(switches.kill_switch, name="kill-switch")
 app.add_typer(keys.app, name="keys")
 app.add_typer(policies.app, name="policies")
+app.add_typer(rollouts.app, name="rollout")
 app.add_typer(config.app, name="config")
 app.add_typer(audit.app, name="audit")
 app.command()(switches.effects)

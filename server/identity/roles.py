@@ -12,7 +12,8 @@ MEANING: dict[Role, str] = {
     "library_read": "read artifacts, presets and evaluations",
     "library_write": "create, change and delete artifacts and presets",
     "jobs": "extract, tune, calibrate and evaluate, and see and cancel jobs",
-    "operate": "default spec, kill switch, adapters, settings to read and reload, housekeeping of the library",
+    "operate": "default spec, kill switch, roll-outs, adapters, settings to read and reload, housekeeping of the "
+               "library",
     "admin": "everything, keys, policies and the audit included",
 }
 # Any valid key may ask these: they say what the server is and nothing of anybody's work.
@@ -46,7 +47,8 @@ NEEDED: dict[str, Role | Literal["any", "open"]] = {
                      "create_evaluation", "list_jobs", "show_job", "cancel_job"), "jobs"),
     **dict.fromkeys(("show_default_spec", "set_default_spec", "clear_default_spec", "show_kill_switch",
                      "set_kill_switch", "show_library", "collect_library", "load_adapter", "unload_adapter",
-                     "show_settings", "reload_settings"),
+                     "show_settings", "reload_settings", "create_rollout", "list_rollouts", "show_rollout",
+                     "publish_rollout", "promote_rollout", "return_rollout", "delete_rollout"),
                     "operate"),
     **dict.fromkeys(("create_key", "list_keys", "show_key", "change_key", "rotate_key", "delete_key",
                      "list_audit", "verify_audit", "list_policies", "set_policy", "delete_policy"), "admin"),

@@ -141,7 +141,7 @@ class CompletionFields(Lenient):
                                       "server allows; then it ends with the error request_timeout.")
     ignore_eos: bool = Field(default=False, description="Do not end at the end-of-text token.")
 
-    user: Note | None = Field(default=None, description="Accepted, not used.")
+    user: Note | None = Field(default=None, description="Requests of one user get the same arm of a roll-out.")
 
     min_tokens: int = Field(default=0, ge=0, description="Tokens that come before one that ends the completion, or "
                             "the begin of a stop text, may.")

@@ -51,13 +51,16 @@ class Choice:
     """State of one choice; `token_ids` are those generated, the one that ended it included. measured: its effect will
     be measured, so the engine keeps what that needs, and gives it as `kept`. cached: tokens of its prompt that the
     engine had in its cache; None where that is not known (yet).
-    stopped_at: the stop string that ended it. graded: its `message` is kept to be graded."""
+    stopped_at: the stop string that ended it. graded: its `message` is kept to be graded. rolled: the same, for the
+    guard rails of a roll-out. seconds: from its begin in the engine to its end."""
 
     index: int
     prompt: Prompt
     decided: Decided
     measured: bool = False
     graded: bool = False
+    rolled: bool = False
+    seconds: float | None = None
     kept: Kept | None = None
     cached: int | None = None
     stopped_at: str | None = None
@@ -177,7 +180,7 @@ class Run:
                     if self._events.qsize() >= MAX_UNREAD:
                         raise ClientTooSlow(f"the client left {MAX_UNREAD} tokens unread",
                                             fix="Read the stream as it comes.")
-                    if choice.graded:
+                    if choice.graded or choice.rolled:
                         choice.message.add(piece.delta, piece.finish_reason)
                     self._events.put_nowait(piece)
                     place.generated = len(choice.token_ids)
@@ -234,6 +237,7 @@ class Run:
         if isinstance(completion, SwitchedCompletion):
             choice.parts, choice.events, choice.checks = completion.parts, completion.events, completion.checks
             choice.switched_off = completion.switched_off
+        choice.seconds = time.perf_counter() - started
         self._metrics.completed(len(choice.token_ids), time.perf_counter() - first_at)
         last = delta(rest)
         finish: message.FinishReason = reason

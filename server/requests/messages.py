@@ -63,6 +63,9 @@ class ToolChoice(Lenient):
     disable_parallel_tool_use: bool = False
 
 
+LONGEST_USER = 4096
+
+
 class ThinkingOption(Lenient):
     type: Literal["disabled", "enabled", "adaptive"]
     budget_tokens: int | None = Field(default=None, ge=1, description="Accepted, not held to.")
@@ -129,7 +132,8 @@ class MessagesRequest(CountRequest):
     top_k: int | None = Field(default=None, ge=0, le=2**24)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63, description="The same seed, the same text.")
     timeout_s: Timeout | None = Field(default=None, description="As of a chat.")
-    metadata: dict[str, Any] | None = Field(default=None, max_length=16, description="Accepted, not used.")
+    metadata: dict[str, Any] | None = Field(default=None, max_length=16, description="`user_id` is the user of a chat; "
+                                            "the rest is accepted and not used.")
     service_tier: Annotated[str | None, only("auto", "standard_only")] = None
     container: Unsupported = None
     mcp_servers: Nothing = None
@@ -138,8 +142,14 @@ class MessagesRequest(CountRequest):
     def as_chat(self) -> dict[str, Any]:
         found = super().as_chat() | {
             "max_tokens": self.max_tokens, "stop": self.stop_sequences, "temperature": self.temperature,
-            "top_p": self.top_p, "top_k": self.top_k, "seed": self.seed, "timeout_s": self.timeout_s}
+            "top_p": self.top_p, "top_k": self.top_k, "seed": self.seed, "timeout_s": self.timeout_s,
+            "user": self._user}
         return {name: value for name, value in found.items() if value is not None and value != []}
+
+    @property
+    def _user(self) -> str | None:
+        user = (self.metadata or {}).get("user_id")
+        return user[:LONGEST_USER] if isinstance(user, str) else None
 
 
 def _text(content: str | Sequence[TextPart]) -> str:

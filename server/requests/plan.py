@@ -6,6 +6,7 @@ from typing import Literal
 
 from server.errors import DefaultSpecUnusable
 from server.requests.monitor import Monitor
+from server.rollouts.arms import Arm
 from steering.artifacts.source import Resolved
 from steering.language.errors import Path, TrimtabError, path_text
 from steering.language.guard import Guard
@@ -60,6 +61,7 @@ class Plan:
         guards: limits, all of which hold.
         required: the request is not to be served unsteered.
         system: fingerprint of what the server does of itself, model and default spec.
+        arms: of roll-outs, that the request belongs to.
     """
 
     program: Program | None
@@ -72,6 +74,7 @@ class Plan:
     guards: tuple[Guard, ...] = ()
     required: bool = False
     system: str = ""
+    arms: tuple[Arm, ...] = ()
 
     @property
     def steers(self) -> bool:

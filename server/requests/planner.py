@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -15,6 +16,7 @@ from server.requests import policy_gate
 from server.requests.killswitch import KillSwitch
 from server.requests.monitor import Monitor
 from server.requests.plan import Origin, Plan, Planned, localised, unusable_default
+from server.rollouts.rollouts import Arms
 from server.settings import Settings
 from steering.artifacts.source import Resolved, Source
 from steering.language.errors import InvalidSpec, Path, PayloadTooLarge, TrimtabError
@@ -56,8 +58,11 @@ class Planner:
         """Plan by these settings from now on; programs that are compiled stay."""
         self._settings = settings
 
-    def plan(self, steering: Steering, model_preset: str | None) -> Plan:
+    def plan(self, steering: Steering, model_preset: str | None, arms: Arms | None = None) -> Plan:
         """The plan of a request.
+
+        Args:
+            arms: chooses the arms of roll-outs; without it no roll-out acts.
 
         Raises:
             TrimtabError: `path` is the place in the request, ("steering", "interventions", 1, "layers") for example.
@@ -77,14 +82,16 @@ class Planner:
         if steering.default == "none" and model_preset is not None:
             raise InvalidSpec('default "none" means no steering at all, and the model name asks for a preset',
                               param=("steering", "default"), fix="Use the base model's name.")
-        planned, presets, guards = self._collect(steering, model_preset)
+        planned, presets, guards = self._collect(steering, model_preset, arms)
         if planned:
-            program, compiled = self._compiled(planned)
+            program, compiled = self._compiled(planned, arms)
             plan = Plan(program, compiled, presets=presets, report=steering.report, graders=graders, monitors=monitors,
                         guards=guards, required=steering.required, system=system)
         else:
             plan = Plan(None, presets=presets, report=steering.report, graders=graders, monitors=monitors,
                         system=system)
+        if arms is not None and arms.taken:
+            plan = replace(plan, arms=tuple(arms.taken.values()))
         if steering.required and not plan.steers:
             raise not_steered(("steering", "required"))
         return plan
@@ -125,7 +132,7 @@ class Planner:
         program, planned = self._compiled(given)
         return Plan(program, planned, guards=() if spec.guard is None else (spec.guard,))
 
-    def _collect(self, steering: Steering, model_preset: str | None) -> tuple[
+    def _collect(self, steering: Steering, model_preset: str | None, arms: Arms | None) -> tuple[
             list[Planned], dict[str, str], tuple[Guard, ...]]:
         planned: list[Planned] = []
         guards: list[Guard | None] = []
@@ -148,6 +155,8 @@ class Planner:
             if ref is None:
                 continue
             policy_gate.check_preset(held, ref, path)
+            if arms is not None:
+                ref = arms.ref("preset", ref, partial(policy_gate.allows_version, held, "preset"))
             try:
                 preset = self._library.presets.resolve(ref)
             except TrimtabError as error:
@@ -162,13 +171,14 @@ class Planner:
         guards.append(steering.guard)
         return planned, presets, tuple(guard for guard in guards if guard is not None)
 
-    def _compiled(self, given: Sequence[Planned]) -> tuple[Program, tuple[Planned, ...]]:
+    def _compiled(self, given: Sequence[Planned], arms: Arms | None = None) -> tuple[Program, tuple[Planned, ...]]:
         """The program of `given`, and `given` with its artifacts looked up, as the policies of who asks let it act."""
         held = CURRENT.get().policies
         policy_gate.check_names(held, given)
         for item in given:
             self._check_inline(item)
-        planned = tuple(replace(item, source=self._source(item), probes=self._probes(item)) for item in given)
+        planned = tuple(replace(item, source=self._source(item, arms), probes=self._probes(item, arms))
+                        for item in given)
         program = self._compile(planned)
         return policy_gate.enforce(held, planned, program, self._compile)[::-1] if held else (program, planned)
 
@@ -207,20 +217,20 @@ class Planner:
         own = source.reading
         return Monitor(reader, None if own is None else own.threshold, "above" if own is None else own.direction)
 
-    def _source(self, item: Planned) -> Source | None:
+    def _source(self, item: Planned, arms: Arms | None = None) -> Source | None:
         if item.intervention.artifact is None:
             return None
         try:
-            return self._library.source(item.intervention.artifact)
+            return self._library.source(_of_arm(item.intervention.artifact, arms))
         except TrimtabError as error:
             raise item.place(error, ("artifact",)) from None
 
-    def _probes(self, item: Planned) -> tuple[Source, ...]:
+    def _probes(self, item: Planned, arms: Arms | None = None) -> tuple[Source, ...]:
         gate = item.intervention.gate
         found = []
         for n, single in enumerate(gates_of(gate)):
             try:
-                found.append(self._library.source(single.probe))
+                found.append(self._library.source(_of_arm(single.probe, arms)))
             except TrimtabError as error:
                 member = (gate.members[0], n) if isinstance(gate, Gates) else ()
                 raise item.place(error, ("gate", *member, "probe")) from None
@@ -268,6 +278,13 @@ def _planned(interventions: Sequence[Intervention], origin: Origin, *path: str) 
 def _of_preset(preset: Preset, origin: Origin, path: Path) -> list[Planned]:
     """Interventions of a stored spec that the field at `path` of the request names."""
     return [Planned(item, origin=origin, path=path, preset=preset.ref) for item in preset.spec.interventions]
+
+
+def _of_arm(ref: str, arms: Arms | None) -> str:
+    """The version of an artifact that the request's arm has."""
+    if arms is None:
+        return ref
+    return arms.ref("artifact", ref, partial(policy_gate.allows_version, CURRENT.get().policies, "artifact"))
 
 
 def _key(resolved: Sequence[Resolved]) -> str:

@@ -18,6 +18,7 @@ from steering.ops import get_operation
 from steering.programs.gate import gates_of
 from steering.programs.program import Compiled, Program
 from vectors.library.presets import Preset
+from vectors.library.tables import Collection
 
 # What the operator asks for, of which no rule is.
 OWN = ("default", "policy")
@@ -75,6 +76,18 @@ def allows_preset(held: Sequence[Held], preset: Preset) -> bool:
     with suppress(PolicyViolation):
         check_preset(held, preset.ref, ("model",))
         check_names(held, given)
+        return True
+    return False
+
+
+def allows_version(held: Sequence[Held], collection: Collection, ref: str) -> bool:
+    """Whether no policy is against a version of a preset or an artifact."""
+    with suppress(PolicyViolation):
+        if collection == "preset":
+            check_preset(held, ref, ())
+        else:
+            for one in held:
+                _check_artifact(one, ref, ())
         return True
     return False
 

@@ -14,6 +14,7 @@ from server.requests.gates import Decided
 from server.requests.guard import Event
 from server.requests.monitor import MonitorReport
 from server.requests.plan import Plan
+from server.rollouts.arms import ArmName
 from steering.language.spec import Report
 from steering.language.vocabulary import Direction, Form, Op, Pooling, Section, Site
 from steering.programs.gate import CompiledGate, Decision
@@ -119,6 +120,15 @@ class AppliedIntervention(BaseModel):
     choices: list[ChoiceCounts]
 
 
+class RolloutArm(BaseModel):
+    """The arm of a roll-out that a request belongs to."""
+
+    rollout: str = Field(description="Its id.")
+    target: str = Field(description='The alias, "cheerful@production".')
+    arm: ArmName
+    ref: str = Field(description="The version that acted.")
+
+
 class Receipt(BaseModel):
     """What was done to the model for this response. Unsteered: `applied` is empty and `disabled` false."""
 
@@ -140,6 +150,7 @@ class Receipt(BaseModel):
     sections: list[dict[Section, int]] = Field(default=[], description="Per choice, how many tokens were generated in "
                                                "each section, if a scope names sections.")
     warnings: list[ReceiptWarning] = Field(default=[], description="What was asked for and is rarely meant.")
+    rollouts: list[RolloutArm] = Field(default=[], description="Arms of roll-outs at work behind what was named.")
 
 
 @dataclass(frozen=True)
@@ -184,7 +195,9 @@ def receipt(plan: Plan, outcomes: Sequence[Outcome], engine: str, effects: Effec
                    switched_off=[o.switched_off for o in ordered],
                    sections=[dict(o.sections) for o in ordered] if plan.program is not None
                    and any(map(names_sections, plan.program.scopes)) else [],
-                   warnings=_warnings(plan, applied))
+                   warnings=_warnings(plan, applied),
+                   rollouts=[RolloutArm(rollout=arm.rollout, target=arm.target, arm=arm.arm, ref=arm.ref)
+                             for arm in plan.arms])
 
 
 def _step(touched: Touched) -> StepSize | None:

@@ -119,7 +119,7 @@ class ResponsesRequest(Lenient):
     include: Annotated[list[str] | None, Field(max_length=16), only([], ["reasoning.encrypted_content"])] = Field(
         default=None, description="Nothing is encrypted here, so nothing is included.")
     service_tier: Annotated[str | None, only("auto", "default")] = None
-    user: Note | None = Field(default=None, description="Accepted, not used.")
+    user: Note | None = Field(default=None, description="As of a chat.")
     prompt_cache_key: Note | None = Field(default=None, description="Accepted, not used.")
     prompt_cache_retention: Note | None = Field(default=None, description="Accepted, not used.")
     safety_identifier: Note | None = Field(default=None, description="Accepted, not used.")

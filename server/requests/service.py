@@ -4,6 +4,7 @@ model name -> plan (what steering applies) -> prompt tokens and roles -> checks 
 """
 
 import json
+import secrets
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from server.effects.report import ChoiceEffect, Effects
 from server.effects.shadow import Finished
 from server.engines.base import Completion
 from server.engines.data import Generation, Sampling
-from server.errors import ContextLengthExceeded
+from server.errors import ClientTooSlow, ContextLengthExceeded
 from server.identity.principal import CURRENT
 from server.requests.admission.caller import Caller
 from server.requests.admission.deadline import Deadline
@@ -33,6 +34,8 @@ from server.requests.receipt import Receipt, receipt
 from server.requests.sampling import sampling_of
 from server.requests.state import ServerState
 from server.requests.switched import SwitchedCompletion
+from server.rollouts.arms import Asking
+from server.rollouts.measuring import Seen
 from server.settings import Settings
 from server.text.prompts import Prompt
 from steering.language.errors import InvalidRequest, InvalidSpec, TrimtabError
@@ -66,6 +69,9 @@ class Started:
             self.state.steering_audit.ended(self.model, [prompt.token_ids for prompt in self.run.prompts],
                                             [choice.token_ids for choice in self.run.choices])
         effects = None
+        first = self.run.choices[0]
+        self.state.rollout_measuring.answered(self.plan.arms, first.seconds / len(first.token_ids)
+                                              if first.seconds and first.token_ids else None)
         async with self.deadline.held():
             if self.plan.report != "none":
                 effects = await shadow.measure(self._finished(), per_token=self.plan.report == "tokens")
@@ -96,7 +102,7 @@ class Started:
 
     def _offer(self) -> None:
         """Hand over what nobody waits for: effects that are measured later, and answers that are graded then."""
-        drawn = {choice.index: choice for choice in self.run.choices if choice.graded}
+        drawn = {choice.index: choice for choice in self.run.choices if choice.graded or choice.rolled}
         finished = [replace(one, then=self._grading(drawn.pop(one.index))) if one.index in drawn else one
                     for one in self._finished()]
         self.state.shadow.offer(finished)
@@ -105,11 +111,16 @@ class Started:
 
     def _grading(self, choice: Choice) -> Callable[[ChoiceEffect | None], None]:
         """What offers the choice to be graded, once it is known whether its effect was measured."""
-        live = self.state.live_grading
+        live, rolled = self.state.live_grading, self.state.rollout_measuring
 
         def offer(effect: ChoiceEffect | None) -> None:
-            if choice.message.finish_reason is not None and not choice.message.calls:
-                live.offer(self._ended(choice, effect))
+            if choice.message.finish_reason is None or choice.message.calls:
+                return
+            ended = self._ended(choice, effect)
+            if choice.graded:
+                live.offer(ended)
+            if choice.rolled:
+                rolled.offer(self.plan.arms, Seen(ended, choice.token_ids, _dose(choice, effect)))
 
         return offer
 
@@ -131,11 +142,34 @@ class Started:
                      None if effect is None else effect.text.excess_surprise)
 
 
-async def plan_for(body: CompletionFields, state: ServerState) -> tuple[ModelName, Plan]:
+def _dose(choice: Choice, effect: ChoiceEffect | None) -> float | None:
+    """In nats a token; None where it was not measured. Where nothing acted it is 0."""
+    program = choice.decided.program
+    if program is None or not program.acting:
+        return 0.0
+    return None if effect is None else effect.total.kl.mean
+
+
+def _asking(body: CompletionFields, caller: Caller) -> Asking:
+    """By what a request sticks to its arm: its user, else its session, else it stands for itself. A user is one of a
+    tenant, because tenants name theirs as they like."""
+    who = CURRENT.get()
+    named = f"user:{body.user}" if body.user else f"session:{caller.session}" if caller.session else secrets.token_hex()
+    return Asking(f"{who.tenant}\n{named}", who.key_id)
+
+
+async def plan_for(body: CompletionFields, state: ServerState, caller: Caller) -> tuple[ModelName, Plan]:
     model = parse_model(body.model, state)
     if body.n > state.settings.max_choices:
         raise InvalidRequest(f"n is {body.n}, this server allows {state.settings.max_choices}", param="n")
-    plan = await state.pools.complete(lambda: state.planner.plan(body.steering, model.preset))
+    arms = state.rollouts.arms(_asking(body, caller))
+    try:
+        plan = await state.pools.complete(lambda: state.planner.plan(body.steering, model.preset, arms))
+    except TrimtabError:
+        state.rollout_measuring.failed(tuple(arms.taken.values()))
+        raise
+    for arm in plan.arms:
+        state.rollouts.counted(arm)
     if state.settings.require_steering and not plan.steers and plan.disabled is None:
         raise not_steered(("steering",))
     return model, plan
@@ -175,15 +209,29 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
               n=body.n, sampling=sampling, stops=body.stops, form=form,
               cache_salt=_salt(body.cache_salt, state.settings), begin=partial(_begin, state, plan, obeys_kill_switch),
               begun=lambda run: state.metrics.admitted(run.prompt_tokens, used, plan.disabled is not None),
-              placed=plan.placed, queue=state.queue, client=caller.client, deadline=caller.deadline)
+              placed=partial(_failed, state, plan, []), queue=state.queue, client=caller.client,
+              deadline=caller.deadline)
     for choice in run.choices:
         steered = choice.decided.program is not None and bool(choice.decided.program.acting)
         if steered:
             choice.measured = plan.report != "none" or state.shadow.draws()
         choice.graded = plan.report == "outcome" or (
             plan.report == "none" and state.live_grading.draws(steered=steered, measured=choice.measured))
+    if plan.arms and plan.report == "none":
+        # One choice, because several of one request would hang together.
+        first = run.choices[0]
+        first.rolled = state.rollout_measuring.draws(plan.arms)
+        first.measured |= first.rolled and first.decided.program is not None and bool(first.decided.program.acting)
     audited = obeys_kill_switch and state.steering_audit.begun(body.model, body.user, plan)
     return Started(body.model, run, plan, state, caller.deadline, caller.client, request_id, audited)
+
+
+def _failed(state: ServerState, plan: Plan, before: list[TrimtabError], error: TrimtabError) -> TrimtabError:
+    """An engine's error in the words of the request. The guard rails of its roll-outs hear of the first one."""
+    if not before and not isinstance(error, ClientTooSlow):
+        before.append(error)
+        state.rollout_measuring.failed(plan.arms)
+    return plan.placed(error)
 
 
 async def _decided(plan: Plan, prompts: Sequence[Prompt], state: ServerState, caller: Caller) -> list[Decided]:

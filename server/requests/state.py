@@ -26,6 +26,8 @@ from server.requests.pools import Pools
 from server.requests.runs import Runs
 from server.requests.steering_audit import SteeringAudit
 from server.requests.stored.responses import StoredResponses
+from server.rollouts.measuring import Measuring
+from server.rollouts.rollouts import Rollouts
 from server.settings import Settings
 from server.text.dialect import Dialect
 from server.text.pool import TextPool
@@ -56,6 +58,8 @@ class ServerState:
     kill_switch: KillSwitch
     steering_audit: SteeringAudit
     keys: Keys
+    rollouts: Rollouts
+    rollout_measuring: Measuring
     receipts: KeptReceipts
     responses: StoredResponses
     files: StoredFiles

@@ -80,7 +80,8 @@ class SteeringAudit:
                     "source": planned.origin}
                    for planned, compiled in zip(plan.planned, plan.program.compiled, strict=True)]
         self._offer(Note("steer", model, actor=ACTOR.get(), at=datetime.now(UTC), after={
-            "user": user, "presets": dict(plan.presets or {}), "applied": applied}))
+            "user": user, "presets": dict(plan.presets or {}), "applied": applied,
+            **({"rollouts": [{"rollout": arm.rollout, "arm": arm.arm} for arm in plan.arms]} if plan.arms else {})}))
         return True
 
     def ended(self, model: str, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> None:

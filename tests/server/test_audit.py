@@ -90,6 +90,10 @@ class Changes:
         given = {"json": body} if body is not None else {}
         return await self.client.request(method, path, headers=self.headers, **given, **fields)
 
+    async def draft(self) -> httpx.Response:
+        return await self.ask("POST", "/v1/admin/rollouts", {
+            "target": "mild@tried", "candidate": 2, "steps": [{"share": 0.1}]})
+
     async def do(self, name: str) -> httpx.Response:
         evaluation = {"prompts": ["a"], "graders": [{"kind": "whole"}], "spec": SPEC, "draws": 0}
         line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": chat()}
@@ -152,6 +156,23 @@ class Changes:
                 return await self.ask("PUT", "/v1/admin/policies/team", {"reports": False})
             case "delete_policy":
                 return await self.ask("DELETE", "/v1/admin/policies/team")
+            case "create_rollout":
+                other = {"interventions": [INLINE | {"strength": 2.0}]}
+                await self.ask("POST", "/v1/presets", {"name": "mild", "spec": other})
+                await self.ask("PUT", "/v1/presets/mild/aliases/tried", {"version": 1})
+                answer = await self.draft()
+                self.ids["rollout"] = answer.json()["id"]
+                return answer
+            case "publish_rollout" | "promote_rollout":
+                return await self.ask("POST", f"/v1/admin/rollouts/{self.ids['rollout']}/{name.partition('_')[0]}")
+            case "return_rollout":
+                await self.ask("PUT", "/v1/presets/mild/aliases/tried", {"version": 1})
+                self.ids["rollout"] = (await self.draft()).json()["id"]
+                await self.ask("POST", f"/v1/admin/rollouts/{self.ids['rollout']}/publish")
+                return await self.ask("POST", f"/v1/admin/rollouts/{self.ids['rollout']}/return", {"why": "a test"})
+            case "delete_rollout":
+                await self.ask("DELETE", "/v1/presets/mild/aliases/tried")
+                return await self.ask("DELETE", f"/v1/admin/rollouts/{self.ids['rollout']}")
             case "upload_file":
                 answer = await self.ask("POST", "/v1/files", data={"purpose": "batch"},
                                         files={"file": ("a.jsonl", json.dumps(line).encode())})
@@ -183,10 +204,11 @@ class Changes:
 
 
 # What is told to go comes last.
-LAST = ["clear_default_spec", "delete_policy", "cancel_batch", "delete_file", "remove_alias", "remove_preset_alias",
-        "unload_adapter", "delete_preset", "delete_artifact", "collect_library", "change_key", "rotate_key",
-        "delete_key"]
-FIRST = ["create_artifact", "create_preset", "upload_file", "create_batch", "load_adapter", "create_key"]
+LAST = ["publish_rollout", "promote_rollout", "return_rollout", "delete_rollout", "clear_default_spec",
+        "delete_policy", "cancel_batch", "delete_file", "remove_alias", "remove_preset_alias", "unload_adapter",
+        "delete_preset", "delete_artifact", "collect_library", "change_key", "rotate_key", "delete_key"]
+FIRST = ["create_artifact", "create_preset", "create_rollout", "upload_file", "create_batch", "load_adapter",
+         "create_key"]
 
 
 async def test_every_changing_route_leaves_a_record(

@@ -118,6 +118,18 @@ class Database:
         self.revision.wrote(number)
         return result
 
+    def count(self, work: Callable[[Session], Result]) -> Result:
+        """Run `work`, which adds to counts, in a transaction and commit. What others remember of the library stays
+        true, so the revision is not raised, and nothing of it is audited."""
+
+        def attempt() -> Result:
+            with self._writer() as connection, Session(connection) as session, session.begin():
+                return work(session)
+
+        with _typed():
+            return Retrying(retry=retry_if_exception(_is_conflict), wait=wait_random_exponential(0.01, max=1.0),
+                            stop=stop_after_attempt(12) | stop_after_delay(self._wait_s), reraise=True)(attempt)
+
     def _once(self, work: Callable[[Session], Result], audited: bool) -> tuple[Result, int]:
         try:
             return self._attempt(work, audited)

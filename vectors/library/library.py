@@ -32,6 +32,7 @@ from vectors.library.policies import Policies
 from vectors.library.presets import Presets
 from vectors.library.quota import Usage, check_room, usage
 from vectors.library.references import users_of
+from vectors.library.rollouts import Rollouts
 from vectors.library.sources import Sources
 from vectors.library.switches import Switches
 from vectors.library.tables import ArtifactRow, Collection, Listing, Named, Setting, Version
@@ -64,8 +65,8 @@ class Collected:
 
 
 class Library(Versioned[Artifact]):
-    """Versioned artifacts. `presets`, `switches`, `keys`, `evaluations`, `policies` and `audit` hold the rest of
-    what a library stores."""
+    """Versioned artifacts. `presets`, `switches`, `keys`, `evaluations`, `policies`, `rollouts` and `audit` hold
+    the rest of what a library stores."""
 
     collection = "artifact"
     row = ArtifactRow
@@ -78,6 +79,7 @@ class Library(Versioned[Artifact]):
         self.keys = AccessKeys(database)
         self.audit = AuditLog(database)
         self.policies = Policies(database)
+        self.rollouts = Rollouts(database)
         self.evaluations = Evaluations(database)
         self.sources = Sources(database, self.payload, cache_bytes)
 

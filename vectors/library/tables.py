@@ -7,7 +7,19 @@ number it ever gave out (so that numbers are never used again), `version` is one
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from sqlalchemy import JSON, BigInteger, DateTime, Dialect, ForeignKey, Index, MetaData, String, Text, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Dialect,
+    Double,
+    ForeignKey,
+    Index,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
 
@@ -220,6 +232,43 @@ class PolicyRow(Base):
     key_id: Mapped[str] = mapped_column(String(24), primary_key=True)
     document: Mapped[str] = mapped_column(Text)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now, onupdate=now)
+
+
+class RolloutRow(Base):
+    """A version that is tried beside the one that an alias points at; see `vectors.library.rollouts`. terms: JSON text.
+    history: what became of it, and by whom."""
+
+    __tablename__ = "rollout"
+
+    id: Mapped[str] = mapped_column(String(24), primary_key=True)
+    named_id: Mapped[int] = mapped_column(ForeignKey("named.id", ondelete="RESTRICT"), index=True)
+    alias: Mapped[str] = mapped_column(String(32))
+    stable: Mapped[int]
+    candidate: Mapped[int]
+    status: Mapped[str] = mapped_column(String(16), index=True)
+    step: Mapped[int]
+    step_since: Mapped[datetime] = mapped_column(UtcDateTime)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now, index=True)
+    terms: Mapped[str] = mapped_column(Text)
+    history: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+
+    named: Mapped[Named] = relationship(lazy="joined", innerjoin=True)
+
+
+class RolloutTally(Base):
+    """What one guard rail of a roll-out has seen, of all servers. wealth: logarithms, one for each stake; see
+    `server.rollouts.evidence`."""
+
+    __tablename__ = "rollout_tally"
+
+    rollout_id: Mapped[str] = mapped_column(ForeignKey("rollout.id", ondelete="CASCADE"), primary_key=True)
+    rail: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    stable_count: Mapped[int] = mapped_column(BigInteger)
+    stable_sum: Mapped[float] = mapped_column(Double)
+    candidate_count: Mapped[int] = mapped_column(BigInteger)
+    candidate_sum: Mapped[float] = mapped_column(Double)
+    rounds: Mapped[int] = mapped_column(BigInteger)
+    wealth: Mapped[list[float]] = mapped_column(JSON)
 
 
 class AuditRow(Base):

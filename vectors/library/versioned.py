@@ -13,6 +13,7 @@ from vectors.library import naming
 from vectors.library.audit.notes import note
 from vectors.library.database import Database
 from vectors.library.listing import relist
+from vectors.library.moves import check_still, check_untried
 from vectors.library.naming import Ref
 from vectors.library.paging import Page, fetch
 from vectors.library.spaces import READER
@@ -56,8 +57,9 @@ class Versioned(ABC, Generic[Item]):
         Returns the deleted references. Version numbers are never given out again. Blobs go at the next `gc`.
 
         Raises:
-            NotFound. Conflict: an alias, a preset or the default spec needs it, and `force` is not set; with `force`
-            aliases go too, and whatever else named it is refused when it is next used.
+            NotFound. Conflict: a roll-out that is at work needs it; or an alias, a preset or the default spec needs it,
+            and `force` is not set. With `force` aliases go too, and whatever else named it is refused when it is next
+            used.
         """
         wanted = Ref.parse(ref, self.collection)
         naming.check_changed(wanted.name, self.collection)
@@ -66,6 +68,7 @@ class Versioned(ABC, Generic[Item]):
             every = naming.versions(session, self.collection, wanted.name, lock=True)
             named = every[0].named
             doomed = [naming.resolve(session, self.collection, wanted)] if wanted.selector else every
+            check_untried(session, doomed)
             if not force:
                 self._check_unused(session, named, doomed, every)
             aliases = naming.aliases_of(session, [version.id for version in doomed])
@@ -83,7 +86,11 @@ class Versioned(ABC, Generic[Item]):
         return self._database.write(work)
 
     def set_alias(self, name: str, alias: str, version: int) -> Item:
-        """Point an alias at a version, in one step if it pointed elsewhere. Raises NotFound."""
+        """Point an alias at a version, in one step if it pointed elsewhere.
+
+        Raises:
+            NotFound. Conflict: a roll-out is at work behind it.
+        """
         naming.check_name(name, self.collection)
         naming.check_alias(alias)
         naming.check_changed(name, self.collection)
@@ -91,6 +98,7 @@ class Versioned(ABC, Generic[Item]):
         def work(session: Session) -> Item:
             before = naming.aliased_number(session, self.collection, name, alias)
             moved = naming.set_alias(session, self.collection, name, alias, version)
+            check_still(session, moved.named_id, alias)
             note(session, f"{self.collection}.alias", f"{name}@{alias}", before=before, after=version)
             relist(session, moved.named)
             return self._read(session, [moved.id])[0]
@@ -98,14 +106,16 @@ class Versioned(ABC, Generic[Item]):
         return self._database.write(work)
 
     def remove_alias(self, name: str, alias: str) -> None:
-        """Raises NotFound."""
+        """Raises NotFound, and Conflict as `set_alias` does."""
         naming.check_name(name, self.collection)
         naming.check_alias(alias)
         naming.check_changed(name, self.collection)
 
         def work(session: Session) -> None:
             before = naming.aliased_number(session, self.collection, name, alias)
-            relist(session, naming.remove_alias(session, self.collection, name, alias))
+            named = naming.remove_alias(session, self.collection, name, alias)
+            check_still(session, named.id, alias)
+            relist(session, named)
             note(session, f"{self.collection}.alias", f"{name}@{alias}", before=before)
 
         self._database.write(work)

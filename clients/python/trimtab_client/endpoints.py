@@ -3,6 +3,7 @@
 from trimtab_client import audits, completions, lenses, library, work
 from trimtab_client import keys as access
 from trimtab_client import policies as rules
+from trimtab_client import rollouts as releases
 from trimtab_client.endpoint import Endpoint, StreamEndpoint
 
 
@@ -91,5 +92,12 @@ class Endpoints:
     policies = Endpoint(rules.policies)
     set_policy = Endpoint(rules.set_policy)
     delete_policy = Endpoint(rules.delete_policy)
+    rollouts = Endpoint(releases.rollouts)
+    get_rollout = Endpoint(releases.get_rollout)
+    create_rollout = Endpoint(releases.create_rollout)
+    publish_rollout = Endpoint(releases.publish_rollout)
+    promote_rollout = Endpoint(releases.promote_rollout)
+    return_rollout = Endpoint(releases.return_rollout)
+    delete_rollout = Endpoint(releases.delete_rollout)
     audit = Endpoint(audits.audit)
     verify_audit = Endpoint(audits.verify_audit)

@@ -45,7 +45,7 @@ class Receipt(Model):
     per token. guard_checks: per choice, how often its guards were checked; applied[j].choices[i]["guard"] says what
     they did. switched_off: per choice, the generated token from which on nothing was steered, as the kill switch was
     turned on meanwhile. warnings: what was asked for and is rarely meant, with a "code", the index of the
-    "intervention" and a "message".
+    "intervention" and a "message". rollouts: the arms of roll-outs that the request belongs to.
     """
 
     applied: list[Applied]
@@ -58,6 +58,7 @@ class Receipt(Model):
     guard_checks: list[int | None] = []
     switched_off: list[int | None] = []
     warnings: list[dict[str, Any]] = []
+    rollouts: list[dict[str, Any]] = []
 
 
 class Usage(Model):
@@ -296,6 +297,38 @@ class TenantPolicy(Model):
     key_id: str | None = None
     policy: dict[str, Any]
     updated_at: datetime
+
+
+class RailState(Model):
+    """A guard rail as it was stated, and what it has seen. evidence: against the candidate, over what ends the roll-out
+    at 1."""
+
+    rail: dict[str, Any]
+    stable_samples: int
+    stable_mean: float | None = None
+    candidate_samples: int
+    candidate_mean: float | None = None
+    evidence: float
+
+
+class Rollout(Model):
+    """A candidate version beside the stable one. status: draft, published, production or returned. approved_by: who
+    published it. history: what became of it, oldest first, each with `at`, `what`, `by`, `tenant` and `why`."""
+
+    id: str
+    collection: str
+    target: str
+    stable: int
+    candidate: int
+    status: str
+    step: int
+    step_since: datetime
+    created_at: datetime
+    approved_by: str | None = None
+    terms: dict[str, Any]
+    rails: list[RailState]
+    problem: str | None = None
+    history: list[dict[str, Any]]
 
 
 class AuditRecord(Model):

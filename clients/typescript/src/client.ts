@@ -38,6 +38,7 @@ import type {
   Message,
   Metadata,
   Method,
+  NewRollout,
   Now,
   Policy,
   Preset,
@@ -47,6 +48,7 @@ import type {
   Receipt,
   ReceiptPage,
   ResponsesRequest,
+  Rollout,
   Spec,
   Steer,
   Steering,
@@ -517,6 +519,39 @@ export class Client {
 
   async deletePolicy(tenant: string, query: Query<"delete_policy"> = {}, options: CallOptions = {}): Promise<void> {
     await this.#http.send("DELETE", "/v1/admin/policies/{tenant}", { ...options, path: { tenant }, query });
+  }
+
+  /** Roll-outs of presets and artifacts, the newest first. */
+  async rollouts(query: Query<"list_rollouts"> = {}, options: CallOptions = {}): Promise<Rollout[]> {
+    return (await this.#http.json<{ data: Rollout[] }>("GET", "/v1/admin/rollouts", { ...options, query })).data;
+  }
+
+  getRollout(id: string, options: CallOptions = {}): Promise<Rollout> {
+    return this.#http.json("GET", "/v1/admin/rollouts/{id}", { ...options, path: { id } });
+  }
+
+  /** Make a draft, which acts on nothing until it is published. */
+  createRollout(rollout: NewRollout, options: CallOptions = {}): Promise<Rollout> {
+    return this.#http.json("POST", "/v1/admin/rollouts", { ...options, json: rollout });
+  }
+
+  /** Approve a draft: it acts on requests from now on. */
+  publishRollout(id: string, options: CallOptions = {}): Promise<Rollout> {
+    return this.#http.json("POST", "/v1/admin/rollouts/{id}/publish", { ...options, path: { id } });
+  }
+
+  /** Point the alias at the candidate, which ends the roll-out. */
+  promoteRollout(id: string, options: CallOptions = {}): Promise<Rollout> {
+    return this.#http.json("POST", "/v1/admin/rollouts/{id}/promote", { ...options, path: { id } });
+  }
+
+  /** Let only the stable version act again, which ends the roll-out. */
+  returnRollout(id: string, why = "", options: CallOptions = {}): Promise<Rollout> {
+    return this.#http.json("POST", "/v1/admin/rollouts/{id}/return", { ...options, path: { id }, json: { why } });
+  }
+
+  async deleteRollout(id: string, options: CallOptions = {}): Promise<void> {
+    await this.#http.send("DELETE", "/v1/admin/rollouts/{id}", { ...options, path: { id } });
   }
 
   /** Records of the audit, the newest first; the oldest first where `after` says behind which number. */

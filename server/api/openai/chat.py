@@ -95,7 +95,7 @@ async def create_chat_completion(body: ChatRequest, request: Request, state: Sta
 
 async def start_chat(body: ChatRequest, request_id: str, state: ServerState, caller: Caller) -> Started:
     """Begin a chat, in whatever API it was asked for."""
-    _, plan = await plan_for(body, state)
+    _, plan = await plan_for(body, state, caller)
     prompt = await chat_prompt(body, state, roles=plan.names_roles)
     form = await state.pools.complete(lambda: chat_form(body, state, prompt.opening))
     field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"

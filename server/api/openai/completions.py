@@ -74,7 +74,7 @@ async def create_completion(body: CompletionRequest, request: Request, state: St
 
 
 async def _start(body: CompletionRequest, request_id: str, state: ServerState, caller: Caller) -> Started:
-    _, plan = await plan_for(body, state)
+    _, plan = await plan_for(body, state, caller)
     if plan.names_roles:
         raise InvalidSpec("plain completions have no chat roles, so scopes cannot name them",
                           param=("steering", "interventions"),
