@@ -40,6 +40,7 @@ from server.http.open_requests import OpenRequests
 from server.identity.keys import Keys
 from server.identity.principal import PRINCIPAL, Principal
 from server.observability.metrics import Metrics
+from server.observability.routing import RoutingMetrics
 from server.requests.admission.caller import BATCH
 from server.requests.admission.queue import AdmissionQueue
 from server.requests.guard import GuardMetrics
@@ -49,6 +50,7 @@ from server.requests.monitor import MonitorMetrics
 from server.requests.planner import Planner
 from server.requests.rehearsal import try_default_spec
 from server.requests.reload import Reloading
+from server.requests.runs import Runs
 from server.requests.state import ServerState
 from server.requests.steering_audit import SteeringAudit
 from server.requests.stored.responses import StoredResponses
@@ -94,6 +96,10 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
     keys = Keys(library.keys, owner, metrics.registry, policies=library.policies)
     queue = AdmissionQueue(metrics.registry, places=settings.max_requests, most_requests=settings.queue_requests,
                            most_tokens=settings.queue_tokens)
+
+    runs = Runs()
+    metrics.before_reading.append(RoutingMetrics(metrics.registry, engine, lambda: queue.waiting,
+                                                 runs.model_names).refresh)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -154,7 +160,7 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
                 guard_metrics=GuardMetrics(metrics.registry), effect_store=store, history=record,
                 steering_audit=steering_audit, queue=queue, responses=responses, files=stored, batches=batches,
                 receipts=KeptReceipts(most_bytes=settings.receipts_kept_bytes, seconds=settings.receipts_kept_s),
-                share=share)
+                share=share, runs=runs)
             await reloading.remember()
             await try_default_spec(state)
             await parts.enter_async_context(_running(batches))

@@ -10,16 +10,25 @@ from typing import Any, cast
 import pytest
 import yaml
 
+from server.background.housekeeping import Housekeeping
 from server.effects.metrics import EffectMetrics, OutcomeMetrics
+from server.identity.keys import Keys
 from server.observability.instruments import Registry
 from server.observability.metrics import Metrics
+from server.observability.routing import RoutingMetrics
+from server.requests.admission.queue import AdmissionQueue
 from server.requests.killswitch import KillSwitch
+from server.requests.steering_audit import SteeringAudit
+from server.settings import Settings
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 ALERTS = DEPLOY / "prometheus" / "alerts.yml"
-BOARD = json.loads((DEPLOY / "grafana" / "trimtab-effects.json").read_text())
+BOARDS = {path.stem: json.loads(path.read_text()) for path in sorted((DEPLOY / "grafana").glob("*.json"))}
+BOARD = BOARDS["trimtab-effects"]
 PROMTOOL = shutil.which("promtool")
 METRIC = re.compile(r"\b(trimtab_[a-z0-9_]+)(?:\{([^}]*)\})?")
+# Labels that Prometheus adds.
+SCRAPED = {"instance"}
 GROUPING = re.compile(r"\bby \(([a-z_, ]+)\)")
 
 
@@ -29,6 +38,11 @@ def known() -> dict[str, set[str]]:
     EffectMetrics(metrics.registry, "m")
     OutcomeMetrics(metrics.registry, "m")
     KillSwitch(cast(Any, None), metrics.registry, always=False)
+    RoutingMetrics(metrics.registry, cast(Any, None), lambda: 0, list)
+    Keys(cast(Any, None), None, metrics.registry)
+    AdmissionQueue(metrics.registry, places=1, most_requests=1, most_tokens=1)
+    Housekeeping(cast(Any, None), metrics.registry, 0)
+    SteeringAudit(cast(Any, None), metrics.registry, cast(Any, None), Settings())
     found: dict[str, set[str]] = {}
     for collector in metrics.registry._collector_to_names:
         for family in collector.describe():  # type: ignore[attr-defined]
@@ -42,8 +56,10 @@ def known() -> dict[str, set[str]]:
 
 def expressions() -> list[str]:
     rules = [rule["expr"] for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
-    return rules + [target["expr"] for panel in BOARD["panels"] for target in panel["targets"]] + [
-        variable["query"]["query"] for variable in BOARD["templating"]["list"] if isinstance(variable["query"], dict)]
+    return rules + [target["expr"] for board in BOARDS.values() for panel in board["panels"]
+                    for target in panel["targets"]] + [
+        variable["query"]["query"] for board in BOARDS.values() for variable in board["templating"]["list"]
+        if isinstance(variable["query"], dict)]
 
 
 @pytest.mark.parametrize("expression", expressions())
@@ -55,12 +71,12 @@ def test_every_query_names_metrics_and_labels_that_exist(expression: str) -> Non
     for name, selector in used:
         assert name in series, name
         labels |= series[name]
-        assert set(re.findall(r"([a-z_]+)\s*(?:=~|!~|!=|=)", selector)) <= series[name]
+        assert set(re.findall(r"([a-z_]+)\s*(?:=~|!~|!=|=)", selector)) <= series[name] | SCRAPED
     added = set(re.findall(r'label_replace\(.*?, "([a-z_]+)",', expression))
     for group in GROUPING.findall(expression):
-        assert set(group.replace(" ", "").split(",")) <= labels | added
+        assert set(group.replace(" ", "").split(",")) <= labels | added | SCRAPED
     if asked := re.fullmatch(r"label_values\((\w+), (\w+)\)", expression):
-        assert asked[2] in series[asked[1]]
+        assert asked[2] in series[asked[1]] | SCRAPED
 
 
 def test_the_check_above_finds_what_is_not_there() -> None:
@@ -83,14 +99,16 @@ def test_the_board_shows_every_metric_of_effects() -> None:
     assert {name for name in wanted if name not in shown} == set()
 
 
-def test_panels_do_not_overlap_and_have_ids_of_their_own() -> None:
+@pytest.mark.parametrize("name", BOARDS)
+def test_panels_do_not_overlap_and_have_ids_of_their_own(name: str) -> None:
     cells: set[tuple[int, int]] = set()
-    for panel in BOARD["panels"]:
+    for panel in BOARDS[name]["panels"]:
         at = panel["gridPos"]
         own = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
         assert not own & cells and at["x"] + at["w"] <= 24
         cells |= own
-    assert len({panel["id"] for panel in BOARD["panels"]}) == len(BOARD["panels"])
+    assert len({panel["id"] for panel in BOARDS[name]["panels"]}) == len(BOARDS[name]["panels"])
+    assert BOARDS[name]["uid"] == name
 
 
 def promtool(*words: Any) -> str:

@@ -107,12 +107,16 @@ class LiveGrading:
         while True:
             ended = await self._queue.get()
             try:
-                await self._grade(ended)
-            except Exception as error:  # no fault of a grader may end the worker
-                self._metrics.dropped("failed")
-                log.warning("live_grading_failed", error=f"{type(error).__name__}: {error}"[:300])
+                await asyncio.create_task(self._graded(ended), context=ended.context)
             finally:
                 self._queue.task_done()
+
+    async def _graded(self, ended: Ended) -> None:
+        try:
+            await self._grade(ended)
+        except Exception as error:  # no fault of a grader may end the worker
+            self._metrics.dropped("failed")
+            log.warning("live_grading_failed", error=f"{type(error).__name__}: {error}"[:300])
 
     async def _grade(self, ended: Ended) -> None:
         found = await self._apart(lambda: [(grader, verdicts_on(grader, [ended])[0]) for grader in self._graders])

@@ -78,6 +78,8 @@ class EffectMetrics:
                                        "where the artifact's card tells what to expect.", labels, registry=registry)
         self._drift_expected = Counter("trimtab_effect_card_expected_nats", "Summed mean KL that the cards tell for "
                                        "the same completions.", labels, registry=registry)
+        self._drift_samples = Counter("trimtab_effect_card_samples", "Measured completions in these two sums.", labels,
+                                      registry=registry)
         self._shadow = Counter("trimtab_shadow_tokens", "Tokens of shadow passes run.", registry=registry)
         self._dropped = Counter("trimtab_shadow_dropped", "Completions that were to be measured and were not.",
                                 ["reason"], registry=registry)
@@ -100,6 +102,7 @@ class EffectMetrics:
                 labels = (self._model, shown, self._bounded(item.artifact), str(item.op))
                 self._drift_measured.labels(*labels).inc(item.shift.kl.mean)
                 self._drift_expected.labels(*labels).inc(item.card_kl)
+                self._drift_samples.labels(*labels).inc()
         self._repetition.labels(self._model, shown).observe(effect.text.repetition)
         self._compression.labels(self._model, shown).observe(effect.text.compression)
         self._base_ended.labels(self._model, shown).observe(effect.text.base_ended)

@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
@@ -31,6 +32,8 @@ class Ended:
     artifacts: tuple[str, ...] = ()
     preset: str = ""
     excess: float | None = None
+    # Of the request: what is logged and traced of its grading belongs to it.
+    context: Context = field(default_factory=copy_context, compare=False, repr=False)
 
 
 class ChoiceOutcome(BaseModel):

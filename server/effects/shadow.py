@@ -10,7 +10,8 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -57,6 +58,8 @@ class Finished:
     drawn: bool | None = None
     then: Callable[[ChoiceEffect | None], None] = lambda effect: None
     engine: Engine | None = None
+    # Of the request: what is logged and traced of its measurement, which comes after it, belongs to it.
+    context: Context = field(default_factory=copy_context, compare=False, repr=False)
 
     @property
     def num_tokens(self) -> int:
@@ -170,7 +173,8 @@ class Shadow:
             effect = None
             try:
                 if await self._idle():
-                    effect = await self._measured(finished, per_token=False)
+                    effect = await asyncio.create_task(self._measured(finished, per_token=False),
+                                                       context=finished.context)
                 else:
                     self._drop("busy")
                 finished.then(effect if isinstance(effect, ChoiceEffect) else None)

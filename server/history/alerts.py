@@ -14,6 +14,9 @@ from server.history.store import MINUTE_S
 DRIFT = (0.5, 2.0)
 REPETITION = 0.3
 REFUSED = 0.02
+# Fewer say nothing: one long answer of four is a quarter of them.
+LEAST_SAMPLES = 20
+LEAST_REQUESTS = 100
 SPEC_CODES = ("invalid_spec", "artifact_mismatch", "not_calibrated", "unsupported_site", "layer_out_of_range",
               "slots_exhausted", "default_spec_unusable")
 FAULTS = ("failed", "not_finite")
@@ -57,20 +60,23 @@ class Alert:
 
 
 def _drift(seen: Interval) -> Finding:
-    measured = seen.by("card_measured")
-    ratios = {name: measured.get(name, 0.0) / told for name, told in seen.by("card_expected").items() if told > 0}
+    measured, samples = seen.by("card_measured"), seen.by("card_samples")
+    ratios = {name: measured.get(name, 0.0) / told for name, told in seen.by("card_expected").items()
+              if told > 0 and samples.get(name, 0.0) >= LEAST_SAMPLES}
     return {name: ratio for name, ratio in ratios.items() if not DRIFT[0] <= ratio <= DRIFT[1]}
 
 
 def _repeats(seen: Interval) -> Finding:
     counts = seen.by("repetition_count")
-    shares = {name: total / counts[name] for name, total in seen.by("repetition").items() if counts.get(name)}
+    shares = {name: total / counts[name] for name, total in seen.by("repetition").items()
+              if counts.get(name, 0.0) >= LEAST_SAMPLES}
     return {name: share for name, share in shares.items() if share > REPETITION}
 
 
 def _refused(seen: Interval) -> Finding:
     asked = sum(seen.by("requests").values())
-    shares = {code: seen.by("refusals").get(code, 0.0) / asked for code in SPEC_CODES} if asked else {}
+    enough = asked >= LEAST_REQUESTS
+    shares = {code: seen.by("refusals").get(code, 0.0) / asked for code in SPEC_CODES} if enough else {}
     return {code: share for code, share in shares.items() if share > REFUSED}
 
 

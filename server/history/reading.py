@@ -32,6 +32,7 @@ PARTS = {
     "trimtab_artifact_uses_total": Part("uses", ("artifact",)),
     "trimtab_effect_card_measured_nats_total": Part("card_measured", ("artifact",)),
     "trimtab_effect_card_expected_nats_total": Part("card_expected", ("artifact",)),
+    "trimtab_effect_card_samples_total": Part("card_samples", ("artifact",)),
     "trimtab_effect_repetition_sum": Part("repetition", ("preset",)),
     "trimtab_effect_repetition_count": Part("repetition_count", ("preset",)),
 }

@@ -65,7 +65,8 @@ class RequestFrame:
         response = _Response(send, body, request_id, asked_as, self._open)
         mine = OpenRequest()
         scope.setdefault("state", {}).update(request_id=request_id, open_request=mine)
-        with _as_before():
+        # Every line that is written for this request, by whatever part of the server, has its id.
+        with _as_before(), structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._answer(scope, body, response, mine)
             except ClientDisconnect:

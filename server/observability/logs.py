@@ -1,4 +1,5 @@
-"""Log lines: structured, to standard error, never with prompts or keys in them."""
+"""Log lines: structured, to standard error, never with prompts or keys in them; docs/operations.md lists their fields.
+"""
 
 import logging
 import sys
@@ -32,8 +33,9 @@ def configure_logging(form: Literal["json", "console"]) -> None:
                     structlog.processors.TimeStamper(fmt="iso"), *exceptions, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Unfailing())))
-    _take_in_libraries([structlog.stdlib.add_logger_name, structlog.processors.add_log_level,
-                        structlog.processors.TimeStamper(fmt="iso"), *exceptions], renderer)
+    _take_in_libraries([structlog.contextvars.merge_contextvars, structlog.stdlib.add_logger_name,
+                        structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso"), *exceptions],
+                       renderer)
 
 
 class _Lines(logging.Handler):

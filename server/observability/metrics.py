@@ -1,7 +1,7 @@
 """Prometheus metrics, in a registry of their own. Labels are routes, codes and a bounded set of names, never input."""
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import generate_latest
 
@@ -52,6 +52,8 @@ class Metrics:
                               "limit, no head of a request in time, what was sent left unread, no HTTP.", ["reason"],
                               registry=r)
         self._names: set[str] = set()
+        # Called before the registry is read, by parts that set their values only then.
+        self.before_reading: list[Callable[[], None]] = []
 
     def answered(self, route: str, method: str, status: int, elapsed_s: float) -> None:
         known = method if method in ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS") else OTHER
@@ -101,7 +103,11 @@ class Metrics:
 
     def render(self, engine: Engine) -> bytes:
         self.refresh(engine)
-        return generate_latest(self.registry) + engine.metrics()
+        with self._rendering:
+            for set_values in self.before_reading:
+                set_values()
+            text = generate_latest(self.registry)
+        return text + engine.metrics()
 
     def _bounded(self, ref: str | None) -> str:
         if ref is None:

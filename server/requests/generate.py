@@ -87,11 +87,12 @@ class Run:
                  stops: Sequence[str], form: Form, cache_salt: str | None,
                  begin: Callable[[Generation, Decided], Completion], begun: Callable[["Run"], None],
                  placed: Callable[[TrimtabError], TrimtabError], queue: AdmissionQueue, client: Client,
-                 deadline: Deadline) -> None:
+                 deadline: Deadline, model_names: Sequence[str] = ()) -> None:
         """`decided`: one per prompt. `sampling`: one per choice of a prompt. Choice p * n + i is completion i of
         prompt p. `form`: of all texts. `begin`: starts a choice in the engine. `begun`: called when the engine has
         taken the first ones. `placed`: an engine's error in the request's words. `queue`: gives the places, to `client`
-        in its turn."""
+        in its turn. `model_names`: of the presets that act."""
+        self.model_names = model_names
         self._vocabulary = vocabulary
         self._metrics = metrics
         self._runs = runs

@@ -1,6 +1,6 @@
 """The requests that are being generated, so that a server that stops can end all of them with an error."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -8,6 +8,10 @@ from steering.language.errors import TrimtabError
 
 
 class Failing(Protocol):
+    @property
+    def model_names(self) -> Iterable[str]:
+        """Of the presets that act in it, as MODEL:PRESET."""
+
     def fail(self, error: TrimtabError) -> None: ...
 
 
@@ -20,6 +24,10 @@ class Runs:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    def model_names(self) -> list[str]:
+        """Names of the presets that act in open runs. May be called from any thread."""
+        return [name for run in list(self._open) for name in run.model_names]
 
     @contextmanager
     def opened(self, run: Failing) -> Iterator[None]:

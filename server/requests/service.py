@@ -7,6 +7,7 @@ import json
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -111,12 +112,12 @@ class Started:
 
     def _grading(self, choice: Choice) -> Callable[[ChoiceEffect | None], None]:
         """What offers the choice to be graded, once it is known whether its effect was measured."""
-        live, rolled = self.state.live_grading, self.state.rollout_measuring
+        live, rolled, context = self.state.live_grading, self.state.rollout_measuring, copy_context()
 
         def offer(effect: ChoiceEffect | None) -> None:
             if choice.message.finish_reason is None or choice.message.calls:
                 return
-            ended = self._ended(choice, effect)
+            ended = replace(self._ended(choice, effect), context=context)
             if choice.graded:
                 live.offer(ended)
             if choice.rolled:
@@ -210,7 +211,8 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
               cache_salt=_salt(body.cache_salt, state.settings), begin=partial(_begin, state, plan, obeys_kill_switch),
               begun=lambda run: state.metrics.admitted(run.prompt_tokens, used, plan.disabled is not None),
               placed=partial(_failed, state, plan, []), queue=state.queue, client=caller.client,
-              deadline=caller.deadline)
+              deadline=caller.deadline, model_names=[f"{state.settings.model_name}:{ref.partition('@')[0]}"
+                                                     for ref in (plan.presets or {}).values()])
     for choice in run.choices:
         steered = choice.decided.program is not None and bool(choice.decided.program.acting)
         if steered:

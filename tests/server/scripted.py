@@ -133,7 +133,8 @@ class ScriptedEngine(Engine):
         return {"engine": "scripted", "sites": {s: {"layers": list(n)} for s, n in self.facts.sites.items()}}
 
     def stats(self) -> dict[str, float]:
-        return {"running": 0, "waiting": 0, "slots_total": 4, "slots_used": 0}
+        return {"running": 0, "waiting": 0, "slots_total": 4, "slots_used": 0, "slots_resident": 0,
+                "kv_blocks_total": 8, "kv_blocks_used": 2}
 
     @property
     def max_sequence_tokens(self) -> int:

@@ -15,7 +15,18 @@ from alembic.runtime.migration import MigrationContext
 from fastapi import FastAPI
 from sqlalchemy import create_engine, inspect
 
-from server.history.alerts import DRIFT, FAULTS, REFUSED, REPETITION, RULES, SPEC_CODES, Rule, alerts
+from server.history.alerts import (
+    DRIFT,
+    FAULTS,
+    LEAST_REQUESTS,
+    LEAST_SAMPLES,
+    REFUSED,
+    REPETITION,
+    RULES,
+    SPEC_CODES,
+    Rule,
+    alerts,
+)
 from server.history.history import MOST_FOLLOWERS
 from server.history.interval import Interval, Level, Spread, buckets
 from server.history.reading import between
@@ -167,14 +178,15 @@ def test_migrations_lead_to_exactly_the_tables_of_the_code(tmp_path: Path) -> No
 
 
 def ratio(measured: float) -> Interval:
-    return Interval(parts={"card_expected": {"a@1": 1.0}, "card_measured": {"a@1": measured}})
+    return Interval(parts={"card_expected": {"a@1": 1.0}, "card_measured": {"a@1": measured},
+                           "card_samples": {"a@1": float(LEAST_SAMPLES)}})
 
 
 FIRING: dict[str, Callable[[], Interval]] = {
     "TrimtabEffectDrift": lambda: ratio(3.0),
-    "TrimtabDegeneration": lambda: Interval(parts={"repetition": {"p": 0.9}, "repetition_count": {"p": 2.0}}),
-    "TrimtabSpecsRefused": lambda: Interval(parts={"requests": {"2xx": 9.0, "4xx": 1.0},
-                                                   "refusals": {"invalid_spec": 1.0}}),
+    "TrimtabDegeneration": lambda: Interval(parts={"repetition": {"p": 9.0}, "repetition_count": {"p": 20.0}}),
+    "TrimtabSpecsRefused": lambda: Interval(parts={"requests": {"2xx": 90.0, "4xx": 10.0},
+                                                   "refusals": {"invalid_spec": 10.0}}),
     "TrimtabSteeringSuppressed": lambda: counted(suppressed=1),
     "TrimtabKillSwitchNotStored": lambda: Interval(levels={"kill_switch_unstored": Level(2.0, 2, 1.0)}),
     "TrimtabEffectsDropped": lambda: Interval(parts={"dropped": {"failed": 1.0, "budget": 9.0}}),
@@ -215,8 +227,21 @@ def test_the_rules_are_those_that_prometheus_has() -> None:
               for name, rule in told.items()}
     assert sorted(bounds["TrimtabEffectDrift"]) == list(DRIFT)
     assert bounds["TrimtabDegeneration"] == [REPETITION] and bounds["TrimtabSpecsRefused"] == [REFUSED]
+    least = {name: [int(bound) for bound in re.findall(r">= ([0-9]+)", rule["expr"])] for name, rule in told.items()}
+    assert {name: found for name, found in least.items() if found} == {
+        "TrimtabEffectDrift": [LEAST_SAMPLES], "TrimtabDegeneration": [LEAST_SAMPLES],
+        "TrimtabSpecsRefused": [LEAST_REQUESTS]}
     assert f'"{"|".join(SPEC_CODES)}"' in told["TrimtabSpecsRefused"]["expr"]
     assert f'"{"|".join(FAULTS)}"' in told["TrimtabEffectsDropped"]["expr"]
+
+
+@pytest.mark.parametrize("few", [
+    Interval(parts={"card_expected": {"a@1": 1.0}, "card_measured": {"a@1": 3.0}, "card_samples": {"a@1": 0.4}}),
+    Interval(parts={"repetition": {"p": 0.9}, "repetition_count": {"p": 1.0}}),
+    Interval(parts={"requests": {"4xx": 4.0}, "refusals": {"invalid_spec": 4.0}})])
+def test_four_completions_say_nothing(few: Interval) -> None:
+    """The same shares that fire with enough of them, over a window of the rule."""
+    assert alerts([(NOW - back * MINUTE_S, few) for back in range(20)], NOW) == []
 
 
 async def test_alerts_over_http_name_what_to_do(client: httpx.AsyncClient) -> None:

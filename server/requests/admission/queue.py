@@ -101,6 +101,11 @@ class AdmissionQueue:
         self._bounds: dict[Kind, int] = {"requests": most_requests, "tokens": most_tokens}
 
     @property
+    def waiting(self) -> int:
+        """Completions, and passes of requests, that wait for a place."""
+        return self._fair.waiting
+
+    @property
     def running(self) -> int:
         """Completions, and passes of requests, that have a place."""
         return self._fair.running
