@@ -43,6 +43,7 @@ from server.observability.metrics import Metrics
 from server.observability.routing import RoutingMetrics
 from server.requests.admission.caller import BATCH
 from server.requests.admission.queue import AdmissionQueue
+from server.requests.following import Following
 from server.requests.guard import GuardMetrics
 from server.requests.kept_receipts import KeptReceipts
 from server.requests.killswitch import KillSwitch
@@ -118,6 +119,8 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
             await parts.enter_async_context(_running(keys))
             kill_switch = KillSwitch(library.switches, metrics.registry, always=settings.kill_switch)
             await parts.enter_async_context(_running(kill_switch))
+            await parts.enter_async_context(_running(Following(
+                library, metrics.registry, [keys.wake, kill_switch.wake])))
             shadow = Shadow(engine, EffectMetrics(metrics.registry, settings.model_name), store,
                             sample=settings.shadow_sample, budget=settings.shadow_budget, decode=vocabulary.decode,
                             end_ids=vocabulary.end_ids)

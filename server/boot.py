@@ -40,7 +40,7 @@ def build(settings: Settings, again: Callable[[], Settings] | None = None) -> Fa
                                   library_bytes=settings.library_bytes or None,
                                   library_names=settings.library_names or None,
                                   library_versions=settings.library_versions or None),
-                           wait_s=settings.database_wait_s)
+                           wait_s=settings.database_wait_s, connections=settings.database_connections)
     with said(f"the model {settings.model} cannot be loaded", param="model",
               fix="Give a model whose files are whole and in a form that this engine reads."):
         engine = load_engine(settings)

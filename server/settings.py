@@ -68,7 +68,10 @@ class Settings(BaseSettings):
     cache_dir: Path | None = Field(default=None, description="Folder for models that were fetched or converted; by "
                                    "default `trimtab` in the user's cache folder (XDG_CACHE_HOME, ~/.cache).")
     database_url: str | None = Field(default=None,
-        description="SQLAlchemy URL of the library; by default SQLite in `data_dir`.")
+        description="SQLAlchemy URL of the library; by default SQLite in `data_dir`. Replicas share one, "
+        "postgresql://USER@HOST/NAME say.")
+    database_connections: int = Field(default=10, ge=2, le=1000, description="Connections to it that one server may "
+        "have, where it is not SQLite.")
     database_wait_s: float = Field(default=10.0, ge=0.1, le=600,
         description="Seconds a request waits for the library's database while another writer holds it.")
     blob_url: str | None = Field(default=None,
@@ -194,7 +197,7 @@ class Settings(BaseSettings):
     effects_kept_bytes: int = Field(default=2**28, ge=0, le=2**40, description="Bytes that completions whose effect "
         "will be measured may keep of their own passes, all together; one that finds no room is run again for it.")
     effects_database_url: str | None = Field(default=None, description="SQLAlchemy URL of measured effects; by "
-                                             "default SQLite in `data_dir`.")
+        "default that of the library, in a schema of its own, or SQLite in `data_dir` where that is SQLite.")
 
     rollout_two_people: bool = Field(default=False, description="Whether a roll-out is published with another key than "
                                      "the one that made it.")
@@ -207,7 +210,7 @@ class Settings(BaseSettings):
     history_kept_s: float = Field(default=28 * 86400.0, ge=0, le=10**8, description="Seconds for which counts of "
         "traffic, latency and alerts are kept, by the minute for two days and by the hour after that; 0: not at all.")
     history_database_url: str | None = Field(default=None, description="SQLAlchemy URL of these counts; by default "
-                                             "SQLite in `data_dir`.")
+        "as `effects_database_url`.")
     receipts_kept_s: float = Field(default=900.0, ge=0, le=86400, description="Seconds for which receipts can be "
         "had from /v1/receipts after the end of their requests; 0: not at all.")
     receipts_kept_bytes: int = Field(default=16 * 2**20, ge=0, le=2**36, description="Bytes that such receipts may "
@@ -217,7 +220,7 @@ class Settings(BaseSettings):
     responses_kept_bytes: int = Field(default=2**28, ge=0, le=2**40, description="Bytes that stored responses may "
         "take; the oldest make room.")
     responses_database_url: str | None = Field(default=None, description="SQLAlchemy URL of stored responses; by "
-                                               "default SQLite in `data_dir`.")
+        "default as `effects_database_url`.")
     files_bytes: int = Field(default=2**30, ge=0, le=2**44, description="Bytes that files of /v1/files may take; an "
         "upload that is over them is refused. Results of batches never are, and count.")
     files_kept_s: float = Field(default=30 * 86400.0, gt=0, le=10**9, description="Seconds for which files are kept.")
@@ -355,15 +358,21 @@ class Settings(BaseSettings):
 
     @property
     def effect_store_url(self) -> str:
-        return self.effects_database_url or f"sqlite:///{(self.data_dir / 'effects.db').absolute()}"
+        return self.effects_database_url or self._beside("effects")
 
     @property
     def history_url(self) -> str:
-        return self.history_database_url or f"sqlite:///{(self.data_dir / 'history.db').absolute()}"
+        return self.history_database_url or self._beside("history")
 
     @property
     def responses_url(self) -> str:
-        return self.responses_database_url or f"sqlite:///{(self.data_dir / 'responses.db').absolute()}"
+        return self.responses_database_url or self._beside("responses")
+
+    def _beside(self, name: str) -> str:
+        """Where replicas share the library they share what they measure, too."""
+        if self.database_url is not None and not self.database_url.startswith("sqlite"):
+            return self.database_url
+        return f"sqlite:///{(self.data_dir / name).absolute()}.db"
 
     @property
     def library_blob_url(self) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.postgres import Cluster, running
+
 START_S = 300
 # Files that take longest, from a quarter of a minute to minutes on an idle core. They begin first, so that at the end
 # no worker is left alone with one. A file stays on one worker, which starts its engines and servers once.
@@ -28,6 +30,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """`--dist loadfile --no-loadscope-reorder` hands files out in this order."""
     ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Cluster]:
+    with running() as cluster:
+        cluster.make_template()
+        yield cluster
 
 
 @pytest.fixture(scope="session")

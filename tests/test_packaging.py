@@ -87,7 +87,7 @@ def test_what_an_extra_would_install_is_named() -> None:
 def test_the_lock_has_every_requirement_with_a_hash_and_leaves_torch_to_the_machine() -> None:
     blocks = re.split(r"\n(?=[a-z])", (ROOT / "requirements.lock").read_text())[1:]
     locked = {name_of(block) for block in blocks}
-    assert declared("plots", "probes") - {"torch", "trimtab-client"} <= locked
+    assert declared("plots", "probes", "postgresql", "s3") - {"torch", "trimtab-client"} <= locked
     assert "torch" not in locked
     assert [block.splitlines()[0] for block in blocks if "--hash=sha256:" not in block] == []
 

@@ -117,7 +117,7 @@ class EffectStore:
     """Written in the background. Methods raise EffectsUnavailable for whatever the database complains about."""
 
     def __init__(self, url: str) -> None:
-        self.beside = Beside(url, MIGRATIONS, _refusal, found=_unrecorded)
+        self.beside = Beside(url, "effects", MIGRATIONS, _refusal, found=_unrecorded)
         self.session = self.beside.session
 
     def close(self) -> None:

@@ -44,7 +44,7 @@ class HistoryStore:
 
     def __init__(self, url: str, *, kept_s: float) -> None:
         """kept_s: how long intervals are kept."""
-        self._beside = Beside(url, MIGRATIONS, lambda error: HistoryUnavailable(
+        self._beside = Beside(url, "history", MIGRATIONS, lambda error: HistoryUnavailable(
             f"the database of the history cannot be used: {error}"[:400]))
         self._session = self._beside.session
         self._kept_s = kept_s

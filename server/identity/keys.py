@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TypeVar, cast
 
+import anyio
 import structlog
 from pydantic import ValidationError
 
@@ -49,6 +50,7 @@ class Keys:
         self._by_id: dict[str, StoredKey] = {}
         self._used: dict[str, datetime] = {}
         self._written = now()
+        self._wake, self._reading = asyncio.Event(), asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self.failure: str | None = None
         Gauge("trimtab_keys_out_of_step", "1 while keys cannot be read from the library, and those known before count.",
@@ -78,6 +80,10 @@ class Keys:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             await self._exchange(last=True)
+
+    def wake(self) -> None:
+        """Look now for what other servers changed."""
+        self._wake.set()
 
     def find(self, given: bytes | None, scheme: str = "Bearer") -> Principal:
         """Who has the key. `scheme`: how HTTP is to ask for another one.
@@ -117,12 +123,14 @@ class Keys:
 
     async def refresh(self) -> None:
         """Raises LibraryUnavailable."""
-        keys, policies = await in_thread(lambda: (
-            self._stored.all(), [] if self._policies is None else self._policies.all()))
-        # Both at once, so that no key is ever known without the policies that hold for it.
-        read = {one.document: self._read.get(one.document) or policy_of(one) for one in policies}
-        self._by_id, self._read = {key.id: key for key in keys}, read
-        self._held = {(one.tenant, one.key_id): Held(one.label, read[one.document]) for one in policies}
+        # One at a time, so that what was read first never takes the place of what was read after it.
+        async with self._reading:
+            keys, policies = await in_thread(lambda: (
+                self._stored.all(), [] if self._policies is None else self._policies.all()))
+            # Both at once, so that no key is ever known without the policies that hold for it.
+            read = {one.document: self._read.get(one.document) or policy_of(one) for one in policies}
+            self._by_id, self._read = {key.id: key for key in keys}, read
+            self._held = {(one.tenant, one.key_id): Held(one.label, read[one.document]) for one in policies}
 
     async def changed(self, work: Callable[[], Result]) -> Result:
         """Do `work` on the library, and have it act here before this returns."""
@@ -148,7 +156,9 @@ class Keys:
 
     async def _follow(self) -> None:
         while True:
-            await asyncio.sleep(POLL_S)
+            with anyio.move_on_after(POLL_S):
+                await self._wake.wait()
+            self._wake.clear()
             await self._exchange()
 
     async def _exchange(self, *, last: bool = False) -> None:

@@ -22,7 +22,7 @@ from vectors.library.switches import Switches, Turn, Turned
 Result = TypeVar("Result")
 log = structlog.get_logger("trimtab.switches")
 # Seconds until this server learns of a change that another one stored, and between two tries to store one.
-POLL_S = 1.0
+POLL_S = 0.5
 # Longest a change waits to be stored before it is answered, and before the server stops.
 STORE_S = 2.0
 # Turns that wait to be recorded while the library is away; of more, the oldest are forgotten.
@@ -96,6 +96,10 @@ class KillSwitch:
         self._tried = asyncio.Event()
         self._wake.set()
         await self._stored(STORE_S)
+
+    def wake(self) -> None:
+        """Look now for what other servers changed."""
+        self._wake.set()
 
     @contextmanager
     def subscribe(self, changed: Callable[[], None]) -> Iterator[None]:

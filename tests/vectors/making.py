@@ -9,11 +9,50 @@ import torch
 from sqlalchemy import event
 
 from steering.artifacts.payload import Payload
+from tests.postgres import Cluster
 from vectors import Library, Metadata
+from vectors.library.database import Database
 
 
-def open_library(folder: Path, **arguments: Any) -> Library:
-    return Library.open(f"sqlite:///{folder}/library.db", str(folder / "blobs"), **arguments)
+class Place:
+    """Where the libraries of a test are: SQLite files, or databases of a cluster of PostgreSQL where there is one."""
+
+    def __init__(self) -> None:
+        self.cluster: Cluster | None = None
+        self.opened: list[Database] = []
+
+    def url(self, folder: Path, *, empty: bool = False) -> str:
+        """Of the database that belongs to a folder. empty: without tables, where it is asked for first."""
+        if self.cluster is None:
+            return f"sqlite:///{folder}/library.db"
+        return self.cluster.url(folder) if empty else self.cluster.library_url(folder)
+
+    def close(self) -> None:
+        """Whatever a test left open. A connection that is left to the garbage collector is complained about."""
+        for database in self.opened:
+            database.close()
+        self.opened.clear()
+
+
+PLACE = Place()
+
+
+def open_library(folder: Path, *, blob_url: str | None = None, **arguments: Any) -> Library:
+    library = Library.open(PLACE.url(folder), blob_url or str(folder / "blobs"), **arguments)
+    PLACE.opened.append(library._database)
+    return library
+
+
+def open_database(folder: Path) -> Database:
+    database = Database(PLACE.url(folder, empty=True))
+    PLACE.opened.append(database)
+    return database
+
+
+def execute(library: Library, statement: str) -> None:
+    """What somebody with the database does to it, past the library."""
+    with library._database.engine.begin() as connection:
+        connection.exec_driver_sql(statement)
 
 
 def vector_payload(seed: int, layers: tuple[int, ...] = (1, 3), width: int = 8) -> Payload:

@@ -3,10 +3,8 @@
 import dataclasses
 import hashlib
 import json
-import sqlite3
 import subprocess
 import sys
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import pytest
 from sqlalchemy import text
 
 from steering.language.spec import Spec
-from tests.vectors.making import metadata, open_library, vector_payload
+from tests.vectors.making import PLACE, execute, metadata, vector_payload
 from vectors import Library
 from vectors.artifact import Patch
 from vectors.library.audit.chain import BEGINNING, Record, verify
@@ -23,11 +21,6 @@ from vectors.library.audit.notes import ACTOR, MOST_TOLD, Actor
 from vectors.library.tables import Setting
 
 SPEC = Spec.model_validate({"interventions": [{"artifact": "cheerful", "layers": [1]}]})
-
-
-@pytest.fixture
-def library(tmp_path: Path) -> Library:
-    return open_library(tmp_path)
 
 
 def records(library: Library) -> list[Record]:
@@ -119,20 +112,18 @@ def test_what_changes_rows_without_a_note_is_rolled_back(library: Library) -> No
     "DELETE FROM audit WHERE number = 2",
     "DELETE FROM audit WHERE number = 1",
     "UPDATE audit SET previous = (SELECT digest FROM audit WHERE number = 1) WHERE number = 4"])
-def test_what_is_altered_or_taken_out_is_seen(library: Library, tmp_path: Path, change: str) -> None:
+def test_what_is_altered_or_taken_out_is_seen(library: Library, change: str) -> None:
     some(library)
     head = library.audit.head()
     assert library.audit.verify(head).fault is None
-    with closing(sqlite3.connect(tmp_path / "library.db")) as database, database:
-        database.execute(change)
+    execute(library, change)
     assert library.audit.verify().fault is not None
 
 
-def test_an_end_that_was_cut_off_or_written_anew_is_seen_by_who_noted_it(library: Library, tmp_path: Path) -> None:
+def test_an_end_that_was_cut_off_or_written_anew_is_seen_by_who_noted_it(library: Library) -> None:
     some(library)
     head = library.audit.head()
-    with closing(sqlite3.connect(tmp_path / "library.db")) as database, database:
-        database.execute("DELETE FROM audit WHERE number = 4")
+    execute(library, "DELETE FROM audit WHERE number = 4")
     assert library.audit.verify().fault is None
     fault = library.audit.verify(head).fault
     assert fault is not None and "record 4" in fault
@@ -140,7 +131,7 @@ def test_an_end_that_was_cut_off_or_written_anew_is_seen_by_who_noted_it(library
     assert library.audit.verify().fault is None and library.audit.verify(head).fault is not None
 
 
-def test_records_of_age_go_and_the_chain_says_so(library: Library, tmp_path: Path) -> None:
+def test_records_of_age_go_and_the_chain_says_so(library: Library) -> None:
     some(library)
     old = records(library)
     assert library.audit.expire(datetime.now(UTC) - timedelta(days=1)) == 0
@@ -152,8 +143,7 @@ def test_records_of_age_go_and_the_chain_says_so(library: Library, tmp_path: Pat
     assert library.audit.expire(datetime.now(UTC) + timedelta(days=1)) == 3
     assert [record.action for record in records(library)] == ["artifact.alias", "audit.expire"]
     assert library.audit.verify().fault is None
-    with closing(sqlite3.connect(tmp_path / "library.db")) as database, database:
-        database.execute("DELETE FROM audit WHERE number = 6")
+    execute(library, "DELETE FROM audit WHERE number = 6")
     assert library.audit.verify().fault is not None
 
 
@@ -182,9 +172,8 @@ def test_writers_of_several_processes_make_one_chain(library: Library, tmp_path:
     library.create(metadata(), vector_payload(1))
     script = f"""
 import sys
-from pathlib import Path
-from tests.vectors.making import open_library
-library = open_library(Path({str(tmp_path)!r}))
+from vectors import Library
+library = Library.open({PLACE.url(tmp_path)!r}, {str(tmp_path / "blobs")!r})
 for n in range(15):
     library.set_alias("cheerful", f"a{{n}}-{{sys.argv[1]}}", 1)
 """

@@ -106,7 +106,7 @@ def test_a_writer_whose_blob_is_collected_under_it_stores_it_again(library: Libr
 
 def test_a_library_whose_blobs_live_elsewhere(tmp_path: Path) -> None:
     fsspec.filesystem("memory").store.clear()
-    library = Library.open(f"sqlite:///{tmp_path}/library.db", "memory://elsewhere/blobs")
+    library = open_library(tmp_path, blob_url="memory://elsewhere/blobs")
     library.create(metadata(), vector_payload(1))
     library.create(metadata(), vector_payload(2))
     library.delete("cheerful@1")

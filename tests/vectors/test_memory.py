@@ -13,7 +13,7 @@ from steering.language.spec import Spec
 from tests.vectors.making import metadata, open_library, queries, vector_payload
 from vectors import Library, Patch
 from vectors.library.database import alembic_config
-from vectors.library.revision import FRESH_S, Revision
+from vectors.library.revision import FRESH_S, LATE_S, Revision
 from vectors.library.tables import Listing
 
 
@@ -73,12 +73,16 @@ def told(library: Library) -> list[Any]:
 
 
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "elsewhere"])
-def test_every_edit_is_seen_by_the_next_read(stocked: Library, tmp_path: Path, elsewhere: bool) -> None:
-    """Of this library and of another one on the same file, against one that is opened anew, with nothing in memory."""
+def test_every_edit_is_seen_by_the_next_read(stocked: Library, tmp_path: Path, database: str, elsewhere: bool
+                                             ) -> None:
+    """Of this library and of another one on the same database, against one that is opened anew, with nothing in memory.
+    A file tells of its changes; a database that has to be asked is asked anew here, as it is after a while."""
     editor = open_library(tmp_path) if elsewhere else stocked
     before = told(stocked)
     for name, edit in EDITS.items():
         edit(editor)
+        if elsewhere and database == "postgresql":
+            stocked._database.revision.expire()
         fresh = open_library(tmp_path)
         now = told(stocked)
         assert now == told(fresh), name
@@ -87,6 +91,7 @@ def test_every_edit_is_seen_by_the_next_read(stocked: Library, tmp_path: Path, e
         assert now != before or name == "preset deleted", name
         before = now
     stocked.delete("cheerful", force=True)
+    editor._database.revision.expire()
     with pytest.raises(NotFound):
         editor.source("cheerful")
 
@@ -106,6 +111,22 @@ def test_a_number_is_asked_for_again_when_it_is_old_or_a_trace_says_so() -> None
     assert revision.current() == 6 and len(asked) == 2
     stored[0], trace[0] = 7, 2
     assert revision.current() == 7 and len(asked) == 3
+
+
+def test_a_change_that_was_found_late_is_counted() -> None:
+    now, stored, late = [0.0], [1], []
+    revision = Revision(lambda: stored[0], clock=lambda: now[0])
+    revision.late = lambda: late.append(now[0])
+    revision.current()
+    for after, changed, told in ((0.4, True, False), (0.9, True, False), (3.0, False, False), (3.0, True, True),
+                                 (LATE_S + 0.1, True, False), (0.3, False, False)):
+        now[0] += after
+        stored[0] += changed
+        if told:
+            revision.wrote(stored[0])
+        assert revision.current() == stored[0]
+    # Of what was found by asking, only what may have been made more than a second before counts.
+    assert late == [0.4 + 0.9 + 3.0 + 3.0 + LATE_S + 0.1]
 
 
 def test_what_was_read_before_a_change_of_this_process_does_not_hide_it() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from alembic import command
+from sqlalchemy import text
 
 from steering.language.errors import Conflict, NotFound
 from steering.language.spec import Spec
@@ -89,8 +90,8 @@ def test_a_library_of_before_is_taken_apart_and_keeps_its_numbers(tmp_path: Path
         config = alembic_config(connection)
         command.downgrade(config, "0004")
         # Version 2 was made on another model.
-        text = "UPDATE artifact SET document = replace(document, ?, ?) WHERE version_id = 2"
-        connection.exec_driver_sql(text, (A, B))
+        connection.execute(text("UPDATE artifact SET document = replace(document, :a, :b) WHERE version_id = 2"),
+                           {"a": A, "b": B})
         command.upgrade(config, "head")
     library.close()
     library = open_library(tmp_path)

@@ -110,8 +110,10 @@ def test_switches_are_seen_by_every_opener(stocked: Library, tmp_path: Path) -> 
     assert (other.switches.kill_switch(), other.switches.default_spec()) == (False, None)
     stocked.switches.set_kill_switch(True)
     stocked.switches.set_default_spec(simple(3))
+    other._database.revision.expire()
     assert other.switches.kill_switch() is True
     assert other.switches.default_spec() == simple(3)
     other.switches.set_kill_switch(False)
     other.switches.clear_default_spec()
+    stocked._database.revision.expire()
     assert (stocked.switches.kill_switch(), stocked.switches.default_spec()) == (False, None)

@@ -1,15 +1,15 @@
 """The library takes no more than it may, keeps what it has, and takes again what was made room for."""
 
-import sqlite3
 from pathlib import Path
 
 import pytest
 from alembic import command
+from sqlalchemy import inspect
 
 from steering.language.spec import Spec
 from tests.vectors.making import metadata, open_library, vector_payload
 from vectors import Library, Limits, Patch
-from vectors.library.database import Database, alembic_config
+from vectors.library.database import alembic_config
 from vectors.library.quota import Usage
 from vectors.storage_errors import LibraryFull
 
@@ -94,13 +94,9 @@ def test_documents_of_an_older_library_are_counted(tmp_path: Path) -> None:
     artifact = library.create(metadata(), vector_payload(1))
     library.presets.create("p", SPEC)
     before = library.usage()
-    database = Database(f"sqlite:///{tmp_path}/library.db")
-    with database.migrating() as connection:
+    with library._database.migrating() as connection:
         command.downgrade(alembic_config(connection), "0001")
-    database.close()
-    with sqlite3.connect(tmp_path / "library.db") as raw:
-        assert "nbytes" not in {row[1] for row in raw.execute("PRAGMA table_info(version)")}
-    raw.close()
+        assert "nbytes" not in {column["name"] for column in inspect(connection).get_columns("version")}
     again = open_library(tmp_path)
     assert again.usage() == before and before.nbytes > artifact.nbytes
     assert again.source("cheerful").digest == artifact.digest and again.presets.resolve("p").spec == SPEC

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from steering.language.errors import Conflict, NotFound
 from steering.language.spec import Spec
@@ -169,5 +169,5 @@ class LibraryMachine(RuleBasedStateMachine):
             assert {a.version for a in self.library.versions(name)} == set(entry.versions)
 
 
-TestLibraryMachine = LibraryMachine.TestCase
-TestLibraryMachine.settings = settings(max_examples=8, stateful_step_count=25, deadline=None)
+def test_random_histories_are_those_of_the_model() -> None:
+    run_state_machine_as_test(LibraryMachine, settings=settings(max_examples=8, stateful_step_count=25, deadline=None))

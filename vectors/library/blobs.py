@@ -1,21 +1,31 @@
 """Content-addressed storage of numbers: safetensors bytes under their sha256, on disk, S3 or in memory (fsspec)."""
 
+import base64
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from fsspec.core import url_to_fs
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from vectors.storage_errors import CorruptBlob, StorageUnavailable, storage_error
 
 SUFFIX = ".safetensors"
 # Directory of files still being written; never read.
 PARTIAL = "partial"
+# How long a store elsewhere is asked again when it fails.
+PATIENCE_S = 20.0
+# Of S3. A listing that is kept would say that a blob is there which another server has collected, and the tries are made
+# here. What is larger is stored in parts, each with a checksum of the driver's.
+S3_OPTIONS: dict[str, Any] = {"use_listings_cache": False, "config_kwargs": {
+    "retries": {"total_max_attempts": 1}, "connect_timeout": 5, "read_timeout": 30}}
+S3_WHOLE_BYTES = 64 * 2**20
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -37,13 +47,22 @@ class BlobStore:
     (StorageFull) where the disk or the store fails.
 
     A blob is there whole or not at all: on a local disk it is written beside its place, synced and renamed; object
-    stores publish an object only once it is complete.
+    stores publish an object only once it is complete. A store elsewhere that fails is asked again for `patience_s`;
+    S3 is told the SHA-256 of what it is to store, and refuses what arrives otherwise.
     """
 
-    def __init__(self, url: str) -> None:
-        fs, root = url_to_fs(url)
+    def __init__(self, url: str, *, patience_s: float = PATIENCE_S) -> None:
+        s3 = url.startswith(("s3://", "s3a://"))
+        try:
+            fs, root = url_to_fs(url, **(S3_OPTIONS if s3 else {}))
+        except (ImportError, ValueError) as error:
+            raise StorageUnavailable(f"the store of blobs cannot be opened: {error}"[:300], fix="Install its driver, "
+                                     "for S3 by pip install 'trimtab[s3]', or give another URL.") from error
+        if s3:
+            fs.retries = 1
         self._fs: Any = fs
         self._root: str = root.rstrip("/")
+        self._s3, self._patience_s = s3, patience_s
         self._local = "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
         if self._local:
             with self._typed("the folder of blobs cannot be used"):
@@ -54,7 +73,9 @@ class BlobStore:
         digest = digest_of(data)
         with self._typed("the numbers cannot be stored"):
             if not self._local:
-                self._fs.pipe_file(self._path(digest), data)
+                checked = {"ChecksumSHA256": base64.b64encode(bytes.fromhex(digest)).decode()} if (
+                    self._s3 and len(data) <= S3_WHOLE_BYTES) else {}
+                self._asked(lambda: self._fs.pipe_file(self._path(digest), data, **checked))
             else:
                 self._put_local(self._path(digest), data, digest)
         return digest
@@ -67,7 +88,7 @@ class BlobStore:
         """
         try:
             with self._typed("the numbers cannot be read", may_lack=True):
-                data: bytes = self._fs.cat_file(self._path(digest))
+                data = self._asked(lambda: self._intact(digest))
         except FileNotFoundError as error:
             raise CorruptBlob(f"the blob {digest} is missing", fix="Restore it from a backup.") from error
         if digest_of(data) != digest:
@@ -76,23 +97,38 @@ class BlobStore:
 
     def exists(self, digest: str) -> bool:
         with self._typed("the store cannot be asked"):
-            return bool(self._fs.exists(self._path(digest)))
+            return bool(self._asked(lambda: self._fs.exists(self._path(digest))))
 
     def remove(self, stored: Stored) -> None:
         with suppress(FileNotFoundError), self._typed("a file cannot be removed", may_lack=True):
-            self._fs.rm_file(stored.path)
+            self._asked(lambda: self._fs.rm_file(stored.path))
 
     def files(self) -> Iterator[Stored]:
         """All blobs and all that is half-written. What else lies there is not the library's."""
         with self._typed("the store cannot be listed"):
             self._fs.invalidate_cache()
             now = datetime.now(UTC).timestamp()
-            found = sorted(self._fs.find(self._root, detail=True).items())
+            found = sorted(self._asked(lambda: self._fs.find(self._root, detail=True)).items())
         for path, info in found:
             stem = path.rsplit("/", 1)[-1].removesuffix(SUFFIX)
             whole = self._path(stem) == path
             if whole or path.startswith(f"{self._root}/{PARTIAL}/"):
                 yield Stored(path, stem if whole else None, now - _modified(info), int(info.get("size") or 0))
+
+    def _intact(self, digest: str) -> bytes:
+        """What is stored. Of a store elsewhere it is read twice where it does not match its digest, because it may have
+        suffered on the way."""
+        data: bytes = self._fs.cat_file(self._path(digest))
+        if not self._local and digest_of(data) != digest:
+            data = self._fs.cat_file(self._path(digest))
+        return data
+
+    def _asked(self, work: Callable[[], Result]) -> Result:
+        """The result of `work`, which may be done again where a store elsewhere fails."""
+        if self._local:
+            return work()
+        return Retrying(retry=retry_if_exception(_may_pass), wait=wait_random_exponential(0.1, max=2.0),
+                        stop=stop_after_delay(self._patience_s), reraise=True)(work)
 
     @contextmanager
     def _typed(self, what: str, *, may_lack: bool = False) -> Iterator[None]:
@@ -136,6 +172,11 @@ class BlobStore:
             with suppress(OSError):
                 os.unlink(partial)
             raise
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether a store may do later what it did not now."""
+    return isinstance(error, Exception) and not isinstance(error, FileNotFoundError | PermissionError)
 
 
 def _intact(path: str, digest: str) -> bool:

@@ -4,7 +4,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event, make_url, text
+from sqlalchemy import Connection, Engine, ExceptionContext, event, text
 from sqlalchemy.exc import (
     ArgumentError,
     DatabaseError,
@@ -22,14 +22,18 @@ from sqlalchemy.exc import (
     DBAPIError,
     IntegrityError,
     NoSuchModuleError,
+    OperationalError,
     SQLAlchemyError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
+from sqlalchemy.schema import CreateSchema
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
 from steering.language.errors import Conflict, InvalidRequest, TrimtabError
 from vectors.library.audit.notes import Writing, check_noted, seal
+from vectors.library.connections import CONNECTIONS, SQLITE, connected, parsed, without_time_limit
+from vectors.library.listening import Listening
 from vectors.library.revision import Revision, raised, revision_of
 from vectors.storage_errors import LibraryUnavailable, StorageFull
 
@@ -37,6 +41,10 @@ Result = TypeVar("Result")
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 LOCK_WAIT_S = 30.0
+# When a request that met a database out of reach may try again.
+RETRY_AFTER_S = 2
+# States of SQL by which a server says that two writers met: unique, serialisation, deadlock.
+CONFLICTS = {"23505", "40001", "40P01"}
 # Serialises migrations of processes that open the same PostgreSQL database at once.
 ADVISORY_LOCK = 0x7472696D
 
@@ -50,29 +58,33 @@ _migrating = threading.Lock()
 class Database:
     """One database, migrated to the newest schema. SQLite files and any other database SQLAlchemy speaks."""
 
-    def __init__(self, url: str, wait_s: float = LOCK_WAIT_S) -> None:
+    def __init__(self, url: str, wait_s: float = LOCK_WAIT_S, connections: int = CONNECTIONS) -> None:
         """
         Args:
-            wait_s: how long to wait for a lock that another writer holds.
+            wait_s: how long to wait for a lock that another writer holds, and for a connection.
+            connections: how many may be open at once, on a database that is a program of its own.
 
         Raises:
             LibraryUnavailable: the URL is wrong, the database is out of reach or newer than this code.
         """
         self._wait_s = wait_s
+        self._listening: Listening | None = None
         # Fingerprint of the model whose names come first; "" where none is served.
         self.model = ""
         try:
-            parsed = make_url(url)
-            self._sqlite = parsed.get_backend_name() == "sqlite"
-            if self._sqlite and (not parsed.database or ":memory:" in parsed.database or "mode=memory" in url):
+            found = parsed(url)
+            self._sqlite = found.get_backend_name() == SQLITE
+            if self._sqlite and (not found.database or ":memory:" in found.database or "mode=memory" in url):
                 raise LibraryUnavailable("a SQLite database in memory is another one for each thread",
                                          fix="Use a file: sqlite:///library.db.")
-            if self._sqlite and parsed.database:
-                Path(parsed.database).absolute().parent.mkdir(parents=True, exist_ok=True)
-            self.engine = create_engine(parsed, pool_pre_ping=not self._sqlite,
-                                        json_serializer=partial(json.dumps, allow_nan=False))
+            if self._sqlite and found.database:
+                Path(found.database).absolute().parent.mkdir(parents=True, exist_ok=True)
+            self.engine = connected(found, wait_s=wait_s, connections=connections,
+                                    json_serializer=partial(json.dumps, allow_nan=False))
         except (ArgumentError, NoSuchModuleError, ImportError, OSError) as error:
-            raise LibraryUnavailable(f"cannot open the library database: {error}") from error
+            driver = "Install the driver of the database: pip install 'trimtab[postgresql]', or another one."
+            raise LibraryUnavailable(f"cannot open the library database: {error}",
+                                     fix=driver if isinstance(error, ImportError) else None) from error
         # SQLite reads from one snapshot by nature, others must be told to.
         self._reader = self.engine
         if self._sqlite:
@@ -80,15 +92,40 @@ class Database:
             renew_read_only(self.engine)
         else:
             self._reader = self.engine.execution_options(isolation_level="REPEATABLE READ")
-        self.revision = Revision(lambda: self.snapshot(revision_of), partial(_trace, parsed.database)
-                                 if self._sqlite and parsed.database else lambda: None)
-        with _typed():
-            retrying = Retrying(retry=retry_if_exception(_is_conflict), wait=wait_random_exponential(0.05, max=1.0),
-                                stop=stop_after_delay(wait_s), reraise=True)
+        self.revision = Revision(lambda: self.snapshot(revision_of), partial(_trace, found.database)
+                                 if self._sqlite and found.database else lambda: None)
+        retrying = Retrying(retry=retry_if_exception(_is_conflict), wait=wait_random_exponential(0.05, max=1.0),
+                            stop=stop_after_delay(wait_s), reraise=True)
+        with ExitStack() as failed, _typed(opening=True):
+            failed.callback(self.close)
             retrying(self._migrate)
+            failed.pop_all()
 
     def close(self) -> None:
+        if self._listening is not None:
+            self._listening.stop()
+            self._listening = None
         self.engine.dispose()
+
+    def follow(self, changed: Callable[[], None]) -> None:
+        """Call `changed`, from another thread, after a change of any process, where the database tells of them. Others
+        are known within `vectors.library.revision.FRESH_S` of being asked for."""
+
+        def told(number: int | None) -> None:
+            if number is None:
+                self.revision.expire()
+            else:
+                self.revision.wrote(number)
+            changed()
+
+        if self.engine.dialect.name == "postgresql" and self._listening is None:
+            self._listening = Listening(self.engine, told)
+            self._listening.start()
+
+    @property
+    def followed(self) -> bool | None:
+        """Whether changes are told at present; None where the database does not tell of them."""
+        return None if self._listening is None else self._listening.connected
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -184,8 +221,7 @@ def migrate(connection: Connection, migrations: Path, *, found: str | None = Non
     Raises:
         LibraryUnavailable: a newer version of the software wrote it.
     """
-    if connection.dialect.name == "postgresql":
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
+    _alone(connection)
     config = alembic_config(connection, migrations)
     newest = ScriptDirectory.from_config(config).get_current_head()
     if MigrationContext.configure(connection).get_current_revision() == newest:
@@ -198,6 +234,20 @@ def migrate(connection: Connection, migrations: Path, *, found: str | None = Non
     except CommandError as error:
         raise LibraryUnavailable(f"the database cannot be brought to this version: {error}",
                                  fix="It may have been written by a newer version: use that one.") from error
+
+
+def make_schema(connection: Connection, name: str) -> None:
+    """Where the database has schemas."""
+    if connection.dialect.name == "postgresql":
+        _alone(connection)
+        connection.execute(CreateSchema(name, if_not_exists=True))
+
+
+def _alone(connection: Connection) -> None:
+    """For the rest of the transaction no other process changes the tables of this database."""
+    without_time_limit(connection)
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
 
 
 def alembic_config(connection: Connection, migrations: Path = MIGRATIONS) -> Config:
@@ -225,9 +275,9 @@ def _trace(path: str) -> tuple[tuple[int, int] | None, ...]:
 
 
 @contextmanager
-def _typed() -> Iterator[None]:
+def _typed(*, opening: bool = False) -> Iterator[None]:
     """Raise LibraryUnavailable or StorageFull for whatever a database may fail with. Conflicts of writers stay what
-    they are."""
+    they are. opening: whoever gets the error may know where the database is."""
     try:
         yield
     except IntegrityError:
@@ -235,10 +285,13 @@ def _typed() -> Iterator[None]:
     except DataError as error:
         raise InvalidRequest(f"the library database does not take a value: {error.orig}"[:300]) from error
     except (DBAPIError, PoolTimeout) as error:
-        raise _unavailable(error) from error
+        raise _unavailable(error, opening) from error
 
 
-def _unavailable(error: SQLAlchemyError) -> TrimtabError:
+def _unavailable(error: SQLAlchemyError, opening: bool) -> TrimtabError:
+    if not opening and isinstance(error, DBAPIError) and _lost(error):
+        # What the driver says names the machine.
+        return LibraryUnavailable("the library database is out of reach", retry_after_s=RETRY_AFTER_S)
     complaint = str(error.orig if isinstance(error, DBAPIError) else error)
     if any(sign in complaint.lower() for sign in ("disk is full", "no space left", "disk quota")):
         return StorageFull(f"the library database cannot be written: {complaint}"[:300],
@@ -247,6 +300,14 @@ def _unavailable(error: SQLAlchemyError) -> TrimtabError:
     damaged = type(error) is DatabaseError or "malformed" in complaint
     return LibraryUnavailable(f"the library database {'is damaged' if damaged else 'cannot be used'}: "
                               f"{complaint}"[:300], fix="Restore it from a backup." if damaged else None)
+
+
+def _lost(error: DBAPIError) -> bool:
+    """Whether there is no connection, or none any longer. Of an error that a server itself reports, the first two
+    characters of its state say what it is about; 08 and 57 are connections and a server that goes away."""
+    if isinstance(error, OperationalError) and error.orig is not None and hasattr(error.orig, "sqlstate"):
+        return error.connection_invalidated or error.orig.sqlstate is None or error.orig.sqlstate[:2] in ("08", "57")
+    return error.connection_invalidated
 
 
 def _tune_sqlite(engine: Engine, wait_s: float) -> None:
@@ -288,5 +349,8 @@ def _is_conflict(error: BaseException) -> bool:
     """Whether two writers met and the transaction is worth another try."""
     if not isinstance(error, DBAPIError):
         return False
+    state = getattr(error.orig, "sqlstate", None)
+    if state is not None:
+        return state in CONFLICTS
     complaint = str(error.orig).lower()
     return any(sign in complaint for sign in ("unique", "locked", "serialize", "deadlock"))

@@ -1,7 +1,7 @@
 """The library: what the server, the CLI and extraction call. Synchronous, and safe to call from many threads."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Self
@@ -23,6 +23,7 @@ from vectors.library.artifacts import read_artifacts, tag_rows
 from vectors.library.audit.log import AuditLog
 from vectors.library.audit.notes import note
 from vectors.library.blobs import BlobStore, Stored, digest_of
+from vectors.library.connections import CONNECTIONS
 from vectors.library.database import LOCK_WAIT_S, Database
 from vectors.library.evaluations import Evaluations
 from vectors.library.listing import has_tag, holds, relist
@@ -85,7 +86,7 @@ class Library(Versioned[Artifact]):
 
     @classmethod
     def open(cls, url: str, blob_url: str, limits: Limits = Limits(), cache_bytes: int = 2**30,  # noqa: B008
-             wait_s: float = LOCK_WAIT_S) -> Self:
+             wait_s: float = LOCK_WAIT_S, connections: int = CONNECTIONS) -> Self:
         """Open a library, creating or migrating what is needed.
 
         Args:
@@ -93,11 +94,27 @@ class Library(Versioned[Artifact]):
             blob_url: a path or a URL that fsspec knows.
             cache_bytes: memory for artifacts lately used.
             wait_s: how long to wait for another writer.
+            connections: how many to the database may be open at once, where it is not SQLite.
         """
-        return cls(Database(url, wait_s), BlobStore(blob_url), limits, cache_bytes)
+        return cls(Database(url, wait_s, connections), BlobStore(blob_url), limits, cache_bytes)
 
     def close(self) -> None:
         self._database.close()
+
+    def follow(self, changed: Callable[[], None], late: Callable[[], None]) -> None:
+        """Learn of the changes of other processes as they are made, where the database tells of them.
+
+        Args:
+            changed: called after each, from another thread.
+            late: called where one is found that may have been made more than a second ago.
+        """
+        self._database.revision.late = late
+        self._database.follow(changed)
+
+    @property
+    def followed(self) -> bool | None:
+        """Whether changes of others are told at present; None where the database does not tell of them."""
+        return self._database.followed
 
     def serve(self, fingerprint: str) -> None:
         """Names are those of this model from now on, where it has them. Call it before the library is used."""

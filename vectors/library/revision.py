@@ -1,8 +1,9 @@
 """Whether the library has changed: a number in its database that every change raises.
 
 What was read of the library is true as long as the number stays. A change of this process is known when it is stored.
-One of another process is known within `FRESH_S`, as the database is asked for the number no more often than that, and
-at once where the database is a file on this machine, as its files then change.
+One of another process is known within `FRESH_S`, as the database is asked for the number no more often than that. It is
+known at once where the database is a file on this machine, as its files then change, and where it is PostgreSQL, which
+tells whoever listens (`vectors.library.listening`).
 """
 
 import threading
@@ -11,12 +12,16 @@ from collections.abc import Callable, Hashable
 from typing import Generic, Protocol, TypeVar
 
 from cachetools import LRUCache
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
 from vectors.library.tables import RevisionRow
 
-FRESH_S = 0.5
+FRESH_S = 0.25
+# A change of another process counts as late if it may have been made longer ago than this.
+LATE_S = 1.0
+# What a transaction of PostgreSQL tells, once it is committed, on this channel.
+CHANNEL = "trimtab_library"
 Value = TypeVar("Value")
 
 
@@ -30,7 +35,10 @@ def raised(session: Session) -> int:
     nowhere before."""
     session.flush()
     session.execute(update(RevisionRow).values(number=RevisionRow.number + 1))
-    return revision_of(session)
+    number = revision_of(session)
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(text("SELECT pg_notify(:channel, :number)"), {"channel": CHANNEL, "number": str(number)})
+    return number
 
 
 class Revision:
@@ -39,14 +47,20 @@ class Revision:
     Args:
         read: asks the database.
         trace: something cheap that differs after a change of another process, as far as that can be had.
+
+    Attributes:
+        late: called when a change is found that may have been made more than `LATE_S` ago, because nobody told of it
+            and the database was not asked, or did not answer, for so long.
     """
 
     def __init__(self, read: Callable[[], int], trace: Callable[[], object] = lambda: None,
                  clock: Callable[[], float] = time.monotonic) -> None:
         self._read, self._trace, self._clock = read, trace, clock
         self._seen: object = None
+        self.late: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
         self._known = 0
+        self._asked: float | None = None
         self._fresh_until = float("-inf")
         self._writes = 0
 
@@ -60,16 +74,26 @@ class Revision:
             writes = self._writes
         found = self._read()
         with self._lock:
+            asked, self._asked = self._asked, began
+            late = asked is not None and found > self._known and self._clock() - asked > LATE_S
             # If this process changed the library meanwhile, the number that was read may be older than its change.
             if writes == self._writes:
                 self._known, self._fresh_until, self._seen = found, began + FRESH_S, seen
-            return self._known
+            known = self._known
+        if late:
+            self.late()
+        return known
 
     def wrote(self, number: int) -> None:
-        """A change of this process is stored."""
+        """A change is stored, of this process or of one that told of it."""
         with self._lock:
             self._writes += 1
             self._known = max(self._known, number)
+
+    def expire(self) -> None:
+        """Ask the database when the number is next wanted."""
+        with self._lock:
+            self._fresh_until = float("-inf")
 
 
 class Reader(Protocol):

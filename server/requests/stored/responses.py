@@ -51,7 +51,7 @@ class StoredResponses:
 
     def __init__(self, url: str, *, seconds: float, most_bytes: int, now: Callable[[], float] = time.time) -> None:
         self._seconds, self._most_bytes, self._now = seconds, most_bytes, now
-        self._beside = Beside(url, MIGRATIONS, lambda error: LibraryUnavailable(
+        self._beside = Beside(url, "responses", MIGRATIONS, lambda error: LibraryUnavailable(
             f"the database of responses cannot be used: {error}"[:400]), lock_wait_s=5)
         self._session = self._beside.session
 

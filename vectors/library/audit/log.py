@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -101,9 +102,10 @@ class AuditLog:
 
     def _all(self) -> Iterator[Record]:
         """All records of one snapshot, oldest first."""
-        with self._database.read() as session:
-            for row in session.scalars(select(AuditRow).order_by(AuditRow.number)
-                                       .execution_options(yield_per=AT_ONCE)):
+        statement = select(AuditRow).order_by(AuditRow.number).execution_options(yield_per=AT_ONCE)
+        # Who finds a fault reads no further, and the database is to drop the rest.
+        with self._database.read() as session, closing(session.scalars(statement)) as rows:
+            for row in rows:
                 yield _record(row)
 
 
