@@ -3,6 +3,7 @@
 import typer
 
 from server.cli import artifacts, audit, config, jobs, keys, library, policies, presets, rollouts, switches
+from server.cli.backup import backup, restore
 from server.cli.batch import run_batch
 from server.cli.calibrate import calibrate
 from server.cli.capabilities import capabilities
@@ -32,6 +33,8 @@ app.add_typer(rollouts.app, name="rollout")
 app.add_typer(config.app, name="config")
 app.add_typer(audit.app, name="audit")
 app.command()(switches.effects)
+app.command()(backup)
+app.command()(restore)
 app.command()(run_batch)
 app.command()(extract)
 app.command()(calibrate)

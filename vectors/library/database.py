@@ -303,11 +303,12 @@ def _unavailable(error: SQLAlchemyError, opening: bool) -> TrimtabError:
 
 
 def _lost(error: DBAPIError) -> bool:
-    """Whether there is no connection, or none any longer. Of an error that a server itself reports, the first two
-    characters of its state say what it is about; 08 and 57 are connections and a server that goes away."""
-    if isinstance(error, OperationalError) and error.orig is not None and hasattr(error.orig, "sqlstate"):
-        return error.connection_invalidated or error.orig.sqlstate is None or error.orig.sqlstate[:2] in ("08", "57")
-    return error.connection_invalidated
+    """Whether a database that is a program of its own cannot be reached, or no longer. Of an error that it reports
+    itself, the first two characters of the state say what it is about; 08 and 57 are connections and a server that goes
+    away."""
+    if not isinstance(error, OperationalError) or not hasattr(error.orig, "sqlstate"):
+        return False
+    return error.connection_invalidated or error.orig.sqlstate is None or error.orig.sqlstate[:2] in ("08", "57")
 
 
 def _tune_sqlite(engine: Engine, wait_s: float) -> None:
