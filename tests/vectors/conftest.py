@@ -9,8 +9,9 @@ from tests.postgres import needs_postgres
 from tests.vectors.making import PLACE, open_library
 from vectors import Library
 
-ON_BOTH = {f"test_{name}" for name in ("audit", "backup", "blobs", "concurrency", "crash", "library", "listing", "memory",
-                                       "migrations", "models", "presets", "quota", "stateful")}
+ON_BOTH = {f"test_{name}" for name in (
+    "audit", "backup", "blobs", "concurrency", "crash", "library", "listing", "memory", "migrations", "models",
+    "presets", "quota", "stateful")}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -20,7 +20,6 @@ from vectors import Filter, Library, LibraryUnavailable
 from vectors.library.database import Database, alembic_config
 from vectors.library.tables import Base
 
-
 SPEC = Spec.model_validate({"interventions": [{"artifact": "cheerful", "layers": [1]}]})
 ON_SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 

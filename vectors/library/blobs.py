@@ -20,8 +20,8 @@ SUFFIX = ".safetensors"
 PARTIAL = "partial"
 # How long a store elsewhere is asked again when it fails.
 PATIENCE_S = 20.0
-# Of S3. A listing that is kept would say that a blob is there which another server has collected, and the tries are made
-# here. What is larger is stored in parts, each with a checksum of the driver's.
+# Of S3. A listing that is kept would say that a blob is there which another server has collected; tries are made here.
+# What is larger is stored in parts, each with a checksum of the driver's.
 S3_OPTIONS: dict[str, Any] = {"use_listings_cache": False, "config_kwargs": {
     "retries": {"total_max_attempts": 1}, "connect_timeout": 5, "read_timeout": 30}}
 S3_WHOLE_BYTES = 64 * 2**20

@@ -308,7 +308,8 @@ def _lost(error: DBAPIError) -> bool:
     away."""
     if not isinstance(error, OperationalError) or not hasattr(error.orig, "sqlstate"):
         return False
-    return error.connection_invalidated or error.orig.sqlstate is None or error.orig.sqlstate[:2] in ("08", "57")
+    state: str | None = getattr(error.orig, "sqlstate", None)
+    return error.connection_invalidated or state is None or state[:2] in ("08", "57")
 
 
 def _tune_sqlite(engine: Engine, wait_s: float) -> None:
