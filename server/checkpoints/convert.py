@@ -36,9 +36,12 @@ def convert(source: Path, folder: Path) -> None:
     given: dict[str, Any] = {"gguf_file": source.name}
     config: Any = AutoConfig.from_pretrained(source.parent, **given)
     family_named(config.model_type)
+    if (width := head_width(source)) is not None and hasattr(config, "head_dim"):
+        # transformers reads this for some families only, and takes the family's usual width for the others.
+        config.head_dim = width
     tokenizer: Any = AutoTokenizer.from_pretrained(source.parent, **given)
     dtype = stored_dtype(source)
-    read: Any = AutoModelForCausalLM.from_pretrained(source.parent, dtype=dtype,
+    read: Any = AutoModelForCausalLM.from_pretrained(source.parent, config=config, dtype=dtype,
                                                      quantization_config=GgufConfig(dequantize=True), **given)
     plain = type(config).from_dict({name: value for name, value in config.to_dict().items()
                                     if name not in ("quantization_config", "_name_or_path", "_model_name_or_path")})
@@ -57,6 +60,17 @@ def stored_dtype(source: Path) -> torch.dtype:
 
     kinds = [tensor.tensor_type.name for tensor in GGUFReader(source).tensors if len(tensor.shape) > 1]
     return _PLAIN.get(max(set(kinds), key=kinds.count), torch.bfloat16) if kinds else torch.float32
+
+
+def head_width(source: Path) -> int | None:
+    """The width of an attention head that the file states; None where it states none, or another one for values."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(source).fields
+    architecture = fields["general.architecture"].contents()
+    said = {int(fields[name].contents()) for part in ("key", "value")
+            if (name := f"{architecture}.attention.{part}_length") in fields}
+    return said.pop() if len(said) == 1 else None
 
 
 def main() -> None:

@@ -25,15 +25,25 @@ def byte_alphabet() -> list[str]:
 TOKENS = [*SPECIAL, *byte_alphabet(), "ab", "abc"]
 
 
+# Families whose queries and keys llama.cpp stores with the halves of a head taken in turns.
+INTERLEAVED = ("llama",)
+
+
 def tiny_llama(**overrides: Any) -> PreTrainedModel:
+    return tiny_of("llama", **overrides)
+
+
+def tiny_of(family: str, **overrides: Any) -> PreTrainedModel:
     """With the vocabulary of these files, and a width that blocks of quantised numbers fit into."""
-    return tiny("llama", vocab_size=len(TOKENS), bos_token_id=0, eos_token_id=1, pad_token_id=2, hidden_size=32,
+    return tiny(family, vocab_size=len(TOKENS), bos_token_id=0, eos_token_id=1, pad_token_id=2, hidden_size=32,
                 intermediate_size=64, **overrides)
 
 
 def write_gguf(path: Path, model: PreTrainedModel, kind: str = "F32", architecture: str = "llama") -> Path:
-    """kind: number format of the matrices."""
+    """kind: number format of the matrices. architecture: as the file names it; its tensors are named as those of the
+    model's own."""
     config: Any = model.config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("tiny")
     writer.add_context_length(config.max_position_embeddings)
@@ -43,7 +53,9 @@ def write_gguf(path: Path, model: PreTrainedModel, kind: str = "F32", architectu
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(len(TOKENS))
     writer.add_tokenizer_model("gpt2")
@@ -56,13 +68,14 @@ def write_gguf(path: Path, model: PreTrainedModel, kind: str = "F32", architectu
     writer.add_pad_token_id(2)
     writer.add_chat_template(CHAT_TEMPLATE)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    known = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(known[config.model_type], config.num_hidden_layers)
     quantised = gguf.GGMLQuantizationType[kind]
     for name, tensor in model.state_dict().items():
         stem, _, last = name.rpartition(".")
         numbers = tensor.float().numpy()
         for projection, count in heads.items():
-            if stem.endswith(projection):
+            if config.model_type in INTERLEAVED and stem.endswith(projection):
                 numbers = interleaved(numbers, count)
         written = f"{names.get_name(stem)}.{last}"
         if numbers.ndim == 2 and kind != "F32":

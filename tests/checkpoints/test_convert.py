@@ -16,7 +16,7 @@ from server.checkpoints.gguf import check_gguf
 from server.checkpoints.progress import silent
 from server.checkpoints.ready import make_ready
 from steering.language.errors import NotFound, UnsupportedModel
-from tests.checkpoints.gguf_files import CHAT_TEMPLATE, MERGES, TOKENS, logits, tiny_llama, write_gguf
+from tests.checkpoints.gguf_files import CHAT_TEMPLATE, MERGES, TOKENS, logits, tiny_llama, tiny_of, write_gguf
 
 TEXT = [0, 40, 41, 50, 258, 77, 3]
 
@@ -39,6 +39,20 @@ def test_the_folder_holds_the_model(kind: str, dtype: torch.dtype, near: float, 
     wanted, control = logits(made, TEXT), logits(tiny_llama(seed=1), TEXT)
     got = logits(found, TEXT)
     assert (got - wanted).abs().max() < near
+    assert (got - control).abs().max() > 1.0
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_a_file_of_another_family_is_that_model(family: str, tmp_path: Path) -> None:
+    """Biases of queries and keys (qwen2), their norms and a head width of its own (qwen3): what these families have
+    besides a llama's tensors reaches the folder. The logits of other numbers are the control."""
+    made = tiny_of(family)
+    (tmp_path / "folder").mkdir()
+    convert(write_gguf(tmp_path / "tiny.gguf", made, architecture=family), tmp_path / "folder")
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "folder")
+    assert found.config.model_type == family
+    got, wanted, control = (logits(model, TEXT) for model in (found, made, tiny_of(family, seed=1)))
+    assert (got - wanted).abs().max() < 1e-4
     assert (got - control).abs().max() > 1.0
 
 
