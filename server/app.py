@@ -57,6 +57,7 @@ from server.requests.steering_audit import SteeringAudit
 from server.requests.stored.responses import StoredResponses
 from server.rollouts.measuring import Measuring
 from server.rollouts.rollouts import Rollouts
+from server.rollouts.shadowing import ShadowArms
 from server.settings import Settings
 from server.text.dialect import Dialect
 from server.text.prompts import ChatPrompts
@@ -135,6 +136,9 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
             await parts.enter_async_context(_running(rollouts))
             rollout_measuring = Measuring(rollouts, apart, metrics.registry)
             await parts.enter_async_context(_running(rollout_measuring))
+            shadow_arms = ShadowArms(rollouts, rollout_measuring, lambda: engine.stats().get("waiting", 0) > 0,
+                                     metrics.registry)
+            await parts.enter_async_context(_running(shadow_arms))
             record = History(engine, metrics, counted if settings.history_kept_s else None)
             await parts.enter_async_context(_running(record))
             share = Share(lambda: queue.running > 0)
@@ -157,8 +161,8 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
                 chat_prompts=ChatPrompts(vocabulary, control_in_messages=settings.control_in_messages),
                 dialect=dialect, metrics=metrics,
                 planner=Planner(settings, library, engine.facts, kill_switch, dialect.sections(tools=False)),
-                kill_switch=kill_switch, keys=keys, rollouts=rollouts, rollout_measuring=rollout_measuring, jobs=jobs,
-                shadow=shadow,
+                kill_switch=kill_switch, keys=keys, rollouts=rollouts, rollout_measuring=rollout_measuring,
+                shadow_arms=shadow_arms, jobs=jobs, shadow=shadow,
                 live_grading=live_grading, monitor_metrics=MonitorMetrics(metrics.registry),
                 guard_metrics=GuardMetrics(metrics.registry), effect_store=store, history=record,
                 steering_audit=steering_audit, queue=queue, responses=responses, files=stored, batches=batches,

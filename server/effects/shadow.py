@@ -133,6 +133,12 @@ class Shadow:
             effects.append(effect)
         return Effects(status="measured", choices=effects)
 
+    async def looked_at(self, finished: Finished) -> ChoiceEffect | None:
+        """The effect of a completion that nobody was answered with, which is counted nowhere; None where it could not
+        be measured."""
+        effect = await self._measured(finished, per_token=False, kept=False)
+        return effect if isinstance(effect, ChoiceEffect) else None
+
     def offer(self, completions: Sequence[Finished]) -> None:
         """Completions that nobody waits for: a sample of them is measured later."""
         for finished in completions:
@@ -205,8 +211,8 @@ class Shadow:
         self._metrics.lost(records)
         log.warning("effects_not_stored", records=records, error=f"{type(error).__name__}: {error}"[:300])
 
-    async def _measured(self, finished: Finished, per_token: bool) -> ChoiceEffect | str:
-        """The effect, or why there is none."""
+    async def _measured(self, finished: Finished, per_token: bool, kept: bool = True) -> ChoiceEffect | str:
+        """The effect, or why there is none. kept: whether it is to be counted and stored."""
         ids = [*finished.prompt_ids, *finished.generated_ids]
         try:
             request = CompareRequest(ids, len(finished.prompt_ids), finished.program, finished.roles, self._end_ids,
@@ -222,6 +228,8 @@ class Shadow:
                 self._drop("not_finite")
                 log.warning("effect_not_finite", preset=finished.preset, fields=wrong[:10])
                 return f"the measurement gave numbers that are not finite: {wrong[0]}"
+            if not kept:
+                return effect
             self._metrics.measured(finished.preset, effect)
         except Exception as error:  # no fault of a measurement may reach a request or end the worker
             self._drop("failed")

@@ -52,7 +52,8 @@ class Choice:
     be measured, so the engine keeps what that needs, and gives it as `kept`. cached: tokens of its prompt that the
     engine had in its cache; None where that is not known (yet).
     stopped_at: the stop string that ended it. graded: its `message` is kept to be graded. rolled: the same, for the
-    guard rails of a roll-out. seconds: from its begin in the engine to its end."""
+    guard rails of a roll-out. shadowed: the roll-out whose candidate is tried on its prompt too. seconds: from its
+    begin in the engine to its end."""
 
     index: int
     prompt: Prompt
@@ -60,6 +61,7 @@ class Choice:
     measured: bool = False
     graded: bool = False
     rolled: bool = False
+    shadowed: str | None = None
     seconds: float | None = None
     kept: Kept | None = None
     cached: int | None = None
@@ -181,7 +183,7 @@ class Run:
                     if self._events.qsize() >= MAX_UNREAD:
                         raise ClientTooSlow(f"the client left {MAX_UNREAD} tokens unread",
                                             fix="Read the stream as it comes.")
-                    if choice.graded or choice.rolled:
+                    if choice.graded or choice.rolled or choice.shadowed is not None:
                         choice.message.add(piece.delta, piece.finish_reason)
                     self._events.put_nowait(piece)
                     place.generated = len(choice.token_ids)

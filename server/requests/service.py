@@ -14,19 +14,17 @@ from functools import partial
 from server.effects.outcomes import Ended, Outcomes, outcomes_of
 from server.effects.report import ChoiceEffect, Effects
 from server.effects.shadow import Finished
-from server.engines.base import Completion
-from server.engines.data import Generation, Sampling
 from server.errors import ClientTooSlow, ContextLengthExceeded
 from server.identity.principal import CURRENT
 from server.requests.admission.caller import Caller
 from server.requests.admission.deadline import Deadline
 from server.requests.admission.fairness import Client
 from server.requests.admission.queue import Cost
+from server.requests.beginning import begin, check_guarded
 from server.requests.fields import CompletionFields
 from server.requests.form import Form, plain_form
 from server.requests.gates import Decided, decide
 from server.requests.generate import Choice, Run
-from server.requests.guard import GuardedCompletion
 from server.requests.model_names import ModelName, parse_model, serving
 from server.requests.monitor import Watched, watch
 from server.requests.plan import Plan
@@ -34,14 +32,15 @@ from server.requests.planner import not_steered
 from server.requests.receipt import Receipt, receipt
 from server.requests.sampling import sampling_of
 from server.requests.state import ServerState
-from server.requests.switched import SwitchedCompletion
-from server.rollouts.arms import Asking
+from server.requests.trying import Asked, tried
+from server.rollouts.arms import Arm, Asking
 from server.rollouts.measuring import Seen
+from server.rollouts.shadowing import Trial
 from server.settings import Settings
 from server.text.prompts import Prompt
-from steering.language.errors import InvalidRequest, InvalidSpec, TrimtabError
-from steering.programs.program import Program
+from steering.language.errors import InvalidRequest, TrimtabError
 from vectors.evaluate.graders.contract import Answer
+from vectors.library.audit.notes import ACTOR
 from vectors.library.spaces import HOUSE
 
 # Entries of a receipt that are written as JSON at once, in less time than a thread takes to begin.
@@ -60,6 +59,7 @@ class Started:
     client: Client
     request_id: str
     audited: bool = False
+    asked: Asked | None = None
 
     async def receipt(self) -> Receipt:
         """Once all pieces were read. With the measured effects and the monitors' scores, if the request asked for
@@ -71,7 +71,7 @@ class Started:
                                             [choice.token_ids for choice in self.run.choices])
         effects = None
         first = self.run.choices[0]
-        self.state.rollout_measuring.answered(self.plan.arms, first.seconds / len(first.token_ids)
+        self.state.rollout_measuring.answered(self._arms(first), first.seconds / len(first.token_ids)
                                               if first.seconds and first.token_ids else None)
         async with self.deadline.held():
             if self.plan.report != "none":
@@ -103,7 +103,8 @@ class Started:
 
     def _offer(self) -> None:
         """Hand over what nobody waits for: effects that are measured later, and answers that are graded then."""
-        drawn = {choice.index: choice for choice in self.run.choices if choice.graded or choice.rolled}
+        drawn = {choice.index: choice for choice in self.run.choices
+                 if choice.graded or choice.rolled or choice.shadowed is not None}
         finished = [replace(one, then=self._grading(drawn.pop(one.index))) if one.index in drawn else one
                     for one in self._finished()]
         self.state.shadow.offer(finished)
@@ -120,10 +121,18 @@ class Started:
             ended = replace(self._ended(choice, effect), context=context)
             if choice.graded:
                 live.offer(ended)
+            seen = Seen(ended, choice.token_ids, _dose(choice, effect))
             if choice.rolled:
-                rolled.offer(self.plan.arms, Seen(ended, choice.token_ids, _dose(choice, effect)))
+                rolled.offer(self._arms(choice), seen)
+            if choice.shadowed is not None and self.asked is not None:
+                self.state.shadow_arms.offer(Trial(choice.shadowed, seen, partial(
+                    tried, self.asked, choice.shadowed, self.state, measured=seen.kl is not None)))
 
         return offer
+
+    def _arms(self, choice: Choice) -> tuple[Arm, ...]:
+        """Those whose guard rails count the choice by itself, and not beside what the candidate makes of its prompt."""
+        return tuple(arm for arm in self.plan.arms if arm.rollout != choice.shadowed)
 
     async def _graded(self, effects: Effects | None) -> Outcomes:
         """What the answers of this request are. Tool calls are no text to grade."""
@@ -155,7 +164,8 @@ def _asking(body: CompletionFields, caller: Caller) -> Asking:
     """By what a request sticks to its arm: its user, else its session, else it stands for itself. A user is one of a
     tenant, because tenants name theirs as they like."""
     who = CURRENT.get()
-    named = f"user:{body.user}" if body.user else f"session:{caller.session}" if caller.session else secrets.token_hex()
+    named = f"user:{body.user}" if body.user else f"session:{caller.session}" if caller.session else (
+        f"request:{ACTOR.get().request_id or secrets.token_hex()}")
     return Asking(f"{who.tenant}\n{named}", who.key_id)
 
 
@@ -199,7 +209,7 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
     sampling = await state.pools.complete(lambda: sampling_of(
         body, state, max_tokens=limit, logprobs=logprobs, grammar=form.grammar))
     if plan.guards:
-        _check_guarded(sampling[0], state)
+        check_guarded(sampling[0], state)
     decided = await _decided(plan, prompts, state, caller)
     opened = [gate.open for one in decided for gate in one.gates.values()]
     state.metrics.gates(sum(opened), len(opened) - sum(opened))
@@ -208,7 +218,7 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
             if any(j not in one.gates or one.gates[j].open for one in decided)]
     run = Run(state.vocabulary, state.metrics, state.runs, request_id=request_id, prompts=prompts, decided=decided,
               n=body.n, sampling=sampling, stops=body.stops, form=form,
-              cache_salt=_salt(body.cache_salt, state.settings), begin=partial(_begin, state, plan, obeys_kill_switch),
+              cache_salt=_salt(body.cache_salt, state.settings), begin=partial(begin, state, plan, obeys_kill_switch),
               begun=lambda run: state.metrics.admitted(run.prompt_tokens, used, plan.disabled is not None),
               placed=partial(_failed, state, plan, []), queue=state.queue, client=caller.client,
               deadline=caller.deadline, model_names=[f"{state.settings.model_name}:{ref.partition('@')[0]}"
@@ -223,9 +233,15 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
         # One choice, because several of one request would hang together.
         first = run.choices[0]
         first.rolled = state.rollout_measuring.draws(plan.arms)
-        first.measured |= first.rolled and first.decided.program is not None and bool(first.decided.program.acting)
+        first.shadowed = state.shadow_arms.draws(plan.arms)
+        program = first.decided.program
+        if (first.rolled or first.shadowed is not None) and program is not None and program.acting:
+            first.measured = True
     audited = obeys_kill_switch and state.steering_audit.begun(body.model, body.user, plan)
-    return Started(body.model, run, plan, state, caller.deadline, caller.client, request_id, audited)
+    asked = None if not plan.arms or run.choices[0].shadowed is None else Asked(
+        body.steering, parse_model(body.model, state).preset, _asking(body, caller), prompts[0], form, sampling[0],
+        body.stops, _salt(body.cache_salt, state.settings), copy_context())
+    return Started(body.model, run, plan, state, caller.deadline, caller.client, request_id, audited, asked)
 
 
 def _failed(state: ServerState, plan: Plan, before: list[TrimtabError], error: TrimtabError) -> TrimtabError:
@@ -256,39 +272,6 @@ def _salt(given: str | None, settings: Settings) -> str | None:
     if settings.share_prefix_cache or (tenant == HOUSE and given is None):
         return given
     return json.dumps([tenant, given])
-
-
-def _check_guarded(sampling: Sampling, state: ServerState) -> None:
-    """Raises InvalidSpec where the engine cannot make a completion in parts, as guards need it."""
-    if "resume" not in state.engine.features:
-        raise InvalidSpec(f"the engine {state.engine_name} cannot weaken the steering of a running completion, so "
-                          "specs with a guard are refused", param=("steering", "guard"), fix="Leave guards out.")
-    for name in state.engine.not_resumed:
-        if getattr(sampling, name):
-            field = name if sampling.grammar is None or name != "grammar" else sampling.grammar.param
-            raise InvalidSpec(f"a guard does not go with {field} on the engine {state.engine_name}",
-                              param=("steering", "guard"), fix="Leave one of them out.")
-
-
-def _begin(state: ServerState, plan: Plan, obeys: bool, generation: Generation, decided: Decided) -> Completion:
-    """A choice in the engine; where something acts, under the kill switch, and guarded where the plan says so."""
-    program = decided.program
-    if program is None or not program.acting:
-        return state.engine.generate(generation)
-    closed = [j for j, decision in decided.gates.items() if not decision.open]
-
-    async def weaken(factors: Sequence[float]) -> Program:
-        return await state.pools.complete(lambda: state.planner.weakened(plan, closed, list(factors)))
-
-    def begin() -> Completion:
-        if plan.guards:
-            return GuardedCompletion(state.engine, generation, plan.guards, weaken, state.guard_metrics)
-        return state.engine.generate(generation)
-
-    if not obeys:
-        return begin()
-    return SwitchedCompletion(state.engine, generation, program, begin, state.kill_switch,
-                              ends=plan.required or state.settings.kill_switch_running == "end")
 
 
 def _room(state: ServerState, prompt_tokens: int, wanted: int | None, max_tokens_field: str, prompt_field: str) -> int:

@@ -28,6 +28,7 @@ from server.requests.steering_audit import SteeringAudit
 from server.requests.stored.responses import StoredResponses
 from server.rollouts.measuring import Measuring
 from server.rollouts.rollouts import Rollouts
+from server.rollouts.shadowing import ShadowArms
 from server.settings import Settings
 from server.text.dialect import Dialect
 from server.text.pool import TextPool
@@ -60,6 +61,7 @@ class ServerState:
     keys: Keys
     rollouts: Rollouts
     rollout_measuring: Measuring
+    shadow_arms: ShadowArms
     receipts: KeptReceipts
     responses: StoredResponses
     files: StoredFiles

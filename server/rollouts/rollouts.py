@@ -273,10 +273,12 @@ class Rollouts:
     def _forget(self, gone: Running) -> None:
         """Its names in metrics go with it, because roll-outs come without end."""
         id, target = gone.stored.id, gone.stored.target
-        pairs = [(self._share, (id, target)), *((self._requests, (id, target, arm)) for arm in ("stable", "candidate"))]
+        arms = ("stable", "candidate")
+        pairs: list[tuple[Counter | Gauge, tuple[str, ...]]] = [
+            (self._share, (id, target)), *((self._requests, (id, target, arm)) for arm in arms)]
         for rail in gone.terms.rails:
             pairs += [(self._evidence, (id, rail.label)),
-                      *((self._samples, (id, rail.label, arm)) for arm in ("stable", "candidate"))]
+                      *((self._samples, (id, rail.label, arm)) for arm in arms)]
         for instrument, labels in pairs:
             with suppress(KeyError):
                 instrument.remove(*labels)

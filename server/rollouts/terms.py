@@ -11,7 +11,7 @@ Metric = Literal["dose", "outcome", "refusals", "repetition", "latency", "errors
 # What is as large as this, or larger, counts as this: nats a token, seconds a token, and shares as they are.
 SCALES: dict[str, float] = {"dose": 2.0, "latency": 0.25}
 # What is only known of answers that were given to somebody.
-LIVE_ONLY = ("latency", "errors")
+LIVE_ONLY = ("latency",)
 MOST_STEPS, MOST_RAILS, MOST_KEYS = 20, 12, 100
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 KeyId = Annotated[str, StringConstraints(min_length=1, max_length=24)]
@@ -104,8 +104,6 @@ class Terms(Model):
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:
-        if any(step.shadow for step in self.steps):
-            raise ValueError("shadow arms are not offered yet")
         shares = [step.share for step in self.steps]
         if shares != sorted(shares):
             raise ValueError("the shares of steps must not fall")

@@ -497,6 +497,7 @@ async def measured(desk: Desk) -> None:
     state = desk.app.state.server
     async with asyncio.timeout(60):
         await state.shadow.drained()
+        await state.shadow_arms.drained()
         await state.rollout_measuring.drained()
 
 
@@ -514,7 +515,7 @@ async def test_the_page_and_the_command_line(address: str, app: FastAPI, tmp_pat
     def work() -> None:
         made = run("create", "cheer@production", "2", "--terms", str(terms))
         made = re.findall("ro-[0-9a-f]+", made)[0]
-        assert "published, step 1 of 2" in run("publish", made)
+        assert "published, step 1 of 3" in run("publish", made)
         shown = run("show", made)
         assert "refusals" in shown and "refusal: broken" in shown and "published by owner" in shown
         assert '"then": "hold"' in run("show", made, "--json")
