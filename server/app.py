@@ -41,6 +41,7 @@ from server.identity.keys import Keys
 from server.identity.principal import PRINCIPAL, Principal
 from server.observability.metrics import Metrics
 from server.observability.routing import RoutingMetrics
+from server.observability.tracing import open_tracing
 from server.requests.admission.caller import BATCH
 from server.requests.admission.queue import AdmissionQueue
 from server.requests.following import Following
@@ -99,6 +100,7 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
     queue = AdmissionQueue(metrics.registry, places=settings.max_requests, most_requests=settings.queue_requests,
                            most_tokens=settings.queue_tokens)
 
+    tracing = open_tracing(settings.trace_endpoint, settings.trace_sample, settings.trace_queue)
     runs = Runs()
     metrics.before_reading.append(RoutingMetrics(metrics.registry, engine, lambda: queue.waiting,
                                                  runs.model_names).refresh)
@@ -109,6 +111,8 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
         # Each part is stopped if it began to start, the last one first, whatever another's start or stop raises.
         async with AsyncExitStack() as parts:
             parts.push_async_callback(in_thread, library.close)
+            if tracing is not None:
+                parts.push_async_callback(tracing.stop)
             await parts.enter_async_context(_running(engine))
             store = EffectStore(settings.effect_store_url)
             parts.callback(store.close)
@@ -177,7 +181,8 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
     app.state.open_requests = open_requests = OpenRequests()
     app.state.metrics = metrics
     app.state.reloading = reloading = Reloading(app, again or (lambda: settings))
-    app.add_middleware(RequestFrame, settings=settings, metrics=metrics, open_requests=open_requests, keys=keys)
+    app.add_middleware(RequestFrame, settings=settings, metrics=metrics, open_requests=open_requests, keys=keys,
+                       tracing=tracing)
     add_handlers(app, metrics)
     add_cors(app, settings)
     return app

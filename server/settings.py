@@ -246,6 +246,13 @@ class Settings(BaseSettings):
     audit_redact: tuple[str, ...] = Field(default=(r"[\w.+-]+@[\w-]+\.[\w.-]+", r"(?:\d[ -]?){12,18}\d"),
         description="Regular expressions (JSON list) of what is replaced in recorded texts; by default mail addresses "
         "and numbers of cards and accounts.")
+    trace_endpoint: str | None = Field(default=None, pattern=r"^https?://", description="Base URL of a receiver of "
+        "OpenTelemetry's traces, OTLP over HTTP (http://collector:4318); without it nothing is traced. Needs the extra "
+        "`otel`.")
+    trace_sample: float = Field(default=1.0, ge=0, le=1, description="Share of requests that are traced where the "
+        "caller's `traceparent` does not say.")
+    trace_queue: int = Field(default=4096, ge=1, le=2**20, description="Spans that may wait to be sent; what is over "
+        "it is dropped.")
     log_format: Literal["json", "console"] = Field(default="json", description="Format of the log lines.")
 
     @classmethod

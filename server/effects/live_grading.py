@@ -18,6 +18,7 @@ from server.effects.outcome_store import OutcomeCount, OutcomeTotal, totals, wri
 from server.effects.outcomes import Ended, verdicts_on
 from server.effects.report import ALL, UNTOUCHED
 from server.effects.store import MINUTE_S, EffectStore
+from server.observability.tracing import evaluation, record
 from server.threads import in_thread
 from vectors.evaluate.graders.contract import Grader, Verdict
 from vectors.evaluate.graders.named import name_of
@@ -119,7 +120,10 @@ class LiveGrading:
             log.warning("live_grading_failed", error=f"{type(error).__name__}: {error}"[:300])
 
     async def _grade(self, ended: Ended) -> None:
+        began = time.time_ns()
         found = await self._apart(lambda: [(grader, verdicts_on(grader, [ended])[0]) for grader in self._graders])
+        record("outcome.grade", began, attributes={"trimtab.preset": ended.preset}, events=[
+            evaluation(name_of(grader), label=grader.told(verdict.outcome)) for grader, verdict in found])
         minute = int(time.time()) // MINUTE_S
         names = (ALL, *dict.fromkeys(ended.artifacts)) if ended.artifacts else (UNTOUCHED,)
         for grader, verdict in found:

@@ -24,6 +24,7 @@ from server.effects.store import MINUTE_S, EffectStore, Sample
 from server.engines.base import Engine
 from server.engines.data import CompareRequest, Kept
 from server.engines.parts import Part
+from server.observability.tracing import Event, evaluation, record
 from server.threads import in_thread
 from steering.language.errors import path_text
 from steering.language.finite import not_finite
@@ -213,7 +214,7 @@ class Shadow:
 
     async def _measured(self, finished: Finished, per_token: bool, kept: bool = True) -> ChoiceEffect | str:
         """The effect, or why there is none. kept: whether it is to be counted and stored."""
-        ids = [*finished.prompt_ids, *finished.generated_ids]
+        ids, began = [*finished.prompt_ids, *finished.generated_ids], time.time_ns()
         try:
             request = CompareRequest(ids, len(finished.prompt_ids), finished.program, finished.roles, self._end_ids,
                                      finished.kept)
@@ -236,6 +237,8 @@ class Shadow:
             log.warning("shadow_failed", error=f"{type(error).__name__}: {error}"[:300])
             return "the measurement failed; the server's log says why"
         self._keep(finished, effect)
+        record("effect.measure", began, attributes={"trimtab.preset": finished.preset, "trimtab.tokens": len(ids)},
+               events=_evaluations(effect))
         log.info("effect", preset=finished.preset, kl=round(effect.total.kl.mean, 4), tokens=effect.tokens,
                  top1_changed=round(effect.total.top1_changed, 3), repetition=round(effect.text.repetition, 3),
                  interventions=[[i.artifact, i.op, round(i.shift.kl.mean, 4)] for i in effect.interventions])
@@ -251,3 +254,12 @@ class Shadow:
             Sample(minute, share.artifact, share.op, finished.preset, effect.tokens, share.kl, share.entropy_change,
                    share.top1_changed, effect.text.repetition, effect.text.length, effect.text.base_ended)
             for share in effect.shares()]
+
+
+def _evaluations(effect: ChoiceEffect) -> list[Event]:
+    """The effect as a trace tells it: of the whole spec, and of each intervention beside the others."""
+    return [evaluation("trimtab.kl", value=effect.total.kl.mean),
+            evaluation("trimtab.top1_changed", value=effect.total.top1_changed),
+            evaluation("trimtab.repetition", value=effect.text.repetition),
+            *(evaluation("trimtab.kl", value=one.shift.kl.mean, artifact=str(one.artifact or "inline"), op=str(one.op))
+              for one in effect.interventions)]

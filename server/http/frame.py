@@ -4,7 +4,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -22,6 +22,7 @@ from server.identity.keys import Keys
 from server.identity.principal import CURRENT
 from server.identity.recording import actor
 from server.observability.metrics import Metrics
+from server.observability.tracing import RequestSpan, Tracing
 from server.observability.unexpected import report_unexpected
 from server.settings import Settings
 from steering.language.errors import TrimtabError
@@ -43,8 +44,9 @@ class RequestFrame:
     """Pure ASGI, so that streams pass through untouched."""
 
     def __init__(self, app: ASGIApp, *, settings: Settings, metrics: Metrics, open_requests: OpenRequests,
-                 keys: Keys) -> None:
+                 keys: Keys, tracing: Tracing | None = None) -> None:
         self.app = app
+        self._tracing = tracing
         self._settings = settings
         self._metrics = metrics
         self._open = open_requests
@@ -66,13 +68,21 @@ class RequestFrame:
         mine = OpenRequest()
         scope.setdefault("state", {}).update(request_id=request_id, open_request=mine)
         # Every line that is written for this request, by whatever part of the server, has its id.
-        with _as_before(), structlog.contextvars.bound_contextvars(request_id=request_id):
+        with (_as_before(), self._traced(scope, request_id) as span,
+              structlog.contextvars.bound_contextvars(request_id=request_id, **_trace_id(span))):
+            response.trace = None if span is None else span.header
             try:
                 await self._answer(scope, body, response, mine)
             except ClientDisconnect:
                 response.status = CLIENT_GONE
             finally:
-                self._record(scope, response.status, request_id, asked_as, time.perf_counter() - started)
+                self._record(scope, response.status, request_id, asked_as, time.perf_counter() - started, span)
+
+    def _traced(self, scope: Scope, request_id: str) -> AbstractContextManager[RequestSpan | None]:
+        """Whoever watches the server asks too often to be worth a trace."""
+        if self._tracing is None or scope["path"] in HEALTH or scope["path"].startswith(POLLED):
+            return nullcontext()
+        return self._tracing.request(scope["method"], Headers(scope=scope), {"trimtab.request_id": request_id})
 
     async def _answer(self, scope: Scope, body: BoundedBody, response: "_Response", mine: OpenRequest) -> None:
         error: TrimtabError | None = None
@@ -106,7 +116,8 @@ class RequestFrame:
         else:
             await answer(Request(scope), error, self._metrics)(scope, body.receive, response.send)
 
-    def _record(self, scope: Scope, status: int, request_id: str, asked_as: str | None, elapsed_s: float) -> None:
+    def _record(self, scope: Scope, status: int, request_id: str, asked_as: str | None, elapsed_s: float,
+                span: RequestSpan | None) -> None:
         # As the API describes it, without the forms of its parameters.
         route = getattr(scope.get("route"), "path_format", UNMATCHED)
         self._metrics.answered(route, scope["method"], status, elapsed_s)
@@ -119,6 +130,8 @@ class RequestFrame:
         who = CURRENT.get()
         why: dict[str, str] = {} if who.key_id is None else {"key": who.name, "tenant": who.tenant}
         why |= {} if error is None else {"code": error.code, **({"param": error.param} if error.param else {})}
+        if span is not None:
+            span.ended(scope["method"], route, status, {f"trimtab.{name}": value for name, value in why.items()})
         if asked_as is not None:
             why["client_request_id"] = asked_as
         if error is not None and status >= 500:
@@ -128,6 +141,10 @@ class RequestFrame:
         write = log.warning if status >= 500 else log.debug if quiet else log.info
         write("request", request_id=request_id, method=scope["method"], route=route, status=status,
               elapsed_ms=round(elapsed_s * 1e3, 1), **why)
+
+
+def _trace_id(span: RequestSpan | None) -> dict[str, str]:
+    return {} if span is None else {"trace_id": span.trace_id}
 
 
 @contextmanager
@@ -166,6 +183,7 @@ class _Response:
         self._open = open_requests
         self._whole = False
         self.request_id, self._asked_as = request_id, asked_as
+        self.trace: str | None = None
         self.status = 0
         self.complete = False
 
@@ -175,6 +193,8 @@ class _Response:
             headers = MutableHeaders(scope=message)
             headers["X-Request-ID"] = self._asked_as or self.request_id
             headers["X-Trimtab-Request"] = self.request_id
+            if self.trace is not None:
+                headers["traceresponse"] = self.trace
             self._whole = "content-length" in headers
             if self._body.unread or self._open.closing:
                 headers["Connection"] = "close"

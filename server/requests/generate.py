@@ -15,6 +15,7 @@ from server.engines.data import FinishReason, Generation, Kept, Sampling, Token,
 from server.engines.parts import Part
 from server.errors import ClientTooSlow
 from server.observability.metrics import Metrics
+from server.observability.tracing import record
 from server.requests.admission.deadline import Deadline
 from server.requests.admission.fairness import Client
 from server.requests.admission.queue import AdmissionQueue, Cost, Ticket
@@ -175,9 +176,11 @@ class Run:
         if not self._sampling[choice.index % self._n].max_tokens:
             await self._nothing(choice, place, together)
             return
+        offered = time.time_ns()
         try:
             async with place, self._completion(choice) as completion:
                 await completion.admit()
+                record("engine.queue", offered, attributes={"trimtab.choice": choice.index})
                 await together.arrived()
                 async for piece in self._choice(choice, completion):
                     if self._events.qsize() >= MAX_UNREAD:
@@ -210,10 +213,11 @@ class Run:
             return Delta(text) if assembler is None else assembler.push(text)
 
         started = first_at = time.perf_counter()
+        began = first = time.time_ns()
         reason: FinishReason = "length"
         async for token in completion:
             if not choice.token_ids:
-                first_at = time.perf_counter()
+                first_at, first = time.perf_counter(), time.time_ns()
                 self._metrics.first_token(first_at - started)
             choice.token_ids.append(token.token_id)
             choice.sections[told(token.token_id)] += 1
@@ -242,6 +246,10 @@ class Run:
             choice.switched_off = completion.switched_off
         choice.seconds = time.perf_counter() - started
         self._metrics.completed(len(choice.token_ids), time.perf_counter() - first_at)
+        record("engine.prefill", began, first, attributes={
+            "trimtab.choice": choice.index, "trimtab.tokens": len(choice.prompt.token_ids)})
+        record("engine.decode", first, attributes={
+            "trimtab.choice": choice.index, "trimtab.tokens": len(choice.token_ids)})
         last = delta(rest)
         finish: message.FinishReason = reason
         if assembler is not None:

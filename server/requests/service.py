@@ -5,10 +5,11 @@ model name -> plan (what steering applies) -> prompt tokens and roles -> checks 
 
 import json
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from contextvars import copy_context
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from server.effects.outcomes import Ended, Outcomes, outcomes_of
@@ -32,6 +33,7 @@ from server.requests.planner import not_steered
 from server.requests.receipt import Receipt, receipt
 from server.requests.sampling import sampling_of
 from server.requests.state import ServerState
+from server.requests.traced import trace_generation
 from server.requests.trying import Asked, tried
 from server.rollouts.arms import Arm, Asking
 from server.rollouts.measuring import Seen
@@ -60,6 +62,8 @@ class Started:
     request_id: str
     audited: bool = False
     asked: Asked | None = None
+    operation: str = "chat"
+    began: int = field(default_factory=time.time_ns)
 
     async def receipt(self) -> Receipt:
         """Once all pieces were read. With the measured effects and the monitors' scores, if the request asked for
@@ -82,6 +86,8 @@ class Started:
             watched = [Watched(choice.index, choice.decided.program, choice.prompt.token_ids, choice.token_ids,
                                choice.prompt.roles, choice.parts) for choice in self.run.choices]
             monitor = await watch(self.plan.monitors, watched, self.state.engine, self.state.monitor_metrics)
+        trace_generation(self.run, self.plan, self.state, operation=self.operation, asked=self.model,
+                         request_id=self.request_id, began=self.began, graded=graded)
         made = receipt(self.plan, [choice.outcome() for choice in self.run.choices], self.state.engine_name, effects,
                        monitor, graded)
         if self.plan.report == "none" and len(made.applied) * len(self.run.choices) <= SMALL_RECEIPT:
@@ -198,6 +204,7 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
         form: of the text; None for that of a plain completion.
         obeys_kill_switch: False for what the server tries while steering may be off.
     """
+    began = time.time_ns()
     state = serving(parse_model(body.model, state), state)
     longest = max(len(prompt.token_ids) for prompt in prompts)
     form = plain_form(body, state) if form is None else form
@@ -241,7 +248,8 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
     asked = None if not plan.arms or run.choices[0].shadowed is None else Asked(
         body.steering, parse_model(body.model, state).preset, _asking(body, caller), prompts[0], form, sampling[0],
         body.stops, _salt(body.cache_salt, state.settings), copy_context())
-    return Started(body.model, run, plan, state, caller.deadline, caller.client, request_id, audited, asked)
+    return Started(body.model, run, plan, state, caller.deadline, caller.client, request_id, audited, asked,
+                   "text_completion" if prompt_field == "prompt" else "chat", began)
 
 
 def _failed(state: ServerState, plan: Plan, before: list[TrimtabError], error: TrimtabError) -> TrimtabError:
