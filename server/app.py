@@ -9,7 +9,8 @@ import httpx
 from fastapi import FastAPI
 from starlette.types import Lifespan, Receive, Scope, Send
 
-from server.api import console, lens, receipts
+from server.activations.store import StoredActivations
+from server.api import activations, console, lens, receipts
 from server.api.admin import adapters, audit, capabilities, docs, effects, health, history, jobs, policies
 from server.api.admin import keys as access_keys
 from server.api.admin import rollouts as rollout_routes
@@ -79,7 +80,7 @@ class Service(Protocol):
 ROUTERS = (chat.router, completions.router, responses.router, files.router, batch_routes.router, messages.router,
            receipts.router, tokens.router, models.router, artifacts.router, calibration.router, presets.router,
            capabilities.router, extract.router, evaluations.router, jobs.router, effects.router, history.router,
-           lens.router, admin.router, adapters.router, access_keys.router,
+           lens.router, activations.router, admin.router, adapters.router, access_keys.router,
            audit.router, policies.router, rollout_routes.router, settings_in_force.router)
 DESCRIPTION = "Inference-time steering behind OpenAI's API: each request may carry a `steering` field."
 
@@ -149,8 +150,11 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
             jobs = Jobs(settings.data_dir / "jobs", settings.max_jobs, share)
             parts.push_async_callback(jobs.stop)
             await in_thread(jobs.load)
+            captured = StoredActivations(settings.data_dir / "activations", most_bytes=settings.activations_bytes,
+                                         seconds=settings.activations_kept_s)
             await parts.enter_async_context(_running(Housekeeping(
-                library, metrics.registry, settings.gc_interval_s, audit_kept_s=settings.audit_kept_s)))
+                library, metrics.registry, settings.gc_interval_s, audit_kept_s=settings.audit_kept_s,
+                more=(captured.sweep,))))
             steering_audit = SteeringAudit(library.audit, metrics.registry, vocabulary.decode, settings)
             await parts.enter_async_context(_running(steering_audit))
             stored = StoredFiles(settings.data_dir / "files", most_bytes=settings.files_bytes,
@@ -170,6 +174,7 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
                 live_grading=live_grading, monitor_metrics=MonitorMetrics(metrics.registry),
                 guard_metrics=GuardMetrics(metrics.registry), effect_store=store, history=record,
                 steering_audit=steering_audit, queue=queue, responses=responses, files=stored, batches=batches,
+                activations=captured,
                 receipts=KeptReceipts(most_bytes=settings.receipts_kept_bytes, seconds=settings.receipts_kept_s),
                 share=share, runs=runs)
             await reloading.remember()

@@ -224,6 +224,10 @@ class Settings(BaseSettings):
     files_bytes: int = Field(default=2**30, ge=0, le=2**44, description="Bytes that files of /v1/files may take; an "
         "upload that is over them is refused. Results of batches never are, and count.")
     files_kept_s: float = Field(default=30 * 86400.0, gt=0, le=10**9, description="Seconds for which files are kept.")
+    activations_bytes: int = Field(default=10 * 2**30, ge=0, le=2**50, description="Bytes that captured activations "
+        "may take in `data_dir`; a capture that would be over them is refused.")
+    activations_kept_s: float = Field(default=86400.0, gt=0, le=10**9,
+        description="Seconds for which captured activations are kept at most.")
     batch_lines: int = Field(default=50_000, ge=1, le=10**7, description="Requests that one batch may have.")
     batch_at_once: int = Field(default=4, ge=1, le=1024, description="Requests of a batch under way at once. They get "
         "places in the engine only where no other request waits for one.")

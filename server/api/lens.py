@@ -1,6 +1,5 @@
 """`POST /v1/lens`: the logit lens and the diagonal tuned lens on a text, steered or not."""
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -9,20 +8,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from server.api.route import StrictRoute
 from server.engines.touching import count_touched
-from server.errors import ContextLengthExceeded
 from server.identity.principal import CURRENT
 from server.requests.admission.caller import caller_of
 from server.requests.admission.queue import Cost
 from server.requests.gates import Decided, decide
 from server.requests.lens import SITE, Map, look
 from server.requests.model_names import parse_model, serving
-from server.requests.plan import Plan
 from server.requests.policy_gate import check_lens
+from server.requests.reading import Text, check_reading, length_of, positions_in, prompt_to_read
 from server.requests.receipt import Outcome, Receipt, receipt
-from server.requests.schema import Message, TokenIds, size_of
 from server.requests.state import ServerState, State
-from server.text.prompts import Prompt, check_length
-from steering.language.errors import ArtifactMismatch, InvalidRequest, InvalidSpec, Path, TrimtabError
+from server.text.prompts import Prompt
+from steering.language.errors import ArtifactMismatch, InvalidRequest, Path, TrimtabError
 from steering.language.fields import ArtifactRef, Position
 from steering.language.layers import Layers
 from steering.language.spec import Steering
@@ -40,8 +37,7 @@ class LensRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     model: str = Field(min_length=1, max_length=256, description="Base model, or base:preset.")
-    input: Annotated[str, Field(min_length=1)] | TokenIds | Annotated[list[Message], Field(
-        min_length=1, max_length=4096)] = Field(description="Text, token ids or a conversation up to where the "
+    input: Text = Field(description="Text, token ids or a conversation up to where the "
                                                "assistant speaks.")
     lens: Literal["logit"] | ArtifactRef = Field(
         default="logit", description='"logit", or a tuned lens of the library (POST /v1/extract/tuned_lens).')
@@ -99,18 +95,19 @@ class LensReading(BaseModel):
 async def read_lens(body: LensRequest, request: Request, state: State) -> LensReading:
     """What each layer of the model would say next, had it to speak from there."""
     check_lens(CURRENT.get().policies, body.lens)
-    _check_steering(body.steering)
+    check_reading(body.steering)
     model = parse_model(body.model, state)
     state = serving(model, state)
     caller = caller_of(request, state.settings, None)
     with state.queue.entering(caller.client):
         plan = await state.pools.complete(lambda: state.planner.plan(body.steering, model.preset))
-        prompt = await state.texts.run(lambda: _prompt(body, plan, state), _length(body))
+        prompt = await state.texts.run(lambda: prompt_to_read(body.input, plan, state, ("input",)),
+                                       length_of(body.input))
         tuned = None if body.lens == "logit" else await state.pools.complete(
             lambda: _map(body.lens, state))
         groups = await state.texts.run(lambda: _groups(body, state), sum(
             len(spelling) for spellings in body.groups.values() for spelling in spellings))
-    positions = _positions(body.positions, len(prompt.token_ids))
+    positions = positions_in(len(prompt.token_ids), body.positions)
     layers = _layers(body.layers, tuned, state)
     if len(positions) * len(layers) > MAX_ROWS:
         raise InvalidRequest(f"{len(positions)} positions at {len(layers)} layers are more than {MAX_ROWS} readings",
@@ -137,56 +134,6 @@ async def read_lens(body: LensRequest, request: Request, state: State) -> LensRe
         first_tokens={name: {spelling: vocabulary.token_text(token) for spelling, token in spellings.items()}
                       for name, spellings in groups.items()},
         steering=receipt(plan, [_outcome(prompt, decided)], state.engine_name))
-
-
-def _check_steering(steering: Steering) -> None:
-    """Raises InvalidSpec for what only means something where text is generated. A guard of a preset waits for that."""
-    given = {"report": steering.report != "none", "monitor": bool(steering.monitor),
-             "guard": steering.guard is not None}
-    for field, asked in given.items():
-        if asked:
-            raise InvalidSpec("a lens generates nothing to report on, to monitor or to guard",
-                              param=("steering", field), fix="Leave it out.")
-
-
-def _length(body: LensRequest) -> int:
-    if isinstance(body.input, str):
-        return len(body.input)
-    return sum(size_of(part.as_template()) if isinstance(part, Message) else 1 for part in body.input)
-
-
-def _prompt(body: LensRequest, plan: Plan, state: ServerState) -> Prompt:
-    if isinstance(body.input, list) and isinstance(body.input[0], Message):
-        messages = [message.as_template() for message in body.input if isinstance(message, Message)]
-        prompt = state.chat_prompts.prompt(messages, roles=plan.names_roles, at_most=state.engine.max_sequence_tokens)
-    else:
-        if plan.names_roles:
-            raise InvalidSpec("this input has no chat roles, so scopes cannot name them",
-                              param=("steering", "interventions"), fix="Give messages, or pick tokens by position.")
-        if isinstance(body.input, str):
-            check_length(state.vocabulary.least_tokens(body.input), state.engine.max_sequence_tokens, "input")
-            prompt = Prompt(state.vocabulary.encode(body.input, special_tokens=True))
-        else:
-            prompt = Prompt([token for token in body.input if isinstance(token, int)])
-    if not prompt.token_ids:
-        raise InvalidRequest("the input is empty", param="input", fix="Give at least one token.")
-    for token in prompt.token_ids:
-        if token >= state.vocabulary.vocab_size:
-            raise InvalidRequest(f"there is no token {token}", param="input",
-                                 fix=f"Use 0 to {state.vocabulary.vocab_size - 1}.")
-    context = state.engine.max_sequence_tokens
-    if len(prompt.token_ids) > context:
-        raise ContextLengthExceeded(context, f"the input has {len(prompt.token_ids)}", param="input", fix="Shorten it.")
-    return prompt
-
-
-def _positions(given: Sequence[int] | None, length: int) -> list[int]:
-    if given is None:
-        return list(range(length))
-    for n, position in enumerate(given):
-        if not -length <= position < length:
-            raise InvalidRequest(f"position {position} lies outside of {length} tokens", param=("positions", n))
-    return [position % length for position in given]
 
 
 def _map(ref: str, state: ServerState) -> Map:

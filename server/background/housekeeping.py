@@ -1,6 +1,7 @@
 """What nobody asks for and the disk needs: leftovers of deleted versions and of crashes are removed on a schedule."""
 
 import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 
@@ -21,9 +22,11 @@ STOP_S = 5.0
 class Housekeeping:
     """`start` and `stop` belong to the server's life."""
 
-    def __init__(self, library: Library, registry: Registry, every_s: float, audit_kept_s: float = 0) -> None:
+    def __init__(self, library: Library, registry: Registry, every_s: float, audit_kept_s: float = 0,
+                 more: Sequence[Callable[[], object]] = ()) -> None:
         """`every_s`: seconds between two passes; 0: none at all. `audit_kept_s`: age at which records of the audit go;
-        0: none."""
+        0: none. `more`: what else is to be cleared at each pass."""
+        self._more = more
         self._audit_kept = timedelta(seconds=audit_kept_s)
         self._library = library
         self._every_s = every_s
@@ -61,6 +64,8 @@ class Housekeeping:
 
     def _tidy(self) -> None:
         folders = sweep()
+        for clear in self._more:
+            clear()
         collected = self._library.gc()
         self._freed.inc(collected.nbytes)
         if folders or collected.blobs or collected.partial:

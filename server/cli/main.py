@@ -2,7 +2,7 @@
 
 import typer
 
-from server.cli import artifacts, audit, config, jobs, keys, library, policies, presets, rollouts, switches
+from server.cli import activations, artifacts, audit, config, jobs, keys, library, policies, presets, rollouts, switches
 from server.cli.backup import backup, restore
 from server.cli.batch import run_batch
 from server.cli.calibrate import calibrate
@@ -30,6 +30,7 @@ app.add_typer(switches.kill_switch, name="kill-switch")
 app.add_typer(keys.app, name="keys")
 app.add_typer(policies.app, name="policies")
 app.add_typer(rollouts.app, name="rollout")
+app.add_typer(activations.app, name="activations")
 app.add_typer(config.app, name="config")
 app.add_typer(audit.app, name="audit")
 app.command()(switches.effects)

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Self, cast
 
 from fastapi import Depends, Request
 
+from server.activations.store import StoredActivations
 from server.background.jobs import Jobs
 from server.batches.batches import Batches
 from server.batches.files import StoredFiles
@@ -66,6 +67,7 @@ class ServerState:
     responses: StoredResponses
     files: StoredFiles
     batches: Batches
+    activations: StoredActivations
     share: Share
     runs: Runs = field(default_factory=Runs)
     # Responses that are being written, by id, so that they can be cancelled.

@@ -167,11 +167,17 @@ def test_refusals_are_typed_and_name_the_field(client: Client) -> None:
         list(client.stream_chat(PROMPT, max_tokens=0))
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "a/b", "a?b", "%2e%2e"])
+@pytest.mark.parametrize("name", ["../../etc/passwd", "a?b", "%2e%2e"])
 def test_names_cannot_leave_their_place_in_the_path(client: Client, name: str) -> None:
     with pytest.raises((BadRequest, NotFound)) as refused:
         client.get_artifact(name)
     assert refused.value.code in ("invalid_request", "route_not_found")
+
+
+def test_a_name_with_a_slash_is_one_of_a_tenants_space(client: Client) -> None:
+    with pytest.raises(NotFound) as refused:
+        client.get_artifact("a/b")
+    assert refused.value.code == "not_found"
 
 
 def test_extraction_reports_progress_and_its_result(client: Client) -> None:

@@ -18,6 +18,7 @@ from server.api.route import StrictRoute
 from server.app import routed
 from server.background.apart import apart
 from server.background.housekeeping import Housekeeping
+from server.background.job import FINISHED
 from server.cli.main import app as cli
 from server.engines.adapters import Adapters
 from server.observability.instruments import Registry
@@ -126,6 +127,17 @@ class Changes:
                 return await self.ask("POST", "/v1/artifacts/calm/calibrate", {"prompts": ["a"] * 8})
             case "create_evaluation":
                 return await self.ask("POST", "/v1/evaluations", evaluation)
+            case "create_activations":
+                answer = await self.ask("POST", "/v1/activations", {
+                    "model": MODEL, "input": ["hi"], "sites": {"resid_post": [1]}})
+                job = answer.json()
+                while job["status"] not in FINISHED:
+                    await asyncio.sleep(0.005)
+                    job = (await self.ask("GET", f"/v1/jobs/{job['id']}")).json()
+                self.ids["activations"] = job["result"]["id"]
+                return answer
+            case "delete_activations":
+                return await self.ask("DELETE", f"/v1/activations/{self.ids['activations']}")
             case "cancel_job":
                 return await self.ask("POST", f"/v1/jobs/{self.ids['job']}/cancel")
             case "delete_evaluation":

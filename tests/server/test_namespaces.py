@@ -1,5 +1,6 @@
 """Namespaces: what a tenant makes and names is there for itself alone, whichever way another one asks."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from pydantic import SecretStr
 
 from server.api.route import StrictRoute
 from server.app import routed
+from server.background.job import FINISHED
 from server.identity.roles import NEEDED, OF_ALL_TENANTS, OPEN
 from server.settings import Settings
 from tests.server.conftest import MODEL, chat
@@ -86,6 +88,13 @@ class Tenants:
         with acting("acme"):
             self.ids["job"] = self.app.state.server.jobs.submit("extract", _nothing, about=SECRET).id
         self.ids["evaluation"] = "eval-acme"
+        capture = await self.ask(self.acme, "POST", "/v1/activations", {
+            "model": MODEL, "input": ["hi"], "sites": {"resid_post": [1]}, "steering": {"artifact": MINE}})
+        job = capture.json()
+        while job["status"] not in FINISHED:
+            await asyncio.sleep(0.005)
+            job = (await self.ask(self.acme, "GET", f"/v1/jobs/{job['id']}")).json()
+        self.ids["activations"] = job["result"]["id"]
 
     async def ask(self, who: dict[str, str], method: str, path: str, body: Any = None) -> httpx.Response:
         return await self.client.request(method, path, headers=who, json=body)
@@ -124,6 +133,8 @@ IN_PATH: dict[str, tuple[str, str, Any]] = {
     **dict.fromkeys(("show_job", "cancel_job"), ("job", "job-" + "0" * 24, None)),
     **dict.fromkeys(("show_evaluation", "show_evaluation_report", "draw_evaluation", "delete_evaluation"),
                     ("evaluation", "eval-none", None)),
+    **dict.fromkeys(("show_activations", "activations_content", "delete_activations"),
+                    ("activations", "act-" + "0" * 24, None)),
 }
 # Parameters of a path that name nothing of a tenant.
 NAMELESS = {"create_by_method", "asset"}
@@ -163,7 +174,7 @@ async def test_what_another_tenant_has_is_as_if_it_did_not_exist(tenants: Tenant
     # The control: their owner is answered, and everything is still there.
     for route in routes():
         if route.name in ("show_artifact", "show_preset", "show_model", "show_receipt", "show_response", "show_file",
-                          "file_content", "show_batch", "show_job", "list_versions", "download_artifact"):
+                          "file_content", "show_batch", "show_job", "show_activations", "activations_content", "list_versions", "download_artifact"):
             value = tenants.ids.get(IN_PATH[route.name][0], IN_PATH[route.name][0])
             answer = await tenants.ask(tenants.acme, "GET", named(route, "GET", value))
             assert answer.status_code == 200, (route.name, answer.text)
@@ -190,6 +201,8 @@ def bodies(artifact: str, preset: str) -> dict[str, tuple[str, str, Any]]:
         "count_tokens": ("POST", "/v1/messages/count_tokens", {
             key: value for key, value in messages.items() if key != "max_tokens"} | {"model": f"{MODEL}:{preset}"}),
         "lens": ("POST", "/v1/lens", {"model": MODEL, "input": "hi", "steering": step}),
+        "activations": ("POST", "/v1/activations", {
+            "model": MODEL, "input": ["hi"], "sites": {"resid_post": [1]}, "steering": step}),
         "lens artifact": ("POST", "/v1/lens", {"model": MODEL, "input": "hi", "lens": artifact}),
         "evaluated spec": ("POST", "/v1/evaluations", EVALUATION | {"spec": step}),
         "evaluated preset": ("POST", "/v1/evaluations", EVALUATION | {"preset": preset}),
@@ -241,7 +254,8 @@ async def test_lists_show_nothing_of_another_tenant(tenants: Tenants) -> None:
             walked += route.needed != OPEN
     assert walked >= 15
     # The control: the tenant itself sees them.
-    for path in ("/v1/artifacts", "/v1/presets", "/v1/models", "/v1/jobs", "/v1/files", "/v1/batches", "/v1/receipts"):
+    for path in ("/v1/artifacts", "/v1/presets", "/v1/models", "/v1/jobs", "/v1/files", "/v1/batches", "/v1/receipts",
+                 "/v1/activations"):
         assert SECRET in (await tenants.ask(tenants.acme, "GET", path)).text, path
     # A page that begins behind something of another tenant does not begin there.
     for path, id in (("/v1/files", tenants.ids["file_id"]), ("/v1/batches", tenants.ids["batch_id"])):

@@ -14,6 +14,7 @@ from trimtab_client.errors import (
     Unauthorized,
 )
 from trimtab_client.models import (
+    Activations,
     Artifact,
     Calibrated,
     Completion,
@@ -28,7 +29,7 @@ from trimtab_client.models import (
 )
 
 __all__ = [
-    "Artifact", "AsyncClient", "BadRequest", "Calibrated", "Client", "Completion", "Conflict", "ConnectionFailed",
-    "Delta", "Extracted", "Job", "JobFailed", "LensReading", "Method", "NotFound", "Overloaded", "Page", "Preset",
-    "Receipt", "ServerFailed", "ServerRefused", "TrimtabError", "Unauthorized",
+    "Activations", "Artifact", "AsyncClient", "BadRequest", "Calibrated", "Client", "Completion", "Conflict",
+    "ConnectionFailed", "Delta", "Extracted", "Job", "JobFailed", "LensReading", "Method", "NotFound", "Overloaded", "Page",
+    "Preset", "Receipt", "ServerFailed", "ServerRefused", "TrimtabError", "Unauthorized",
 ]

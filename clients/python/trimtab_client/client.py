@@ -64,6 +64,9 @@ class Client(Endpoints):
                 if response.status_code >= 400:
                     response.read()
                     _answer(response)
+                if stream.raw:
+                    yield from map(stream.read, response.iter_bytes())
+                    return
                 for line in response.iter_lines():
                     if (data := event_data(line)) is not None:
                         yield stream.read(data)
@@ -117,6 +120,10 @@ class AsyncClient(Endpoints):
                 if response.status_code >= 400:
                     await response.aread()
                     _answer(response)
+                if stream.raw:
+                    async for piece in response.aiter_bytes():
+                        yield stream.read(piece)
+                    return
                 async for line in response.aiter_lines():
                     if (data := event_data(line)) is not None:
                         yield stream.read(data)

@@ -1,6 +1,6 @@
 """All methods that both clients have. See `endpoint` for how one description serves both."""
 
-from trimtab_client import audits, completions, lenses, library, work
+from trimtab_client import audits, captures, completions, lenses, library, work
 from trimtab_client import keys as access
 from trimtab_client import policies as rules
 from trimtab_client import rollouts as releases
@@ -23,6 +23,14 @@ class Endpoints:
     token_texts = Endpoint(completions.token_texts)
     detokenize = Endpoint(completions.detokenize)
     lens = Endpoint(lenses.lens)
+
+    start_capture = Endpoint(captures.start_capture)
+    capture = Endpoint(captures.capture)
+    list_activations = Endpoint(captures.list_activations)
+    get_activations = Endpoint(captures.get_activations)
+    download_activations = Endpoint(captures.download_activations)
+    stream_activations = StreamEndpoint(captures.stream_activations)
+    delete_activations = Endpoint(captures.delete_activations)
 
     list_artifacts = Endpoint(library.list_artifacts)
     get_artifact = Endpoint(library.get_artifact)

@@ -31,12 +31,14 @@ class Call(Generic[T]):
 
 @dataclass(frozen=True)
 class Stream(Generic[T]):
-    """One request whose answer is a stream of events. `read` turns the data of one event into an item."""
+    """One request whose answer is a stream of events. `read` turns the data of one event into an item, or where the
+    stream is `raw` each piece of the answer as it comes."""
 
     method: str
     path: str
     read: Callable[[bytes], T]
     json: Any = None
+    raw: bool = False
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,25 @@ class LensReading(Model):
     steering: Receipt
 
 
+class Activations(Model):
+    """Captured activations. rows: of every tensor of the file. sites: layers by site."""
+
+    id: str
+    created_at: int
+    expires_at: int
+    model: str
+    fingerprint: str
+    texts: int
+    tokens: int
+    rows: int
+    sites: dict[str, list[int]]
+    pool: str
+    dtype: str
+    bytes: int
+    applied: list[str] = []
+    disabled: str | None = None
+
+
 class Artifact(Model):
     """One version in the library, without its numbers."""
 

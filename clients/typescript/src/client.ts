@@ -12,8 +12,10 @@ import type {
   ChatCompletion,
   ChatRequest,
   AccessKey,
+  Activations,
   AuditPage,
   AuditVerdict,
+  CaptureRequest,
   Collected,
   CompletionRequest,
   DefaultSpec,
@@ -73,6 +75,7 @@ export type CompletionFields = Fields<CompletionRequest, "prompt">;
 export type ResponseFields = Fields<ResponsesRequest, "input">;
 /** Other fields of a reading. `model` is the server's base model if it is left out. */
 export type LensFields = Fields<LensRequest, "input">;
+export type CaptureFields = Fields<CaptureRequest, "input" | "sites">;
 
 export interface WaitOptions extends CallOptions {
   onProgress?: (job: Job) => void;
@@ -177,6 +180,29 @@ export class Client {
   /** What each layer would say next, for text, token ids or messages. */
   async lens(input: LensRequest["input"], fields: LensFields = {}): Promise<LensReading> {
     return this.#http.json("POST", "/v1/lens", await this.#call({ input }, fields));
+  }
+
+  /** Begin to capture what the model holds inside while it reads texts. `sites`: layers by site, `{ resid_post: [3] }`. */
+  async startCapture(input: CaptureRequest["input"], sites: CaptureRequest["sites"], fields: CaptureFields = {}): Promise<Job> {
+    return this.#http.json("POST", "/v1/activations", await this.#call({ input, sites }, fields));
+  }
+
+  /** Captured activations, newest first. */
+  async listActivations(options: CallOptions = {}): Promise<Activations[]> {
+    return (await this.#http.json<{ data: Activations[] }>("GET", "/v1/activations", options)).data;
+  }
+
+  getActivations(id: string, options: CallOptions = {}): Promise<Activations> {
+    return this.#http.json("GET", "/v1/activations/{id}", { ...options, path: { id } });
+  }
+
+  /** The safetensors file: tensors `SITE.LAYER` of [rows, width], and int32 `text`, `position`, `token`. */
+  downloadActivations(id: string, options: CallOptions = {}): Promise<Uint8Array> {
+    return this.#http.bytes("GET", "/v1/activations/{id}/content", { ...options, path: { id } });
+  }
+
+  async deleteActivations(id: string, options: CallOptions = {}): Promise<void> {
+    await this.#http.send("DELETE", "/v1/activations/{id}", { ...options, path: { id } });
   }
 
   // Artifacts

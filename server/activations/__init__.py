@@ -1,0 +1,1 @@
+"""Captured activations as files, and how they are kept."""

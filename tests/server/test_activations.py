@@ -1,0 +1,244 @@
+"""`/v1/activations` over a scripted engine: what the file holds, what is refused, and what is left behind."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from fastapi import FastAPI
+from safetensors import safe_open
+from safetensors.torch import load
+
+from server.activations.store import Activations, StoredActivations
+from server.activations.table import Column, Table, size_of
+from server.background.job import FINISHED
+from server.errors import FilesFull
+from server.settings import Settings
+from steering.language.errors import NotFound
+from tests.server.conftest import MODEL
+from tests.server.scripted import LAYERS, WIDTH, ScriptedEngine
+from tests.server.test_steering import store
+
+TEXTS: list[list[int]] = [[40, 41, 42], [50], [60, 61, 62, 63, 64]]
+
+
+def activation(token: int, layer: int) -> list[float]:
+    return [float(torch.sin(torch.tensor(float(token)) * (k + 1) + layer)) for k in range(WIDTH)]
+
+
+async def ended(client: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
+    """The job once it is over."""
+    answer = await client.post("/v1/activations", json={
+        "model": MODEL, "input": TEXTS, "sites": {"resid_post": [1, 3]}, **fields})
+    assert answer.status_code == 202, answer.text
+    job: dict[str, Any] = answer.json()
+    while job["status"] not in FINISHED:
+        await asyncio.sleep(0.005)
+        job = (await client.get(f"/v1/jobs/{job['id']}")).json()
+    return job
+
+
+async def captured(client: httpx.AsyncClient, **fields: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    job = await ended(client, **fields)
+    assert job["status"] == "succeeded", job
+    told = job["result"]
+    assert (await client.get(f"/v1/activations/{told['id']}")).json() == told
+    answer = await client.get(f"/v1/activations/{told['id']}/content")
+    assert answer.status_code == 200 and len(answer.content) == told["bytes"]
+    return told, load(answer.content)
+
+
+async def test_every_row_is_of_the_token_that_it_names(client: httpx.AsyncClient) -> None:
+    told, found = await captured(client)
+    flat = [(text, position, token) for text, ids in enumerate(TEXTS) for position, token in enumerate(ids)]
+    assert sorted(found) == ["position", "resid_post.1", "resid_post.3", "text", "token"]
+    rows = zip(found["text"].tolist(), found["position"].tolist(), found["token"].tolist(), strict=True)
+    assert list(rows) == flat and told["rows"] == told["tokens"] == len(flat) and told["texts"] == 3
+    for layer in (1, 3):
+        expected = torch.tensor([activation(token, layer) for _, _, token in flat])
+        assert torch.allclose(found[f"resid_post.{layer}"], expected, atol=1e-6)
+
+
+async def test_positions_means_and_smaller_numbers(client: httpx.AsyncClient) -> None:
+    _, found = await captured(client, positions=[-1, 0], sites={"mlp_out": "all"})
+    assert found["position"].tolist() == [2, 0, 0, 0, 4, 0] and found["token"].tolist() == [42, 40, 50, 50, 64, 60]
+    assert [name for name in found if "." in name] == [f"mlp_out.{n}" for n in range(LAYERS)]
+    _, means = await captured(client, pool="mean", dtype="bfloat16")
+    assert means["text"].tolist() == [0, 1, 2] and means["count"].tolist() == [3, 1, 5] and "token" not in means
+    expected = torch.stack([torch.tensor([activation(token, 3) for token in ids]).mean(0) for ids in TEXTS])
+    assert means["resid_post.3"].dtype == torch.bfloat16
+    assert torch.allclose(means["resid_post.3"].float(), expected, atol=0.01)
+
+
+async def test_texts_and_conversations_are_tokenized_as_requests_are(client: httpx.AsyncClient, tokenizer: Any) -> None:
+    turns = [{"role": "user", "content": "hi"}]
+    _, found = await captured(client, input=["hello", turns])
+    ids = [tokenizer.encode("hello"),
+           tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]]
+    assert found["token"].tolist() == [*ids[0], *ids[1]]
+
+
+async def test_what_steered_is_told_in_the_answer_and_in_the_file(client: httpx.AsyncClient, library: Any) -> None:
+    store(library, "calm")
+    spec = {"interventions": [{"artifact": "calm"}]}
+    told, _ = await captured(client, steering=spec)
+    assert told["applied"] == ["calm@1 (add)"] and told["disabled"] is None
+    await client.put("/v1/admin/kill-switch", json={"on": True})
+    told, _ = await captured(client, steering=spec)
+    assert told["applied"] == [] and told["disabled"]
+
+
+@pytest.mark.parametrize(("fields", "param"), [
+    ({"input": [[40], []]}, "input"), ({"input": [[40], [10**6]]}, "input[1]"), ({"input": []}, "input"),
+    ({"sites": {}}, "sites"), ({"sites": {"nowhere": [0]}}, "sites"),
+    ({"sites": {"resid_post": [LAYERS]}}, "sites.resid_post"),
+    ({"sites": {"router": "all"}}, "sites.router"), ({"positions": [3]}, "positions[0]"), ({"dtype": "int8"}, "dtype"),
+    ({"pool": "max"}, "pool"), ({"model": "other"}, "model"), ({"expires_after_s": 0}, "expires_after_s"),
+    ({"steering": {"interventions": [], "report": "summary"}}, "steering.report"),
+])
+async def test_what_does_not_fit_is_refused_before_a_job_begins(client: httpx.AsyncClient, fields: dict[str, Any],
+                                                                 param: str) -> None:
+    body = {"model": MODEL, "input": TEXTS, "sites": {"resid_post": [1]}, **fields}
+    answer = await client.post("/v1/activations", json=body)
+    assert 400 <= answer.status_code < 500, answer.text
+    assert answer.json()["error"]["param"].startswith(param), answer.text
+    assert (await client.get("/v1/jobs")).json()["data"] == [] and (await client.get("/v1/activations")).json() == {
+        "data": []}
+
+
+async def test_they_are_listed_deleted_and_unknown_ones_are_not_found(client: httpx.AsyncClient, settings: Settings
+                                                                      ) -> None:
+    first, _ = await captured(client)
+    second, _ = await captured(client, positions=[0])
+    listed = (await client.get("/v1/activations")).json()["data"]
+    assert {one["id"] for one in listed} == {first["id"], second["id"]}
+    assert (await client.delete(f"/v1/activations/{first['id']}")).status_code == 204
+    for unknown in (first["id"], "act-" + "0" * 24, "..%2f..%2fsecret", "act-x"):
+        for path in ("", "/content"):
+            assert (await client.get(f"/v1/activations/{unknown}{path}")).status_code == 404
+    assert sorted(path.suffix for path in (settings.data_dir / "activations").iterdir()) == [".json", ".safetensors"]
+
+
+async def test_a_part_of_the_file_can_be_had(client: httpx.AsyncClient) -> None:
+    told, _ = await captured(client)
+    path = f"/v1/activations/{told['id']}/content"
+    whole = (await client.get(path)).content
+    part = await client.get(path, headers={"Range": "bytes=100-199"})
+    assert part.status_code == 206 and part.content == whole[100:200]
+
+
+@pytest.mark.parametrize("how", ["fails", "is cancelled"])
+async def test_a_job_that_does_not_end_well_leaves_nothing(client: httpx.AsyncClient, engine: ScriptedEngine,
+                                                           settings: Settings, how: str) -> None:
+    begun = asyncio.Event()
+
+    async def capture(*_: Any) -> Any:
+        begun.set()
+        if how == "fails":
+            raise OSError("the device is gone")
+        await asyncio.Event().wait()
+
+    engine.capture = capture  # type: ignore[method-assign]
+    job = (await client.post("/v1/activations", json={"model": MODEL, "input": TEXTS, "sites": {"resid_post": [1]}})
+           ).json()
+    # The estimate asks the engine too, so the job itself is waited for.
+    while job["status"] not in (*FINISHED, "running"):
+        await asyncio.sleep(0.005)
+        job = (await client.get(f"/v1/jobs/{job['id']}")).json()
+    await begun.wait()
+    if how == "is cancelled":
+        await client.post(f"/v1/jobs/{job['id']}/cancel")
+    while job["status"] not in FINISHED:
+        await asyncio.sleep(0.005)
+        job = (await client.get(f"/v1/jobs/{job['id']}")).json()
+    folder = settings.data_dir / "activations"
+    while list(folder.iterdir()):
+        await asyncio.sleep(0.005)
+    assert (await client.get("/v1/activations")).json() == {"data": []}
+
+
+class Kept:
+    """A store whose clock is set by the test."""
+
+    def __init__(self, folder: Path, most_bytes: int = 10**6) -> None:
+        self.now = 1000.0
+        self.store = StoredActivations(folder, most_bytes=most_bytes, seconds=100.0, now=lambda: self.now)
+
+    def described(self, seconds: float | None = None, **fields: Any) -> Activations:
+        created, expires = self.store.expiry(seconds)
+        return Activations.model_validate({
+            "id": "act-" + "a" * 24, "created_at": created, "expires_at": expires, "model": MODEL, "fingerprint": "f",
+            "texts": 1, "tokens": 1, "rows": 1, "sites": {}, "pool": "none", "dtype": "float32", "bytes": 1,
+            "applied": [], "tenant": "default", **fields})
+
+
+COLUMNS = {"text": Column(torch.int32, 5), "resid_post.0": Column(torch.float16, 5, 3)}
+
+
+def test_a_file_is_what_the_packages_own_reader_reads(tmp_path: Path) -> None:
+    table = Table(tmp_path / "t", COLUMNS, {"model": "m"})
+    rows = torch.randn(5, 3)
+    # Rows come in any order.
+    table.put("resid_post.0", 3, rows[3:])
+    table.put("resid_post.0", 0, rows[:3])
+    table.put("text", 0, torch.arange(5))
+    with pytest.raises(ValueError, match="do not fit"):
+        table.put("resid_post.0", 4, rows[:2])
+    table.close()
+    assert (tmp_path / "t").stat().st_size == size_of(COLUMNS, {"model": "m"})
+    with safe_open(tmp_path / "t", "pt") as file:
+        assert file.metadata() == {"model": "m"}
+        assert torch.equal(file.get_tensor("resid_post.0"), rows.half())
+        assert file.get_tensor("text").tolist() == [0, 1, 2, 3, 4]
+
+
+def test_they_go_when_their_time_is_over(tmp_path: Path) -> None:
+    kept = Kept(tmp_path)
+    with kept.store.writing(described := kept.described(50.0), COLUMNS, {}):
+        pass
+    assert kept.store.find(described.id) == described and described.expires_at == 1050
+    kept.now = 1051.0
+    with pytest.raises(NotFound):
+        kept.store.find(described.id)
+    assert list(tmp_path.iterdir()) == []
+    # Nobody may ask for a longer time than the server's.
+    assert kept.store.expiry(10**6) == (1051, 1151)
+
+
+def test_what_is_being_written_counts_for_the_limit(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, most_bytes=int(size_of(COLUMNS, {}) * 1.5))
+    with kept.store.writing(kept.described(), COLUMNS, {}), pytest.raises(FilesFull):
+        kept.store.check_room(COLUMNS, {})
+    kept.store.delete("act-" + "a" * 24)
+    kept.store.check_room(COLUMNS, {})
+
+
+def test_what_a_killed_server_left_is_removed_in_time(tmp_path: Path, age: Callable[[Path, float], None]) -> None:
+    kept = Kept(tmp_path)
+    for name in ("act-" + "b" * 24 + ".partial", "act-" + "c" * 24 + ".safetensors"):
+        (tmp_path / name).write_bytes(b"half")
+        age(tmp_path / name, 1000.0)
+    kept.store.sweep()
+    assert len(list(tmp_path.iterdir())) == 2
+    kept.now += 2 * 86400
+    kept.store.sweep()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def age() -> Callable[[Path, float], None]:
+    import os
+
+    return lambda path, at: os.utime(path, (at, at))
+
+
+async def test_housekeeping_removes_them(app: FastAPI, client: httpx.AsyncClient, settings: Settings) -> None:
+    told, _ = await captured(client, expires_after_s=1.0)
+    path = settings.data_dir / "activations" / f"{told['id']}.json"
+    path.write_text(json.dumps({**told, "expires_at": 1}))
+    await asyncio.to_thread(app.state.server.activations.sweep)
+    assert list(path.parent.iterdir()) == []
