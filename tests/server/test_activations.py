@@ -236,7 +236,7 @@ def age() -> Callable[[Path, float], None]:
 
 
 async def test_housekeeping_removes_them(app: FastAPI, client: httpx.AsyncClient, settings: Settings) -> None:
-    told, _ = await captured(client, expires_after_s=1.0)
+    told, _ = await captured(client)
     path = settings.data_dir / "activations" / f"{told['id']}.json"
     path.write_text(json.dumps({**told, "expires_at": 1}))
     await asyncio.to_thread(app.state.server.activations.sweep)

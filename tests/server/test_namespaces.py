@@ -174,7 +174,8 @@ async def test_what_another_tenant_has_is_as_if_it_did_not_exist(tenants: Tenant
     # The control: their owner is answered, and everything is still there.
     for route in routes():
         if route.name in ("show_artifact", "show_preset", "show_model", "show_receipt", "show_response", "show_file",
-                          "file_content", "show_batch", "show_job", "show_activations", "activations_content", "list_versions", "download_artifact"):
+                          "file_content", "show_batch", "show_job", "show_activations",
+                          "activations_content", "list_versions", "download_artifact"):
             value = tenants.ids.get(IN_PATH[route.name][0], IN_PATH[route.name][0])
             answer = await tenants.ask(tenants.acme, "GET", named(route, "GET", value))
             assert answer.status_code == 200, (route.name, answer.text)

@@ -30,6 +30,6 @@ from trimtab_client.models import (
 
 __all__ = [
     "Activations", "Artifact", "AsyncClient", "BadRequest", "Calibrated", "Client", "Completion", "Conflict",
-    "ConnectionFailed", "Delta", "Extracted", "Job", "JobFailed", "LensReading", "Method", "NotFound", "Overloaded", "Page",
-    "Preset", "Receipt", "ServerFailed", "ServerRefused", "TrimtabError", "Unauthorized",
+    "ConnectionFailed", "Delta", "Extracted", "Job", "JobFailed", "LensReading", "Method", "NotFound", "Overloaded",
+    "Page", "Preset", "Receipt", "ServerFailed", "ServerRefused", "TrimtabError", "Unauthorized",
 ]
