@@ -95,6 +95,10 @@ class Tenants:
             await asyncio.sleep(0.005)
             job = (await self.ask(self.acme, "GET", f"/v1/jobs/{job['id']}")).json()
         self.ids["activations"] = job["result"]["id"]
+        rollout = await self.ask(self.acme, "POST", "/v1/admin/rollouts", {
+            "collection": "artifact", "target": f"{MINE}@beta", "candidate": 2, "steps": [{"share": 0.5}]})
+        assert rollout.status_code == 201, rollout.text
+        self.ids["rollout"] = rollout.json()["id"]
 
     async def ask(self, who: dict[str, str], method: str, path: str, body: Any = None) -> httpx.Response:
         return await self.client.request(method, path, headers=who, json=body)
@@ -133,6 +137,9 @@ IN_PATH: dict[str, tuple[str, str, Any]] = {
     **dict.fromkeys(("show_job", "cancel_job"), ("job", "job-" + "0" * 24, None)),
     **dict.fromkeys(("show_evaluation", "show_evaluation_report", "draw_evaluation", "delete_evaluation"),
                     ("evaluation", "eval-none", None)),
+    **dict.fromkeys(("show_rollout", "publish_rollout", "promote_rollout", "delete_rollout"),
+                    ("rollout", "rollout-" + "0" * 24, None)),
+    "return_rollout": ("rollout", "rollout-" + "0" * 24, {"why": "a"}),
     **dict.fromkeys(("show_activations", "activations_content", "delete_activations"),
                     ("activations", "act-" + "0" * 24, None)),
 }
