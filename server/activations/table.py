@@ -61,8 +61,8 @@ class Table:
         column = self._columns[name]
         if list(rows.shape[1:]) != column.shape[1:] or first + len(rows) > column.rows:
             raise ValueError(f"{list(rows.shape)} from {first} on do not fit into {name} of {column.shape}")
-        data = rows.to(column.dtype).contiguous().view(torch.uint8).numpy()
-        self._write(memoryview(data).cast("B"), self._starts[name] + first * column.row_bytes)
+        data = rows.to(column.dtype).contiguous().view(torch.uint8).numpy().data
+        self._write(data.cast("B"), self._starts[name] + first * column.row_bytes)
 
     def close(self) -> None:
         """What was written is on the disk."""
