@@ -38,8 +38,11 @@ from server.http.cors import add_cors
 from server.http.frame import RequestFrame
 from server.http.handlers import add_handlers
 from server.http.open_requests import OpenRequests
+from server.identity.counters import Counters, LocalCounters, SharedCounters
 from server.identity.keys import Keys
 from server.identity.principal import PRINCIPAL, Principal
+from server.identity.quotas import Quotas
+from server.observability.instruments import Registry
 from server.observability.metrics import Metrics
 from server.observability.routing import RoutingMetrics
 from server.observability.tracing import open_tracing
@@ -98,8 +101,9 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
     metrics = Metrics()
     owner = None if settings.api_key is None else settings.api_key.get_secret_value().encode()
     keys = Keys(library.keys, owner, metrics.registry, policies=library.policies)
+    quotas = Quotas(counters_of(settings, metrics.registry), metrics.registry)
     queue = AdmissionQueue(metrics.registry, places=settings.max_requests, most_requests=settings.queue_requests,
-                           most_tokens=settings.queue_tokens)
+                           most_tokens=settings.queue_tokens, weight=keys.weight)
 
     tracing = open_tracing(settings.trace_endpoint, settings.trace_sample, settings.trace_queue)
     runs = Runs()
@@ -123,6 +127,7 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
                                         most_bytes=settings.responses_kept_bytes)
             parts.callback(responses.close)
             await parts.enter_async_context(_running(keys))
+            await parts.enter_async_context(_running(quotas))
             kill_switch = KillSwitch(library.switches, metrics.registry, always=settings.kill_switch)
             await parts.enter_async_context(_running(kill_switch))
             await parts.enter_async_context(_running(Following(
@@ -173,8 +178,8 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
                 shadow_arms=shadow_arms, jobs=jobs, shadow=shadow,
                 live_grading=live_grading, monitor_metrics=MonitorMetrics(metrics.registry),
                 guard_metrics=GuardMetrics(metrics.registry), effect_store=store, history=record,
-                steering_audit=steering_audit, queue=queue, responses=responses, files=stored, batches=batches,
-                activations=captured,
+                steering_audit=steering_audit, queue=queue, quotas=quotas, responses=responses, files=stored,
+                batches=batches, activations=captured,
                 receipts=KeptReceipts(most_bytes=settings.receipts_kept_bytes, seconds=settings.receipts_kept_s),
                 share=share, runs=runs)
             await reloading.remember()
@@ -212,6 +217,14 @@ def _own_client(app: FastAPI, batch_id: str, who: Principal) -> httpx.AsyncClien
     # The bounds of time are those of the server.
     return httpx.AsyncClient(transport=httpx.ASGITransport(app=asked, raise_app_exceptions=False, client=(batch_id, 0)),
                              base_url="http://localhost", timeout=None)
+
+
+def counters_of(settings: Settings, registry: Registry) -> Counters:
+    """Where the quotas are counted."""
+    if settings.quota_store_url is None:
+        return LocalCounters()
+    return SharedCounters(settings.quota_store_url.get_secret_value(), registry,
+                          timeout_s=settings.quota_store_timeout_s)
 
 
 def routed(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:

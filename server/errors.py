@@ -172,6 +172,18 @@ class Overloaded(TrimtabError):
     code = "overloaded"
 
 
+class RateLimited(TrimtabError):
+    """A quota of the key or its tenant is used up for the moment."""
+
+    code: ClassVar[str] = "rate_limit_exceeded"
+
+
+class QuotaExceeded(RateLimited):
+    """A quota of the key or its tenant is used up for the day or the month."""
+
+    code: ClassVar[str] = "quota_exceeded"
+
+
 class RequestTimeout(TrimtabError):
     """The request took longer than it may; what it began has ended."""
 
@@ -210,6 +222,7 @@ _CODES: Mapping[int, str] = {
          "rehearsal_failed response_cancelled settings_refused",
     413: "payload_too_large program_too_large",
     415: "unsupported_media_type",
+    429: "quota_exceeded rate_limit_exceeded",
     431: "headers_too_large",
     500: "cannot_start corrupt_blob engine_failed internal_error invalid_settings model_overflow",
     501: "extra_missing",
@@ -236,7 +249,8 @@ def error_body(error: TrimtabError) -> dict[str, Any]:
 
 
 _ANTHROPIC: Mapping[int, str] = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
-                                 404: "not_found_error", 413: "request_too_large", 503: "overloaded_error",
+                                 404: "not_found_error", 413: "request_too_large",
+                                 429: "rate_limit_error", 503: "overloaded_error",
                                  504: "timeout_error"}
 
 
@@ -250,4 +264,6 @@ def anthropic_body(error: TrimtabError) -> dict[str, Any]:
 def _type(error: TrimtabError) -> str:
     if isinstance(error, Unauthorized):
         return "authentication_error"
+    if isinstance(error, RateLimited):
+        return "rate_limit_error"
     return "invalid_request_error" if isinstance(error, InvalidRequest) else "server_error"

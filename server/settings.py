@@ -120,6 +120,10 @@ class Settings(BaseSettings):
                                                                           "adapter; each takes memory for it.")
     vllm_args: dict[str, Any] = Field(default_factory=dict, description="Further arguments of vLLM's AsyncEngineArgs "
                                       "(JSON), such as tensor_parallel_size or distributed_executor_backend.")
+    quota_store_url: SecretStr | None = Field(default=None, description="Redis in which several servers count quotas "
+        "together (redis://, rediss://, redis+unix://); by default each counts by itself.")
+    quota_store_timeout_s: float = Field(default=0.25, gt=0, le=10, description="Seconds a request waits for that "
+        "Redis at most; then this server counts by itself for a while.")
     share_prefix_cache: bool = Field(default=False, description="Let tenants reuse each other's cached prefixes, which "
         "lets one tell by the time of its answer what another has asked. Off: each has its own.")
     queue_requests: int = Field(default=1024, ge=4, le=2**20,

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from server.api.route import StrictRoute
 from server.engines.touching import count_touched
 from server.identity.principal import CURRENT
+from server.identity.quotas import count_tokens
 from server.requests.admission.caller import caller_of
 from server.requests.admission.queue import Cost
 from server.requests.gates import Decided, decide
@@ -115,6 +116,7 @@ async def read_lens(body: LensRequest, request: Request, state: State) -> LensRe
     plan.check_prompt(prompt.token_ids, prompt.roles)
     # Of the passes that read the rows, each has as many tokens as it reads.
     cost = Cost(len(prompt.token_ids) + len(positions) * len(layers), 0)
+    await count_tokens(cost.tokens)
     with state.queue.joined(caller.client, [cost]) as [place]:
         async with caller.deadline.held(), place:
             try:

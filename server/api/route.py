@@ -8,13 +8,15 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from starlette.types import Receive, Scope, Send
 
 from server.api.strict_json import parse_json
 from server.api.validation import invalid
 from server.errors import UnsupportedMediaType
 from server.http.inflate import compressed, inflated
 from server.identity.principal import CURRENT
-from server.identity.roles import ANY_KEY, NEEDED, OF_ALL_TENANTS, OPEN
+from server.identity.quotas import QUOTA
+from server.identity.roles import ANY_KEY, METERED, NEEDED, OF_ALL_TENANTS, OPEN
 from server.threads import contained
 from steering.language.errors import InvalidRequest, printable
 
@@ -39,6 +41,20 @@ class StrictRoute(APIRoute):
         if self.name not in NEEDED:
             raise ValueError(f"server.identity.roles.NEEDED does not say which role {self.name} ({path}) needs")
         self.needed = NEEDED[self.name]
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What quotas count holds its place until the last byte of its answer is sent."""
+        who = CURRENT.get()
+        if self.name not in METERED or not who.policies or self.needed in (ANY_KEY, OPEN) or not who.may(self.needed):
+            await super().handle(scope, receive, send)
+            return
+        state = scope["state"]
+        async with scope["app"].state.server.quotas.holding(who, state["request_id"]) as asked:
+            if asked is not None:
+                # A refusal tells in its head what is left, too.
+                state[QUOTA] = asked
+                await asked.enter()
+            await super().handle(scope, receive, send)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()

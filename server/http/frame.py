@@ -20,6 +20,7 @@ from server.http.handlers import CLIENT_GONE, answer, refusal
 from server.http.open_requests import OpenRequest, OpenRequests
 from server.identity.keys import Keys
 from server.identity.principal import CURRENT
+from server.identity.quotas import QUOTA, Asked
 from server.identity.recording import actor
 from server.observability.metrics import Metrics
 from server.observability.tracing import RequestSpan, Tracing
@@ -64,9 +65,10 @@ class RequestFrame:
                            upload_bytes=self._settings.max_upload_bytes)
         body = BoundedBody(scope, receive, limit=limit, timeout_s=self._settings.body_timeout_s)
         asked_as = _asked_as(scope)
-        response = _Response(send, body, request_id, asked_as, self._open)
         mine = OpenRequest()
-        scope.setdefault("state", {}).update(request_id=request_id, open_request=mine)
+        state = scope.setdefault("state", {})
+        state.update(request_id=request_id, open_request=mine)
+        response = _Response(send, body, request_id, asked_as, self._open, state)
         # Every line that is written for this request, by whatever part of the server, has its id.
         with (_as_before(), self._traced(scope, request_id) as span,
               structlog.contextvars.bound_contextvars(request_id=request_id, **_trace_id(span))):
@@ -177,7 +179,8 @@ class _Response:
     """`send` of one request. status: 0 until the response has begun; complete: whether all of it was sent."""
 
     def __init__(self, send: Send, body: BoundedBody, request_id: str, asked_as: str | None,
-                 open_requests: OpenRequests) -> None:
+                 open_requests: OpenRequests, state: dict[str, Any]) -> None:
+        self._state = state
         self._send = send
         self._body = body
         self._open = open_requests
@@ -195,6 +198,9 @@ class _Response:
             headers["X-Trimtab-Request"] = self.request_id
             if self.trace is not None:
                 headers["traceresponse"] = self.trace
+            asked: Asked | None = self._state.get(QUOTA)
+            if asked is not None:
+                headers.update(asked.headers)
             self._whole = "content-length" in headers
             if self._body.unread or self._open.closing:
                 headers["Connection"] = "close"

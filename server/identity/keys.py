@@ -117,6 +117,11 @@ class Keys:
         found = (self._held.get((who.tenant, "")), self._held.get((who.tenant, who.key_id)))
         return replace(who, policies=tuple(one for one in found if one is not None))
 
+    def weight(self, tenant: str, key_id: str = "") -> float:
+        """Its share of the engine under load, beside those of others."""
+        found = self._held.get((tenant, key_id))
+        return 1.0 if found is None else found.quota.weight
+
     def all(self) -> list[StoredKey]:
         """The keys that are known, in the order in which they were made."""
         return list(self._by_id.values())
@@ -130,7 +135,8 @@ class Keys:
             # Both at once, so that no key is ever known without the policies that hold for it.
             read = {one.document: self._read.get(one.document) or policy_of(one) for one in policies}
             self._by_id, self._read = {key.id: key for key in keys}, read
-            self._held = {(one.tenant, one.key_id): Held(one.label, read[one.document]) for one in policies}
+            self._held = {(one.tenant, one.key_id): Held(
+                one.label, read[one.document], f"{one.tenant}/{one.key_id}") for one in policies}
 
     async def changed(self, work: Callable[[], Result]) -> Result:
         """Do `work` on the library, and have it act here before this returns."""

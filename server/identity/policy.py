@@ -18,6 +18,29 @@ Patterns = Annotated[list[Pattern], Field(max_length=256)]
 Ceiling = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 
 
+Amount = Annotated[int, Field(ge=1, le=2**53)]
+Period = Literal["day", "month"]
+
+
+class Quota(BaseModel):
+    """How much may be used. Null: as much as there is."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    requests_per_minute: Amount | None = None
+    tokens_per_minute: Amount | None = Field(default=None, description="Of prompts and completions.")
+    parallel_requests: Amount | None = Field(default=None, description="Answered at once, streams until their end.")
+    tokens_per_period: Amount | None = None
+    period: Period = Field(default="month", description="Of the clock, in UTC.")
+    library_bytes: Amount | None = Field(default=None, description="That the names of the tenant may hold, equal "
+                                         "numbers once. Of a tenant only.")
+    library_names: Amount | None = Field(default=None, description="Artifacts and presets of the tenant. Of a tenant "
+                                         "only.")
+    weight: Annotated[float, Field(ge=0.01, le=100)] = Field(
+        default=1.0, description="Share of the engine under load: one of weight 2 has twice the tokens of one of 1. "
+        "Tenants among each other, and keys within their tenant.")
+
+
 class Policy(BaseModel):
     """Rules for what requests ask for. The server's default spec and mandatory specs are the operator's own, and no
     rule is about them. Null, or a rule that is left out: no rule."""
@@ -46,15 +69,21 @@ class Policy(BaseModel):
         "their calibrations. Steps without one are held to most_rel, and refused where there is none.")
     over: Literal["refuse", "clip"] = Field(default="refuse", description="What becomes of a strength over a ceiling. "
                                             "clip: it is lowered, and the receipt says so.")
+    quota: Quota | None = Field(default=None, description="How much may be used.")
     mandatory: Spec | None = Field(default=None, description="Acts first in every request, whatever it says.")
 
 
 @dataclass(frozen=True)
 class Held:
-    """A policy that holds for a key. of: whose it is, "tenant team" say."""
+    """A policy that holds for a key. of: whose it is, "tenant team" say. scope: the same for counters."""
 
     of: str
     policy: Policy
+    scope: str = ""
+
+    @property
+    def quota(self) -> Quota:
+        return self.policy.quota or NO_QUOTA
 
     def violated(self, rule: str, what: str, param: Path, fix: str | None = None) -> PolicyViolation:
         return PolicyViolation(f"the policy of {self.of} forbids this by its rule {rule}: {what}", param=param,
@@ -63,6 +92,9 @@ class Held:
     def check_model(self, name: str) -> None:
         if self.policy.models is not None and not matches(name, self.policy.models):
             raise self.violated("models", f"the model {name[:100]!r} is not among them", ("model",))
+
+
+NO_QUOTA = Quota()
 
 
 def matches(name: str, patterns: Sequence[str], version: int | str | None = None) -> bool:

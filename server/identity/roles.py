@@ -21,6 +21,8 @@ ANY_KEY: Literal["any"] = "any"
 # Answered without a key.
 OPEN: Literal["open"] = "open"
 
+# What quotas count.
+METERED = frozenset({"create_chat_completion", "create_completion", "create_response", "create_message", "read_lens"})
 # What these tell is of all tenants at once, so of other tenants only administrators are answered.
 OF_ALL_TENANTS = frozenset({"show_metrics", "show_history", "follow_live", "list_alerts"})
 

@@ -17,6 +17,7 @@ from server.effects.report import ChoiceEffect, Effects
 from server.effects.shadow import Finished
 from server.errors import ClientTooSlow, ContextLengthExceeded
 from server.identity.principal import CURRENT
+from server.identity.quotas import count_tokens, tokens_used
 from server.requests.admission.caller import Caller
 from server.requests.admission.deadline import Deadline
 from server.requests.admission.fairness import Client
@@ -217,6 +218,8 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
         body, state, max_tokens=limit, logprobs=logprobs, grammar=form.grammar))
     if plan.guards:
         check_guarded(sampling[0], state)
+    await count_tokens(sum(Cost(len(prompt.token_ids) if n == 0 else 0, one.max_tokens).tokens
+                           for prompt in prompts for n, one in enumerate(sampling)))
     decided = await _decided(plan, prompts, state, caller)
     opened = [gate.open for one in decided for gate in one.gates.values()]
     state.metrics.gates(sum(opened), len(opened) - sum(opened))
@@ -230,6 +233,7 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
               placed=partial(_failed, state, plan, []), queue=state.queue, client=caller.client,
               deadline=caller.deadline, model_names=[f"{state.settings.model_name}:{ref.partition('@')[0]}"
                                                      for ref in (plan.presets or {}).values()])
+    tokens_used(run)
     for choice in run.choices:
         steered = choice.decided.program is not None and bool(choice.decided.program.acting)
         if steered:

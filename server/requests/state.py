@@ -16,6 +16,7 @@ from server.engines.base import Engine
 from server.engines.guests import Share
 from server.history.history import History
 from server.identity.keys import Keys
+from server.identity.quotas import Quotas
 from server.observability.metrics import Metrics
 from server.requests.admission.queue import AdmissionQueue
 from server.requests.guard import GuardMetrics
@@ -57,6 +58,7 @@ class ServerState:
     effect_store: EffectStore
     history: History
     queue: AdmissionQueue
+    quotas: Quotas
     kill_switch: KillSwitch
     steering_audit: SteeringAudit
     keys: Keys

@@ -232,8 +232,9 @@ def test_who_asks(settings: Settings, keyed: bool) -> None:
         return [asked("k", 1), asked("k", 2), asked("other", 1)]
 
     first, second, other = asyncio.run(all_of())
-    assert first[:2] == second[:2] and first != second
-    assert (first[0] == other[0]) is not keyed and (first == other) is not keyed
+    assert first[:3] == second[:3] and first != second
+    assert first[0] == other[0] == "default"
+    assert (first[1] == other[1]) is not keyed and (first == other) is not keyed
 
 
 @pytest.mark.parametrize(("path", "fields"), [

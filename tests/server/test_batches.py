@@ -271,14 +271,14 @@ async def test_another_server_goes_on_after_kill_9(tmp_path: Path) -> None:
 
 def test_others_go_first() -> None:
     queue: FairQueue[str] = FairQueue(8)
-    queue.push((LAST, "batch_1", ""), "of the batch", 1)
+    queue.push((LAST, "default", "batch_1", ""), "of the batch", 1)
     for n in range(3):
-        queue.push(("", "host", str(n)), f"live {n}", 10**6)
+        queue.push(("default", "", "host", str(n)), f"live {n}", 10**6)
     assert [found[1] for _ in range(4) if (found := queue.pop()) is not None] == [
         "live 0", "live 1", "live 2", "of the batch"]
 
 
 async def test_only_the_server_marks_a_request_as_of_a_batch(settings: Settings) -> None:
     scope: dict[str, Any] = {"type": "http", "headers": [(BATCH.encode(), b"batch_1")], "client": ("1.2.3.4", 5)}
-    assert caller_of(Request(scope), settings, None).client == ("", "1.2.3.4", "5")
-    assert caller_of(Request({**scope, BATCH: "batch_1"}), settings, None).client == (LAST, "batch_1", "")
+    assert caller_of(Request(scope), settings, None).client == ("default", "", "1.2.3.4", "5")
+    assert caller_of(Request({**scope, BATCH: "batch_1"}), settings, None).client == (LAST, "default", "batch_1", "")

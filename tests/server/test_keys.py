@@ -66,7 +66,7 @@ async def test_a_key_is_shown_once_and_only_its_hash_is_stored(client: httpx.Asy
         rows = str(database.execute("SELECT * FROM access_key").fetchall())
     assert made["id"] in rows and secret not in rows
     assert (await client.get("/v1/key", headers=bearer(made))).json() == {
-        "name": "one", "tenant": "default", "roles": ["infer"]}
+        "name": "one", "tenant": "default", "roles": ["infer"], "policies": [], "limits": []}
 
 
 def routes() -> list[StrictRoute]:

@@ -143,7 +143,7 @@ class Library(Versioned[Artifact]):
         with self._database.read() as session:
             # Before the numbers are written; what counts is the check within the transaction.
             named = naming.find_own(session, "artifact", metadata.name, self._model_of(metadata))
-            self._check_room(session, named, data, document, content)
+            self._check_room(session, named, metadata.name, data, document, content)
         self._blobs.put(data)
         return self._database.write(partial(self._insert, metadata, document, payload, data, content))
 
@@ -281,7 +281,7 @@ class Library(Versioned[Artifact]):
         artifact = read_artifacts(session, [version.id])[0]
         check_storable(artifact.metadata, self.limits)
         nbytes = len(artifact.metadata.document())
-        check_room(session, self.limits, nbytes=nbytes - version.nbytes)
+        check_room(session, self.limits, artifact.metadata.name, nbytes=nbytes - version.nbytes)
         version.nbytes = nbytes
         return artifact
 
@@ -293,13 +293,13 @@ class Library(Versioned[Artifact]):
         note(session, "blob.remove", stored.digest or "", before={"bytes": stored.nbytes})
         return True
 
-    def _check_room(self, session: Session, named: Named | None, data: bytes, document: str, content: str) -> None:
+    def _check_room(self, session: Session, named: Named | None, name: str, data: bytes, document: str, content: str
+                    ) -> None:
         """Raises LibraryFull, unless the version is there already."""
         if named is not None and naming.same_content(session, named, content) is not None:
             return
-        known = session.scalar(select(exists().where(ArtifactRow.blob == digest_of(data))))
-        check_room(session, self.limits, names=named is None or not naming.has_versions(session, named), versions=1,
-                   nbytes=len(document) + (0 if known else len(data)))
+        check_room(session, self.limits, name, names=named is None or not naming.has_versions(session, named),
+                   versions=1, nbytes=len(document), numbers=(digest_of(data), len(data)))
 
     def _insert(self, metadata: Metadata, document: str, payload: Payload, data: bytes, content: str,
                 session: Session) -> Artifact:
@@ -308,7 +308,7 @@ class Library(Versioned[Artifact]):
         named = naming.take_name(session, "artifact", metadata.name, self._model_of(metadata))
         version = naming.same_content(session, named, content)
         if version is None:
-            self._check_room(session, named, data, document, content)
+            self._check_room(session, named, metadata.name, data, document, content)
             blob = digest_of(data)
             if not self._blobs.exists(blob):
                 # `gc` took it in between; from here on the lock keeps it out.

@@ -99,7 +99,7 @@ class Presets(Versioned[Preset]):
             named = naming.take_name(session, "preset", name, self._database.model)
             version = naming.same_content(session, named, digest)
             if version is None:
-                check_room(session, self.limits, names=not naming.has_versions(session, named), versions=1,
+                check_room(session, self.limits, name, names=not naming.has_versions(session, named), versions=1,
                            nbytes=len(document))
                 version = naming.add_version(session, named, digest, len(document))
                 uses = sorted({(ref.name, ref.selector) for _, ref in refs_of(spec)})

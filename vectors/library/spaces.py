@@ -80,6 +80,20 @@ def space_of(name: str) -> str:
     return space if slash else ""
 
 
+def owner_of(name: str) -> str:
+    """The tenant that a name counts for."""
+    space = space_of(name)
+    return HOUSE if space in ("", SHARED) else space
+
+
+def owned(column: InstrumentedAttribute[str], tenant: str) -> ColumnElement[bool]:
+    """The names that count for a tenant."""
+    mine = column.startswith(f"{tenant}/", autoescape=True)
+    if tenant != HOUSE:
+        return mine
+    return or_(~column.contains("/"), column.startswith(f"{SHARED}/", autoescape=True), mine)
+
+
 def check_shown(names: Iterable[tuple[Path, str]], to: Reader, who: str) -> None:
     """Raises InvalidRequest where one of the names is not for everybody who will read or use what holds it, because it
     would fail for them, and tell them the name."""

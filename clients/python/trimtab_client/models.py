@@ -303,10 +303,25 @@ class NewAccessKey(AccessKey):
     key: str
 
 
+class Limit(Model):
+    """A limit on what may be used, of the tenant or the key, and what is used of it. reset_s: seconds until it begins
+    anew."""
+
+    of: str
+    limit: str
+    most: int
+    used: int
+    reset_s: float
+
+
 class OwnKey(Model):
+    """policies: all of which hold, each with whose it is."""
+
     name: str
     tenant: str
     roles: list[str]
+    policies: list[dict[str, Any]] = []
+    limits: list[Limit] = []
 
 
 class TenantPolicy(Model):

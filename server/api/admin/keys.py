@@ -8,6 +8,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from server.api.route import StrictRoute
 from server.identity.keys import Keys, new_secret, spelled
+from server.identity.policy import Policy
 from server.identity.principal import CURRENT
 from server.identity.roles import MEANING, Role
 from server.requests.state import State
@@ -88,19 +89,40 @@ class KeyList(BaseModel):
     data: list[KeyView]
 
 
+class HeldPolicy(BaseModel):
+    of: str = Field(description="The tenant or the key.")
+    policy: Policy
+
+
+class LimitView(BaseModel):
+    """A limit on what may be used, and what is used of it by now."""
+
+    of: str = Field(description="The tenant or the key.")
+    limit: str = Field(description='"requests a minute" say.')
+    most: int
+    used: int
+    reset_s: float = Field(description="Seconds until it begins anew.")
+
+
 class OwnKey(BaseModel):
-    """Who the request's key belongs to."""
+    """Who the request's key belongs to, and what holds for it."""
 
     name: str
     tenant: str
     roles: list[Role]
+    policies: list[HeldPolicy] = Field(description="All of which hold.")
+    limits: list[LimitView]
 
 
 @router.get("/v1/key")
-async def show_own_key() -> OwnKey:
-    """What the key of this request may do."""
+async def show_own_key(state: State) -> OwnKey:
+    """What the key of this request may do, and how much of it is left."""
     who = CURRENT.get()
-    return OwnKey(name=who.name, tenant=who.tenant, roles=sorted(who.roles))
+    used = await state.quotas.usage(who)
+    return OwnKey(name=who.name, tenant=who.tenant, roles=sorted(who.roles),
+                  policies=[HeldPolicy(of=one.of, policy=one.policy) for one in who.policies],
+                  limits=[LimitView(of=one.window.held.of, limit=one.window.told, most=one.window.most, used=one.used,
+                                    reset_s=one.reset_s) for one in used])
 
 
 @router.post("/v1/admin/keys", status_code=201)

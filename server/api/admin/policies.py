@@ -1,4 +1,4 @@
-"""`/v1/admin/policies`: what requests of a tenant, or of one of its keys, may ask of steering."""
+"""`/v1/admin/policies`: what requests of a tenant, or of one of its keys, may ask of steering, and how much of all."""
 
 from datetime import datetime
 from typing import Annotated
@@ -10,7 +10,7 @@ from server.api.route import StrictRoute
 from server.identity.policy import Policy
 from server.requests.rehearsal import rehearse
 from server.requests.state import State
-from steering.language.errors import TrimtabError
+from steering.language.errors import InvalidRequest, TrimtabError
 from vectors.library.policies import StoredPolicy
 
 router = APIRouter(prefix="/v1/admin/policies", tags=["admin"], route_class=StrictRoute)
@@ -39,6 +39,9 @@ def list_policies(state: State) -> PolicyList:
 async def set_policy(tenant: Tenant, body: Policy, state: State, key_id: KeyId = "") -> PolicyView:
     """Set all rules of a policy. This server holds requests to them before it answers, others within a second. A
     mandatory spec is run on the engine for a few tokens first; what fails there is not stored."""
+    if key_id and body.quota is not None and (body.quota.library_bytes or body.quota.library_names):
+        raise InvalidRequest("names belong to a tenant and not to one of its keys", param=("quota", "library_bytes"),
+                             fix="Set quotas of the library in the policy of the tenant.")
     if body.mandatory is not None:
         try:
             await rehearse(body.mandatory, state)

@@ -10,7 +10,7 @@ from server.requests.admission.fairness import LAST, Client
 from server.settings import Settings
 
 # The server itself, when it tries a spec for example.
-OWN: Client = ("", "server", "")
+OWN: Client = ("", "", "server", "")
 # What a request of a batch has in its scope, where nothing that comes over a connection can put it: the batch.
 BATCH = "trimtab.batch"
 # Requests of one session stick to one arm of a roll-out, where they name no user.
@@ -20,7 +20,7 @@ LONGEST_SESSION = 256
 
 @dataclass(frozen=True)
 class Caller:
-    """client: by key, host and connection. session: as the request's header names it."""
+    """client: by tenant, key, host and connection. session: as the request's header names it."""
 
     client: Client
     deadline: Deadline
@@ -31,8 +31,9 @@ def caller_of(request: Request, settings: Settings, wanted_s: float | None) -> C
     """wanted_s: seconds that the request may take; None for what the server allows."""
     seconds = min((one for one in (settings.request_timeout_s or None, wanted_s) if one is not None), default=None)
     session = request.headers.get(SESSION, "")[:LONGEST_SESSION]
+    who = CURRENT.get()
     if BATCH in request.scope:
-        return Caller((LAST, request.scope[BATCH], ""), Deadline(seconds), session)
-    key = CURRENT.get().key_id or ""
+        return Caller((LAST, who.tenant, request.scope[BATCH], ""), Deadline(seconds), session)
+    key = who.key_id or ""
     host, port = (request.client.host, str(request.client.port)) if request.client is not None else ("", "")
-    return Caller((key, host, port), Deadline(seconds), session)
+    return Caller((who.tenant, key, host, port), Deadline(seconds), session)

@@ -1,14 +1,15 @@
 """Whose turn it is: places are given to clients so that each has had as many tokens as the others.
 
-Clients form a tree (key, host, connection), and each level is fair among its members, so that a key with a thousand
-connections has no more than a key with one. Every node counts the tokens it was given; the next place goes to the
-waiting client with the fewest, and one that comes anew starts level with the least served of those that are there, so
-that nobody saves up (the virtual token counter of Sheng et al., "Fairness in Serving Large Language Models", 2024). One
-connection never holds the last places: those are for who comes next, or a newcomer would wait for a whole completion.
+Clients form a tree (tenant, key, host, connection), and each level is fair among its members, so that a key with a
+thousand connections has no more than a key with one, and a tenant with a thousand keys no more than one with one. Every
+node counts the tokens it was given, by its weight; the next place goes to the waiting client with the fewest, and one
+that comes anew starts level with the least served of those that are there, so that nobody saves up (the virtual token
+counter of Sheng et al., "Fairness in Serving Large Language Models", 2024). One connection never holds the last places:
+those are for who comes next, or a newcomer would wait for a whole completion.
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -22,10 +23,11 @@ LAST = "last"
 
 @dataclass
 class _Node(Generic[T]):
-    """served: tokens given. waiting, running: items below. items: of a leaf, with the tokens they are thought to take.
-    """
+    """served: tokens given, divided by the weight. waiting, running: items below. items: of a leaf, with the tokens
+    they are thought to take."""
 
     served: float = 0.0
+    weight: float = 1.0
     waiting: int = 0
     running: int = 0
     children: "dict[str, _Node[T]]" = field(default_factory=dict)
@@ -39,9 +41,10 @@ class _Node(Generic[T]):
 class FairQueue(Generic[T]):
     """Items of clients, in order for each. Used on the event loop only."""
 
-    def __init__(self, places: int) -> None:
-        """places: items that may run at once."""
-        self._places = places
+    def __init__(self, places: int, weight: Callable[[Client], float] = lambda client: 1.0) -> None:
+        """places: items that may run at once. weight: of a client, or of the first parts of some; one of weight 2 is
+        given twice the tokens of one of 1."""
+        self._places, self._weight = places, weight
         self._root: _Node[T] = _Node()
 
     @property
@@ -55,11 +58,12 @@ class FairQueue(Generic[T]):
     def push(self, client: Client, item: T, tokens: int) -> None:
         """Let `item` wait for a place. tokens: how many it will probably take."""
         node = self._root
-        for name in client:
+        for depth, name in enumerate(client, 1):
             if name not in node.children:
                 # It starts level with the client that was served least among those that are there.
                 node.children[name] = _Node(min((child.served for child in node.children.values()), default=0.0))
             node = node.children[name]
+            node.weight = self._weight(client[:depth])
         node.items[item] = tokens
         for step in self._path(client):
             step.waiting += 1
@@ -75,7 +79,7 @@ class FairQueue(Generic[T]):
         for node in (*above, leaf):
             node.waiting -= 1
             node.running += 1
-            node.served += tokens
+            node.served += tokens / node.weight
         return client, item
 
     def remove(self, client: Client, item: T) -> None:
@@ -90,7 +94,7 @@ class FairQueue(Generic[T]):
         """An item has run that was thought to take `thought` tokens and took `taken`."""
         for node in self._path(client):
             node.running -= 1
-            node.served += taken - thought
+            node.served += (taken - thought) / node.weight
         self._prune(client)
 
     def _next(self, node: _Node[T], client: Client, free: int) -> Client | None:

@@ -10,14 +10,15 @@ import asyncio
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Self
 
 from server.errors import Overloaded
 from server.observability import instruments
-from server.requests.admission.fairness import SHARE, Client, FairQueue
+from server.requests.admission.fairness import LAST, SHARE, Client, FairQueue
 
 Kind = Literal["requests", "tokens"]
 # Of the tokens that a completion may generate no more than so many are counted, because few completions use them all.
@@ -78,12 +79,14 @@ class _Waiting:
 class AdmissionQueue:
     """Used on the event loop only."""
 
-    def __init__(self, registry: instruments.Registry, *, places: int, most_requests: int, most_tokens: int) -> None:
-        """places: completions that run at once. most_requests, most_tokens: that wait."""
-        self._fair: FairQueue[Ticket] = FairQueue(places)
+    def __init__(self, registry: instruments.Registry, *, places: int, most_requests: int, most_tokens: int,
+                 weight: Callable[[str, str], float] = lambda tenant, key: 1.0) -> None:
+        """places: completions that run at once. most_requests, most_tokens: that wait. weight: of a tenant, with "" for
+        the key, or of one of its keys."""
+        self._fair: FairQueue[Ticket] = FairQueue(places, partial(_weight_of, weight))
         self.follow(most_requests, most_tokens)
         self._totals: Counter[Kind] = Counter()
-        # Counted by key and host, because connections are cheap to open.
+        # Counted by tenant, key and host, because connections are cheap to open.
         self._own: dict[Kind, Counter[Client]] = {"requests": Counter(), "tokens": Counter()}
         self._finished: deque[tuple[float, int]] = deque(maxlen=RECENT)
         self._refused = instruments.Counter(
@@ -177,7 +180,7 @@ class AdmissionQueue:
         if not amount:
             return
         free = self._bounds[kind] - self._totals[kind] - amount
-        own = self._own[kind][client[:2]] + amount
+        own = self._own[kind][client[:3]] + amount
         if free < 0 or own > SHARE * max(free, 1):
             self._refused.labels(kind, "all" if free < 0 else "client").inc()
             raise Overloaded(
@@ -185,15 +188,15 @@ class AdmissionQueue:
                 f"{'' if free < 0 else ' for one client'}", retry_after_s=self._wait_s(),
                 fix="Try again later; ask for fewer completions or tokens at a time.")
         self._totals[kind] += amount
-        self._own[kind][client[:2]] = own
+        self._own[kind][client[:3]] = own
 
     def _give(self, kind: Kind, client: Client, amount: int) -> None:
         self._totals[kind] -= amount
-        left = self._own[kind][client[:2]] - amount
+        left = self._own[kind][client[:3]] - amount
         if left:
-            self._own[kind][client[:2]] = left
+            self._own[kind][client[:3]] = left
         else:
-            del self._own[kind][client[:2]]
+            del self._own[kind][client[:3]]
 
     def _wait_s(self) -> float:
         """Seconds until half of what waits is likely to be done, at the recent speed."""
@@ -204,3 +207,11 @@ class AdmissionQueue:
         speed = sum(tokens for _, tokens in recent) / max(now - recent[0][0], 0.1)
         wait = self._totals["tokens"] / 2 / max(speed, 1e-3)
         return min(max(math.ceil(wait), LEAST_WAIT_S), MOST_WAIT_S)
+
+
+def _weight_of(weight: Callable[[str, str], float], client: Client) -> float:
+    """Of a node of the queue's tree: tenants and keys have weights, and batches have those of their tenants."""
+    path = client[1:] if client[0] == LAST else client
+    if len(path) == 1:
+        return weight(path[0], "")
+    return weight(path[0], path[1]) if len(path) == 2 and client[0] != LAST and path[1] else 1.0

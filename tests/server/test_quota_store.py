@@ -1,0 +1,227 @@
+"""Counting in Redis: together with other servers, and by oneself while it is away. A real redis-server runs."""
+
+import asyncio
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from server.app import create_app
+from server.errors import RateLimited
+from server.identity.counters import PAUSE_S, SharedCounters
+from server.identity.policy import Held, Policy
+from server.identity.principal import Principal
+from server.identity.quotas import Quotas
+from server.observability.instruments import Registry
+from server.settings import Settings
+from server.text.vocabulary import Vocabulary
+from tests.server.conftest import MODEL, chat
+from tests.server.scripted import ScriptedEngine
+from tests.server.test_keys import OWNER, bearer, code, make
+from vectors.library import Library
+
+PROGRAM = shutil.which("redis-server")
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="redis-server is not installed")
+# Long, so that a busy machine is not taken for a Redis that is away.
+TIMEOUT_S = 20.0
+
+
+class Redis:
+    """A server on a port of its own, that can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port: int = free.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            [str(PROGRAM), "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
+             "--dir", str(self.folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until = time.monotonic() + 60
+        while True:
+            try:
+                with socket.create_connection(("127.0.0.1", self.port), timeout=1) as line:
+                    line.sendall(b"PING\r\n")
+                    if line.recv(16).startswith(b"+PONG"):
+                        return
+            except OSError:
+                pass
+            assert time.monotonic() < until and self._process.poll() is None
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(30)
+            self._process = None
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[Redis]:
+    found = Redis(tmp_path)
+    found.start()
+    yield found
+    found.stop()
+
+
+class Server:
+    """The quotas of one of several servers. clock: of the pause after a failure."""
+
+    def __init__(self, url: str, timeout_s: float = TIMEOUT_S, renew_s: float = 10.0) -> None:
+        self.registry, self.clock = Registry(), 0.0
+        self.counters = SharedCounters(url, self.registry, timeout_s=timeout_s, renew_s=renew_s,
+                                       clock=lambda: self.clock)
+        self.quotas = Quotas(self.counters, self.registry, now=lambda: 600.0)
+        self._n = 0
+
+    def metric(self, name: str) -> float | None:
+        return self.registry.get_sample_value(name)
+
+    @asynccontextmanager
+    async def request(self, **quota: int) -> AsyncIterator[None]:
+        self._n += 1
+        held = Held("tenant team", Policy.model_validate({"quota": quota}), "team/")
+        who = Principal("k", "team", frozenset({"infer"}), "k", (held,))
+        async with self.quotas.holding(who, f"req-{id(self)}-{self._n}") as asked:
+            assert asked is not None
+            await asked.enter()
+            yield
+
+    async def passes(self, **quota: int) -> bool:
+        try:
+            async with self.request(**quota):
+                return True
+        except RateLimited:
+            return False
+
+
+@asynccontextmanager
+async def two(url: str, renew_s: float = 10.0) -> AsyncIterator[tuple[Server, Server]]:
+    first, second = Server(url, renew_s=renew_s), Server(url, renew_s=renew_s)
+    for one in (first, second):
+        await one.quotas.start()
+    try:
+        yield first, second
+    finally:
+        for one in (first, second):
+            await one.quotas.stop()
+
+
+async def test_servers_count_together(redis: Redis) -> None:
+    async with two(redis.url) as (first, second):
+        passed = [await one.passes(requests_per_minute=4) for one in (first, second) * 3]
+        assert passed == [True] * 4 + [False] * 2
+        # At once from both sides it is no more.
+        found = await asyncio.gather(*(one.passes(requests_per_minute=20) for one in (first, second) * 20))
+        assert sum(found) == 16
+        async with first.request(parallel_requests=2), second.request(parallel_requests=2):
+            assert not await first.passes(parallel_requests=2) and not await second.passes(parallel_requests=2)
+        assert await second.passes(parallel_requests=2)
+        assert first.metric("trimtab_quotas_local") == 0 == first.metric("trimtab_quota_store_failures_total")
+
+
+async def test_a_request_is_answered_while_redis_is_away(redis: Redis) -> None:
+    """Each server then counts by itself, and together again when Redis is back."""
+    async with two(redis.url) as (first, second):
+        assert await first.passes(requests_per_minute=2) and await second.passes(requests_per_minute=2)
+        held = first.request(parallel_requests=1)
+        await held.__aenter__()
+        redis.stop()
+        for one in (first, second):
+            assert [await one.passes(requests_per_minute=2) for _ in range(3)] == [True, True, False]
+            assert one.metric("trimtab_quotas_local") == 1 == one.metric("trimtab_quota_store_failures_total")
+        # It is not asked again for every request, and a place that was taken there is given up without it.
+        await held.__aexit__(None, None, None)
+        assert await first.passes(parallel_requests=1)
+        assert first.metric("trimtab_quota_store_failures_total") == 1
+        first.clock += PAUSE_S
+        assert not await first.passes(requests_per_minute=2)
+        assert first.metric("trimtab_quota_store_failures_total") == 2
+        redis.start()
+        for one in (first, second):
+            one.clock += 2 * PAUSE_S
+        passed = [await one.passes(requests_per_minute=2) for one in (first, second, first)]
+        assert passed == [True, True, False] and first.metric("trimtab_quotas_local") == 0
+
+
+async def test_no_request_waits_for_one_that_hangs() -> None:
+    """What takes connections and says nothing, as behind a broken network."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(128)
+        server = Server(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", timeout_s=0.05)
+        await server.quotas.start()
+        async with asyncio.timeout(60):
+            assert [await server.passes(requests_per_minute=2, parallel_requests=5) for _ in range(3)] == [
+                True, True, False]
+        # One wait, and then none for a while.
+        assert server.metric("trimtab_quota_store_failures_total") == 1
+        async with asyncio.timeout(60):
+            await server.quotas.stop()
+
+
+async def test_places_of_a_server_that_died_lapse_and_those_of_one_that_lives_do_not(
+        redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.identity.counters.LEASE_S", 2)
+    dead, alive = Server(redis.url, renew_s=1000), Server(redis.url, renew_s=0.2)
+    await dead.quotas.start()
+    await alive.quotas.start()
+    async with alive.request(parallel_requests=2):
+        held = dead.request(parallel_requests=2)
+        await held.__aenter__()
+        assert not await alive.passes(parallel_requests=2)
+        async with asyncio.timeout(60):
+            # Its own place is renewed all the while, so one becomes free and not two.
+            while not await alive.passes(parallel_requests=2):
+                await asyncio.sleep(0.1)
+        async with alive.request(parallel_requests=2):
+            assert not await alive.passes(parallel_requests=2)
+        await held.__aexit__(None, None, None)
+    await dead.quotas.stop()
+    await alive.quotas.stop()
+
+
+async def test_two_servers_hold_one_limit(redis: Redis, tmp_path: Path, vocabulary: Vocabulary) -> None:
+    """The setting, the routes and the header."""
+    url = f"sqlite:///{tmp_path / 'library.db'}"
+    clients, key = [], None
+    async with asyncio.timeout(120), _opened(redis, tmp_path, url, vocabulary, "a") as first, _opened(
+            redis, tmp_path, url, vocabulary, "b") as second:
+        clients = [first, second]
+        key = await make(first, "infer", tenant="team")
+        await first.put("/v1/admin/policies/team", headers=OWNER, json={"quota": {"requests_per_minute": 1000}})
+        while (await second.get("/v1/key", headers=bearer(key))).json().get("limits", []) == []:
+            await asyncio.sleep(0.05)
+        remaining = []
+        for one in clients * 2:
+            answer = await one.post("/v1/chat/completions", headers=bearer(key), json=chat())
+            assert answer.status_code == 200
+            remaining.append(int(answer.headers["x-ratelimit-remaining-requests"]))
+        # A minute may end in between.
+        assert len(set(remaining)) >= 2 and remaining[:2] in ([999, 998], [999, 999])
+        await first.put("/v1/admin/policies/team", headers=OWNER, json={"quota": {"requests_per_minute": 1}})
+        answers = [await first.post("/v1/chat/completions", headers=bearer(key), json=chat()) for _ in range(3)]
+        assert (429, "rate_limit_exceeded") in [code(one) for one in answers if one.status_code != 200]
+
+
+@asynccontextmanager
+async def _opened(redis: Redis, folder: Path, url: str, vocabulary: Vocabulary, name: str
+                  ) -> AsyncIterator[httpx.AsyncClient]:
+    settings = Settings(served_model_name=MODEL, data_dir=folder / name, api_key=SecretStr("owner-s-key"),
+                        quota_store_url=SecretStr(redis.url), quota_store_timeout_s=10)
+    app = create_app(settings, ScriptedEngine(vocabulary), Library.open(url, str(folder / "blobs")), vocabulary)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=app, raise_app_exceptions=False), base_url="http://localhost",
+            timeout=60) as client:
+        yield client
