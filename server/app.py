@@ -13,6 +13,7 @@ from server.activations.store import StoredActivations
 from server.api import activations, console, lens, receipts
 from server.api.admin import adapters, audit, capabilities, docs, effects, health, history, jobs, policies
 from server.api.admin import keys as access_keys
+from server.api.admin import requirements as requirement_routes
 from server.api.admin import rollouts as rollout_routes
 from server.api.admin import settings as settings_in_force
 from server.api.admin import switches as admin
@@ -84,7 +85,7 @@ ROUTERS = (chat.router, completions.router, responses.router, files.router, batc
            receipts.router, tokens.router, models.router, artifacts.router, calibration.router, presets.router,
            capabilities.router, extract.router, evaluations.router, jobs.router, effects.router, history.router,
            lens.router, activations.router, admin.router, adapters.router, access_keys.router,
-           audit.router, policies.router, rollout_routes.router, settings_in_force.router)
+           audit.router, policies.router, rollout_routes.router, requirement_routes.router, settings_in_force.router)
 DESCRIPTION = "Inference-time steering behind OpenAI's API: each request may carry a `steering` field."
 
 

@@ -218,7 +218,8 @@ _CODES: Mapping[int, str] = {
     404: "model_not_found not_found route_not_found",
     405: "method_not_allowed",
     408: "body_timeout client_too_slow",
-    409: "artifact_mismatch calibration_cancelled conflict extraction_cancelled files_full library_full not_calibrated "
+    409: "artifact_mismatch calibration_cancelled conflict evaluation_required "
+         "extraction_cancelled files_full library_full not_calibrated "
          "rehearsal_failed response_cancelled settings_refused",
     413: "payload_too_large program_too_large",
     415: "unsupported_media_type",

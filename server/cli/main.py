@@ -2,7 +2,20 @@
 
 import typer
 
-from server.cli import activations, artifacts, audit, config, jobs, keys, library, policies, presets, rollouts, switches
+from server.cli import (
+    activations,
+    artifacts,
+    audit,
+    config,
+    jobs,
+    keys,
+    library,
+    policies,
+    presets,
+    requirements,
+    rollouts,
+    switches,
+)
 from server.cli.backup import backup, restore
 from server.cli.batch import run_batch
 from server.cli.calibrate import calibrate
@@ -31,6 +44,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(policies.app, name="policies")
 app.add_typer(rollouts.app, name="rollout")
 app.add_typer(activations.app, name="activations")
+app.add_typer(requirements.app, name="requirements")
 app.add_typer(config.app, name="config")
 app.add_typer(audit.app, name="audit")
 app.command()(switches.effects)

@@ -168,6 +168,14 @@ class Changes:
                 return await self.ask("PUT", "/v1/admin/policies/team", {"reports": False})
             case "delete_policy":
                 return await self.ask("DELETE", "/v1/admin/policies/team")
+            case "set_requirement":
+                await self.ask("PUT", "/v1/presets/mild/aliases/held", {"version": 1})
+                return await self.ask("PUT", "/v1/admin/requirements", {
+                    "target": "mild@held", "bounds": [{"figure": "kl", "at_most": 1.0}]})
+            case "delete_requirement":
+                answer = await self.ask("DELETE", "/v1/admin/requirements", params={"target": "mild@held"})
+                await self.ask("DELETE", "/v1/presets/mild/aliases/held")
+                return answer
             case "create_rollout":
                 other = {"interventions": [INLINE | {"strength": 2.0}]}
                 await self.ask("POST", "/v1/presets", {"name": "mild", "spec": other})
@@ -216,11 +224,12 @@ class Changes:
 
 
 # What is told to go comes last.
-LAST = ["publish_rollout", "promote_rollout", "return_rollout", "delete_rollout", "clear_default_spec",
-        "delete_policy", "cancel_batch", "delete_file", "remove_alias", "remove_preset_alias", "unload_adapter",
-        "delete_preset", "delete_artifact", "collect_library", "change_key", "rotate_key", "delete_key"]
-FIRST = ["create_artifact", "create_preset", "create_rollout", "upload_file", "create_batch", "load_adapter",
-         "create_key"]
+LAST = ["delete_requirement", "publish_rollout", "promote_rollout", "return_rollout", "delete_rollout",
+        "clear_default_spec", "delete_policy", "cancel_batch", "delete_file", "remove_alias",
+        "remove_preset_alias", "unload_adapter", "delete_preset", "delete_artifact", "collect_library",
+        "change_key", "rotate_key", "delete_key"]
+FIRST = ["create_artifact", "create_preset", "set_requirement", "create_rollout", "upload_file", "create_batch",
+         "load_adapter", "create_key"]
 
 
 async def test_every_changing_route_leaves_a_record(

@@ -563,7 +563,11 @@ async def test_another_tenant_sees_and_sways_nothing(desk: Desk, library: Librar
     for what in ("promote", "publish"):
         assert await desk.refused(made["id"], what, bearer(other)) == (404, "not_found")
     # Nor does what the other one changes make the server forget it.
-    await desk.client.delete(f"{ROLLOUTS}/nothing", headers=bearer(other))
+    for value in (1.0, 2.0):
+        store(library, "rival/calm", value)
+    library.set_alias("rival/calm", "production", 1)
+    theirs = (await desk.client.post(ROLLOUTS, headers=bearer(other), json=body | {"target": "rival/calm"})).json()
+    await desk.do(theirs["id"], "publish", bearer(other))
     answer = await desk.client.post(URL, headers=bearer(mine), json=chat() | asks)
     assert answer.json()["steering"]["applied"][0]["artifact"] == "team/calm@2"
     rail = (await desk.show(made["id"]))["rails"][0]

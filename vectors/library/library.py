@@ -33,6 +33,7 @@ from vectors.library.policies import Policies
 from vectors.library.presets import Presets
 from vectors.library.quota import Usage, check_room, usage
 from vectors.library.references import users_of
+from vectors.library.requirements import Requirements
 from vectors.library.rollouts import Rollouts
 from vectors.library.sources import Sources
 from vectors.library.switches import Switches
@@ -81,6 +82,7 @@ class Library(Versioned[Artifact]):
         self.audit = AuditLog(database)
         self.policies = Policies(database)
         self.rollouts = Rollouts(database)
+        self.requirements = Requirements(database)
         self.evaluations = Evaluations(database)
         self.sources = Sources(database, self.payload, cache_bytes)
 

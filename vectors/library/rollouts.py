@@ -22,6 +22,7 @@ from vectors.library.database import Database
 from vectors.library.listing import relist
 from vectors.library.moves import PUBLISHED, running_on
 from vectors.library.naming import Ref
+from vectors.library.requirements import check_passed
 from vectors.library.revision import Memory
 from vectors.library.spaces import EVERYTHING, READER, reading
 from vectors.library.tables import Collection, Named, RolloutRow, RolloutTally, now
@@ -153,8 +154,9 @@ class Rollouts:
             two_people: whether who publishes it must not be who made it.
 
         Raises:
-            NotFound. Conflict: it is no draft, the alias moved meanwhile, another roll-out is at work behind it, or too
-            many are at work.
+            NotFound. EvaluationRequired.
+            Conflict: it is no draft, the alias moved meanwhile, another roll-out is at work behind it, or too many
+            are at work.
         """
 
         def work(session: Session) -> StoredRollout:
@@ -171,7 +173,7 @@ class Rollouts:
             if naming.aliased_number(session, collection, name, row.alias) != row.stable:
                 raise Conflict(f"{name}@{row.alias} does not point at version {row.stable} any more", param="id",
                                fix="Make another roll-out.")
-            naming.resolve(session, collection, Ref(name, str(row.candidate)))
+            check_passed(session, naming.resolve(session, collection, Ref(name, str(row.candidate))), row.alias)
             for other in running_on(session, row.named_id, row.alias):
                 raise Conflict(f"the roll-out {other.id} is at work behind {name}@{row.alias}", param="id",
                                fix="Promote or return that one first.")
@@ -200,7 +202,7 @@ class Rollouts:
         """Point the alias at the candidate, which ends the roll-out. actor: by default who asks in this context.
 
         Raises:
-            NotFound. Conflict: it is not at work.
+            NotFound. EvaluationRequired. Conflict: it is not at work.
         """
 
         def work(session: Session) -> StoredRollout:
@@ -208,6 +210,7 @@ class Rollouts:
             _check_running(row)
             target = f"{row.named.name}@{row.alias}"
             moved = naming.set_alias(session, row.named.collection, row.named.name, row.alias, row.candidate)
+            check_passed(session, moved, row.alias)
             relist(session, moved.named)
             note(session, f"{row.named.collection}.alias", target, before=row.stable, after=row.candidate, actor=actor)
             return _turned(session, row, PRODUCTION, "promoted", actor=actor)

@@ -234,6 +234,18 @@ class PolicyRow(Base):
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now, onupdate=now)
 
 
+class AliasRequirement(Base):
+    """What an alias requires of a version before it may be moved there; see `vectors.library.requirements`. document:
+    JSON text."""
+
+    __tablename__ = "alias_requirement"
+
+    named_id: Mapped[int] = mapped_column(ForeignKey("named.id", ondelete="RESTRICT"), primary_key=True)
+    alias: Mapped[str] = mapped_column(String(32), primary_key=True)
+    document: Mapped[str] = mapped_column(Text)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+
+
 class RolloutRow(Base):
     """A version that is tried beside the one that an alias points at; see `vectors.library.rollouts`. terms: JSON text.
     history: what became of it, and by whom."""

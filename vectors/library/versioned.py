@@ -16,6 +16,7 @@ from vectors.library.listing import relist
 from vectors.library.moves import check_still, check_untried
 from vectors.library.naming import Ref
 from vectors.library.paging import Page, fetch
+from vectors.library.requirements import check_passed, check_required
 from vectors.library.spaces import READER
 from vectors.library.tables import ArtifactRow, Collection, Listing, Named, PresetRow, Version
 
@@ -57,9 +58,10 @@ class Versioned(ABC, Generic[Item]):
         Returns the deleted references. Version numbers are never given out again. Blobs go at the next `gc`.
 
         Raises:
-            NotFound. Conflict: a roll-out that is at work needs it; or an alias, a preset or the default spec needs it,
-            and `force` is not set. With `force` aliases go too, and whatever else named it is refused when it is next
-            used.
+            NotFound.
+            Conflict: a roll-out that is at work needs it, or an alias that requires something points at it; or an
+            alias, a preset or the default spec needs it, and `force` is not set. With `force` aliases go too, and
+            whatever else named it is refused when it is next used.
         """
         wanted = Ref.parse(ref, self.collection)
         naming.check_changed(wanted.name, self.collection)
@@ -72,6 +74,7 @@ class Versioned(ABC, Generic[Item]):
             if not force:
                 self._check_unused(session, named, doomed, every)
             aliases = naming.aliases_of(session, [version.id for version in doomed])
+            check_required(session, named.id, [alias for found in aliases.values() for alias in found])
             note(session, f"{self.collection}.delete", ref, before=[
                 {"ref": f"{wanted.name}@{version.number}", "digest": version.digest,
                  "aliases": list(aliases.get(version.id, ()))} for version in doomed])
@@ -89,7 +92,7 @@ class Versioned(ABC, Generic[Item]):
         """Point an alias at a version, in one step if it pointed elsewhere.
 
         Raises:
-            NotFound. Conflict: a roll-out is at work behind it.
+            NotFound. Conflict: a roll-out is at work behind it. EvaluationRequired.
         """
         naming.check_name(name, self.collection)
         naming.check_alias(alias)
@@ -99,6 +102,7 @@ class Versioned(ABC, Generic[Item]):
             before = naming.aliased_number(session, self.collection, name, alias)
             moved = naming.set_alias(session, self.collection, name, alias, version)
             check_still(session, moved.named_id, alias)
+            check_passed(session, moved, alias)
             note(session, f"{self.collection}.alias", f"{name}@{alias}", before=before, after=version)
             relist(session, moved.named)
             return self._read(session, [moved.id])[0]
@@ -106,7 +110,7 @@ class Versioned(ABC, Generic[Item]):
         return self._database.write(work)
 
     def remove_alias(self, name: str, alias: str) -> None:
-        """Raises NotFound, and Conflict as `set_alias` does."""
+        """Raises NotFound. Conflict: a roll-out is at work behind it, or it requires something."""
         naming.check_name(name, self.collection)
         naming.check_alias(alias)
         naming.check_changed(name, self.collection)
@@ -115,6 +119,7 @@ class Versioned(ABC, Generic[Item]):
             before = naming.aliased_number(session, self.collection, name, alias)
             named = naming.remove_alias(session, self.collection, name, alias)
             check_still(session, named.id, alias)
+            check_required(session, named.id, [alias])
             relist(session, named)
             note(session, f"{self.collection}.alias", f"{name}@{alias}", before=before)
 

@@ -107,5 +107,8 @@ class Endpoints:
     promote_rollout = Endpoint(releases.promote_rollout)
     return_rollout = Endpoint(releases.return_rollout)
     delete_rollout = Endpoint(releases.delete_rollout)
+    requirements = Endpoint(releases.requirements)
+    set_requirement = Endpoint(releases.set_requirement)
+    delete_requirement = Endpoint(releases.delete_requirement)
     audit = Endpoint(audits.audit)
     verify_audit = Endpoint(audits.verify_audit)

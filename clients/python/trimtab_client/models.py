@@ -333,6 +333,19 @@ class TenantPolicy(Model):
     updated_at: datetime
 
 
+class Requirement(Model):
+    """What an alias requires of a version before it may be moved there. bounds: each with `figure`, `grader`,
+    `at_least` and `at_most`."""
+
+    collection: str
+    target: str
+    bounds: list[dict[str, Any]]
+    prompts: int
+    max_age_s: float | None = None
+    tenant: str | None = None
+    updated_at: datetime
+
+
 class RailState(Model):
     """A guard rail as it was stated, and what it has seen. evidence: against the candidate, over what ends the roll-out
     at 1."""

@@ -1,14 +1,15 @@
-"""Requests about roll-outs: a candidate version beside the stable one, with guard rails that end it."""
+"""Requests about roll-outs, and about what aliases require of a version."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
 from trimtab_client.flow import Call
-from trimtab_client.models import Page, Rollout
+from trimtab_client.models import Page, Requirement, Rollout
 from trimtab_client.reading import nothing, reader
 
 ROLLOUTS = "/v1/admin/rollouts"
+REQUIREMENTS = "/v1/admin/requirements"
 
 
 def rollouts(*, limit: int = 50) -> Call[list[Rollout]]:
@@ -45,6 +46,23 @@ def return_rollout(id: str, why: str = "") -> Call[Rollout]:
 
 def delete_rollout(id: str) -> Call[None]:
     return Call("DELETE", _of(id), nothing)
+
+
+def requirements() -> Call[list[Requirement]]:
+    """What aliases require of a version before it may be moved there."""
+    return Call("GET", REQUIREMENTS, lambda answer: reader(Page[Requirement])(answer).data)
+
+
+def set_requirement(target: str, bounds: Sequence[Mapping[str, Any]], *, collection: str = "preset", **more: Any
+                    ) -> Call[Requirement]:
+    """Require a passed evaluation of whatever version an alias, `cheerful@production`, is moved to. more: `prompts`,
+    `max_age_s`, `tenant`."""
+    return Call("PUT", REQUIREMENTS, reader(Requirement), json={
+        "target": target, "collection": collection, "bounds": [dict(bound) for bound in bounds], **more})
+
+
+def delete_requirement(target: str, *, collection: str = "preset") -> Call[None]:
+    return Call("DELETE", REQUIREMENTS, nothing, params={"target": target, "collection": collection})
 
 
 def _of(id: str) -> str:

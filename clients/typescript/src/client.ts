@@ -40,6 +40,7 @@ import type {
   Message,
   Metadata,
   Method,
+  NewRequirement,
   NewRollout,
   Now,
   Policy,
@@ -49,6 +50,7 @@ import type {
   ModelResponse,
   Receipt,
   ReceiptPage,
+  Requirement,
   ResponsesRequest,
   Rollout,
   Spec,
@@ -578,6 +580,19 @@ export class Client {
 
   async deleteRollout(id: string, options: CallOptions = {}): Promise<void> {
     await this.#http.send("DELETE", "/v1/admin/rollouts/{id}", { ...options, path: { id } });
+  }
+
+  /** What aliases require of a version before it may be moved there. */
+  async requirements(options: CallOptions = {}): Promise<Requirement[]> {
+    return (await this.#http.json<{ data: Requirement[] }>("GET", "/v1/admin/requirements", options)).data;
+  }
+
+  setRequirement(requirement: NewRequirement, options: CallOptions = {}): Promise<Requirement> {
+    return this.#http.json("PUT", "/v1/admin/requirements", { ...options, json: requirement });
+  }
+
+  async deleteRequirement(query: Query<"delete_requirement">, options: CallOptions = {}): Promise<void> {
+    await this.#http.send("DELETE", "/v1/admin/requirements", { ...options, query });
   }
 
   /** Records of the audit, the newest first; the oldest first where `after` says behind which number. */
