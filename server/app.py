@@ -43,6 +43,7 @@ from server.identity.counters import Counters, LocalCounters, SharedCounters
 from server.identity.keys import Keys
 from server.identity.principal import PRINCIPAL, Principal
 from server.identity.quotas import Quotas
+from server.identity.tokens import Provider, Tokens
 from server.observability.instruments import Registry
 from server.observability.metrics import Metrics
 from server.observability.routing import RoutingMetrics
@@ -101,7 +102,8 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
     """
     metrics = Metrics()
     owner = None if settings.api_key is None else settings.api_key.get_secret_value().encode()
-    keys = Keys(library.keys, owner, metrics.registry, policies=library.policies)
+    tokens = tokens_of(settings, metrics.registry)
+    keys = Keys(library.keys, owner, metrics.registry, policies=library.policies, tokens=tokens)
     quotas = Quotas(counters_of(settings, metrics.registry), metrics.registry)
     queue = AdmissionQueue(metrics.registry, places=settings.max_requests, most_requests=settings.queue_requests,
                            most_tokens=settings.queue_tokens, weight=keys.weight)
@@ -129,6 +131,8 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
             parts.callback(responses.close)
             await parts.enter_async_context(_running(keys))
             await parts.enter_async_context(_running(quotas))
+            if tokens is not None:
+                await parts.enter_async_context(_running(tokens))
             kill_switch = KillSwitch(library.switches, metrics.registry, always=settings.kill_switch)
             await parts.enter_async_context(_running(kill_switch))
             await parts.enter_async_context(_running(Following(
@@ -218,6 +222,15 @@ def _own_client(app: FastAPI, batch_id: str, who: Principal) -> httpx.AsyncClien
     # The bounds of time are those of the server.
     return httpx.AsyncClient(transport=httpx.ASGITransport(app=asked, raise_app_exceptions=False, client=(batch_id, 0)),
                              base_url="http://localhost", timeout=None)
+
+
+def tokens_of(settings: Settings, registry: Registry) -> Tokens | None:
+    """Of the OpenID provider whose tokens count, if there is one."""
+    if settings.oidc_issuer is None or settings.oidc_audience is None:
+        return None
+    return Tokens(Provider(
+        settings.oidc_issuer, settings.oidc_audience, settings.oidc_jwks_url, settings.oidc_tenant_claim,
+        settings.oidc_roles_claim, settings.oidc_tenant, settings.oidc_roles), registry)
 
 
 def counters_of(settings: Settings, registry: Registry) -> Counters:

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 from server.errors import InvalidSettings
 from server.settings_file import VARIABLE, FileSettings, SecretFiles
 from steering.language.errors import InvalidSpec, path_text
+from steering.language.fields import PART_PATTERN
 from steering.language.spec import MAX_GRADERS, AskedGrader, Spec
 from steering.language.vocabulary import SITES, Site
 
@@ -50,6 +51,20 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="Interface to listen on. Any but loopback needs `api_key`.")
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port.")
     api_key: SecretStr | None = Field(default=None, description="Key that requests must carry as a bearer token.")
+    oidc_issuer: str | None = Field(default=None, min_length=1, max_length=2048, description="OpenID provider whose "
+        "tokens (JWT) count beside keys: its name, as `iss` in its tokens. Needs `oidc_audience`.")
+    oidc_audience: str | None = Field(default=None, min_length=1, max_length=2048, description="What its tokens must "
+        "be for: this server, as `aud` in them.")
+    oidc_jwks_url: str | None = Field(default=None, max_length=2048, description="Where its keys are; by default where "
+        "its discovery document says.")
+    oidc_tenant_claim: str = Field(default="tenant", min_length=1, max_length=256, description="Claim that names the "
+        "tenant; `a.b` is b inside of a.")
+    oidc_tenant: str | None = Field(default=None, pattern=PART_PATTERN, description="Tenant of tokens without that "
+        "claim; by default they are refused.")
+    oidc_roles_claim: str = Field(default="roles", min_length=1, max_length=256, description="Claim with the roles: a "
+        "list, or words in a text.")
+    oidc_roles: dict[str, tuple[str, ...]] = Field(default_factory=dict, description="What the values of that claim "
+        'mean here (JSON): {"ml-users": ["infer"]}. By default they are the names of roles, and others mean nothing.')
     allowed_hosts: tuple[str, ...] = Field(default=(), description="Further names (JSON list) under which a server "
         "without a key may be asked, and whose web pages may ask it. Loopback names and `host` always may.")
 
@@ -281,6 +296,12 @@ class Settings(BaseSettings):
             raise ValueError("api_key is empty; leave it unset or set a key")
         if self.api_key is None and not is_loopback(self.host):
             raise ValueError(f"host {self.host} can be reached from other machines; set api_key, or use 127.0.0.1")
+        return self
+
+    @model_validator(mode="after")
+    def _provider(self) -> Self:
+        if (self.oidc_issuer is None) != (self.oidc_audience is None):
+            raise ValueError("oidc_issuer and oidc_audience belong together")
         return self
 
     @field_validator("audit_redact")

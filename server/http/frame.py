@@ -89,6 +89,7 @@ class RequestFrame:
     async def _answer(self, scope: Scope, body: BoundedBody, response: "_Response", mine: OpenRequest) -> None:
         error: TrimtabError | None = None
         try:
+            await self._gate.prepare(scope)
             CURRENT.set(who := self._gate.check(scope))
             ACTOR.set(actor(who, scope, response.request_id))
             READER.set(who.reader)

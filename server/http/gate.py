@@ -35,6 +35,11 @@ class Gate:
         self._origins = frozenset(settings.cors_origins)
         self._hosts = frozenset(name.lower() for name in (settings.host, *settings.allowed_hosts))
 
+    async def prepare(self, scope: Scope) -> None:
+        """Before `check`: the keys of an OpenID provider may have to be fetched."""
+        if PRINCIPAL not in scope and not _open(scope["path"]):
+            await self._keys.prepare(_bearer(Headers(scope=scope)))
+
     def check(self, scope: Scope) -> Principal:
         """Who asks.
 

@@ -21,6 +21,7 @@ from server.errors import Unauthorized
 from server.identity.policy import Held, Policy
 from server.identity.principal import OWNER, Principal
 from server.identity.roles import Role
+from server.identity.tokens import Tokens, looks_like_token
 from server.observability.instruments import Gauge, Registry
 from server.threads import in_thread
 from vectors.library.access import AccessKeys, StoredKey
@@ -43,8 +44,10 @@ class Keys:
     """
 
     def __init__(self, stored: AccessKeys, owner: bytes | None, registry: Registry, *,
-                 policies: Policies | None = None, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+                 policies: Policies | None = None, tokens: Tokens | None = None,
+                 now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._stored, self._owner, self._now, self._policies = stored, owner, now, policies
+        self._tokens = tokens
         self._held: dict[tuple[str, str], Held] = {}
         self._read: dict[str, Policy] = {}
         self._by_id: dict[str, StoredKey] = {}
@@ -59,7 +62,7 @@ class Keys:
     @property
     def asked_for(self) -> bool:
         """Whether requests need a key."""
-        return self._owner is not None or bool(self._by_id)
+        return self._owner is not None or bool(self._by_id) or self._tokens is not None
 
     def own(self, owner: bytes) -> None:
         """Take another key for that of the settings; the one before counts no more."""
@@ -95,6 +98,8 @@ class Keys:
             return OWNER
         if given is not None and self._owner is not None and hmac.compare_digest(given, self._owner):
             return OWNER
+        if given is not None and self._tokens is not None and looks_like_token(given):
+            return self.held(self._tokens.find(given, scheme))
         key = self._known(given or b"")
         if key is None:
             raise Unauthorized("the API key is missing or wrong", param="Authorization", scheme=scheme,
@@ -109,6 +114,11 @@ class Keys:
                                fix="Ask an administrator of the server for another one.")
         self._used[key.id] = now
         return self.held(Principal(key.name, key.tenant, frozenset(cast(tuple[Role, ...], key.roles)), key.id))
+
+    async def prepare(self, given: bytes | None) -> None:
+        """Before `find`: wait until what is needed for it is here, for a bounded time."""
+        if given is not None and self._tokens is not None and looks_like_token(given):
+            await self._tokens.prepare(given)
 
     def held(self, who: Principal) -> Principal:
         """With the policies that hold for it now."""

@@ -5,6 +5,7 @@ administrators change them (docs/decisions/0014-names-of-tenants.md). Every look
 context, so a name of another tenant is looked for as little as one that does not exist.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,8 +15,10 @@ from sqlalchemy import ColumnElement, or_
 from sqlalchemy.orm import InstrumentedAttribute
 
 from steering.language.errors import InvalidRequest, Path
+from steering.language.fields import PART_PATTERN
 
 SHARED = "shared"
+_PART = re.compile(PART_PATTERN.removesuffix("$"))
 # The tenant of keys that name none, and of the key of the settings.
 HOUSE = "default"
 
@@ -72,6 +75,11 @@ def reading(reader: Reader) -> Iterator[None]:
         yield
     finally:
         READER.reset(token)
+
+
+def is_tenant(name: str) -> bool:
+    """Whether a tenant can be called so. "shared" is what names for all begin with."""
+    return bool(_PART.fullmatch(name)) and name != SHARED
 
 
 def space_of(name: str) -> str:

@@ -15,7 +15,7 @@ from server.requests.state import State
 from steering.language.errors import InvalidRequest, NotFound
 from steering.language.fields import PART_PATTERN
 from vectors.library.access import StoredKey
-from vectors.library.spaces import HOUSE, SHARED
+from vectors.library.spaces import HOUSE, SHARED, is_tenant
 
 router = APIRouter(tags=["admin"], route_class=StrictRoute)
 
@@ -25,7 +25,7 @@ Name = Annotated[str, Field(pattern=PART_PATTERN, description="Lower case letter
 
 
 def _tenant(name: str) -> str:
-    if name == SHARED:
+    if not is_tenant(name):
         raise ValueError(f"no tenant can be named {SHARED}, because names of artifacts that begin so are for all")
     return name
 
