@@ -59,7 +59,8 @@ class Policy(BaseModel):
         default=None, description="Of a request, those of its presets included.")
     raw_vectors: bool = Field(default=True, description="Whether requests may bring numbers of their own.")
     reports: bool = Field(default=True, description="Whether requests may have their effect measured or graded.")
-    captures: bool = Field(default=True, description="Whether requests may read activations: monitors and the lens.")
+    captures: bool = Field(default=True, description="Whether requests may read activations: monitors, the "
+                           "lens and captures.")
     most_rel: Ceiling | None = Field(
         default=None, description="How far all steps of a request together may move a token at one layer, as a share "
         "of the mean norm that artifacts record. What cannot be told, of numbers without such a record say, is "

@@ -232,6 +232,15 @@ async def test_every_way_in_passes_the_gate(team: Asked) -> None:
     lens = await team.client.post("/v1/lens", headers=headers, json={"model": MODEL, "input": "hi"})
     assert code(lens) == (403, "policy_violation")
     worker = await make(team.client, "jobs", "library_write", name="worker", tenant="team")
+    capture = {"model": MODEL, "input": ["hi"], "sites": {"resid_post": [1]}}
+    assert code(await team.client.post("/v1/activations", headers=bearer(worker), json=capture)) == (
+        403, "policy_violation")
+    await team.policy(artifacts=["team-*"])
+    answer = await team.client.post("/v1/activations", headers=bearer(worker), json={**capture, "steering": steering})
+    assert code(answer) == (403, "policy_violation")
+    capture["steering"] = steps("team-a")
+    assert (await team.client.post("/v1/activations", headers=bearer(worker), json=capture)).status_code == 202
+    await team.policy(artifacts=["team-*"], captures=False)
     evaluation = {"prompts": ["a"], "graders": [{"kind": "whole"}], "draws": 0}
     for given_ in ({"spec": steering}, {"preset": "other"}):
         answer = await team.client.post("/v1/evaluations", headers=bearer(worker), json=evaluation | given_)

@@ -189,6 +189,18 @@ export class Client {
     return this.#http.json("POST", "/v1/activations", await this.#call({ input, sites }, fields));
   }
 
+  /** As `startCapture`, and wait for it. Throws JobFailed. */
+  async capture(
+    input: CaptureRequest["input"],
+    sites: CaptureRequest["sites"],
+    fields: CaptureFields & WaitOptions = {},
+  ): Promise<Activations> {
+    const { onProgress, ...rest } = fields;
+    const job = await this.startCapture(input, sites, rest);
+    const done = await this.wait(job.id, fields);
+    return done.result as unknown as Activations;
+  }
+
   /** Captured activations, newest first. */
   async listActivations(options: CallOptions = {}): Promise<Activations[]> {
     return (await this.#http.json<{ data: Activations[] }>("GET", "/v1/activations", options)).data;
@@ -201,6 +213,11 @@ export class Client {
   /** The safetensors file: tensors `SITE.LAYER` of [rows, width], and int32 `text`, `position`, `token`. */
   downloadActivations(id: string, options: CallOptions = {}): Promise<Uint8Array> {
     return this.#http.bytes("GET", "/v1/activations/{id}/content", { ...options, path: { id } });
+  }
+
+  /** The same file in pieces, for one that does not fit into memory. */
+  streamActivations(id: string, options: CallOptions = {}): AsyncGenerator<Uint8Array, void, void> {
+    return this.#http.pieces("GET", "/v1/activations/{id}/content", { ...options, path: { id } });
   }
 
   async deleteActivations(id: string, options: CallOptions = {}): Promise<void> {

@@ -74,6 +74,23 @@ export class Transport {
     return new Uint8Array(await (await this.send(method, template, call)).arrayBuffer());
   }
 
+  /** The answer's bytes as they come. Leaving the iteration early closes the connection. */
+  async *pieces(method: Method, template: keyof paths, call: Call): AsyncGenerator<Uint8Array, void, void> {
+    const reader = (await this.send(method, template, call)).body?.getReader();
+    if (reader === undefined) {
+      throw new ConnectionFailed(`${method} ${template}: the answer has no body`);
+    }
+    try {
+      for (let read = await reader.read(); !read.done; read = await reader.read()) {
+        yield read.value;
+      }
+    } catch (error) {
+      throw failure(error, call.signal, `${method} ${template}`);
+    } finally {
+      await reader.cancel().catch(() => undefined);
+    }
+  }
+
   /** The data of each event up to `[DONE]`. Leaving the iteration early closes the connection. */
   async *events(method: Method, template: keyof paths, call: Call): AsyncGenerator<unknown, void, void> {
     const response = await this.send(method, template, call);

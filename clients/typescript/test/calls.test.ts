@@ -44,6 +44,8 @@ const CALLS: Record<string, (client: Client) => Promise<unknown>> = {
   version: (c) => c.version(),
   lens: (c) => c.lens("Hi", { model: "m" }),
   startCapture: (c) => c.startCapture(["Hi"], { resid_post: [1] }, { model: "m" }),
+  capture: (c) => c.capture(["Hi"], { resid_post: [1] }, { model: "m" }),
+  streamActivations: async (c) => drained(c.streamActivations("act-1")),
   listActivations: (c) => c.listActivations(),
   getActivations: (c) => c.getActivations("act-1"),
   downloadActivations: (c) => c.downloadActivations("act-1"),

@@ -11,11 +11,13 @@ from transformers import AutoTokenizer
 from lab import model_path
 from server.engines.grammar import of_schema
 from tests.engines import reference as ref
+from tests.engines.capture_cases import captures_equal_hooks
 from tests.engines.cases import vector
 from tests.engines.conftest import compiled, generate, ids
 from tests.engines.field_cases import fields_choose_as_a_greedy_loop
 from tests.engines.section_cases import scopes_follow_sections
 from tests.engines.vllm import checks, resuming
+from tests.engines.vllm.apps import Running, client_of, make_app
 from tests.engines.vllm.conftest import Group, sweep_of
 from tests.engines.vllm.same import same_answers_over_http
 
@@ -62,6 +64,13 @@ async def test_many_programs_through_few_slots(group: Group) -> None:
 
 async def test_capture_is_what_hooks_see(group: Group) -> None:
     await checks.capture_is_what_hooks_see(group)
+
+
+async def test_captures_over_http_are_what_hooks_see(group: Group, tmp_path: Path) -> None:
+    app = make_app(group.name, Running(group.engine), "vllm", tmp_path)
+    async with client_of(app) as client:
+        await captures_equal_hooks(client, group.name, group.model, {"resid_post": [0, 2], "mlp_out": [2],
+                                                                     "head_out": [4]}, checks.TOLERANCE)
 
 
 async def test_comparison_equals_two_plain_passes(group: Group) -> None:
