@@ -26,7 +26,7 @@ RUN if [ -z "$VLLM" ]; then scripts/install_torch.sh /opt/trimtab/bin/python "$T
     && /opt/trimtab/bin/pip install --no-deps --require-hashes -r requirements.lock; fi
 COPY . .
 COPY --from=console /src/clients/web/dist clients/web/dist
-RUN /opt/trimtab/bin/pip install -c constraints.txt ./clients/python ".[plots,probes,postgresql,s3${VLLM:+,vllm}]" \
+RUN /opt/trimtab/bin/pip install -c constraints.txt ./clients/python ".[plots,probes,postgresql,s3,otel${VLLM:+,vllm}]" \
     && /opt/trimtab/bin/pip check
 
 FROM python:3.11.14-slim-bookworm

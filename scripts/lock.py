@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LOCK = ROOT / "requirements.lock"
-EXTRAS = ("plots", "probes", "postgresql", "s3")
+EXTRAS = ("plots", "probes", "postgresql", "s3", "otel")
 OF_TORCH = ("torch", "triton", "nvidia-", "cuda-")
 HEAD = "# Written by `make lock` from pyproject.toml and constraints.txt; do not edit. torch is installed apart.\n"
 

@@ -52,13 +52,13 @@ def build(settings: Settings, again: Callable[[], Settings] | None = None) -> Fa
 
 def load_engine(settings: Settings) -> Engine:
     """The engine that the settings ask for, not started yet."""
+    own = {"cache_dir": settings.cache_folder, "kept_bytes": settings.effects_kept_bytes}
     if settings.engine == "vllm":
         # vLLM is an extra and takes seconds to import.
         from server.engines.vllm.host.engine import VllmEngine
 
-        return VllmEngine(options_from(settings, VllmOptions, extra=settings.vllm_args,
-                                       cache_dir=settings.cache_folder, kept_bytes=settings.effects_kept_bytes))
-    return TransformersEngine(options_from(settings, EngineOptions, kept_bytes=settings.effects_kept_bytes))
+        return VllmEngine(options_from(settings, VllmOptions, extra=settings.vllm_args, **own))
+    return TransformersEngine(options_from(settings, EngineOptions, **own))
 
 
 def options_from(settings: Settings, kind: type[Options], **own: Any) -> Options:

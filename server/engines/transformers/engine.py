@@ -15,6 +15,7 @@ from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from server.engines.base import Engine
+from server.engines.checkpoint import KnownFingerprints
 from server.engines.checks import check_capture, check_compare, check_room, check_tokens
 from server.engines.data import (
     Captured,
@@ -71,7 +72,7 @@ class TransformersEngine(Engine):
         self.options = options
         self.model: Any = load_model(options)
         self.facts: ModelFacts = model_facts(self.model, model_id=options.model_id,
-                                             fingerprint=fingerprint(self.model))
+                                             fingerprint=_fingerprint(self.model, options))
         ends = self.model.generation_config.eos_token_id
         self.end_ids = tuple(ends if isinstance(ends, list) else [] if ends is None else [ends])
         self.selftest: SelfTest | None = None
@@ -309,3 +310,14 @@ class TransformersEngine(Engine):
                           continuous_batching_config=config)
         manager.warmup()
         return manager
+
+
+def _fingerprint(model: Any, options: EngineOptions) -> str:
+    """That of the checkpoint, found again where its files are those of before. Numbers that were rounded to float16 on
+    the way are others than the checkpoint's, so what they give is kept for nobody."""
+    known = KnownFingerprints(None if options.dtype == "float16" else options.cache_dir)
+    found = known.get(options.model)
+    if found is None:
+        found = fingerprint(model)
+        known.keep(options.model, found)
+    return found

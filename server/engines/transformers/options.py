@@ -1,6 +1,7 @@
 """Settings of the embedded engine."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from steering.acting.containment import UNLIMITED, StepLimit
@@ -28,11 +29,13 @@ class EngineOptions:
             the last one repeats.
         kept_bytes: what completions that will be measured may keep of their own passes, all together.
         grammar_s: how long one grammar may take to compile. grammar_cache_bytes: of compiled ones that are kept.
+        cache_dir: where fingerprints of checkpoints are kept; None for nowhere.
         self_test: prove at start that every offered site is reached.
     """
 
     model: str
     model_id: str
+    cache_dir: Path | None = None
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     slots: int = 128

@@ -9,8 +9,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from lab import model_path
+from server.engines.checkpoint import FILE, KnownFingerprints
 from server.engines.vllm.host import reading
-from server.engines.vllm.host.checkpoint import FILE, KnownFingerprints
 from server.engines.vllm.host.reading import read_model
 from steering.language.errors import UnsupportedModel
 from steering.models.families import FAMILIES

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from server.engines.vllm.host.checkpoint import KnownFingerprints
+from server.engines.checkpoint import KnownFingerprints
 from server.engines.vllm.host.options import VllmOptions
 from steering.language.errors import UnsupportedModel
 from steering.models.describe import model_facts

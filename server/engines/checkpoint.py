@@ -1,9 +1,10 @@
 """The fingerprint of a checkpoint that lies on the disk, read once and then remembered.
 
 The fingerprint is over every weight, and vLLM reads the weights itself. So that a start does not read a large
-checkpoint twice, what was found is kept in a file beside the models that Trimtab caches. It is found again by the
-names, sizes and times of the checkpoint's files, the version of transformers (which names the weights) and the code
-that hashes them. A file that is changed and keeps both its size and its time is taken for the old one.
+checkpoint twice, and one of the embedded engine does not hash all of it again, what was found is kept in a file beside
+the models that Trimtab caches. It is found again by the names, sizes and times of the checkpoint's files, the version
+of transformers (which names the weights) and the code that hashes them. A file that is changed and keeps both its size
+and its time is taken for the old one.
 """
 
 import hashlib
