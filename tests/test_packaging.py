@@ -19,7 +19,8 @@ HOUSE = {"server", "steering", "vectors", "lab"}
 USED_BY_OTHERS = {"accelerate": "transformers reads GGUF files with it",
                   "python-multipart": "FastAPI reads uploads with it"}
 # Imported where it is there, and never required by us.
-OPTIONAL = {"triton": "comes with CUDA builds of torch", "vllm": "an extra of its own, for each kind of machine"}
+OPTIONAL = {"triton": "comes with CUDA builds of torch", "vllm": "an extra of its own, for each kind of machine",
+            "opentelemetry": "a name that several packages of the extra otel share"}
 
 
 def name_of(requirement: str) -> str:

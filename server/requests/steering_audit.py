@@ -45,6 +45,7 @@ class SteeringAudit:
         self._audit, self._decode = audit, decode
         self._set(settings)
         self._waiting: list[Note | _Texts] = []
+        self._writing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._dropped = Counter("trimtab_audit_dropped", "Records of steered requests that were left out because the "
                                 "library took none.", registry=registry)
@@ -102,15 +103,17 @@ class SteeringAudit:
             await self.write()
 
     async def write(self) -> None:
-        """Write what waits. It fails no request: what cannot be written is counted and gone."""
-        taken, self._waiting = self._waiting, []
-        if not taken:
-            return
-        try:
-            await in_thread(lambda: self._audit.add_all([self._note(one) for one in taken]))
-        except Exception as error:  # any error of a database
-            self._dropped.inc(len(taken))
-            log.warning("steering_not_recorded", records=len(taken), error=str(error)[:300])
+        """Write what waits, and return when what others began to write is there too. It fails no request: what cannot
+        be written is counted and gone."""
+        async with self._writing:
+            taken, self._waiting = self._waiting, []
+            if not taken:
+                return
+            try:
+                await in_thread(lambda: self._audit.add_all([self._note(one) for one in taken]))
+            except Exception as error:  # any error of a database
+                self._dropped.inc(len(taken))
+                log.warning("steering_not_recorded", records=len(taken), error=str(error)[:300])
 
     def _note(self, one: Note | _Texts) -> Note:
         if isinstance(one, Note):
