@@ -70,5 +70,7 @@ ROW = Row(
     "aligned-concepts", "Concept vectors aligned across layers", "lab-dense",
     "Aligned into one shared space, the concept vectors of all layers give consistent scores (GCAV, arXiv 2508.21197).",
     cases, nothing, findings, draw,
+    judged="Scores of texts that are read, and nothing that is written: this is no claim about what steering "
+           "does.",
     notes="Without the paper's networks: layers are mapped by the orthogonal Procrustes rotation of the same texts, "
           "which no label enters.")

@@ -80,6 +80,8 @@ ROW = Row(
     "Turning activations within the plane of a behaviour and a second direction brings it about or takes it away, "
     "keeping their norm (arXiv 2510.26243).",
     cases, measure, findings, draw,
+    judged="The first two rows are whole answers by a grader. Log-odds are of the first token of an answer, and "
+           "no verdict on refusals rests on them.",
     notes="The plane acts on the residual stream from its source layer on, at all tokens; the paper turns the inputs "
           "of norm modules. Fluency at matched effect is not compared with addition. Differences of dealt "
           "labels still point along what varies most between these prompts, which is refusal, and a plane has no "

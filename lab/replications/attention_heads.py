@@ -90,6 +90,10 @@ ROW = Row(
     "Shifting the few heads from which a probe reads a concept moves the model (arXiv 2306.03341); a few heads carry "
     "in-context answers, and without them those are lost (arXiv 2310.08744).",
     cases, nothing, findings, draw,
+    judged="Probes are of texts that are read. Log-odds are of the next token, and accuracy after five examples "
+           "is of the answer's first token; the last row is of whole answers. That shifts of heads steer is not "
+           "claimed.",
+    bundled=("in-context-heads",),
     notes="The paper's strength of 15 sigma is for 48 of 1024 heads; here 4 of 24 are shifted by 4 sigma. The heads to "
           "switch off are ranked one by one on train and dev; random sets avoid them and keep to their layers as far "
           "as those have other heads.")

@@ -54,7 +54,9 @@ class Row:
     """One replication.
 
     measure: what the recipes' own reports do not hold, from their artifacts. findings, draw: from the document that
-    is written as JSON. notes: settings that were changed after a first look, and what was left out.
+    is written as JSON. judged: what the figures are of, whole answers or less. bundled: artifacts of the model's
+    library whose whole answers stand on their cards. notes: settings that were changed after a first look, and what
+    was left out.
     """
 
     name: str
@@ -65,6 +67,8 @@ class Row:
     measure: Callable[[LocalSubject, Mapping[str, Extraction]], Document]
     findings: Callable[[Document], list[Finding]]
     draw: Callable[[Document, Figure], None]
+    judged: str
+    bundled: tuple[str, ...] = ()
     notes: str = ""
 
 

@@ -155,6 +155,7 @@ ROW = Row(
     "conditional-gates", "Conditional gates", "lab-dense",
     "A direction and a threshold read from the prompt tell when to steer (CAST, arXiv 2409.05907).",
     cases, measure, findings, draw,
+    judged="F1 is of prompts that are read; refusals are whole answers by a grader.",
     notes="The model refuses harmful requests by itself, so what the gate shows is that harmless ones keep their "
           "answers. The vector is shown under the gate that reads all tokens: at the last token nearly every direction "
           "tells the two kinds apart, random ones too. That, and weaker strengths, were chosen after a first look.")

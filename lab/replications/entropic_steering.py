@@ -144,5 +144,7 @@ ROW = Row(
     "A vector of entropy-weighted activations makes an agent's choice of action less certain, which random vectors do "
     "not and a higher sampling temperature cannot (arXiv 2406.00244).",
     cases, measure, findings, draw,
+    judged="Everything here is of the next token, because the claim is about the distribution that an action is "
+           "drawn from. What the model writes after it was not judged, so nothing is claimed of it.",
     notes="Actions are read from the exact next-token probabilities, not sampled, so the comparison with temperature "
           "is of distributions.")

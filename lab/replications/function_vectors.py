@@ -248,5 +248,8 @@ ROW = Row(
     "through the unembedding: 14 of 72 task-model pairs steer without being readable, 3 are readable only (arXiv "
     "2604.02608; the causal-head vector is that of arXiv 2310.15213).",
     cases, measure, findings, draw,
+    judged="Accuracy over tasks is of the answer's first token, and lenses read the next one. The last rows are "
+           "whole answers of six tokens with the artifacts that are bundled.",
+    bundled=("plural", "to-french",),
     notes="6 to 14 test items a task. The lens is read below the last layer: there it is the model's own output. The "
           "tuned lens is fitted on the train items of all tasks together.")

@@ -160,6 +160,9 @@ ROW = Row(
     "Values of a concept lie on a curve; moved along it the state gives natural answers, moved straight it does not: "
     "weekdays .34 against .93 nats, and the other way round between neighbours (arXiv 2605.05115).",
     cases, measure, findings, draw,
+    judged="Swaps and energies are of the next token's distribution. The last row is of whole answers; months "
+           "and the grid have none, so that nothing is claimed of their texts.",
+    bundled=("weekdays",),
     notes="The subspace has 32 of 128 dimensions, and only it is replaced, on chords too; 8 points a path are scaled "
           "to the paper's 50. The grid is given in context only. Rank and replacing the subspace alone were settled "
           "after a first look at figures of test; the controls have the same rank and are replaced alike. Left out: "

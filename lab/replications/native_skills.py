@@ -144,6 +144,8 @@ ROW = Row(
     "native-skills", "Native skills", "lab-dense",
     "Orthogonal axes of sequence-level activations are the model's own skills and steer it (arXiv 2604.17614).",
     cases, measure, findings, draw,
+    judged="AUC is of texts that are read, and skills are log-probabilities of given texts. No text was written,"
+           " so that nothing is claimed of what the axes make the model write.",
     notes="The paper selects fine-tuning data by the axes; here only their use at inference is looked at. Axes are "
           "taken at the middle layer, with length regressed out. Two sigma of the first axis is the longest step of "
           "all, and a turned axis makes a middling one, so part of what an axis gains over turned ones is length.")

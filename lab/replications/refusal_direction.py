@@ -93,5 +93,7 @@ ROW = Row(
     "One direction, chosen by effect, mediates refusal: ablated, harmful requests are answered; added, harmless ones "
     "are refused (arXiv 2406.11717).",
     cases, measure, findings, draw,
+    judged="The first two rows are whole answers by a grader. Log-odds are of the first token of an answer, and "
+           "no verdict on refusals rests on them.",
     notes="`max_kl` was raised from 0.1 when nothing passed on dev. A shuffled fit can by luck keep some of the "
           "direction, and ablation does not ask how long it is.")

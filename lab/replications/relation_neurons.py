@@ -78,5 +78,8 @@ ROW = Row(
     "Switching off the MLP units that respond to one relation costs that relation's facts, more the more are off, and "
     "random units do not (arXiv 2502.17355).",
     cases, nothing, findings, draw,
+    judged="Falls are of the log-probability of the answer's first token. The last row is of whole answers, for "
+           "one relation and the share that is bundled; of the others nothing is claimed beyond the first token.",
+    bundled=("job-neurons",),
     notes="The paper takes about 1 % of the units of a model with 352 000 of them; this one has 2304, and 1 % of those "
           "do nothing. Splits are by entity: facts of one entity never stand on both sides.")

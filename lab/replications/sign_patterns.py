@@ -231,5 +231,7 @@ ROW = Row(
     "Signs of single dims tell a category's tokens (AUC .97 to .99); flipping them away lowers the category's logit by "
     "5 to 24, flipping toward does nothing, and it is the sign, not the size, that matters (arXiv 2606.12629).",
     cases, measure, findings, draw,
+    judged="AUC is of tokens that are read, and log p of the next token alone. No text was written, so that "
+           "nothing is claimed of what flips make the model write.",
     notes="Dims enter a pattern at an AUC of 0.65; the paper's 0.75 leaves some categories without a dim at width 128. "
           "The layer of the flip is chosen on dev among the last three.")

@@ -171,6 +171,8 @@ ROW = Row(
     "Switching off the ten experts of a mixture that sensitive prompts use most lowers refusals by half, random "
     "experts do little; forcing experts raises them (arXiv 2502.11096, 2509.09660).",
     cases, measure, findings, draw,
+    judged="Answers to requests are whole ones by a grader; the last rows are of the use of experts and of the "
+           "next token's distribution.",
     notes="Answers are written out and graded (docs/graders.md); broken ones are no success. The picture has all "
           "numbers of experts. "
           "With 16 experts a layer one of them is a sixteenth of it, where the paper's model has 256.")

@@ -57,4 +57,5 @@ ROW = Row(
     "tuned-lens", "Tuned lens", "lab-dense",
     "A scale and shift per dim, fitted to the last layer, makes earlier layers readable, though it closes only 1 of 14 "
     "gaps between steering and reading (arXiv 2604.02608).",
-    cases, nothing, findings, draw)
+    cases, nothing, findings, draw,
+    judged="A lens reads the next token: this is no claim about what steering does.")

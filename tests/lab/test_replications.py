@@ -43,3 +43,16 @@ def test_results_are_of_the_committed_model_and_can_be_shown(row) -> None:
     figure = Figure()
     row.draw(document, figure)
     assert figure.axes
+
+
+@pytest.mark.parametrize("model", ["lab-dense", "lab-moe"])
+def test_whole_answers_of_bundled_artifacts_stand_in_the_row_of_their_method(model: str) -> None:
+    named = [name for row in ROWS if row.model == model for name in row.bundled]
+    assert len(set(named)) == len(named) and set(named) <= set(page.whole_answers(model))
+    shown = page.document()
+    for row in ROWS:
+        assert f"**What was judged.** {row.judged}" in shown
+        for name in row.bundled:
+            assert f"whole answers with the bundled `{name}`" in shown
+    if model == "lab-dense":
+        assert set(named) == set(page.whole_answers(model))
