@@ -28,7 +28,8 @@ bfloat16, which is twice as fast on such a CPU as the default. Answers are greed
 one word is asked for. A text that is cut off is not broken; one that cannot be read is, and never counts as a success.
 French and single words are graded by rules that look at the text alone; of random artifacts also by how unlikely it is.
 No layer, strength or threshold was chosen on a test prompt. There are 15 to 24 of those, so that one prompt is 4 to 7
-points and small differences mean nothing.
+points and small differences mean nothing. A tone, a language, concise and caution were made and tested before
+[trials](concepts.md#the-trial) tried a wide band of layers; the gate stands with the caution that it was tested with.
 
 The artifacts that do something come with `trimtab serve smollm2` under the names below (`{"artifact": "cheerful"}`),
 the presets as `smollm2:cheerful` and so on.

@@ -17,10 +17,14 @@ from vectors.extract import Extraction, parse_request, prepare
 from vectors.extract.recipe import Recipe
 from vectors.extract.run import chance_warnings
 from vectors.extract.spans import differing
+from vectors.extract.trial.bench import Asked
 from vectors.extract.trial.effort import BUDGETS, Budget
 from vectors.extract.trial.picture import draw
-from vectors.extract.trial.search import SMALL_STRIDE, STRIDE, next_share
+from vectors.extract.trial.places import at
+from vectors.extract.trial.plan import Candidate, TrialOptions, TrialPlan
+from vectors.extract.trial.search import SMALL_STRIDE, STRIDE, _refined, next_share
 from vectors.extract.trial.surface import Arm, band_of, verdict
+from vectors.extract.work import Span, Work
 
 GOOD = tuple("lovely bright kind sweet warm happy gentle cheerful friendly pleasant wonderful delightful beautiful "
              "charming brilliant perfect excellent generous peaceful glorious splendid superb fantastic "
@@ -32,7 +36,7 @@ PLAIN = tuple("river house stone table paper street window garden morning evenin
 # Reading sees the tone at every layer, but the next word depends on what is done at this one.
 WORKING = 1
 # What the words of a tone lack in log-odds before anything is steered, and how far the model may be driven.
-SHY, TOO_FAR = 0.9, 3.2
+SHY, TOO_FAR = 0.9, 2.6
 
 
 class Moody(Toy):
@@ -175,6 +179,33 @@ def test_texts_that_are_unlikely_on_average_end_the_band_before_many_are_broken(
     assert band_of(arms[2:], BASE) is None
     # Where such texts are usual, because the wanted ones are, they are whole.
     assert band_of(arms[2:], replace(BASE, surprise=BASE.surprise + 0.3)) is not None
+
+
+class Even:
+    """A bench where a place is as good as `success` says, by its number of layers, and breaks beyond a step of 0.4."""
+
+    def __init__(self, success: dict[int, float]) -> None:
+        self.success = success
+
+    def arms(self, asked: Sequence[Asked], step: Any) -> list[Arm]:
+        return [Arm(one.share, one.strength, self.success[len(one.vectors)], float(one.share > 0.4), 0.5, 1.0, 0.0, 12)
+                for one in asked]
+
+
+@pytest.mark.parametrize(("single", "layers"), [(0.9, (0, 1, 2)), (1.0, (0, 1, 2)), (1.0 + 0.11, (1,))])
+def test_a_band_is_taken_unless_a_single_layer_is_clearly_better(single: float, layers: tuple[int, ...]) -> None:
+    vectors = {layer: torch.ones(4, dtype=torch.float64) for layer in range(3)}
+    plan = TrialPlan(TrialOptions(), "resid_post", [Candidate("read", vectors)], dict.fromkeys(range(3), 2.0), (), (),
+                     None)
+    # When all were scouted, single layers were the best two.
+    scouted = {at(plan, "read", (1,)): [arm(2, 0.9)], at(plan, "read", (0,)): [arm(2, 0.88)],
+               at(plan, "read", (0, 1, 2)): [arm(2, 0.85)]}
+    span = Span(Work(Moody(), silent, never, "test"), 0.0, 1.0, "trial")
+    bench: Any = Even({1: single, 3: 0.8})
+    place, arms = _refined(plan, bench, scouted, (), BASE, span)
+    assert place.layers == layers
+    # Strengths beyond the best were tried until texts broke.
+    assert [one.whole(BASE) for one in arms] == [True] * (len(arms) - 1) + [False]
 
 
 @pytest.mark.parametrize(("found", "random", "reason"), [

@@ -37,13 +37,13 @@ class Budget:
 
     def work(self, prompt: int, answer: int) -> int:
         """Tokens that go through the model, for prompts and answers of these lengths; a bound, as texts end early."""
-        scored = self.pairs * (prompt + min(answer, SCORED_TOKENS)) * (self.layers + 4)
+        scored = self.pairs * (prompt + min(answer, SCORED_TOKENS)) * (self.layers + 5)
         return scored + self.completions * (prompt + 2 * self.tokens)
 
 
-# Places beside the best one; what answers all questions, the two best places and strengths around the best one; tokens
-# of a continuation that are scored.
-BESIDE, REFINED, SCORED_TOKENS = 4, 5, 12
+# Places beside the best one; what answers all questions, the two best places and strengths around the best one and
+# beyond; tokens of a continuation that are scored.
+BESIDE, REFINED, SCORED_TOKENS = 4, 7, 12
 
 BUDGETS: dict[Effort, Budget] = {
     "quick": Budget(layers=8, places=3, pairs=3, scout=4, prompts=8, rounds=2, draws=5, tokens=20),

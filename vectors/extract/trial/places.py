@@ -22,18 +22,22 @@ from vectors.extract.trial.surface import Place
 SHALLOWEST, DEEPEST = 0.2, 0.9
 # The step that is looked at, as a share of the activations' length.
 MODERATE = 0.27
-# A band takes this share of the model's layers.
-WIDTH = 0.12
+# A band takes this share of the model's layers. What a direction that was read at each of them does adds up over a wide
+# band, while random directions of the same length mostly do not.
+NARROW, WIDE = 0.12, 0.5
 
 
 def promising(plan: TrialPlan, bench: Bench, budget: Budget, step: Callable[[float], None]
               ) -> tuple[list[Place], list[dict[str, Any]]]:
     """The places that are tried by writing, most promising first, and the first-order effects of all looked at."""
-    names = sorted(plan.candidates, key=lambda c: -_mean(plan.reading.get(c.name, {})))
+    # The first choice of tokens, unless another one reads better by more than luck.
+    names = sorted(plan.candidates, key=lambda c: -round(_mean(plan.reading.get(c.name, {})), 1))
     middle = _middle(plan, bench)
+    wide = [at(plan, names[0].name, layers) for layers in _wide(middle, bench)]
     if not plan.continuations:
-        # Nothing is known to continue: every place of a coarser grid is tried by writing.
-        return [at(plan, names[0].name, (layer,)) for layer in _evenly(middle, budget.places)], []
+        # Nothing is known to continue: every place of a coarser grid is tried by writing, and the band in its middle.
+        singles = _evenly(middle, budget.places - len(wide))
+        return wide + [at(plan, names[0].name, (layer,)) for layer in singles], []
     grid = [at(plan, names[0].name, (layer,)) for layer in _evenly(middle, budget.layers)]
     nothing = Asked({}, 0.0, 0.0, ())
     base = bench.continued(nothing, budget.pairs, SCORED_TOKENS)
@@ -42,7 +46,7 @@ def promising(plan: TrialPlan, bench: Bench, budget: Budget, step: Callable[[flo
     effects: dict[Place, float] = {}
 
     def look(place: Place) -> None:
-        step(len(effects) / (len(grid) + len(names)))
+        step(len(effects) / (len(grid) + len(wide) + len(names)))
         effects[place] = bench.continued(asked_at(place, plan, MODERATE, ()), budget.pairs, SCORED_TOKENS) - base
 
     for place in grid:
@@ -52,26 +56,34 @@ def promising(plan: TrialPlan, bench: Bench, budget: Budget, step: Callable[[flo
     for candidate in names[1:]:
         look(at(plan, candidate.name, first.layers))
     look(replace(first, sign=-1))
-    kept = _apart(sorted(effects, key=lambda place: -effects[place]), middle, budget.places)
+    kept = wide + _apart(sorted(effects, key=lambda place: -effects[place]), middle, budget.places - len(wide))
+    for place in wide:
+        look(place)
     return kept, [{"candidate": place.candidate, "layers": list(place.layers), "sign": place.sign,
                    "effect": rounded(effect) if math.isfinite(effect) else None} for place, effect in effects.items()]
 
 
 def beside(place: Place, plan: TrialPlan, bench: Bench, budget: Budget) -> list[Place]:
-    """A few layers up and down, the layers around it together, and another choice of tokens."""
+    """A few layers up and down, the layers around a single one together, and another choice of tokens."""
     offered = _offered(plan)
     middle = _middle(plan, bench)
-    layer = place.layers[len(place.layers) // 2]
-    far = max(1, round(len(middle) / budget.layers / 2))
-    found = [replace(at(plan, place.candidate, (n,)), sign=place.sign) for n in (layer - far, layer + far)
-             if n in offered]
-    half = max(1, round(WIDTH * bench.subject.facts.num_layers / 2))
-    around = tuple(n for n in offered if abs(n - layer) <= half)
-    if len(around) > 1:
-        found.append(replace(at(plan, place.candidate, around), sign=place.sign))
+    far = max(1, round(len(middle) / budget.layers / 2), len(place.layers) // 4)
+    around = [tuple(n + step for n in place.layers) for step in (-far, far)]
+    if len(place.layers) == 1:
+        half = max(1, round(NARROW * bench.subject.facts.num_layers / 2))
+        around.append(tuple(n for n in offered if abs(n - place.layers[0]) <= half))
+    found = [replace(at(plan, place.candidate, layers), sign=place.sign) for layers in around
+             if set(layers) <= set(offered) and layers != place.layers]
     found += [replace(at(plan, candidate.name, place.layers), sign=place.sign) for candidate in plan.candidates
               if candidate.name != place.candidate][:1]
     return found
+
+
+def _wide(middle: Sequence[int], bench: Bench) -> list[tuple[int, ...]]:
+    """The wide band in the midst of the layers that are looked at, if they are more than one."""
+    width = min(len(middle), round(WIDE * bench.subject.facts.num_layers))
+    start = (len(middle) - width + 1) // 2
+    return [tuple(middle[start:start + width])] if width > 1 else []
 
 
 def at(plan: TrialPlan, candidate: str, layers: tuple[int, ...]) -> Place:

@@ -5,13 +5,14 @@
 3. Scouting: each place answers some questions at a moderate strength, then at another one that depends on what the
    first did: a smaller one where texts broke, a larger one where they did not. What lies beside the best place is tried
    at its best strength.
-4. Refining: the two best places answer all questions, and the better one does so at strengths around its best one. From
-   these follow the band and the default in its middle.
+4. Refining: the best band of layers and the best single layer answer all questions. The band does so at strengths
+   around its best one, unless the single layer is clearly better. From these follow the band of strengths and the
+   default in its middle.
 5. Random vectors of equal length answer at the default.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from vectors.extract.standing import random_like, rounded
 from vectors.extract.subject import Subject
 from vectors.extract.trial import classifier
-from vectors.extract.trial.bench import Bench, asked_at
+from vectors.extract.trial.bench import Asked, Bench, asked_at
 from vectors.extract.trial.effort import BUDGETS, Budget
 from vectors.extract.trial.places import MODERATE, beside, promising
 from vectors.extract.trial.plan import Question, TrialPlan
@@ -31,8 +32,12 @@ from vectors.extract.work import Span
 LEAST_ACCURACY = 0.75
 # What a strength is multiplied with from one round to the next; less where most texts already succeed.
 STRIDE, SMALL_STRIDE, MOST = 1.6, 1.25, 0.75
-# Strengths around the best one, beside itself.
-AROUND = (0.7, 1.4, 2.0)
+# Strengths around the best one, beside itself; on SmolLM2 twice the strength that shows breaks texts. Where the
+# strongest is whole, so many stronger ones are tried, because otherwise nobody knows where the band ends.
+AROUND, BEYOND = (0.65, 0.8, 1.25), 2
+# By how much a single layer must be worth more than a band: a dozen texts tell no smaller difference from luck, and on
+# many texts bands are better, and random vectors of the same length do less there.
+CLEARLY = 0.3
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def run(plan: TrialPlan, subject: Subject, generator: torch.Generator, span: Spa
     # Of two that are as near to the middle, the weaker one.
     chosen = top if band is None else min(refined, key=lambda arm: (
         round(abs(math.log(arm.strength / band.default)), 2), arm.share))
-    random = _random(bench, plan, place, chosen, budget, some, generator, _parts(span, 10, 12))
+    random = bench.arms(_like(asked_at(place, plan, chosen.share, some), budget.draws, generator), _parts(span, 10, 12))
     return Tried(place, chosen.strength, verdict(chosen, usual, random), {
         "effort": plan.options.effort, "completions": bench.written, "questions": len(questions),
         "grader": _graded_by(plan, bench), "place": place.name, "layers": list(place.layers),
@@ -119,14 +124,21 @@ def _scouted(plan: TrialPlan, bench: Bench, budget: Budget, places: Sequence[Pla
 
 def _refined(plan: TrialPlan, bench: Bench, scouted: Mapping[Place, Sequence[Arm]], questions: Sequence[Question],
              usual: Arm, span: Span) -> tuple[Place, list[Arm]]:
-    """The better of the two best places when both answer all questions, and its arms by rising strength."""
+    """The better of two places when both answer all questions, and its arms by rising strength."""
     best = {place: max(arms, key=lambda arm: arm.worth(usual)) for place, arms in scouted.items()}
-    finalists = sorted(best, key=lambda place: -best[place].worth(usual))[:2]
+    ranked = sorted(best, key=lambda place: -best[place].worth(usual))
+    first = {len(place.layers) > 1: place for place in reversed(ranked)}
+    finalists = list(first.values()) if len(first) > 1 else ranked[:2]
     arms = bench.arms([asked_at(place, plan, best[place].share, questions) for place in finalists], span.part(0, 3))
-    place, own = max(zip(finalists, arms, strict=True), key=lambda found: found[1].worth(usual))
-    others = bench.arms([asked_at(place, plan, own.share * factor, questions) for factor in AROUND],
-                        replace(span, start=span.start + (span.stop - span.start) / 3))
-    return place, sorted([own, *others], key=lambda arm: arm.share)
+    place, own = max(zip(finalists, arms, strict=True), key=lambda found: (
+        found[1].worth(usual) + (CLEARLY if len(found[0].layers) > 1 else 0.0)))
+    others = bench.arms([asked_at(place, plan, own.share * factor, questions) for factor in AROUND], span.part(1, 3))
+    arms = sorted([own, *others], key=lambda arm: arm.share)
+    for number in range(BEYOND):
+        if arms[-1].whole(usual):
+            beyond = asked_at(place, plan, arms[-1].share * STRIDE, questions)
+            arms += bench.arms([beyond], span.part(2 * BEYOND + number, 3 * BEYOND))
+    return place, arms
 
 
 def next_share(arms: Sequence[Arm], usual: Arm) -> float:
@@ -142,12 +154,10 @@ def next_share(arms: Sequence[Arm], usual: Arm) -> float:
     return largest.share * (SMALL_STRIDE if largest.success >= MOST else STRIDE)
 
 
-def _random(bench: Bench, plan: TrialPlan, place: Place, chosen: Arm, budget: Budget, questions: Sequence[Any],
-            generator: torch.Generator, span: Callable[[float], None]) -> list[Arm]:
-    like = asked_at(place, plan, chosen.share, questions)
-    return bench.arms([replace(like, vectors={layer: random_like(vector, generator)
-                                              for layer, vector in like.vectors.items()})
-                       for _ in range(budget.draws)], span)
+def _like(asked: Asked, count: int, generator: torch.Generator) -> list[Asked]:
+    """Random vectors of equal length, of its own at each layer, at the same strength."""
+    return [replace(asked, vectors={layer: random_like(vector, generator) for layer, vector in asked.vectors.items()})
+            for _ in range(count)]
 
 
 def _graded_by(plan: TrialPlan, bench: Bench) -> dict[str, Any]:
