@@ -22,8 +22,11 @@ from server.api.library import artifacts, calibration, evaluations, extract, pre
 from server.api.openai import batches as batch_routes
 from server.api.openai import chat, completions, files, models, responses, tokens
 from server.background.apart import apart
+from server.background.board import Asked, Board
 from server.background.housekeeping import Housekeeping
+from server.background.job import Job
 from server.background.jobs import Jobs
+from server.background.sharing import Sharing
 from server.batches.batches import Batches
 from server.batches.files import StoredFiles
 from server.effects.live_grading import LiveGrading
@@ -62,6 +65,7 @@ from server.requests.runs import Runs
 from server.requests.state import ServerState
 from server.requests.steering_audit import SteeringAudit
 from server.requests.stored.responses import StoredResponses
+from server.requests.submitting import AGAIN
 from server.rollouts.measuring import Measuring
 from server.rollouts.rollouts import Rollouts
 from server.rollouts.shadowing import ShadowArms
@@ -157,7 +161,10 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
             record = History(engine, metrics, counted if settings.history_kept_s else None)
             await parts.enter_async_context(_running(record))
             share = Share(lambda: queue.running > 0)
-            jobs = Jobs(settings.data_dir / "jobs", settings.max_jobs, share)
+            board = None if settings.shared_database_url is None else Board(settings.shared_database_url)
+            if board is not None:
+                parts.callback(board.close)
+            jobs = Jobs(settings.data_dir / "jobs", settings.max_jobs, share, board)
             parts.push_async_callback(jobs.stop)
             await in_thread(jobs.load)
             captured = StoredActivations(settings.data_dir / "activations", most_bytes=settings.activations_bytes,
@@ -189,6 +196,10 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
                 share=share, runs=runs)
             await reloading.remember()
             await try_default_spec(state)
+            if board is not None:
+                sharing = Sharing(jobs, board, metrics.registry, partial(_again, app))
+                app.state.sharing = sharing
+                await parts.enter_async_context(_running(sharing))
             await parts.enter_async_context(_running(batches))
             yield
 
@@ -239,6 +250,20 @@ def counters_of(settings: Settings, registry: Registry) -> Counters:
         return LocalCounters()
     return SharedCounters(settings.quota_store_url.get_secret_value(), registry,
                           timeout_s=settings.quota_store_timeout_s)
+
+
+def _again(app: FastAPI, job: Job, asked: Asked) -> httpx.AsyncClient:
+    """A client of this server whose request begins a job again, for whom it was asked first."""
+    told = asked.who
+    who = Principal(told["name"], told["tenant"], frozenset(told["roles"]), told["key_id"])
+
+    async def once_more(scope: Scope, receive: Receive, send: Send) -> None:
+        AGAIN.set(job)
+        await app({**scope, PRINCIPAL: who}, receive, send)
+
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app=once_more, raise_app_exceptions=False,
+                                                           client=(job.id, 0)),
+                             base_url="http://localhost", timeout=None)
 
 
 def routed(lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:

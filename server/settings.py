@@ -404,10 +404,16 @@ class Settings(BaseSettings):
     def responses_url(self) -> str:
         return self.responses_database_url or self._beside("responses")
 
+    @property
+    def shared_database_url(self) -> str | None:
+        """Of the library, where it is a database that several servers share."""
+        shared = self.database_url is not None and not self.database_url.startswith("sqlite")
+        return self.database_url if shared else None
+
     def _beside(self, name: str) -> str:
         """Where replicas share the library they share what they measure, too."""
-        if self.database_url is not None and not self.database_url.startswith("sqlite"):
-            return self.database_url
+        if self.shared_database_url is not None:
+            return self.shared_database_url
         return f"sqlite:///{(self.data_dir / name).absolute()}.db"
 
     @property

@@ -17,6 +17,7 @@ from server.http.inflate import compressed, inflated
 from server.identity.principal import CURRENT
 from server.identity.quotas import QUOTA
 from server.identity.roles import ANY_KEY, METERED, NEEDED, OF_ALL_TENANTS, OPEN
+from server.requests.submitting import GIVEN, Given
 from server.threads import contained
 from steering.language.errors import InvalidRequest, printable
 
@@ -74,6 +75,7 @@ class StrictRoute(APIRoute):
                 if packed:
                     most, pools = _most_bytes(request), request.app.state.server.pools
                     body = await pools.read(lambda: inflated(body, most))
+                GIVEN.set(Given(request.method, _path(request), request.url.query, body))
                 if len(body) <= AT_ONCE_BYTES:
                     strict_request.value = value = parse_json(body)
                 else:
@@ -110,6 +112,12 @@ class StrictRoute(APIRoute):
             return InvalidRequest(f"unknown query parameter {printable(str(path[-1]))!r}", param=path[-1:],
                                   fix="Leave it out.")
         return InvalidRequest(str(first["msg"]).removeprefix("Value error, "), param=path)
+
+
+def _path(request: Request) -> str:
+    """As it was sent, because a `%2F` is a part of a name."""
+    raw: bytes | None = request.scope.get("raw_path")
+    return request.url.path if raw is None else raw.decode("ascii")
 
 
 def _most_bytes(request: Request) -> int:

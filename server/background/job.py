@@ -80,6 +80,7 @@ class Control:
         self._share, self._used = share, used
         self._counted: float | None = None
         self._cancelled = False
+        self._until = float("inf")
         self._go = asyncio.Event()
         self._lock = threading.Lock()
         self._waits_for: Future[Any] | None = None
@@ -91,13 +92,27 @@ class Control:
         self._job.progress = max(self._job.progress, min(max(fraction, 0.0), 1.0))
         self._job.stage = stage
 
+    @property
+    def job_id(self) -> str:
+        return self._job.id
+
     def cancelled(self) -> bool:
         return self._cancelled
 
     def check(self) -> None:
-        """Raises Cancelled: the work is no longer wanted."""
-        if self._cancelled:
+        """Raises Cancelled: the work is no longer wanted, or another server may have begun it anew by now. It is asked
+        last before a result is stored."""
+        if self._cancelled or self.expired:
             raise Cancelled
+
+    @property
+    def expired(self) -> bool:
+        """Whether the job may be another server's by now."""
+        return time.monotonic() > self._until
+
+    def hold(self, until: float) -> None:
+        """The job is this server's until then, by the monotonic clock."""
+        self._until = until
 
     def result(self, work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
         """The result of a coroutine on the event loop, waited for in the job's thread. Raises Cancelled in the moment

@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
+from server.background.board import LEASE_S, Board
 from server.background.job import FINISHED, Behind, Cancelled, Control, Courtesy, Job, Work
 from server.background.lease import Lease
 from server.background.line import Line
@@ -39,15 +41,23 @@ UNFINISHED_S = 7 * 86400.0
 _ID = re.compile(r"job-[0-9a-f]{24}")
 
 
+class RunsElsewhere(Conflict):
+    """A job is to be cancelled that another server runs."""
+
+
 class Jobs:
     """Runs one job at a time, in the order of `Line`; at most `max_jobs` wait or run. `load` comes first; it and
     `refresh` block, the rest belongs to the event loop.
 
-    share: by which jobs give way to requests; None where there are none.
+    Args:
+        share: by which jobs give way to requests; None where there are none.
+        board: where jobs are recorded instead of in files, because servers with folders of their own share them. What
+            is here of them is recorded by `server.background.sharing`.
     """
 
-    def __init__(self, folder: Path, max_jobs: int, share: Courtesy | None = None) -> None:
+    def __init__(self, folder: Path, max_jobs: int, share: Courtesy | None = None, board: Board | None = None) -> None:
         self.folder = folder
+        self.board = board
         self._share = share
         self._max_jobs = max_jobs
         self._jobs: dict[str, Job] = {}
@@ -55,6 +65,38 @@ class Jobs:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._line: Line[Job] = Line()
         self._lease: Lease | None = None
+        # Jobs that are over here, which the board does not know yet; `over` says that there is a new one.
+        self.unsaid: dict[str, Job] = {}
+        self.over = asyncio.Event()
+        self._lost: set[str] = set()
+
+    @property
+    def owner(self) -> str:
+        """This server, as jobs name it."""
+        if self._lease is None:
+            raise RuntimeError("jobs are not loaded")
+        return self._lease.id
+
+    @property
+    def room(self) -> bool:
+        return len(self._tasks) < self._max_jobs
+
+    def held(self) -> list[Job]:
+        """The jobs that wait or run here, and those that were done since they were last recorded."""
+        return [*(self._jobs[id] for id in self._controls), *self.unsaid.values()]
+
+    def hold(self, until: float) -> None:
+        """All jobs here are this server's until then, by the monotonic clock."""
+        for control in self._controls.values():
+            control.hold(until)
+
+    def lose(self, job_id: str) -> None:
+        """Another server runs it now. Nothing of what is still done here counts."""
+        self.unsaid.pop(job_id, None)
+        if (control := self._controls.get(job_id)) is not None:
+            self._lost.add(job_id)
+            control.cancel()
+            self._tasks[job_id].cancel()
 
     def load(self) -> None:
         """Read what others left. What a process had not finished that lives no more has failed.
@@ -72,12 +114,22 @@ class Jobs:
                 with suppress(OSError):
                     if time.time() - path.stat().st_mtime > age_s:
                         path.unlink()
+        if self.board is not None:
+            return
         for path in sorted(self.folder.glob("job-*.json")):
             self._read(path)
         self._forget_oldest()
 
     def refresh(self) -> None:
-        """Look again at the jobs of other servers, new ones included."""
+        """Look again at the jobs of other servers, new ones included. Raises LibraryUnavailable."""
+        if self.board is not None:
+            found = {job.id: job for job in self.board.all()}
+            # Those that run here are known better here than there.
+            known = {id for id, job in dict(self._jobs).items() if self._own(job)}
+            for job_id in set(self._jobs) - known - set(found):
+                self._jobs.pop(job_id, None)
+            self._jobs.update((id, job) for id, job in found.items() if id not in self._controls)
+            return
         for path in self.folder.glob("job-*.json"):
             job = self._jobs.get(path.stem)
             if job is None or (job.status not in FINISHED and not self._own(job)):
@@ -114,21 +166,22 @@ class Jobs:
             self._lease.release()
 
     def submit(self, kind: str, work: Work, *, about: str = "", estimate_s: float | None = None,
-               id: str | None = None) -> Job:
-        """id: from `new_id`, where it was told to somebody before.
+               id: str | None = None, created_at: float | None = None) -> Job:
+        """id: from `new_id`, where it was told to somebody before. created_at: of one that another server had begun.
 
         Raises TooManyJobs; StorageUnavailable, StorageFull: it could not be recorded and is not run."""
-        if len(self._tasks) >= self._max_jobs:
+        if not self.room:
             raise TooManyJobs(f"{len(self._tasks)} jobs wait or run already", fix="Try again when some are done.")
-        if self._lease is None:
-            raise RuntimeError("jobs are not loaded")
-        job = Job(id=id or new_id(), kind=kind, about=about, owner=self._lease.id, tenant=maker(),
-                  created_at=time.time(), estimate_s=estimate_s)
+        job = Job(id=id or new_id(), kind=kind, about=about, owner=self.owner, tenant=maker(),
+                  created_at=time.time() if created_at is None else created_at, estimate_s=estimate_s)
         try:
             self._save(job)
         except OSError as error:
             raise storage_error(error, "the job cannot be recorded") from error
-        self._jobs[job.id], self._controls[job.id] = job, Control(job, self._share)
+        self._controls[job.id] = control = Control(job, self._share)
+        self._jobs[job.id] = job
+        if self.board is not None:
+            control.hold(time.monotonic() + LEASE_S)
         self._forget_oldest()
         task = asyncio.create_task(self._run(job, work))
         self._tasks[job.id] = task
@@ -165,8 +218,8 @@ class Jobs:
             raise Conflict(f"the job is over: {job.status}", param="id")
         control = self._controls.get(job_id)
         if control is None:
-            raise Conflict("the job runs on another server of this data folder", param="id",
-                           fix="Cancel it there.")
+            raise RunsElsewhere("the job runs on another server of this data folder", param="id",
+                                fix="Cancel it there.")
         control.cancel()
         asyncio.get_running_loop().call_later(0 if job.status == "queued" else GRACE_S, self._tasks[job_id].cancel)
         return job
@@ -216,7 +269,15 @@ class Jobs:
             self._leave(job)
             self._try_to_save(job)
         del self._tasks[job_id]
-        del self._controls[job_id]
+        if self._controls.pop(job_id).expired and job.status == "cancelled":
+            # Nobody asked for that. Whoever takes it next begins it anew.
+            self._lost.add(job_id)
+        if job_id in self._lost:
+            self._lost.discard(job_id)
+            del self._jobs[job_id]
+        elif self.board is not None:
+            self.unsaid[job_id] = job
+            self.over.set()
 
     def _try_to_save(self, job: Job) -> None:
         """The job goes on, or is over, also where that cannot be recorded."""
@@ -226,6 +287,8 @@ class Jobs:
             log.warning("job_not_recorded", job=job.id, status=job.status, error=str(error))
 
     def _save(self, job: Job) -> None:
+        if self.board is not None:
+            return
         path = self._path(job.id)
         partial = path.with_suffix(".partial")
         try:
@@ -236,6 +299,11 @@ class Jobs:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
             raise
+
+    def said(self, job_ids: Iterable[str]) -> None:
+        """The board knows that these are over."""
+        for job_id in job_ids:
+            self.unsaid.pop(job_id, None)
 
     def _own(self, job: Job) -> bool:
         return self._lease is not None and job.owner == self._lease.id

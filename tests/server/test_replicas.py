@@ -12,6 +12,9 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+import server.background.board
+import server.background.jobs
+import server.background.sharing
 import server.identity.keys
 import server.requests.killswitch
 import vectors.library.revision
@@ -26,6 +29,7 @@ from tests.server.conftest import MODEL, chat
 from tests.server.scripted import ScriptedEngine
 from tests.vectors.making import metadata, vector_payload
 from vectors.library import Library
+from vectors.library.audit.log import Wanted
 
 pytestmark = [pytest.mark.slow, needs_postgres]
 OWNER = {"Authorization": "Bearer owner"}
@@ -157,6 +161,89 @@ async def test_a_response_is_continued_on_another_server(replicas: tuple[Replica
     here, there = replicas
     first = await here.done("POST", "/v1/responses", json={"model": MODEL, "input": "hi", "max_output_tokens": 8})
     assert (await there.done("GET", f"/v1/responses/{first['id']}"))["output"] == first["output"]
+
+
+PAIRS = [{"positive": f"{good} {noun}", "negative": f"{bad} {noun}", "item": noun}
+         for noun in ("day", "world", "hello", "x", "y", "z", "w", "v", "u", "t")
+         for good, bad in (("good", "bad"), ("ST", "OP"))]
+
+
+@pytest.mark.parametrize("end", ["stops", "hangs"])
+async def test_a_job_of_a_server_that_is_gone_is_done_by_another_and_once(
+        replicas: tuple[Replica, Replica], monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    """Either the first one is told to stop, or it hangs for so long that its lease ends, and then goes on."""
+    here, there = replicas
+    held, go = asyncio.Event(), asyncio.Event()
+    engine = here.app.state.server.engine
+    capture = engine.capture
+
+    async def slow(*arguments: Any) -> Any:
+        # What measures how long a job will take comes before it.
+        if here.app.state.server.jobs.held():
+            held.set()
+            await go.wait()
+        return await capture(*arguments)
+
+    monkeypatch.setattr(engine, "capture", slow)
+    if end == "hangs":
+        for module in (server.background.board, server.background.jobs, server.background.sharing):
+            monkeypatch.setattr(module, "LEASE_S", 0.5)
+        monkeypatch.setattr(server.background.board, "MARGIN_S", 0.2)
+    monkeypatch.setattr(server.background.sharing, "BEAT_S", 0.05)
+    job = await here.done("POST", "/v1/extract", json={"name": "made", "layers": [1, 2], "token": 0, "pairs": PAIRS})
+    with anyio.fail_after(60):
+        await held.wait()
+    assert job["id"] in [one["id"] for one in (await there.done("GET", "/v1/jobs"))["data"]]
+    sharing = here.app.state.sharing
+    if end == "hangs":
+        sharing._task.cancel()
+    else:
+        await sharing.stop()
+
+    async def done() -> bool:
+        return (await there.done("GET", f"/v1/jobs/{job['id']}"))["status"] == "succeeded"
+
+    await until(done)
+    go.set()
+    await until(lambda: said(lambda: nothing_runs(here), True))
+    assert [one.version for one in there.library.versions("made")] == [1]
+    assert [one.action for one in there.library.audit.list(Wanted(target=job["id"], after=0))] == [
+        "job.create", "job.resume"]
+    assert "trimtab_jobs_taken_over_total 1.0" in (await there.asked("GET", "/metrics")).text
+
+    async def told_here() -> tuple[str, Any]:
+        found = await here.done("GET", f"/v1/jobs/{job['id']}")
+        return found["status"], found["created_at"]
+
+    await until(lambda: said(told_here, ("succeeded", job["created_at"])))
+
+
+async def nothing_runs(replica: Replica) -> bool:
+    return not replica.app.state.server.jobs.held()
+
+
+async def test_a_job_is_cancelled_through_any_server(replicas: tuple[Replica, Replica], monkeypatch: pytest.MonkeyPatch
+                                                     ) -> None:
+    here, there = replicas
+    monkeypatch.setattr(server.background.sharing, "BEAT_S", 0.05)
+
+    engine = here.app.state.server.engine
+    capture = engine.capture
+
+    async def never(*arguments: Any) -> Any:
+        if here.app.state.server.jobs.held():
+            await asyncio.Event().wait()
+        return await capture(*arguments)
+
+    monkeypatch.setattr(engine, "capture", never)
+    job = await here.done("POST", "/v1/extract", json={"name": "made", "layers": [1], "token": 0, "pairs": PAIRS})
+    await there.done("POST", f"/v1/jobs/{job['id']}/cancel")
+
+    async def status() -> str:
+        found: str = (await there.done("GET", f"/v1/jobs/{job['id']}"))["status"]
+        return found
+
+    await until(lambda: said(status, "cancelled"))
 
 
 async def test_the_kill_switch_works_with_the_database_gone(replicas: tuple[Replica, Replica], postgres: Cluster

@@ -5,6 +5,7 @@ from pydantic import BaseModel
 
 from server.api.route import StrictRoute
 from server.background.job import Job
+from server.background.jobs import RunsElsewhere
 from server.identity.recording import recorded
 from server.requests.state import State
 from server.threads import in_thread
@@ -38,4 +39,11 @@ async def cancel_job(id: str, state: State) -> Job:
         await in_thread(state.jobs.refresh)
     job = state.jobs.get(id)
     async with recorded(state.library.audit, "job.cancel", id, before={"status": job.status}, needed=False):
-        return state.jobs.cancel(id)
+        try:
+            return state.jobs.cancel(id)
+        except RunsElsewhere:
+            if state.jobs.board is None:
+                raise
+            board = state.jobs.board
+            await in_thread(lambda: board.cancel(id))
+            return job
