@@ -53,6 +53,30 @@ def check_lens(held: Sequence[Held], lens: str) -> None:
             _check_artifact(one, lens, ("lens",))
 
 
+def check_job(held: Sequence[Held], name: str | None = None, *, op: str | None = None, site: str | None = None,
+              reads: bool = False, param: Path = ("name",)) -> None:
+    """A job that writes texts: an evaluation, or one that makes or tries an artifact. Ceilings are not for it, because
+    to find out what a strength does is what it is for.
+
+    Args:
+        name: of the artifact, with what it is for. reads: whether the job reads activations. param: the field of it.
+
+    Raises:
+        PolicyViolation.
+    """
+    for one in held:
+        if one.policy.mandatory is not None:
+            raise one.violated("mandatory", "a job writes texts without the mandatory spec", (), fix="Use a key whose "
+                               "requests have none.")
+        if reads:
+            check_captures([one], param)
+        if name is not None:
+            _check_artifact(one, name, param)
+        for rule, wanted, allowed in (("ops", op, one.policy.ops), ("sites", site, one.policy.sites)):
+            if wanted is not None and allowed is not None and wanted not in allowed:
+                raise one.violated(rule, f"{wanted} is not among them", (rule[:-1],))
+
+
 def check_preset(held: Sequence[Held], ref: str, param: Path) -> None:
     """Before and after it is resolved. Raises PolicyViolation."""
     for one in held:

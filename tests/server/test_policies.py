@@ -249,6 +249,37 @@ async def test_every_way_in_passes_the_gate(team: Asked) -> None:
     assert code(preset) == (403, "policy_violation")
 
 
+async def test_jobs_are_held_to_the_policy(team: Asked, stored: Library) -> None:
+    worker = bearer(await make(team.client, "jobs", "library_write", "library_read", name="worker", tenant="team"))
+    store(stored, "team/mine")
+    pairs = [{"positive": f"good {n}", "negative": f"bad {n}"} for n in range(4)]
+    made = {"name": "team/new", "site": "resid_post", "pairs": pairs}
+    jobs = {"extract": ("/v1/extract", made), "method": ("/v1/extract/pca_pairwise", made),
+            "tune": ("/v1/artifacts/team/mine/tune", {}),
+            "calibrate": ("/v1/artifacts/team/mine/calibrate", {"prompts": ["a"] * 8}),
+            "evaluate": ("/v1/evaluations", {"spec": steps("team/mine"), "prompts": ["a"], "draws": 0,
+                                             "graders": [{"kind": "whole"}]})}
+
+    async def refused(what: str) -> str | None:
+        path, body = jobs[what]
+        answer = await team.client.post(path, headers=worker, json=body)
+        error = answer.json().get("error") or {}
+        if error.get("code") != "policy_violation":
+            return None
+        told: str = error["message"]
+        return told.partition("by its rule ")[2].partition(":")[0]
+
+    every = set(jobs)
+    for rules, rule, found in (
+            ({}, None, set()), ({"models": ["other"]}, "models", every),
+            ({"mandatory": steps("secret")}, "mandatory", every), ({"artifacts": ["other"]}, "artifacts", every),
+            ({"ops": ["ablate"]}, "ops", every), ({"sites": ["resid_pre"]}, "sites", every),
+            ({"captures": False}, "captures", {"extract", "method"})):
+        await team.policy(**rules)
+        expected = {what: rule if what in found else None for what in jobs}
+        assert {what: await refused(what) for what in jobs} == expected, rules
+
+
 async def test_lines_of_a_batch_are_held_to_the_policy_of_the_moment(team: Asked) -> None:
     lines = [{"custom_id": name, "method": "POST", "url": URL, "body": chat(steering=steps(name))}
              for name in ("team-a", "secret")]

@@ -13,6 +13,8 @@ from server.api.library.refs import REF
 from server.api.route import StrictRoute
 from server.background.apart import apart
 from server.background.job import Cancelled, Control, Job
+from server.identity.principal import CURRENT
+from server.requests.policy_gate import check_job
 from server.requests.state import ServerState, State
 from server.requests.submitting import submitted
 from server.threads import in_thread
@@ -42,6 +44,8 @@ async def create_calibration(ref: str, body: CalibrateOptions, state: State, mod
                              f"strength of its own: POST /v1/artifacts/{ref}/tune?model=ADAPTER.")
     artifact = await in_thread(state.library.resolve, ref)
     check_changed(artifact.metadata.name, "ref")
+    check_job(CURRENT.get().policies, artifact.ref, op=artifact.metadata.op, site=artifact.metadata.site,
+              param=("ref",))
     subject = EngineSubject(state, asyncio.get_running_loop())
     estimate = await in_thread(estimated, body, subject, sample(subject))
     return await submitted(state, "calibrate", lambda control: _work(artifact.ref, body, control, state),

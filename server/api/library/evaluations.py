@@ -13,7 +13,9 @@ from server.api.library.of_model import OfModel, served
 from server.api.route import StrictRoute
 from server.background.apart import apart
 from server.background.job import Control, Job
+from server.identity.principal import CURRENT
 from server.requests.plan import Plan
+from server.requests.policy_gate import check_job
 from server.requests.state import ServerState, State
 from server.requests.submitting import submitted
 from server.threads import in_thread
@@ -62,6 +64,7 @@ class EvaluationList(BaseModel):
 async def create_evaluation(body: EvaluateBody, state: State, model: OfModel = None) -> Job:
     """Start the job. Its result is the summary; the report with its texts is kept under the summary's id."""
     state = served(model, state)
+    check_job(CURRENT.get().policies)
     _check_judges(body, state)
     plan, preset = await in_thread(_plan, body, state)
     tools = await in_thread(_tools, body, state)

@@ -13,6 +13,8 @@ from server.api.route import StrictRoute
 from server.api.validation import invalid
 from server.background.apart import apart
 from server.background.job import Cancelled, Control, Job
+from server.identity.principal import CURRENT
+from server.requests.policy_gate import check_job
 from server.requests.state import ServerState, State
 from server.requests.submitting import submitted
 from server.threads import in_thread
@@ -65,6 +67,8 @@ async def create_tuning(ref: str, body: TuneRequest, state: State, model: OfMode
     state = served(model, state)
     artifact = await in_thread(state.library.resolve, ref)
     check_changed(artifact.metadata.name, "ref")
+    check_job(CURRENT.get().policies, artifact.ref, op=artifact.metadata.op, site=artifact.metadata.site,
+              param=("ref",))
     subject = EngineSubject(state, asyncio.get_running_loop())
     payload = (await in_thread(state.library.source, artifact.ref)).payload
     tuning = await in_thread(prepare_tuning, artifact.metadata, payload, body, subject)
@@ -103,6 +107,8 @@ def _request(method: str, body: Mapping[str, Any]) -> RecipeOptions:
 async def _start(method: str, request: RecipeOptions, state: ServerState, created_by: str) -> Job:
     """Raises TrimtabError: the options or the data do not fit, or too many jobs wait."""
     check_written(request.name, "name")
+    check_job(CURRENT.get().policies, request.name, op=getattr(request, "op", None),
+              site=getattr(request, "site", None), reads=True)
     subject = EngineSubject(state, asyncio.get_running_loop())
     prepared = await in_thread(prepare, method, request, subject, created_by)
     estimate = await in_thread(prepared.estimate, sample(subject))

@@ -16,11 +16,9 @@ def served(name: str | None, state: ServerState) -> ServerState:
     """The state whose engine has the named adapter on the model.
 
     Raises:
-        ModelNotFound: there is no such model. InvalidRequest: the name has a preset.
+        ModelNotFound: there is no such model. InvalidRequest: the name has a preset. PolicyViolation.
     """
-    if name is None:
-        return state
-    model = parse_model(name, state)
+    model = parse_model(state.settings.model_name if name is None else name, state)
     if model.preset is not None:
         raise InvalidRequest("a job is run on a model without a preset", param="model",
                              fix="Name the model, or one of its adapters.")
