@@ -1,12 +1,16 @@
 """The whole server on the bundled model: real engine, real library, real HTTP, the unmodified openai client."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
+import pytest
 import pytest_asyncio
 import torch
 from openai import AsyncOpenAI
+from playwright.sync_api import Browser, Page
 
+from scripts.browser import chromium
 from scripts.running import running_server
+from tests.e2e.browser import built, page_of
 
 torch.set_num_threads(1)
 
@@ -23,3 +27,16 @@ async def server_url() -> AsyncIterator[str]:
 async def client(server_url: str) -> AsyncIterator[AsyncOpenAI]:
     async with AsyncOpenAI(base_url=f"{server_url}/v1", api_key="unused", timeout=600, max_retries=0) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    assert built(), "make console builds the page that these tests open"
+    with chromium() as opened:
+        yield opened
+
+
+@pytest.fixture
+def page(browser: Browser, lab_url: str) -> Iterator[Page]:
+    with page_of(browser, lab_url) as opened:
+        yield opened

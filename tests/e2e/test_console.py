@@ -3,7 +3,6 @@
 import json
 import shlex
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from trimtab_client import Client
 
-from scripts.browser import CHROMIUM, chromium
-from tests.e2e.browser import axe_finds, built, page_of
+from scripts.browser import CHROMIUM
+from tests.e2e.browser import axe_finds, page_of
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine; .ci/run installs it")
 TEXT = "Review of a hotel. I stayed at it with my team on Monday."
@@ -21,19 +20,6 @@ ROOMS = {"playground": "Untouched", "library": "cheerful", "library/artifact/che
          "library/presets": "Served as", "library/upload": "Upload vectors", "make": "mean difference",
          "monitor": "What steering did", "model": "Where interventions can act",
          "keys": "Make one for each program or person"}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    assert built(), "make console builds the page that these tests open"
-    with chromium() as opened:
-        yield opened
-
-
-@pytest.fixture
-def page(browser: Browser, lab_url: str) -> Iterator[Page]:
-    with page_of(browser, lab_url) as opened:
-        yield opened
 
 
 def pick(page: Page, name: str) -> None:

@@ -8,9 +8,9 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from trimtab_client import Client
 
-from scripts.browser import CHROMIUM, chromium
+from scripts.browser import CHROMIUM
 from server.text.vocabulary import Vocabulary
-from tests.e2e.browser import axe_finds, built, page_of
+from tests.e2e.browser import axe_finds, page_of
 from tests.e2e.scripted_site import Site
 from tests.vectors.making import metadata, vector_payload
 
@@ -22,13 +22,6 @@ GRADED_S = 60
 
 def answer(vocabulary: Vocabulary) -> list[int]:
     return vocabulary.encode(" good day hello world", special_tokens=False)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    assert built(), "make console builds the page that these tests open"
-    with chromium() as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, CDPSession, Page, Route, expect
 
-from scripts.browser import CHROMIUM, chromium
+from scripts.browser import CHROMIUM
 from server.text.vocabulary import Vocabulary
-from tests.e2e.browser import axe_finds, built, page_of, processor_times
+from tests.e2e.browser import axe_finds, page_of, processor_times
 from tests.e2e.scripted_site import Site
 from tests.vectors.making import metadata, vector_payload
 
@@ -30,13 +30,6 @@ ROOMS = {"playground": "Untouched", "library": "Search names", "make": "mean dif
 def long_answer(vocabulary: Vocabulary) -> list[int]:
     words = vocabulary.encode(" good day hello world", special_tokens=False)
     return [words[i % len(words)] for i in range(TOKENS)]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    assert built(), "make console builds the page that these tests open"
-    with chromium() as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@ what probes and layers make of a text, and what the colours of tokens show."""
 
 import base64
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,8 @@ from playwright.sync_api import Browser, Page, expect
 from safetensors.torch import save
 from trimtab_client import Client
 
-from scripts.browser import CHROMIUM, chromium
-from tests.e2e.browser import axe_finds, built, page_of
+from scripts.browser import CHROMIUM
+from tests.e2e.browser import axe_finds, page_of
 from tests.e2e.test_console import TEXT, pick
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine; .ci/run installs it")
@@ -23,19 +22,6 @@ JOB_MS = 300_000
 KINDS = {"positive,negative": "refusal direction", "text,label": "relation neurons", "input,output": "function vector",
          "text,answer": "head ablation", "text,episode": "entropic steering", "text": "native skills",
          "lines": "tuned lens"}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    assert built(), "make console builds the page that these tests open"
-    with chromium() as opened:
-        yield opened
-
-
-@pytest.fixture
-def page(browser: Browser, lab_url: str) -> Iterator[Page]:
-    with page_of(browser, lab_url) as opened:
-        yield opened
 
 
 def rows(name: str) -> list[dict[str, str]]:
