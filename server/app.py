@@ -139,8 +139,12 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
                 await parts.enter_async_context(_running(tokens))
             kill_switch = KillSwitch(library.switches, metrics.registry, always=settings.kill_switch)
             await parts.enter_async_context(_running(kill_switch))
+            # Names are those of this model from here on, also those that are rolled out.
+            library.serve(engine.facts.fingerprint)
+            rollouts = Rollouts(library.rollouts, metrics.registry)
+            await parts.enter_async_context(_running(rollouts))
             await parts.enter_async_context(_running(Following(
-                library, metrics.registry, [keys.wake, kill_switch.wake])))
+                library, metrics.registry, [keys.wake, kill_switch.wake, rollouts.wake])))
             shadow = Shadow(engine, EffectMetrics(metrics.registry, settings.model_name), store,
                             sample=settings.shadow_sample, budget=settings.shadow_budget, decode=vocabulary.decode,
                             end_ids=vocabulary.end_ids)
@@ -149,10 +153,6 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
                                        text_graders(settings.outcome_graders), apart,
                                        sample=settings.outcome_sample, measured=settings.shadow_sample)
             await parts.enter_async_context(_running(live_grading))
-            # Names are those of this model from here on, also those that are rolled out.
-            library.serve(engine.facts.fingerprint)
-            rollouts = Rollouts(library.rollouts, metrics.registry)
-            await parts.enter_async_context(_running(rollouts))
             rollout_measuring = Measuring(rollouts, apart, metrics.registry)
             await parts.enter_async_context(_running(rollout_measuring))
             shadow_arms = ShadowArms(rollouts, rollout_measuring, lambda: engine.stats().get("waiting", 0) > 0,

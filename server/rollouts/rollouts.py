@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeVar
 
+import anyio
 import structlog
 from pydantic import ValidationError
 
@@ -93,6 +94,7 @@ class Rollouts:
         self._library, self._now = library, now
         self._running: dict[str, Running] = {}
         self._behind: dict[tuple[str, str, str], Running] = {}
+        self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.failure: str | None = None
         self._requests = Counter("trimtab_rollout_requests", "Requests that name what is rolled out, by their arm.",
@@ -122,6 +124,10 @@ class Rollouts:
                     await self._store()
             except Exception as error:  # the samples of the last half second are not worth a stop that fails
                 log.warning("rollout_samples_not_stored", error=str(error)[:300])
+
+    def wake(self) -> None:
+        """Look now for what other servers changed."""
+        self._wake.set()
 
     def arms(self, asking: Asking, *, forced: str | None = None) -> Arms:
         return Arms(self, asking, forced)
@@ -216,7 +222,9 @@ class Rollouts:
 
     async def _follow(self) -> None:
         while True:
-            await asyncio.sleep(POLL_S)
+            with anyio.move_on_after(POLL_S):
+                await self._wake.wait()
+            self._wake.clear()
             await self.look()
 
     def _judge(self, running: Running) -> None:

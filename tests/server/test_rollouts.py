@@ -575,3 +575,13 @@ async def test_another_tenant_sees_and_sways_nothing(desk: Desk, library: Librar
     # What is the house's is read by all, and changed by the house alone.
     house = await desk.make(publish=False)
     assert await desk.refused(house["id"], "publish", bearer(mine)) == (403, "foreign_name")
+
+
+async def test_a_server_looks_as_soon_as_it_is_woken(desk: Desk, library: Library) -> None:
+    """The half second is an hour in these tests, so only the wake can have told it."""
+    made = await desk.make(steps=[{"share": 1.0}])
+    library.rollouts.give_back(made["id"], "by another server")
+    desk.rollouts.wake()
+    async with asyncio.timeout(60):
+        while desk.rollouts.behind("preset", "cheer") is not None:
+            await asyncio.sleep(0.01)

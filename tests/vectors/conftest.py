@@ -11,7 +11,7 @@ from vectors import Library
 
 ON_BOTH = {f"test_{name}" for name in (
     "audit", "backup", "blobs", "concurrency", "crash", "library", "listing", "memory", "migrations", "models",
-    "presets", "quota", "stateful")}
+    "presets", "quota", "rollouts", "stateful")}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
