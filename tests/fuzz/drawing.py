@@ -18,6 +18,8 @@ from vectors.extract import RECIPES
 
 OPENAPI = Path(__file__).parents[2] / "docs" / "openapi.json"
 MODEL, VECTOR, PROBE, PRESET = "tiny", "push", "asked", "calm"
+# Aliases that nothing else names: a roll-out runs on one, drafts of roll-outs are made for the other.
+ROLLED, GATED = "rolled", "gated"
 # Stands for the id of a file, which only the server knows.
 UPLOADED = "uploaded"
 D_MODEL, LAYERS, VOCABULARY = 32, 3, 97
@@ -47,8 +49,13 @@ _FIELDS: dict[str, Schema] = {
     "pairs": {"enum": [_PAIRS, _PAIRS, _PAIRS[:4]]}, "d_model": {"enum": [D_MODEL, 7]},
     "previous_response_id": {"enum": [None]},
 }
-# What it is half of the time, and otherwise whatever the file allows.
-_MOSTLY: dict[str, Schema] = {"timeout_s": {"enum": [60, 86400]}}
+# What it is half of the time, and otherwise whatever the file allows: by field, or by schema and field.
+_MOSTLY: dict[str | tuple[str, str], Schema] = {
+    "timeout_s": {"enum": [60, 86400]},
+    ("Requirement", "bounds"): {"enum": [[{"figure": "kl", "at_most": 0.5}],
+                                         [{"figure": "success", "grader": "whole", "at_least": 0.5}]]},
+    ("NewRollout", "steps"): {"enum": [[{"share": 0.5}], [{"shadow": 0.2}, {"share": 0.1, "wait_s": 1.0}]]},
+}
 # Of methods of extraction, too: texts from which something could be learnt.
 _LEARNT: dict[str, Schema] = {
     "text": {"enum": _TEXTS}, "answer": {"enum": _TEXTS}, "label": {"enum": ["one", "two"]},
@@ -81,6 +88,11 @@ _REQUIRED: dict[tuple[str, str], Schema] = {
     ("NewBatch", "input_file_id"): {"enum": [UPLOADED, UPLOADED, "absent"]},
     ("KeyBody", "name"): {"enum": [f"key-{i}" for i in range(500)]},
     ("NewPreset", "name"): {"enum": ["made", PRESET]},
+    ("CaptureBody", "input"): {"enum": [["hello", "a day"], [[5, 6, 7], _TURNS[0]], ["x"]]},
+    ("Requirement", "target"): {"enum": [f"{PRESET}@{GATED}", "absent"]},
+    ("Requirement", "collection"): {"enum": ["preset", "preset", "artifact"]},
+    ("NewRollout", "target"): {"enum": [f"{PRESET}@{GATED}", f"{PRESET}@{GATED}", f"{PRESET}@{ROLLED}", "absent"]},
+    ("NewRollout", "candidate"): {"enum": [2, 2, 3]},
     ("ExtractBody", "name"): {"enum": ["drawn-1", "drawn-2"]},
 }
 
@@ -178,8 +190,9 @@ def _narrowed(name: str, schema: Any) -> Any:
         learnt = _LEARNT if name.partition("-")[0] in RECIPES else {}
         for field in [*fields]:
             pinned = _REQUIRED.get((name, field)) or learnt.get(field) or _FIELDS.get(field)
-            if field in _MOSTLY:
-                fields[field] = {"anyOf": [_MOSTLY[field], fields[field]]}
+            mostly = _MOSTLY.get((name, field)) or _MOSTLY.get(field)
+            if mostly is not None:
+                fields[field] = {"anyOf": [mostly, fields[field]]}
             if field in _NEVER.get(name, ()):
                 del fields[field]
             elif pinned is not None:

@@ -25,7 +25,19 @@ from server.engines.transformers.options import EngineOptions
 from server.requests.state import ServerState
 from server.settings import Settings
 from server.text.vocabulary import Vocabulary
-from tests.fuzz.drawing import D_MODEL, LAYERS, MODEL, PRESET, PROBE, UPLOADED, VECTOR, Endpoint, endpoints
+from tests.fuzz.drawing import (
+    D_MODEL,
+    GATED,
+    LAYERS,
+    MODEL,
+    PRESET,
+    PROBE,
+    ROLLED,
+    UPLOADED,
+    VECTOR,
+    Endpoint,
+    endpoints,
+)
 from tests.server.tokenizers import byte_tokenizer
 from tests.tiny import tiny
 from vectors.library import Library
@@ -47,10 +59,10 @@ ENDPOINTS = endpoints()
 
 
 class Served:
-    """file: id of an uploaded file of requests. key: id of a key that nobody uses."""
+    """file: id of an uploaded file of requests. key: id of a key that nobody uses. rollout: id of one that runs."""
 
-    def __init__(self, app: FastAPI, client: httpx.Client, file: str, key: str) -> None:
-        self.app, self.client, self.file, self.key = app, client, file, key
+    def __init__(self, app: FastAPI, client: httpx.Client, file: str, key: str, rollout: str) -> None:
+        self.app, self.client, self.file, self.key, self.rollout = app, client, file, key, rollout
 
     @property
     def state(self) -> ServerState:
@@ -112,16 +124,23 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
                              "residual_norm": {"1": 10.0}},
                 "tensors": {"1": tensors}})
             assert made.status_code == 201, made.text
-        made = client.post("/v1/presets", json={"name": PRESET, "spec": {"interventions": [
-            {"artifact": VECTOR, "strength": 0.5}]}})
-        assert made.status_code == 201, made.text
+        for strength in (0.5, 0.25):
+            made = client.post("/v1/presets", json={"name": PRESET, "spec": {"interventions": [
+                {"artifact": VECTOR, "strength": strength}]}})
+            assert made.status_code == 201, made.text
+        for alias in (ROLLED, GATED):
+            assert client.put(f"/v1/presets/{PRESET}/aliases/{alias}", json={"version": 1}).status_code == 200
+        rollout = client.post("/v1/admin/rollouts", json={"target": f"{PRESET}@{ROLLED}", "candidate": 2,
+                                                          "steps": [{"share": 0.5}]})
+        assert rollout.status_code == 201, rollout.text
+        assert client.post(f"/v1/admin/rollouts/{rollout.json()['id']}/publish").status_code == 200
         line = {"custom_id": "1", "method": "POST", "url": "/v1/completions",
                 "body": {"model": MODEL, "prompt": "hello", "max_tokens": 2}}
         sent = client.post("/v1/files", files={"file": ("requests.jsonl", json.dumps(line))}, data={"purpose": "batch"})
         assert sent.status_code == 200, sent.text
         key = client.post("/v1/admin/keys", json={"name": "unused", "roles": ["infer"]})
         assert key.status_code == 201, key.text
-        yield Served(app, client, sent.json()["id"], key.json()["id"])
+        yield Served(app, client, sent.json()["id"], key.json()["id"], rollout.json()["id"])
 
 
 def send(served: Served, endpoint: Endpoint, number: int) -> Counter[str]:
@@ -138,7 +157,8 @@ def send(served: Served, endpoint: Endpoint, number: int) -> Counter[str]:
         url, body = drawn
         if isinstance(body, dict) and body.get("input_file_id") == UPLOADED:
             body["input_file_id"] = served.file
-        answer = served.client.request(endpoint.method, url.replace("{id}", served.key), json=body)
+        id = served.rollout if "rollouts" in url else served.key
+        answer = served.client.request(endpoint.method, url.replace("{id}", id), json=body)
         said = answer.json() if "json" in answer.headers.get("content-type", "") else {}
         code = (said.get("error") or {}).get("code", "") if isinstance(said, dict) else ""
         answers[f"{answer.status_code} {code}".strip()] += 1
