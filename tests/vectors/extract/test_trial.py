@@ -22,7 +22,7 @@ from vectors.extract.trial.effort import BUDGETS, Budget
 from vectors.extract.trial.picture import draw
 from vectors.extract.trial.places import at
 from vectors.extract.trial.plan import Candidate, TrialOptions, TrialPlan
-from vectors.extract.trial.search import SMALL_STRIDE, STRIDE, _refined, next_share
+from vectors.extract.trial.search import SMALL_STRIDE, STRIDE, _best, _refined, next_share
 from vectors.extract.trial.surface import Arm, band_of, verdict
 from vectors.extract.work import Span, Work
 
@@ -179,6 +179,13 @@ def test_texts_that_are_unlikely_on_average_end_the_band_before_many_are_broken(
     assert band_of(arms[2:], BASE) is None
     # Where such texts are usual, because the wanted ones are, they are whole.
     assert band_of(arms[2:], replace(BASE, surprise=BASE.surprise + 0.3)) is not None
+
+
+def test_the_best_of_a_place_is_whole_if_any_is() -> None:
+    """One that succeeds more with texts that are unlikely would break others; alone, it is the best there is."""
+    unlikely = replace(arm(4, 0.9), surprise=BASE.surprise + 0.4)
+    assert _best([arm(2, 0.6), unlikely], BASE).success == 0.6
+    assert _best([unlikely], BASE) is unlikely
 
 
 class Even:

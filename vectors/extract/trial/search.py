@@ -114,8 +114,8 @@ def _scouted(plan: TrialPlan, bench: Bench, budget: Budget, places: Sequence[Pla
         for place, arm in zip(places, arms, strict=True):
             found[place].append(arm)
             shares[place] = next_share(found[place], usual)
-    place = max(places, key=lambda one: max(arm.worth(usual) for arm in found[one]))
-    best = max(found[place], key=lambda arm: arm.worth(usual))
+    place = max(places, key=lambda one: _best(found[one], usual).worth(usual))
+    best = _best(found[place], usual)
     others = [other for other in beside(place, plan, bench, budget) if other not in found]
     arms = bench.arms([asked_at(other, plan, best.share, questions) for other in others],
                       span.part(budget.rounds, budget.rounds + 1))
@@ -125,7 +125,7 @@ def _scouted(plan: TrialPlan, bench: Bench, budget: Budget, places: Sequence[Pla
 def _refined(plan: TrialPlan, bench: Bench, scouted: Mapping[Place, Sequence[Arm]], questions: Sequence[Question],
              usual: Arm, span: Span) -> tuple[Place, list[Arm]]:
     """The better of two places when both answer all questions, and its arms by rising strength."""
-    best = {place: max(arms, key=lambda arm: arm.worth(usual)) for place, arms in scouted.items()}
+    best = {place: _best(arms, usual) for place, arms in scouted.items()}
     ranked = sorted(best, key=lambda place: -best[place].worth(usual))
     first = {len(place.layers) > 1: place for place in reversed(ranked)}
     finalists = list(first.values()) if len(first) > 1 else ranked[:2]
@@ -139,6 +139,11 @@ def _refined(plan: TrialPlan, bench: Bench, scouted: Mapping[Place, Sequence[Arm
             beyond = asked_at(place, plan, arms[-1].share * STRIDE, questions)
             arms += bench.arms([beyond], span.part(2 * BEYOND + number, 3 * BEYOND))
     return place, arms
+
+
+def _best(arms: Sequence[Arm], usual: Arm) -> Arm:
+    """Of those that are whole, if any are."""
+    return max([arm for arm in arms if arm.whole(usual)] or arms, key=lambda arm: arm.worth(usual))
 
 
 def next_share(arms: Sequence[Arm], usual: Arm) -> float:

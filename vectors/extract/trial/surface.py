@@ -9,10 +9,10 @@ from vectors.extract.standing import rounded
 
 # A success more often than untouched by this much is visible; broken by more than this is no longer whole.
 VISIBLE, WHOLE = 0.2, 0.1
-# Nats a token by which the texts of an arm may be less likely, on average, than is usual: half of what makes a single
-# text broken. On SmolLM2 a strength beyond that had one text in eight broken in the trial and one in four on other
-# questions.
-UNUSUAL = 0.5
+# Nats a token by which the texts of an arm may be less likely, on average, than is usual: less than a third of what
+# makes a single text broken. The questions of a trial are everyday ones. On SmolLM2, where what is asked is at odds
+# with what is wanted, texts grow unlikely twice as fast: at 0.2 in the trial by 0.5, and then one in eight is broken.
+UNUSUAL = 0.3
 # What a broken text costs beside not being a success.
 DAMAGE = 0.5
 # Of the most that was gained: where half of it is reached, the effect is there.
