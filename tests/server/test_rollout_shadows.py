@@ -1,15 +1,19 @@
 """Shadow arms: the candidate of a roll-out on the prompts of the stable version, for nobody to read."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import torch
 from fastapi import FastAPI
 from pydantic import SecretStr
 
+from server.engines.data import CompareRequest, Comparison
 from server.settings import Settings
 from server.text.vocabulary import Vocabulary
+from steering.divergence import Divergence, ResidualShift
 from steering.language.errors import TrimtabError
 from tests.server.conftest import MODEL
 from tests.server.scripted import ScriptedEngine
@@ -19,7 +23,8 @@ from tests.server.test_rollouts import ERRORS, Desk, measured, still, stored  # 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(served_model_name=MODEL, data_dir=tmp_path / "data", api_key=SecretStr("owner-s-key"))
+    return Settings(served_model_name=MODEL, data_dir=tmp_path / "data", api_key=SecretStr("owner-s-key"),
+                    shadow_budget=10.0)
 
 
 @pytest.fixture
@@ -101,3 +106,34 @@ async def test_shadows_give_way_and_obey(desk: Desk, engine: ScriptedEngine, mon
     metrics = (await desk.client.get("/metrics", headers=OWNER)).text
     for result, count in (("busy", 1), ("untold", 2)):
         assert f'trimtab_rollout_shadowed_total{{result="{result}",rollout="{made["id"]}"}} {count}.0' in metrics
+
+
+async def test_doses_of_both_arms_are_measured(desk: Desk, engine: ScriptedEngine) -> None:
+    """In shadow and with a share, where the engine measures 3 nats under the candidate and 1 under the stable version.
+    Only answers that somebody had are among the effects."""
+    rails = [{"metric": "dose", "margin": 0.5, "scale": 4.0, "samples": 1}]
+
+    async def compare(request: CompareRequest) -> Comparison:
+        count, new = len(request.token_ids) - request.prompt_length, request.program.compiled[0].applied.artifact
+        rows = {one.name: torch.ones(count) for one in fields(Divergence)}
+        total = Divergence(**rows | {"kl": torch.full((count,), 3.0 if new == "new@1" else 1.0)})
+        return Comparison(total, (total,), ResidualShift(torch.ones(count), torch.ones(count)), exact=True)
+
+    engine.compare = compare  # type: ignore[method-assign]
+    made = await desk.make(rails=rails, steps=[{"shadow": 1.0, "wait_s": 0}, {"share": 1.0}], sample=1.0)
+    for n in range(5):
+        await desk.ask(f"user-{n}")
+        await measured(desk)
+    shown = (await desk.show(made["id"]))["rails"][0]
+    assert (shown["stable_mean"], shown["candidate_mean"]) == pytest.approx((1.0, 3.0))
+    assert shown["stable_samples"] == shown["candidate_samples"] >= 3
+    await desk.rollouts.look()
+    assert (await desk.show(made["id"]))["step"] == 1
+    await desk.ask()
+    await measured(desk)
+    after = (await desk.show(made["id"]))["rails"][0]
+    assert after["candidate_samples"] == shown["candidate_samples"] + 1
+    assert after["candidate_mean"] == pytest.approx(3.0)
+    await desk.app.state.server.shadow.flush()
+    rows = (await desk.client.get("/v1/effects", headers=OWNER, params={"group": "preset"})).json()["data"]
+    assert {row["preset"]: row["completions"] for row in rows}["cheer@2"] == 1
