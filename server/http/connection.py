@@ -114,7 +114,7 @@ class Connection(H11Protocol):
         self._check_unread(now)
 
     def _check_unread(self, now: float) -> None:
-        unread = self.transport.get_write_buffer_size() + _queued(self.transport)
+        unread = _unread(self.transport)
         # While writing goes on there is room, so what is there may still be read; a full or closed one only empties.
         if not unread or not (self.flow.write_paused or self.transport.is_closing()):
             self._unread = None
@@ -147,11 +147,17 @@ class Connection(H11Protocol):
         self.transport.close()
 
 
-def _queued(transport: asyncio.Transport) -> int:
-    """Bytes that the system has taken and the client's has not."""
-    sock = transport.get_extra_info("socket")
+def _unread(transport: asyncio.Transport) -> int:
+    """Bytes for the client that wait here, and those that the system has taken and the client's has not."""
     try:
-        return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0" * 4))[0])
+        waiting, sock = transport.get_write_buffer_size(), transport.get_extra_info("socket")
+    except AttributeError:
+        # asyncio's transport of a TLS connection that has ended has lost what it would ask.
+        return 0
+    if sock is None:
+        return waiting
+    try:
+        return waiting + int(struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0" * 4))[0])
     except OSError:
         # Closed by now, or a system that does not tell.
-        return 0
+        return waiting
