@@ -9,7 +9,7 @@ export function answering(answers: Record<string, (...given: never[]) => unknown
   server.standing = "ready";
   server.models = ["tiny", "tiny:warm"];
   server.capabilities = { model_name: "tiny", fingerprint: FINGERPRINT, vocab_size: 100, num_experts: 0, sites: {}, ops: {} } as never;
-  server.own = { name: "ada", tenant: "default", roles: ["admin"] };
+  server.own = { name: "ada", tenant: "default", roles: ["admin"], policies: [], limits: [] };
   server.client = new Proxy({} as never, {
     get: (_, name) => async (...given: never[]) => {
       const answer = answers[String(name)];
