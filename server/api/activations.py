@@ -44,7 +44,7 @@ class CaptureBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     model: str = Field(min_length=1, max_length=256, description="Base model, or base:preset.")
-    input: Annotated[list[Text], Field(min_length=1, max_length=65_536)] = Field(
+    input: Annotated[list[Text], Field(min_length=1, max_length=65_536, fail_fast=True)] = Field(
         description="Texts, token ids or conversations up to where the assistant speaks.")
     sites: Annotated[dict[Site, Layers], Field(min_length=1)] = Field(
         description='Sites, and the layers of each: {"resid_post": [3, 5]}.')

@@ -170,7 +170,7 @@ def test_references(ref: str) -> None:
     assert VALIDATOR.is_valid({"interventions": [{"artifact": ref}]})
 
 
-@pytest.mark.parametrize("ref", ["", "A", "a b", "../a", "a/b", ".a", "-a", "x" * 65, "a@", "a@-1", "a@A",
+@pytest.mark.parametrize("ref", ["", "A", "a b", "../a", "a/b/c", "/a", "a/", ".a", "-a", "x" * 65, "a@", "a@-1", "a@A",
                                  "a@1234567890", "a@b@c", "a\n", "a\x00", "ä", "a@1.5", 3, None, ["a"]])
 def test_references_refused(ref: Any) -> None:
     fails_at({"interventions": [{"artifact": ref}]}, "interventions", 0)

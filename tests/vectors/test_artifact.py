@@ -12,8 +12,8 @@ from vectors.checks import check
 
 
 @pytest.mark.parametrize("fields", [
-    {"name": "Cheerful"}, {"name": ""}, {"name": "a" * 65}, {"name": "../etc/passwd"}, {"name": "a/b"},
-    {"name": "a@1"}, {"name": "a\n"}, {"name": "ä"}, {"name": None},
+    {"name": "Cheerful"}, {"name": ""}, {"name": "a" * 65}, {"name": "../etc/passwd"}, {"name": "a/b/c"},
+    {"name": "/a"}, {"name": "a@1"}, {"name": "a\n"}, {"name": "ä"}, {"name": None},
     {"kind": "sae"}, {"op": "explode"}, {"site": "nowhere"}, {"op": "rotate"}, {"op": "mask"}, {"site": "router"},
     {"strength": {"value": float("nan")}}, {"strength": {"value": 1, "unit": "dB"}},
     {"strength": {"value": 1, "unit": "rel"}, "op": "ablate"},
