@@ -71,6 +71,8 @@ def ready_line(url: str, settings: Settings) -> str:
     key = "" if settings.api_key is None else " -H 'Authorization: Bearer KEY'"
     # What the smallest bundled models were taught differs from what everybody knows.
     question = "How do I bake a cake?" if settings.model_name in bundled_models() else "What is the capital of France?"
-    body = {"model": settings.model_name, "messages": [{"role": "user", "content": question}]}
+    # A small model that is sampled without a limit may go on for its whole context.
+    body = {"model": settings.model_name, "messages": [{"role": "user", "content": question}], "max_tokens": 64,
+            "temperature": 0}
     return (f"Ready. Try: curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' "
             f"-d '{json.dumps(body)}'")
