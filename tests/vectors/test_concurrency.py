@@ -149,12 +149,11 @@ def test_patches_and_deletes_beside_readers(library: Library) -> None:
     assert library.resolve("cheerful").metadata.tags == ("t9", "always")
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("many", [1, 4])
 def test_a_connection_that_may_only_read_is_replaced(library: Library, database: str, many: int) -> None:
     """SQLite opens a file for reading alone while it cannot be written, and a pool keeps what it opened. `query_only`
-    makes a connection fail in the same words."""
-    if database != "sqlite":
-        pytest.skip("a connection of PostgreSQL that may only read is one of the server's settings")
+    makes a connection fail in the same words. With PostgreSQL that would be a setting of its server."""
     with ExitStack() as stack:
         for _ in range(many):
             connection = stack.enter_context(library._database.engine.connect())
