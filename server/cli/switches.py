@@ -66,15 +66,19 @@ def turn_off(url: Url = DEFAULT_URL, key: Key = None) -> None:
 
 
 def effects(
-    group: Annotated[Literal["artifact", "preset", "minute", "all"], typer.Option(help="One line for each.")
-                     ] = "artifact",
+    group: Annotated[Literal["artifact", "preset", "minute", "tenant", "arm", "all"],
+                     typer.Option(help="One line for each.")] = "artifact",
+    rollout: Annotated[str | None, typer.Option(help="Id of a roll-out: only answers of its arms.")] = None,
+    arm: Annotated[Literal["stable", "candidate"] | None, typer.Option(
+        help="Of that roll-out, only this arm.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Only answers to this tenant.")] = None,
     limit: Annotated[int, typer.Option(help="Lines at most.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every figure.")] = False,
     url: Url = DEFAULT_URL, key: Key = None,
 ) -> None:
     """What interventions did to the requests that were measured, largest effect first, and what graded answers were."""
     with connect(url, key) as client:
-        found = client.effects(group=group, limit=limit)
+        found = client.effects(group=group, rollout=rollout, arm=arm, tenant=tenant, limit=limit)
     if as_json:
         print_json(found)
         return
@@ -89,8 +93,10 @@ def _print(rows: list[dict[str, Any]], none: str) -> None:
     if not rows:
         out.print(none)
         return
-    plain = [name for name in rows[0] if not isinstance(rows[0][name], (dict, list))]
+    names = dict.fromkeys(name for row in rows for name in row)
+    plain = [name for name in names if not any(isinstance(row.get(name), (dict, list)) for row in rows)]
     table = Table(*plain, box=None)
     for row in rows:
-        table.add_row(*(f"{row[name]:.4g}" if isinstance(row[name], float) else str(row[name]) for name in plain))
+        cells = [row.get(name, "") for name in plain]
+        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells))
     out.print(table)

@@ -9,6 +9,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import product
 from typing import Any
 
 import structlog
@@ -16,12 +17,13 @@ import structlog
 from server.effects.metrics import OutcomeMetrics
 from server.effects.outcome_store import OutcomeCount, OutcomeTotal, totals, write
 from server.effects.outcomes import Ended, verdicts_on
-from server.effects.report import ALL, UNTOUCHED
+from server.effects.report import ALL, EVERY, UNTOUCHED
 from server.effects.store import MINUTE_S, EffectStore
 from server.observability.tracing import evaluation, record
 from server.threads import in_thread
 from vectors.evaluate.graders.contract import Grader, Verdict
 from vectors.evaluate.graders.named import name_of
+from vectors.library.audit.notes import maker
 
 log = structlog.get_logger("trimtab.outcomes")
 QUEUE_LENGTH = 256
@@ -43,7 +45,7 @@ class LiveGrading:
         self.follow(sample, measured)
         self._random = random.Random(seed)
         self._queue: asyncio.Queue[Ended] = asyncio.Queue(QUEUE_LENGTH)
-        self._unwritten: Counter[tuple[int, str, str, str, str]] = Counter()
+        self._unwritten: Counter[tuple[int, str, str, str, str, str, str, str]] = Counter()
         self._tasks: list[asyncio.Task[None]] = []
 
     def follow(self, sample: float, measured: float) -> None:
@@ -124,13 +126,14 @@ class LiveGrading:
         found = await self._apart(lambda: [(grader, verdicts_on(grader, [ended])[0]) for grader in self._graders])
         record("outcome.grade", began, attributes={"trimtab.preset": ended.preset}, events=[
             evaluation(name_of(grader), label=grader.told(verdict.outcome)) for grader, verdict in found])
-        minute = int(time.time()) // MINUTE_S
+        minute, tenant = int(time.time()) // MINUTE_S, maker()
         names = (ALL, *dict.fromkeys(ended.artifacts)) if ended.artifacts else (UNTOUCHED,)
         for grader, verdict in found:
             outcome = grader.told(verdict.outcome)
-            self._metrics.graded(ended.preset, names, name_of(grader), outcome, measured=ended.excess is not None)
-            for name in names:
-                key = minute, name, ended.preset, name_of(grader), outcome
+            self._metrics.graded(ended.preset, names, name_of(grader), outcome, ended.arms,
+                                 measured=ended.excess is not None)
+            for name, (rollout, arm) in product(names, (EVERY, *ended.arms)):
+                key = minute, name, ended.preset, name_of(grader), outcome, tenant, rollout, arm
                 if key not in self._unwritten and len(self._unwritten) >= MOST_UNWRITTEN:
                     self._metrics.lost(1)
                     continue

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from server.effects.report import ChoiceEffect
+from server.effects.report import ChoiceEffect, InArm
 from server.engines.data import Lost
 from server.observability.instruments import Counter, Histogram, Registry
 
@@ -24,17 +24,23 @@ class OutcomeMetrics:
         self._by_rules = Counter("trimtab_outcome_by_rules", "Graded steered answers of which it was not measured how "
                                  "likely the untouched model finds them, so that half of the broken ones pass.",
                                  registry=registry)
+        self._rollouts: set[str] = set()
+        self._of_arms = Counter("trimtab_rollout_answers", "Sampled answers of the arms of roll-outs, by what a grader "
+                                "says they are.", ["rollout", "arm", "grader", "outcome"], registry=registry)
         self._dropped = Counter("trimtab_outcome_dropped", "Answers that were to be graded and were not.", ["reason"],
                                 registry=registry)
         self._lost = Counter("trimtab_outcome_records_lost", "Graded answers that could not be stored.",
                              registry=registry)
 
-    def graded(self, preset: str, artifacts: Sequence[str], grader: str, outcome: str, *, measured: bool) -> None:
+    def graded(self, preset: str, artifacts: Sequence[str], grader: str, outcome: str, arms: Sequence[InArm], *,
+               measured: bool) -> None:
         shown = bounded(self._names, preset)
         for artifact in artifacts:
             self._answers.labels(self._model, shown, bounded(self._names, artifact), grader, outcome).inc()
         if not measured and "all" in artifacts:
             self._by_rules.inc()
+        for rollout, arm in arms:
+            self._of_arms.labels(bounded(self._rollouts, rollout), arm, grader, outcome).inc()
 
     def dropped(self, reason: str) -> None:
         self._dropped.labels(reason).inc()
@@ -62,6 +68,9 @@ class EffectMetrics:
                                "measured completions, where it rose.", labels, registry=registry)
         self._lowered = Counter("trimtab_effect_entropy_lowered_nats", "The same where it fell, as a positive number.",
                                 labels, registry=registry)
+        self._rollouts: set[str] = set()
+        self._of_arms = Histogram("trimtab_rollout_dose_nats", "Mean KL(steered || untouched) per token of completions "
+                                  "of the arms of roll-outs.", ["rollout", "arm"], buckets=NATS, registry=registry)
         self._repetition = Histogram("trimtab_effect_repetition", "Share of repeated 3-grams of a steered completion.",
                                      ["model", "preset"], buckets=SHARES, registry=registry)
         self._compression = Histogram("trimtab_effect_compression", "Bytes of a steered completion over its compressed "
@@ -88,7 +97,7 @@ class EffectMetrics:
         self._lost = Counter("trimtab_effect_records_lost", "Measurements that could not be stored.",
                              registry=registry)
 
-    def measured(self, preset: str, effect: ChoiceEffect) -> None:
+    def measured(self, preset: str, effect: ChoiceEffect, arms: Sequence[InArm]) -> None:
         shown = self._bounded(preset)
         for share in effect.shares():
             labels = (self._model, shown, self._bounded(share.artifact), share.op)
@@ -107,6 +116,8 @@ class EffectMetrics:
         self._compression.labels(self._model, shown).observe(effect.text.compression)
         self._base_ended.labels(self._model, shown).observe(effect.text.base_ended)
         self._residual.labels(self._model, shown).observe(effect.residual_relative)
+        for rollout, arm in arms:
+            self._of_arms.labels(bounded(self._rollouts, rollout), arm).observe(effect.total.kl.mean)
 
     def ran(self, tokens: int) -> None:
         self._shadow.inc(tokens)

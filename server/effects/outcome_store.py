@@ -1,5 +1,5 @@
-"""What graded answers were, in the database of measured effects, counted by minute, artifact, preset, grader and
-outcome.
+"""What graded answers were, in the database of measured effects, counted by minute, artifact, preset, grader, outcome
+and tenant, and beside that for each arm of a roll-out that they belong to.
 """
 
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from sqlalchemy import Integer, String, func, select
 from sqlalchemy.orm import Mapped, mapped_column
 
 from server.effects.report import ALL, UNTOUCHED
-from server.effects.store import GROUPS, MINUTE_S, Base, EffectStore, shown
+from server.effects.store import ALL_ROWS, GROUPS, Base, EffectStore, Which
 
 
 class OutcomeMinute(Base):
-    """Graded answers of one minute, by what a grader said they are."""
+    """Graded answers of one minute, by what a grader said they are. tenant, rollout, arm: as of measured effects."""
 
     __tablename__ = "outcome_minutes"
 
@@ -25,6 +25,9 @@ class OutcomeMinute(Base):
     grader: Mapped[str] = mapped_column(String(64))
     outcome: Mapped[str] = mapped_column(String(64))
     answers: Mapped[int] = mapped_column(Integer)
+    tenant: Mapped[str | None] = mapped_column(String(64), index=True)
+    rollout: Mapped[str] = mapped_column(String(32), server_default="", index=True)
+    arm: Mapped[str] = mapped_column(String(16), server_default="")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,9 @@ class OutcomeCount:
     preset: str
     grader: str
     outcome: str
+    tenant: str
+    rollout: str
+    arm: str
     answers: int
 
 
@@ -46,6 +52,9 @@ class OutcomeTotal:
     artifact: str | None
     preset: str | None
     minute: int | None
+    tenant: str | None
+    rollout: str | None
+    arm: str | None
     grader: str
     answers: int
     shares: dict[str, float]
@@ -57,8 +66,7 @@ def write(store: EffectStore, counts: Sequence[OutcomeCount]) -> None:
         session.add_all(OutcomeMinute(**asdict(count)) for count in counts)
 
 
-def totals(store: EffectStore, *, group: str, since: int | None = None, until: int | None = None,
-           artifact: str | None = None, preset: str | None = None, limit: int = 1000) -> list[OutcomeTotal]:
+def totals(store: EffectStore, *, group: str, limit: int = 1000, which: Which = ALL_ROWS) -> list[OutcomeTotal]:
     """What graded answers were, by group and grader, most answers first (by minute: newest first). No row counts an
     answer twice. The arguments are those of `EffectStore.totals`.
 
@@ -68,18 +76,7 @@ def totals(store: EffectStore, *, group: str, since: int | None = None, until: i
     names = tuple(name for name in GROUPS[group] if name != "op")
     columns: list[Any] = [getattr(OutcomeMinute, name) for name in (*names, "grader", "outcome")]
     query = select(*columns, func.sum(OutcomeMinute.answers))
-    if since is not None:
-        query = query.where(OutcomeMinute.minute >= since // MINUTE_S)
-    if until is not None:
-        query = query.where(OutcomeMinute.minute < -(-until // MINUTE_S))
-    if artifact is not None:
-        query = query.where(OutcomeMinute.artifact == artifact)
-    elif "artifact" not in names:
-        # A steered answer is counted for the whole spec and for each artifact. Only the first counts here.
-        query = query.where(OutcomeMinute.artifact.in_((ALL, UNTOUCHED)))
-    if preset is not None:
-        query = query.where(OutcomeMinute.preset == preset)
-    query = query.where(*shown(OutcomeMinute))
+    query = query.where(*which.conditions(OutcomeMinute, names, [ALL, UNTOUCHED]))
     with store.session() as session:
         rows = session.execute(query.group_by(*columns)).all()
     found: dict[tuple[Any, ...], dict[str, int]] = {}
@@ -93,5 +90,6 @@ def totals(store: EffectStore, *, group: str, since: int | None = None, until: i
 def _outcome_total(names: tuple[str, ...], key: tuple[Any, ...], counts: dict[str, int]) -> OutcomeTotal:
     known, answers = dict(zip(names, key, strict=False)), sum(counts.values())
     return OutcomeTotal(artifact=known.get("artifact"), preset=known.get("preset"), minute=known.get("minute"),
+                        tenant=known.get("tenant"), rollout=known.get("rollout"), arm=known.get("arm"),
                         grader=key[-1], answers=answers,
                         shares={outcome: count / answers for outcome, count in sorted(counts.items())})

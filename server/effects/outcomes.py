@@ -10,6 +10,7 @@ from typing import Literal
 import structlog
 from pydantic import BaseModel, Field
 
+from server.effects.report import InArm
 from vectors.evaluate.graders.contract import Answer, Grader, Tools, Verdict
 from vectors.evaluate.graders.grade import grade
 from vectors.evaluate.graders.named import name_of
@@ -24,7 +25,7 @@ class Ended:
     """An answer that is whole.
 
     excess: how much less likely the untouched model finds it than what it writes itself, nats a token; None where that
-    was not measured. artifacts: those that acted. preset: as metrics name it.
+    was not measured. artifacts: those that acted. preset: as metrics name it. arms: of roll-outs, that it belongs to.
     """
 
     index: int
@@ -32,7 +33,8 @@ class Ended:
     artifacts: tuple[str, ...] = ()
     preset: str = ""
     excess: float | None = None
-    # Of the request: what is logged and traced of its grading belongs to it.
+    arms: Sequence[InArm] = ()
+    # Of the request: what is logged, traced and stored of its grading belongs to it.
     context: Context = field(default_factory=copy_context, compare=False, repr=False)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, Field
@@ -20,6 +20,17 @@ ALL = "all"
 UNTOUCHED = "untouched"
 # Of a divergence, what is told beside KL by its mean over the tokens.
 MEANS = ("reverse_kl", "entropy", "other_entropy", "top1_agree", "surprise", "rank")
+
+
+class InArm(NamedTuple):
+    """An arm of a roll-out that a completion belongs to: the id of the roll-out, and "stable" or "candidate"."""
+
+    rollout: str
+    arm: str
+
+
+# Of the rows that count every completion, whichever arms it belongs to.
+EVERY = InArm("", "")
 
 
 class Spread(BaseModel):

@@ -19,7 +19,7 @@ from server.effects.budget import Budget
 from server.effects.by_part import compare_parts
 from server.effects.degeneration import degeneration
 from server.effects.metrics import EffectMetrics
-from server.effects.report import ChoiceEffect, Effects, choice_effect
+from server.effects.report import EVERY, ChoiceEffect, Effects, InArm, choice_effect
 from server.effects.store import MINUTE_S, EffectStore, Sample
 from server.engines.base import Engine
 from server.engines.data import CompareRequest, Kept
@@ -29,6 +29,7 @@ from server.threads import in_thread
 from steering.language.errors import path_text
 from steering.language.finite import not_finite
 from steering.programs.program import Program
+from vectors.library.audit.notes import maker
 
 log = structlog.get_logger("trimtab.effects")
 QUEUE_LENGTH = 256
@@ -45,7 +46,8 @@ class Finished:
     """One steered completion that has been generated. `preset` names it in metrics, "" for none. `parts`: of a guarded
     one, the programs it was made under. kept: by the engine, of its own passes. drawn: whether it was drawn to be
     measured before it ran; None where that is still to be done. then: is told the effect of one that nobody waits for,
-    once, or that there is none. engine: with the adapter that was on the model; None for that of the measurements."""
+    once, or that there is none. engine: with the adapter that was on the model; None for that of the measurements.
+    arms: of roll-outs, that it belongs to."""
 
     index: int
     program: Program
@@ -59,7 +61,8 @@ class Finished:
     drawn: bool | None = None
     then: Callable[[ChoiceEffect | None], None] = lambda effect: None
     engine: Engine | None = None
-    # Of the request: what is logged and traced of its measurement, which comes after it, belongs to it.
+    arms: Sequence[InArm] = ()
+    # Of the request: what is logged, traced and stored of its measurement, which comes after it, belongs to it.
     context: Context = field(default_factory=copy_context, compare=False, repr=False)
 
     @property
@@ -231,7 +234,7 @@ class Shadow:
                 return f"the measurement gave numbers that are not finite: {wrong[0]}"
             if not kept:
                 return effect
-            self._metrics.measured(finished.preset, effect)
+            self._metrics.measured(finished.preset, effect, finished.arms)
         except Exception as error:  # no fault of a measurement may reach a request or end the worker
             self._drop("failed")
             log.warning("shadow_failed", error=f"{type(error).__name__}: {error}"[:300])
@@ -245,15 +248,16 @@ class Shadow:
         return effect
 
     def _keep(self, finished: Finished, effect: ChoiceEffect) -> None:
-        minute = int(time.time()) // MINUTE_S
-
-        if len(self._unwritten) >= MOST_UNWRITTEN:
-            self._lose(len(effect.shares()), RuntimeError("the database does not keep up"))
-            return
-        self._unwritten += [
+        minute, tenant = int(time.time()) // MINUTE_S, maker()
+        samples = [
             Sample(minute, share.artifact, share.op, finished.preset, effect.tokens, share.kl, share.entropy_change,
-                   share.top1_changed, effect.text.repetition, effect.text.length, effect.text.base_ended)
-            for share in effect.shares()]
+                   share.top1_changed, effect.text.repetition, effect.text.length, effect.text.base_ended, tenant,
+                   rollout, arm)
+            for share in effect.shares() for rollout, arm in (EVERY, *finished.arms)]
+        if len(self._unwritten) >= MOST_UNWRITTEN:
+            self._lose(len(samples), RuntimeError("the database does not keep up"))
+        else:
+            self._unwritten += samples
 
 
 def _evaluations(effect: ChoiceEffect) -> list[Event]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from server.effects.outcomes import Ended, Outcomes, outcomes_of
-from server.effects.report import ChoiceEffect, Effects
+from server.effects.report import ChoiceEffect, Effects, InArm
 from server.effects.shadow import Finished
 from server.errors import ClientTooSlow, ContextLengthExceeded
 from server.identity.principal import CURRENT
@@ -101,8 +101,13 @@ class Started:
         """The choices that something was applied to."""
         return [Finished(choice.index, program, choice.prompt.token_ids, choice.token_ids, choice.prompt.roles,
                          bool(choice.token_ids) and choice.token_ids[-1] in self.state.vocabulary.end_ids, self._preset,
-                         choice.parts, choice.kept, choice.measured, engine=self.state.engine)
+                         choice.parts, choice.kept, choice.measured, engine=self.state.engine, arms=self._in_arms)
                 for choice in self.run.choices if (program := choice.decided.program) is not None and program.acting]
+
+    @property
+    def _in_arms(self) -> tuple[InArm, ...]:
+        """What effects and outcomes of the answer are counted under, besides all."""
+        return tuple(InArm(arm.rollout, arm.arm) for arm in self.plan.arms)
 
     @property
     def _preset(self) -> str:
@@ -156,7 +161,7 @@ class Started:
         acting = [] if program is None or not program.acting else program.compiled
         return Ended(choice.index, Answer(choice.message.text, ended=choice.message.finish_reason == "stop"),
                      tuple(item.applied.artifact or "inline" for item in acting), self._preset,
-                     None if effect is None else effect.text.excess_surprise)
+                     None if effect is None else effect.text.excess_surprise, self._in_arms)
 
 
 def _dose(choice: Choice, effect: ChoiceEffect | None) -> float | None:

@@ -135,6 +135,8 @@ def test_switches_effects_and_aliases_of_presets(run: Run, client: Client) -> No
     assert client.kill_switch().on is False
     assert run("effects").exit_code == 0 and set(json.loads(run("effects", "--json").output)) == {
         "data", "outcomes"}
+    told = json.loads(run("effects", "--group", "arm", "--rollout", "ro-none", "--arm", "stable", "--json").output)
+    assert told == {"data": [], "outcomes": []}
     run("presets", "create", "cli-aliased", "-s", "cli-switch=1")
     assert "cli-aliased@stable is now cli-aliased@1" in run("presets", "alias", "cli-aliased", "stable", "1").output
     assert client.get_preset("cli-aliased@stable").version == 1

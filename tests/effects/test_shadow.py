@@ -13,7 +13,7 @@ from sqlalchemy.exc import OperationalError
 
 from server.effects.metrics import MAX_NAMES, EffectMetrics
 from server.effects.shadow import Finished, Shadow
-from server.effects.store import EffectStore, Sample
+from server.effects.store import EffectStore, Sample, Which
 from server.engines.data import CompareRequest, Comparison
 from server.observability.instruments import Registry
 from steering.divergence import Divergence, ResidualShift
@@ -168,15 +168,16 @@ def test_totals_group_filter_and_weigh(tmp_path: Path) -> None:
     store = EffectStore(f"sqlite:///{tmp_path}/effects.db")
 
     def sample(minute: int, artifact: str, kl: float) -> Sample:
-        return Sample(minute, artifact, "add", "p@1", 4, kl, 0.0, 0.5, 0.0, 4, 0.5)
+        return Sample(minute, artifact, "add", "p@1", 4, kl, 0.0, 0.5, 0.0, 4, 0.5, "default")
 
     store.write([sample(10, "a@1", 0.1), sample(10, "a@1", 0.3), sample(11, "a@1", 0.8), sample(10, "b@1", 0.2)])
     by_artifact = {row.artifact: row for row in store.totals(group="artifact")}
     assert by_artifact["a@1"].completions == 3
     assert by_artifact["a@1"].kl_mean == pytest.approx(0.4)
-    assert [row.minute for row in store.totals(group="minute", artifact="a@1")] == [11, 10]
-    assert [row.artifact for row in store.totals(group="artifact", since=660)] == ["a@1"]
-    assert [row.artifact for row in store.totals(group="artifact", until=660, artifact="b@1")] == ["b@1"]
+    assert [row.minute for row in store.totals(group="minute", which=Which(artifact="a@1"))] == [11, 10]
+    assert [row.artifact for row in store.totals(group="artifact", which=Which(since=660))] == ["a@1"]
+    found = store.totals(group="artifact", which=Which(until=660, artifact="b@1"))
+    assert [row.artifact for row in found] == ["b@1"]
     store.close()
 
 

@@ -2,6 +2,7 @@
 
 import math
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,13 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine, inspect
 
-from server.effects.store import MIGRATIONS, Base, EffectStore, EffectsUnavailable, Sample
+from server.effects.store import MIGRATIONS, Base, EffectMinute, EffectStore, EffectsUnavailable, Sample, Which
 from vectors.library.database import alembic_config, migrate
+from vectors.library.spaces import Reader, reading
 
 
 def sample(minute: int = 10, artifact: str = "a@1", kl: float = 0.1) -> Sample:
-    return Sample(minute, artifact, "add", "p@1", 4, kl, 0.0, 0.5, 0.0, 4, 0.25)
+    return Sample(minute, artifact, "add", "p@1", 4, kl, 0.0, 0.5, 0.0, 4, 0.25, "default")
 
 
 def test_migrations_lead_to_exactly_the_tables_of_the_code(tmp_path: Path) -> None:
@@ -46,8 +48,75 @@ def test_rows_from_before_there_were_migrations_are_kept(tmp_path: Path) -> None
     store.write([sample(kl=0.8)])
     [total] = store.totals(group="artifact")
     assert total.completions == 4 and total.kl_mean == pytest.approx((3 * 0.4 + 0.8) / 4)
-    assert [row.length for row in store.totals(group="minute", artifact="a@1")] == [4.0, None]
+    assert [row.length for row in store.totals(group="minute", which=Which(artifact="a@1"))] == [4.0, None]
     store.close()
+
+
+def test_arms_and_tenants_come_and_go_with_their_migration(tmp_path: Path) -> None:
+    """Up, a row whose names tell the tenant has it, and no other. Down, what counted for an arm is gone, so that what
+    is left counts every completion once."""
+    path = tmp_path / "effects.db"
+    engine = create_engine(f"sqlite:///{path}")
+    figures = {"minute": 9, "completions": 3, "tokens": 12, **dict.fromkeys((
+        "kl_mean", "kl_p50", "kl_p95", "entropy_change", "top1_changed", "repetition"), 0.5)}
+    graded = {"minute": 9, "grader": "refusal", "outcome": "answered", "answers": 5}
+    names = {("team/calm@1", ""): "team", ("inline", "team/p@2"): "team", ("shared/calm@1", "p@1"): None,
+             ("plain@1", ""): None, ("shared/calm@1", "other/p@1"): "other"}
+
+    def add(table: str, **row: object) -> None:
+        columns = ", ".join(row)
+        with engine.begin() as connection:
+            connection.exec_driver_sql(f"INSERT INTO {table} ({columns}) VALUES ({', '.join('?' * len(row))})",
+                                       tuple(row.values()))
+
+    def rows(table: str, columns: str) -> list[tuple[object, ...]]:
+        with engine.connect() as connection:
+            return sorted(map(tuple, connection.exec_driver_sql(f"SELECT {columns} FROM {table}")), key=str)
+
+    with engine.begin() as connection:
+        command.upgrade(alembic_config(connection, MIGRATIONS), "0003")
+    for artifact, preset in names:
+        add("effect_minutes", artifact=artifact, preset=preset, op="add", **figures)
+        add("outcome_minutes", artifact=artifact, preset=preset, **graded)
+    before = {"effect_minutes": rows("effect_minutes", "artifact, preset, op, completions, kl_mean"),
+              "outcome_minutes": rows("outcome_minutes", "artifact, preset, grader, outcome, answers")}
+    with engine.begin() as connection:
+        migrate(connection, MIGRATIONS)
+    for table in before:
+        assert rows(table, "artifact, preset, tenant, rollout, arm") == sorted(
+            ((*pair, tenant, "", "") for pair, tenant in names.items()), key=str)
+    arm = {"artifact": "all", "preset": "p@1", "tenant": "team", "rollout": "ro-1", "arm": "candidate"}
+    add("effect_minutes", op="all", **arm, **figures)
+    add("outcome_minutes", **arm, **graded)
+    with engine.begin() as connection:
+        command.downgrade(alembic_config(connection, MIGRATIONS), "0003")
+    assert rows("effect_minutes", "artifact, preset, op, completions, kl_mean") == before["effect_minutes"]
+    assert rows("outcome_minutes", "artifact, preset, grader, outcome, answers") == before["outcome_minutes"]
+    engine.dispose()
+
+
+def test_rows_of_unknown_tenants_are_the_houses_alone(tmp_path: Path) -> None:
+    store = EffectStore(f"sqlite:///{tmp_path}/effects.db")
+    store.write([replace(sample(artifact="all"), tenant=tenant) for tenant in ("acme", "acme", "other", "default")])
+    with store.session() as session:
+        session.add(EffectMinute(**figures_of(store), tenant=None))
+
+    def told(tenant: str | None) -> dict[str | None, int]:
+        with reading(Reader(tenant)):
+            return {row.tenant: row.completions for row in store.totals(group="tenant")}
+
+    everything = {"acme": 2, "other": 1, "default": 1, None: 1}
+    assert told(None) == told("default") == everything
+    assert told("acme") == {"acme": 2} and told("other") == {"other": 1} and told("nobody") == told("") == {}
+    store.close()
+
+
+def figures_of(store: EffectStore) -> dict[str, object]:
+    """Of a row that the store has, all but whose it is."""
+    with store.session() as session:
+        row = session.query(EffectMinute).filter_by(tenant="default").one()
+        return {column.name: getattr(row, column.name) for column in EffectMinute.__table__.columns
+                if column.name not in ("id", "tenant")}
 
 
 def test_a_database_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:

@@ -108,12 +108,12 @@ def second(app: FastAPI, n: int, random_: random.Random) -> None:
     metrics.answered("/v1/chat/completions", "POST", 200, random_.uniform(1.0, 4.0))
     state.queue._waited.observe(random_.uniform(0.001, 0.02))
     if steered and random_.random() < SAMPLED:
-        state.shadow._metrics.measured("mild@1", effect(random_))
+        state.shadow._metrics.measured("mild@1", effect(random_), ())
         state.shadow._metrics.ran(100)
     if random_.random() < SAMPLED:
         whose = ("all", "calm@1") if steered else ("untouched",)
         state.live_grading._metrics.graded("mild@1" if steered else "", whose, "refusal",
-                                           random_.choice(["answered", "refused"]), measured=False)
+                                           random_.choice(["answered", "refused"]), (), measured=False)
 
 
 def timed(text: str, at: int) -> dict[str, list[str]]:

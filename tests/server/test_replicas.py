@@ -21,6 +21,7 @@ import vectors.library.revision
 from server.app import create_app
 from server.effects.outcome_store import OutcomeCount
 from server.effects.outcome_store import write as write_outcomes
+from server.effects.report import EVERY, InArm
 from server.effects.store import MINUTE_S, Sample
 from server.settings import Settings
 from server.text.vocabulary import Vocabulary
@@ -148,13 +149,15 @@ async def test_effects_and_outcomes_of_all_add_up(replicas: tuple[Replica, Repli
     minute = int(time.time()) // MINUTE_S
     for replica, kl, count in ((replicas[0], 0.1, 3), (replicas[1], 0.4, 1)):
         store = replica.app.state.server.effect_store
-        store.write([Sample(minute, "all", "all", "", 8, kl, 0.0, 0.0, 0.0, 8, 0.0)] * count)
-        write_outcomes(store, [OutcomeCount(minute, "all", "", "refusal", "answered", count)])
+        for arm in (EVERY, InArm("ro-1", "candidate")):
+            store.write([Sample(minute, "all", "all", "", 8, kl, 0.0, 0.0, 0.0, 8, 0.0, "acme", *arm)] * count)
+            write_outcomes(store, [OutcomeCount(minute, "all", "", "refusal", "answered", "acme", *arm, count)])
     for replica in replicas:
-        found = await replica.done("GET", "/v1/effects")
-        assert [one["completions"] for one in found["data"]] == [4]
-        assert found["data"][0]["kl_mean"] == pytest.approx((3 * 0.1 + 0.4) / 4)
-        assert [one["answers"] for one in found["outcomes"]] == [4]
+        for query in ("group=all", "group=tenant", "group=arm", "rollout=ro-1&arm=candidate"):
+            found = await replica.done("GET", f"/v1/effects?{query}")
+            assert [one["completions"] for one in found["data"]] == [4], query
+            assert found["data"][0]["kl_mean"] == pytest.approx((3 * 0.1 + 0.4) / 4)
+            assert [one["answers"] for one in found["outcomes"]] == [4], query
 
 
 async def test_a_response_is_continued_on_another_server(replicas: tuple[Replica, Replica]) -> None:

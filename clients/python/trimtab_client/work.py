@@ -161,16 +161,19 @@ def delete_evaluation(evaluation_id: str) -> Call[None]:
     return Call("DELETE", f"/v1/evaluations/{quote(evaluation_id, safe='')}", nothing)
 
 
-def effects(*, group: Literal["artifact", "preset", "minute", "all"] = "all", artifact: str | None = None,
-            preset: str | None = None, since: int | None = None, until: int | None = None, limit: int = 100
-            ) -> Call[dict[str, Any]]:
+def effects(*, group: Literal["artifact", "preset", "minute", "tenant", "arm", "all"] = "all",
+            artifact: str | None = None, preset: str | None = None, tenant: str | None = None,
+            rollout: str | None = None, arm: Literal["stable", "candidate"] | None = None, since: int | None = None,
+            until: int | None = None, limit: int = 100) -> Call[dict[str, Any]]:
     """What interventions did, measured in production: `{"data": [...], "outcomes": [...]}`, largest KL first, and what
     graded answers were.
 
-    artifact: reference with version, "inline", or "all" for whole specs. since, until: seconds since 1970.
+    artifact: reference with version, "inline", or "all" for whole specs. rollout: only completions of the arms of this
+    one. arm: together with a roll-out, or with the group "arm". since, until: seconds since 1970.
     """
-    return Call("GET", "/v1/effects", plain, params={"group": group, "artifact": artifact, "preset": preset,
-                                                     "since": since, "until": until, "limit": limit})
+    return Call("GET", "/v1/effects", plain, params={
+        "group": group, "artifact": artifact, "preset": preset, "tenant": tenant, "rollout": rollout, "arm": arm,
+        "since": since, "until": until, "limit": limit})
 
 
 def history(*, since: int | None = None, until: int | None = None, bucket_s: int | None = None) -> Call[dict[str, Any]]:

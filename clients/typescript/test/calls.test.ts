@@ -70,7 +70,7 @@ const CALLS: Record<string, (client: Client) => Promise<unknown>> = {
   health: (c) => c.health(),
   metrics: (c) => c.metrics(),
   capabilities: (c) => c.capabilities(),
-  effects: (c) => c.effects({ group: "preset" }),
+  effects: (c) => c.effects({ group: "arm", rollout: "ro-1", arm: "candidate" }),
   extractionMethods: (c) => c.extractionMethods(),
   startExtraction: (c) => c.startExtraction("mean-difference", { name: "a" }),
   extract: (c) => c.extract("mean_difference", { name: "a" }),
