@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vectors.locks import held
-from vectors.storage_errors import storage_error
+from vectors.storage_errors import storage_error, storing
 
 Number = TypeVar("Number", bound=np.generic)
 PREFIX = "trimtab-scratch-"
@@ -28,13 +28,11 @@ class ScratchFolder:
 
     def __init__(self) -> None:
         """Raises StorageUnavailable."""
-        try:
+        with storing("there is no temporary folder"):
             self._folder = tempfile.TemporaryDirectory(prefix=PREFIX)
             self.path = Path(self._folder.name)
             self._lock = os.open(self.path / LOCK, os.O_CREAT | os.O_RDWR, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise storage_error(error, "there is no temporary folder") from error
 
     def array(self, name: str, dtype: type[Number], shape: tuple[int, ...]) -> npt.NDArray[Number]:
         """Zeros in a file. Its space is taken here: a page that finds no room later would kill the process.

@@ -2,6 +2,8 @@
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from steering.language.errors import InvalidRequest, TrimtabError
 
@@ -41,6 +43,20 @@ def storage_error(error: OSError, what: str) -> StorageUnavailable:
     if error.errno in FULL:
         return StorageFull(f"{what}: {reason}", fix="Make room on the server's disk.")
     return StorageUnavailable(f"{what}: {reason}", fix="Look at the server's disk and its rights.")
+
+
+@contextmanager
+def storing(what: str) -> Iterator[None]:
+    """Raise the typed error of what the operating system reports in the block, which does nothing but use a disk. What
+    an engine or a client may raise does not belong inside, as a lost connection is an OSError too.
+
+    Raises:
+        StorageUnavailable, StorageFull: `what` says what could not be done.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error, what) from error
 
 
 class LibraryUnavailable(TrimtabError):

@@ -13,13 +13,13 @@ from typing import Literal
 import structlog
 from pydantic import BaseModel, Field, ValidationError
 
-from server.activations.table import Column, Table, size_of
+from server.activations.table import FAILED, Column, Table, size_of
 from server.errors import FilesFull
 from steering.language.errors import NotFound
 from steering.language.vocabulary import Site
 from vectors.library.audit.notes import maker
 from vectors.library.spaces import READER
-from vectors.storage_errors import storage_error
+from vectors.storage_errors import storing
 
 log = structlog.get_logger("trimtab.activations")
 _ID = re.compile(r"act-[0-9a-f]{24}")
@@ -84,7 +84,7 @@ class StoredActivations:
         partial = self._path(described.id, "partial")
         try:
             # What is being written counts as held, because its space is taken at once.
-            with self._taking_room:
+            with storing(FAILED), self._taking_room:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self.check_room(columns, told)
                 table = Table(partial, columns, told)
@@ -92,13 +92,11 @@ class StoredActivations:
                 yield table
             finally:
                 table.close()
-            os.replace(partial, self._path(described.id, "safetensors"))
-            partial.write_text(described.model_dump_json())
-            # With this they are there.
-            os.replace(partial, self._path(described.id, "json"))
-        except OSError as error:
-            self._remove(described.id)
-            raise storage_error(error, "the activations cannot be stored") from error
+            with storing(FAILED):
+                os.replace(partial, self._path(described.id, "safetensors"))
+                partial.write_text(described.model_dump_json())
+                # With this they are there.
+                os.replace(partial, self._path(described.id, "json"))
         except BaseException:
             self._remove(described.id)
             raise
@@ -147,10 +145,8 @@ class StoredActivations:
         return held
 
     def _all(self) -> list[Activations]:
-        try:
+        with storing("activations cannot be listed"):
             return [one for path in self._folder.glob("act-*.json") if (one := self._read(path)) is not None]
-        except OSError as error:
-            raise storage_error(error, "activations cannot be listed") from error
 
     def _read(self, path: Path) -> Activations | None:
         """None for what is gone, damaged, or over its time."""

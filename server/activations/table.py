@@ -9,11 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vectors.storage_errors import storing
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int32": torch.int32}
 # As the format writes them.
 NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int32: "I32"}
 # The header is filled up with spaces, so that the numbers begin at a multiple of so many bytes.
 ALIGNED = 8
+# What a disk that fails is the reason of.
+FAILED = "the activations cannot be stored"
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class Column:
 
 
 class Table:
-    """Methods block. They raise OSError; a file that is left half written is the caller's to remove."""
+    """Methods block, and raise StorageUnavailable and StorageFull. A file that is left half written is the caller's to
+    remove."""
 
     def __init__(self, path: Path, columns: Mapping[str, Column], told: Mapping[str, str]) -> None:
         """Takes the whole space on the disk, so that no row comes upon a full one.
@@ -48,13 +53,14 @@ class Table:
         """
         header, starts = _header(columns, told)
         self._columns, self._starts = dict(columns), starts
-        self._file = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_RDWR, 0o600)
-        try:
-            os.posix_fallocate(self._file, 0, size_of(columns, told))
-            self._write(header, 0)
-        except BaseException:
-            os.close(self._file)
-            raise
+        with storing(FAILED):
+            self._file = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_RDWR, 0o600)
+            try:
+                os.posix_fallocate(self._file, 0, size_of(columns, told))
+                self._write(header, 0)
+            except BaseException:
+                os.close(self._file)
+                raise
 
     def put(self, name: str, first: int, rows: Tensor) -> None:
         """Write `rows`, `[n, width]` or `[n]`, from row `first` on, in the column's own type of number."""
@@ -62,14 +68,16 @@ class Table:
         if list(rows.shape[1:]) != column.shape[1:] or first + len(rows) > column.rows:
             raise ValueError(f"{list(rows.shape)} from {first} on do not fit into {name} of {column.shape}")
         data = rows.to(column.dtype).contiguous().view(torch.uint8).numpy().data
-        self._write(data.cast("B"), self._starts[name] + first * column.row_bytes)
+        with storing(FAILED):
+            self._write(data.cast("B"), self._starts[name] + first * column.row_bytes)
 
     def close(self) -> None:
         """What was written is on the disk."""
-        try:
-            os.fsync(self._file)
-        finally:
-            os.close(self._file)
+        with storing(FAILED):
+            try:
+                os.fsync(self._file)
+            finally:
+                os.close(self._file)
 
     def _write(self, data: bytes | memoryview, at: int) -> None:
         view = memoryview(data)

@@ -27,7 +27,7 @@ from steering.language.errors import Conflict, NotFound, TrimtabError, path_text
 from steering.language.finite import finite, not_finite
 from vectors.library.audit.notes import maker
 from vectors.library.spaces import READER
-from vectors.storage_errors import storage_error
+from vectors.storage_errors import storing
 
 log = structlog.get_logger("trimtab.jobs")
 
@@ -104,10 +104,8 @@ class Jobs:
         Raises:
             StorageUnavailable: the folder cannot be used.
         """
-        try:
+        with storing("the folder of jobs cannot be used"):
             self._lease = Lease(self.folder)
-        except OSError as error:
-            raise storage_error(error, "the folder of jobs cannot be used") from error
         self._lease.others()
         for pattern, age_s in (("job-*.partial", LEFT_BEHIND_S), ("*.jsonl", UNFINISHED_S)):
             for path in self.folder.glob(pattern):
@@ -174,10 +172,8 @@ class Jobs:
             raise TooManyJobs(f"{len(self._tasks)} jobs wait or run already", fix="Try again when some are done.")
         job = Job(id=id or new_id(), kind=kind, about=about, owner=self.owner, tenant=maker(),
                   created_at=time.time() if created_at is None else created_at, estimate_s=estimate_s)
-        try:
+        with storing("the job cannot be recorded"):
             self._save(job)
-        except OSError as error:
-            raise storage_error(error, "the job cannot be recorded") from error
         self._controls[job.id] = control = Control(job, self._share)
         self._jobs[job.id] = job
         if self.board is not None:

@@ -30,7 +30,7 @@ from server.identity.principal import Principal
 from server.threads import in_thread
 from steering.language.errors import Conflict, InvalidRequest, NotFound
 from vectors.library.spaces import EVERYTHING, HOUSE, READER, reading
-from vectors.storage_errors import storage_error
+from vectors.storage_errors import storage_error, storing
 
 log = structlog.get_logger("trimtab.batches")
 _ID = re.compile(r"batch_[0-9a-f]{24}")
@@ -135,11 +135,9 @@ class Batches:
         return batch
 
     def _remember(self, batch_id: str, who: Principal) -> None:
-        try:
+        with storing("the batch cannot be recorded"):
             self._path(batch_id, "who").write_text(json.dumps({"name": who.name, "tenant": who.tenant,
                                                                "roles": sorted(who.roles), "key_id": who.key_id}))
-        except OSError as error:
-            raise storage_error(error, "the batch cannot be recorded") from error
 
     def _maker(self, batch_id: str) -> Principal:
         told = json.loads(self._path(batch_id, "who").read_text())

@@ -1,6 +1,7 @@
 """`/v1/activations` over a scripted engine: what the file holds, what is refused, and what is left behind."""
 
 import asyncio
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -154,10 +155,23 @@ async def test_a_job_that_does_not_end_well_leaves_nothing(client: httpx.AsyncCl
     while job["status"] not in FINISHED:
         await asyncio.sleep(0.005)
         job = (await client.get(f"/v1/jobs/{job['id']}")).json()
+    if how == "fails":
+        # The disk is not to blame for what the engine meets.
+        assert job["error"]["code"] == "internal_error", job
     folder = settings.data_dir / "activations"
     while list(folder.iterdir()):
         await asyncio.sleep(0.005)
     assert (await client.get("/v1/activations")).json() == {"data": []}
+
+
+async def test_a_disk_that_fails_while_rows_are_written_is_named(
+        client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pwrite(*given: Any) -> int:
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr("server.activations.table.os.pwrite", pwrite)
+    job = await ended(client)
+    assert job["status"] == "failed" and job["error"]["code"] == "storage_unavailable", job
 
 
 class Kept:

@@ -22,7 +22,7 @@ from steering.language.errors import InvalidPayload
 from vectors.artifact import InvalidMetadata, Limits, Metadata
 from vectors.formats.base import without_noise
 from vectors.scratch import ScratchFolder
-from vectors.storage_errors import storage_error
+from vectors.storage_errors import storing
 
 ARCHITECTURE = "controlvector"
 METADATA_KEY = "trimtab.metadata"
@@ -92,11 +92,9 @@ def write(metadata: Metadata, payload: Payload) -> bytes:
 def _open_file(data: bytes) -> Iterator[IO[bytes]]:
     """Raises StorageUnavailable."""
     with tempfile.TemporaryFile() as file:
-        try:
+        with storing("the file cannot be laid down to be read"):
             file.write(data)
             file.flush()
-        except OSError as error:
-            raise storage_error(error, "the file cannot be laid down to be read") from error
         yield file
 
 
