@@ -27,7 +27,8 @@ shadow_sample: 0.05
 the files with secrets again. Settings marked ↻ are taken over at once, for requests that begin from then on, and the
 certificates of TLS with them. The answer, or the log line `settings_reloaded`, names those that changed and hold only
 after a restart. If anything is not valid, nothing changes and `settings_refused` says what. The audit records each
-reload.
+reload. A server with an API key, an OpenID provider or a Redis for its quotas can be given another one so; only a start
+makes it one without, or the reverse.
 
 | variable | default | values | meaning |
 |---|---|---|---|

@@ -46,7 +46,7 @@ from server.identity.counters import Counters, LocalCounters, SharedCounters
 from server.identity.keys import Keys
 from server.identity.principal import PRINCIPAL, Principal
 from server.identity.quotas import Quotas
-from server.identity.tokens import Provider, Tokens
+from server.identity.tokens import Tokens
 from server.observability.instruments import Registry
 from server.observability.metrics import Metrics
 from server.observability.routing import RoutingMetrics
@@ -60,7 +60,7 @@ from server.requests.killswitch import KillSwitch
 from server.requests.monitor import MonitorMetrics
 from server.requests.planner import Planner
 from server.requests.rehearsal import try_default_spec
-from server.requests.reload import Reloading
+from server.requests.reload import Reloading, provider_of
 from server.requests.runs import Runs
 from server.requests.state import ServerState
 from server.requests.steering_audit import SteeringAudit
@@ -237,11 +237,8 @@ def _own_client(app: FastAPI, batch_id: str, who: Principal) -> httpx.AsyncClien
 
 def tokens_of(settings: Settings, registry: Registry) -> Tokens | None:
     """Of the OpenID provider whose tokens count, if there is one."""
-    if settings.oidc_issuer is None or settings.oidc_audience is None:
-        return None
-    return Tokens(Provider(
-        settings.oidc_issuer, settings.oidc_audience, settings.oidc_jwks_url, settings.oidc_tenant_claim,
-        settings.oidc_roles_claim, settings.oidc_tenant, settings.oidc_roles), registry)
+    provider = provider_of(settings)
+    return None if provider is None else Tokens(provider, registry)
 
 
 def counters_of(settings: Settings, registry: Registry) -> Counters:

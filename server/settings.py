@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
 from platformdirs import user_cache_path
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -303,6 +304,19 @@ class Settings(BaseSettings):
         if (self.oidc_issuer is None) != (self.oidc_audience is None):
             raise ValueError("oidc_issuer and oidc_audience belong together")
         return self
+
+    @field_validator("quota_store_url")
+    @classmethod
+    def _redis(cls, asked: SecretStr | None) -> SecretStr | None:
+        if asked is not None:
+            try:
+                at = urlsplit(asked.get_secret_value().removeprefix("async+"))
+                valid = at.scheme in ("redis", "rediss", "redis+unix") and (at.port is None or at.port > 0)
+            except ValueError:
+                valid = False
+            if not valid:
+                raise ValueError("quota_store_url begins with redis://, rediss:// or redis+unix://")
+        return asked
 
     @field_validator("audit_redact")
     @classmethod

@@ -22,6 +22,8 @@ log = structlog.get_logger("trimtab.quotas")
 T = TypeVar("T")
 # For how long Redis is not asked after it failed.
 PAUSE_S = 5.0
+# How long a connection is kept after another has taken its place. No request waits for Redis longer.
+CLOSE_S = 10.0
 # How long a place counts whose server says nothing any more, and how often one says that its places are taken still.
 LEASE_S, RENEW_S = 30, 10.0
 # A place is taken where fewer than ARGV[2] are, by the clock of Redis, and lapses with its lease.
@@ -65,6 +67,9 @@ class Counters(Protocol):
 
     async def stop(self) -> None: ...
 
+    def follow(self, url: str, timeout_s: float) -> None:
+        """Count in this Redis from now on, where any is asked."""
+
 
 class LocalCounters:
     """Of one server. They begin anew with it."""
@@ -79,6 +84,9 @@ class LocalCounters:
 
     async def stop(self) -> None:
         self._memory = None
+
+    def follow(self, url: str, timeout_s: float) -> None:
+        return
 
     async def add(self, key: str, amount: int, seconds: int) -> Counted:
         assert self._memory is not None
@@ -114,6 +122,7 @@ class SharedCounters:
         self._asked_from = float("-inf")
         self._held: defaultdict[str, set[str]] = defaultdict(set)
         self._renewing: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
         self._failures = Counter("trimtab_quota_store_failures", "Times that Redis did not count for a quota, so that "
                                  "this server counted by itself.", registry=registry)
         Gauge("trimtab_quotas_local", "1 while quotas are counted by this server alone, because Redis is away.",
@@ -121,25 +130,46 @@ class SharedCounters:
 
     async def start(self) -> None:
         # Not before a server asks for it, because the package takes a while to import.
-        from redis.asyncio.retry import Retry
-        from redis.backoff import NoBackoff
         from redis.exceptions import RedisError
 
         self._errors = (StorageError, RedisError, OSError, TimeoutError)
         await self._local.start()
+        self._redis = self._opened()
+        self._renewing = asyncio.create_task(self._renew())
+
+    def _opened(self) -> RedisStorage:
+        from redis.asyncio.retry import Retry
+        from redis.backoff import NoBackoff
+
         options: dict[str, Any] = {
             "socket_timeout": self._timeout_s, "socket_connect_timeout": self._timeout_s,
             # Once, for a connection that Redis closed meanwhile.
             "retry": Retry(NoBackoff(), 1)}
         url = self._url if self._url.startswith("async+") else f"async+{self._url}"
-        self._redis = RedisStorage(url, implementation="redispy", key_prefix="trimtab", wrap_exceptions=True,
-                                   **options)
-        self._renewing = asyncio.create_task(self._renew())
+        return RedisStorage(url, implementation="redispy", key_prefix="trimtab", wrap_exceptions=True, **options)
+
+    def follow(self, url: str, timeout_s: float) -> None:
+        """Places that are taken are renewed in the other Redis, and lapse in this one."""
+        if (url, timeout_s) == (self._url, self._timeout_s):
+            return
+        before = self._client()
+        self._url, self._timeout_s = url, timeout_s
+        self._redis, self._asked_from = self._opened(), float("-inf")
+        self._closing.add(task := asyncio.create_task(self._close(before)))
+        task.add_done_callback(self._closing.discard)
+
+    async def _close(self, client: Any) -> None:
+        """Close a connection once those that still wait for it have been answered."""
+        try:
+            await asyncio.sleep(CLOSE_S)
+        finally:
+            await client.aclose()
 
     async def stop(self) -> None:
         if self._renewing is not None:
-            self._renewing.cancel()
-            await asyncio.gather(self._renewing, return_exceptions=True)
+            for task in (self._renewing, *self._closing):
+                task.cancel()
+            await asyncio.gather(self._renewing, *self._closing, return_exceptions=True)
         if self._redis is not None:
             for key, places in list(self._held.items()):
                 for place in list(places):

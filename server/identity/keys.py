@@ -21,7 +21,7 @@ from server.errors import Unauthorized
 from server.identity.policy import Held, Policy
 from server.identity.principal import OWNER, Principal
 from server.identity.roles import Role
-from server.identity.tokens import Tokens, looks_like_token
+from server.identity.tokens import Provider, Tokens, looks_like_token
 from server.observability.instruments import Gauge, Registry
 from server.threads import in_thread
 from vectors.library.access import AccessKeys, StoredKey
@@ -67,6 +67,11 @@ class Keys:
     def own(self, owner: bytes) -> None:
         """Take another key for that of the settings; the one before counts no more."""
         self._owner = owner
+
+    def follow(self, provider: Provider) -> None:
+        """Take tokens as this says, on a server that takes some."""
+        if self._tokens is not None:
+            self._tokens.follow(provider)
 
     @property
     def keep(self) -> Role | None:

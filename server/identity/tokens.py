@@ -60,6 +60,17 @@ class Provider:
     tenant: str | None = None
     roles: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
+    def check(self) -> None:
+        """Raises InvalidSettings."""
+        for name, url in (("oidc_jwks_url", self.jwks_url), ("oidc_issuer", self.issuer)):
+            if url is not None and not (name == "oidc_issuer" and self.jwks_url) and not fetchable(url):
+                raise InvalidSettings(f"{url[:100]!r} is no https address, from which keys could be fetched",
+                                      param=name)
+        unknown = sorted({role for roles in self.roles.values() for role in roles} - ROLES)
+        if unknown:
+            raise InvalidSettings(f"there is no role {unknown[0][:60]!r}", param="oidc_roles",
+                                  fix=f"Use some of {', '.join(sorted(ROLES))}.")
+
 
 @dataclass(frozen=True)
 class Checked:
@@ -79,14 +90,7 @@ class Tokens:
         Raises:
             InvalidSettings.
         """
-        for name, url in (("oidc_jwks_url", provider.jwks_url), ("oidc_issuer", provider.issuer)):
-            if url is not None and not (name == "oidc_issuer" and provider.jwks_url) and not fetchable(url):
-                raise InvalidSettings(f"{url[:100]!r} is no https address, from which keys could be fetched",
-                                      param=name)
-        unknown = sorted({role for roles in provider.roles.values() for role in roles} - ROLES)
-        if unknown:
-            raise InvalidSettings(f"there is no role {unknown[0][:60]!r}", param="oidc_roles",
-                                  fix=f"Use some of {', '.join(sorted(ROLES))}.")
+        provider.check()
         self._provider = provider
         self._now, self._clock = now, clock
         self._keys: dict[str, jwt.PyJWK] = {}
@@ -109,6 +113,17 @@ class Tokens:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def follow(self, provider: Provider) -> None:
+        """Take tokens as this says from now on; it was checked. The keys of another provider are fetched at once, and
+        tokens that come meanwhile wait for them."""
+        before, self._provider = self._provider, provider
+        self._checked.clear()
+        if (before.issuer, before.jwks_url) != (provider.issuer, provider.jwks_url):
+            self._keys = {}
+            if self._fetching is not None:
+                self._fetching.cancel()
+            self._fetching = asyncio.create_task(self._fetch())
 
     async def prepare(self, given: bytes) -> None:
         """Fetch the keys where a token names one that is not known, though not more often than every few seconds."""
@@ -179,13 +194,14 @@ class Tokens:
 
     async def _fetch(self) -> None:
         self._tried_at = self._clock()
+        provider = self._provider
         try:
             async with asyncio.timeout(2 * TIMEOUT_S), httpx.AsyncClient(timeout=TIMEOUT_S) as client:
-                url = self._provider.jwks_url
+                url = provider.jwks_url
                 if url is None:
-                    found = await _document(client, self._provider.issuer.rstrip("/") + DISCOVERY)
+                    found = await _document(client, provider.issuer.rstrip("/") + DISCOVERY)
                     url = str(found["jwks_uri"])
-                    if found.get("issuer") != self._provider.issuer:
+                    if found.get("issuer") != provider.issuer:
                         raise ValueError("the provider calls itself by another name")
                     if not fetchable(url):
                         raise ValueError("keys are fetched by https only")
@@ -193,6 +209,9 @@ class Tokens:
         except (httpx.HTTPError, OSError, ValueError, KeyError, TypeError, TimeoutError) as error:
             self._failures.inc()
             log.warning("oidc_keys_not_fetched", error=f"{type(error).__name__}: {error}"[:300])
+            return
+        if provider is not self._provider:
+            # Another one is asked by now.
             return
         if {kid: key.key_id for kid, key in keys.items()} != {kid: key.key_id for kid, key in self._keys.items()}:
             log.info("oidc_keys", keys=sorted(keys))

@@ -15,6 +15,7 @@ from pydantic import JsonValue, SecretStr
 
 from server.errors import InvalidSettings, SettingsRefused
 from server.identity.recording import recorded
+from server.identity.tokens import Provider
 from server.requests.state import ServerState
 from server.settings import Settings
 from server.threads import in_thread
@@ -25,6 +26,8 @@ RELOADED = frozenset("""
     api_key max_choices max_prompts max_output_tokens max_inline_bytes max_program_numbers max_grammar_bytes
     require_steering request_timeout_s keep_alive_s kill_switch_running judge_urls vllm_adapter_dir queue_requests
     queue_tokens shadow_sample shadow_budget outcome_sample audit_steering_sample audit_texts audit_redact
+    oidc_issuer oidc_audience oidc_jwks_url oidc_tenant_claim oidc_tenant oidc_roles_claim oidc_roles
+    quota_store_url quota_store_timeout_s
 """.split())
 HIDDEN = "(hidden)"
 # A URL of a database or a storage may carry a name with a password in front of the host, or keys behind a "?".
@@ -86,11 +89,16 @@ class Reloading:
             left = tuple(name for name in differing if name not in taken)
             async with recorded(state.library.audit, "settings.reload", "settings", before=before,
                                 after={**after, "needs_restart": list(left)}):
-                if self.certificates is not None:
-                    try:
+                provider = provider_of(settings)
+                try:
+                    if provider is not None:
+                        provider.check()
+                    if self.certificates is not None:
                         await in_thread(self.certificates)
-                    except InvalidSettings as error:
-                        raise SettingsRefused(error.message, param=error.param, fix=error.fix) from error
+                except InvalidSettings as error:
+                    raise SettingsRefused(error.message, param=error.param, fix=error.fix) from error
+                if provider is not None and provider != provider_of(state.settings):
+                    state.keys.follow(provider)
                 self._follow(state, settings)
             self._asked = self._asked.model_copy(update=taken)
         log.info("settings_reloaded", changed=after, needs_restart=left)
@@ -102,6 +110,8 @@ class Reloading:
             state.keys.own(settings.api_key.get_secret_value().encode())
         state.shadow.follow(settings.shadow_sample, settings.shadow_budget)
         state.live_grading.follow(settings.outcome_sample, settings.shadow_sample)
+        if settings.quota_store_url is not None:
+            state.quotas.counters.follow(settings.quota_store_url.get_secret_value(), settings.quota_store_timeout_s)
         state.queue.follow(settings.queue_requests, settings.queue_tokens)
         state.steering_audit.follow(settings)
         state.planner.follow(settings)
@@ -109,10 +119,21 @@ class Reloading:
         self._app.state.server = state.with_settings(settings)
 
 
+def provider_of(settings: Settings) -> Provider | None:
+    """The OpenID provider whose tokens count, if there is one."""
+    if settings.oidc_issuer is None or settings.oidc_audience is None:
+        return None
+    return Provider(settings.oidc_issuer, settings.oidc_audience, settings.oidc_jwks_url, settings.oidc_tenant_claim,
+                    settings.oidc_roles_claim, settings.oidc_tenant, settings.oidc_roles)
+
+
 def _may_change(name: str, wanted: Settings, asked: Settings) -> bool:
-    if name == "api_key":
-        # A server that had no key becomes one that asks for it, or the reverse, only by a start.
-        return wanted.api_key is not None and asked.api_key is not None
+    """A server with a key, a provider of tokens or a Redis for its quotas becomes one without, or the reverse, only by
+    a start."""
+    of = {"api_key": "api_key", "quota_store_url": "quota_store_url"}.get(
+        name, "oidc_issuer" if name.startswith("oidc_") else None)
+    if of is not None and (getattr(wanted, of) is None or getattr(asked, of) is None):
+        return False
     return name in RELOADED
 
 

@@ -118,6 +118,27 @@ async def two(url: str, renew_s: float = 10.0) -> AsyncIterator[tuple[Server, Se
             await one.quotas.stop()
 
 
+async def test_another_redis_can_take_its_place(redis: Redis, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = Redis(tmp_path / "other")
+    other.start()
+    try:
+        async with two(redis.url, renew_s=0.05) as (first, second):
+            assert [await one.passes(requests_per_minute=1) for one in (first, second)] == [True, False]
+            async with first.request(parallel_requests=1):
+                for one in (first, second):
+                    one.counters.follow(other.url, TIMEOUT_S)
+                # The place moves along with the server.
+                async with asyncio.timeout(60):
+                    while await second.passes(parallel_requests=1):
+                        await asyncio.sleep(0.05)
+            assert await second.passes(parallel_requests=1)
+            assert [await one.passes(requests_per_minute=1) for one in (first, second)] == [True, False]
+            assert second.metric("trimtab_quota_store_failures_total") == 0
+    finally:
+        other.stop()
+
+
 async def test_servers_count_together(redis: Redis) -> None:
     async with two(redis.url) as (first, second):
         passed = [await one.passes(requests_per_minute=4) for one in (first, second) * 3]

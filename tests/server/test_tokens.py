@@ -31,6 +31,7 @@ from tests.server.conftest import MODEL, chat
 from tests.server.scripted import ScriptedEngine
 from tests.server.test_keys import OWNER, bearer, code, make
 from tests.server.test_steering import store
+from tests.sqlite import library_url
 from vectors.library import Library
 
 AUDIENCE = "trimtab"
@@ -85,7 +86,7 @@ class Provider:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.issuer = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self) -> None:
         self.open.set()
@@ -113,7 +114,7 @@ async def serving(provider: Provider, folder: Path, vocabulary: Vocabulary, **gi
                   ) -> AsyncIterator[httpx.AsyncClient]:
     settings = Settings(served_model_name=MODEL, data_dir=folder / "data", api_key=SecretStr("owner-s-key"),
                         oidc_issuer=provider.issuer, oidc_audience=AUDIENCE, **given)
-    library = Library.open(f"sqlite:///{folder / 'library.db'}", str(folder / "blobs"))
+    library = Library.open(library_url(folder), str(folder / "blobs"))
     app = create_app(settings, ScriptedEngine(vocabulary), library, vocabulary)
     async with app.router.lifespan_context(app), httpx.AsyncClient(
             transport=httpx.ASGITransport(app=app, raise_app_exceptions=False), base_url="http://localhost",
@@ -145,6 +146,40 @@ async def test_a_token_has_the_tenant_and_the_roles_of_its_claims(client: httpx.
     assert (await client.get("/v1/models", headers=OWNER)).status_code == 200
     made = await make(client, "infer")
     assert (await client.get("/v1/models", headers=bearer(made))).status_code == 200
+
+
+async def test_provider_and_claims_are_read_again(provider: Provider, tmp_path: Path, vocabulary: Vocabulary) -> None:
+    other = Provider()
+    given: dict[str, Any] = {"oidc_issuer": provider.issuer, "oidc_audience": AUDIENCE, "oidc_roles": {"ml": ["infer"]}}
+
+    def read() -> Settings:
+        return Settings(served_model_name=MODEL, data_dir=tmp_path / "data", api_key=SecretStr("owner-s-key"), **given)
+
+    library = Library.open(library_url(tmp_path), str(tmp_path / "blobs"))
+    app = create_app(read(), ScriptedEngine(vocabulary), library, vocabulary, again=read)
+    try:
+        async with app.router.lifespan_context(app), httpx.AsyncClient(
+                transport=httpx.ASGITransport(app=app), base_url="http://localhost", timeout=60) as client:
+            async def roles(of: Provider) -> Any:
+                return (await client.get("/v1/key", headers=bears(of.token(roles="ml")))).json().get("roles")
+
+            async def reloaded(**changes: Any) -> Any:
+                given.update(changes)
+                return (await client.post("/v1/admin/settings/reload", headers=OWNER)).json()
+
+            assert await roles(provider) == ["infer"]
+            assert (await reloaded(oidc_roles={"ml": ["metrics"]}))["changed"] == {"oidc_roles": {"ml": ["metrics"]}}
+            assert await roles(provider) == ["metrics"]
+            refused = await reloaded(oidc_roles={"ml": ["astronaut"]}, oidc_issuer=other.issuer)
+            assert (refused["error"]["code"], refused["error"]["param"]) == ("settings_refused", "oidc_roles")
+            assert await roles(provider) == ["metrics"] and await roles(other) is None
+            assert set((await reloaded(oidc_roles={}))["changed"]) == {"oidc_roles", "oidc_issuer"}
+            assert await roles(other) == [] and await roles(provider) is None
+            told = await reloaded(oidc_issuer=None, oidc_audience=None)
+            assert told["changed"] == {} and set(told["needs_restart"]) == {"oidc_issuer", "oidc_audience"}
+            assert await roles(other) == []
+    finally:
+        other.close()
 
 
 def confused(provider: Provider, secret: bytes, algorithm: str = "HS256", kid: str = "a") -> str:
