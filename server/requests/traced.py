@@ -25,7 +25,7 @@ def trace_generation(run: Run, plan: Plan, state: ServerState, *, operation: str
         "gen_ai.response.model": model, "gen_ai.response.id": request_id,
         "gen_ai.request.choice.count": len(run.choices), "gen_ai.usage.input_tokens": run.prompt_tokens,
         "gen_ai.usage.output_tokens": run.completion_tokens, "trimtab.engine": state.engine_name,
-        "trimtab.presets": list((plan.presets or {}).values()),
-        "trimtab.artifacts": [one.applied.artifact or "inline" for one in acting],
+        "trimtab.presets": tuple((plan.presets or {}).values()),
+        "trimtab.artifacts": tuple(one.applied.artifact or "inline" for one in acting),
     }, events=[evaluation(grader.grader, label=choice.outcome) for grader in ([] if graded is None else graded.graders)
                for choice in grader.choices])

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from server.app import create_app
 from server.errors import InvalidSettings
 from server.observability import tracing
-from server.observability.tracing import Tracing, open_tracing, record
+from server.observability.tracing import Tracing, open_tracing, record, traced
 from server.settings import Settings, load_settings
 from server.text.vocabulary import Vocabulary
 from tests.server.conftest import chat
@@ -122,6 +122,17 @@ class TestSpans:
         assert (await client.post("/v1/chat/completions", json=chat())).status_code == 200
 
 
+def test_what_is_not_sampled_is_not_even_put_together() -> None:
+    pytest.importorskip("opentelemetry.sdk.trace")
+    ended: list[Any] = []
+    processor: Any = SimpleNamespace(on_end=ended.append)
+    for sample, count in ((0.0, 0), (1.0, 2)):
+        with Tracing(processor, sample).request("POST", {}, {}) as span:
+            assert traced() is bool(count) and span.header.endswith(f"-0{bool(count):d}")
+            record("part", 1)
+        assert len(ended) == count and not traced()
+
+
 class Receiver(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.server.bodies.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))  # type: ignore[attr-defined]
@@ -138,7 +149,7 @@ async def test_spans_reach_a_receiver_of_otlp_by_the_end_of_the_server(
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
     receiver = HTTPServer(("127.0.0.1", 0), Receiver)
     receiver.bodies, receiver.told = [], Event()  # type: ignore[attr-defined]
-    thread = Thread(target=receiver.serve_forever)
+    thread = Thread(target=receiver.serve_forever, args=(0.02,))
     thread.start()
     try:
         chosen = settings.model_copy(update={"trace_endpoint": f"http://127.0.0.1:{receiver.server_port}/"})

@@ -12,6 +12,8 @@ from steering.language.errors import NotFound
 from steering.language.spec import Spec
 from tests.vectors.making import metadata, open_library, queries, vector_payload
 from vectors import Library, Patch
+from vectors.library.audit.log import Wanted
+from vectors.library.audit.notes import Note
 from vectors.library.database import alembic_config
 from vectors.library.revision import FRESH_S, LATE_S, Revision
 from vectors.library.tables import Listing
@@ -47,6 +49,22 @@ def test_what_was_read_once_needs_no_query(stocked: Library, read: Callable[[Lib
     with queries(stocked) as warm:
         assert [read(stocked) for _ in range(5)] == [first] * 5
     assert cold.count > 0 and warm.count == 0
+
+
+def test_a_record_of_what_changed_nothing_leaves_what_was_read(stocked: Library) -> None:
+    for read in READS.values():
+        read(stocked)
+    stocked.audit.add_all([Note("steer", "model")])
+    # On a file the number is asked for again, because the file has changed.
+    stocked._database.revision.current()
+    with queries(stocked) as warm:
+        for read in READS.values():
+            read(stocked)
+    assert warm.count == 0 and stocked.audit.list(Wanted(action="steer"))
+    stocked.audit.add("change", "model")
+    with queries(stocked) as cold:
+        READS["preset"](stocked)
+    assert cold.count > 0 and stocked.audit.verify().fault is None
 
 
 EDITS: dict[str, Callable[[Library], Any]] = {

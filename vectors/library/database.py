@@ -34,7 +34,7 @@ from steering.language.errors import Conflict, InvalidRequest, TrimtabError
 from vectors.library.audit.notes import Writing, check_noted, seal
 from vectors.library.connections import CONNECTIONS, SQLITE, connected, parsed, without_time_limit
 from vectors.library.listening import Listening
-from vectors.library.revision import Revision, raised, revision_of
+from vectors.library.revision import Revision, held, raised, revision_of
 from vectors.storage_errors import LibraryUnavailable, StorageFull
 
 Result = TypeVar("Result")
@@ -138,18 +138,19 @@ class Database:
         with self.read() as session:
             return work(session)
 
-    def write(self, work: Callable[[Session], Result], *, audited: bool = True) -> Result:
+    def write(self, work: Callable[[Session], Result], *, audited: bool = True, changes: bool = True) -> Result:
         """Run `work` in a transaction and commit. On SQLite writers take turns from its start on.
 
         `work` runs again where two writers met; it must change nothing but the database. audited: whether it has to
         note what it changes (`vectors.library.audit.notes.note`); what changes rows without a note is rolled back.
+        changes: False for what only notes, because what others remember of the library stays true then.
         """
         retrying = Retrying(retry=retry_if_exception(_is_conflict), wait=wait_random_exponential(0.01, max=1.0),
                             stop=stop_after_attempt(12) | stop_after_delay(self._wait_s), reraise=True)
         try:
             with _typed():
                 result: Result
-                result, number = retrying(self._once, work, audited)
+                result, number = retrying(self._once, work, audited, changes)
         except IntegrityError as error:
             raise Conflict("the library was changed by somebody else at the same time", fix="Try again.") from error
         self.revision.wrote(number)
@@ -167,22 +168,22 @@ class Database:
             return Retrying(retry=retry_if_exception(_is_conflict), wait=wait_random_exponential(0.01, max=1.0),
                             stop=stop_after_attempt(12) | stop_after_delay(self._wait_s), reraise=True)(attempt)
 
-    def _once(self, work: Callable[[Session], Result], audited: bool) -> tuple[Result, int]:
+    def _once(self, work: Callable[[Session], Result], audited: bool, changes: bool) -> tuple[Result, int]:
         try:
-            return self._attempt(work, audited)
+            return self._attempt(work, audited, changes)
         except DBAPIError as error:
             if not _is_read_only(error):
                 raise
             # Nothing was written. The disk may be writable again by now, and only a new connection would notice it.
-            return self._attempt(work, audited)
+            return self._attempt(work, audited, changes)
 
-    def _attempt(self, work: Callable[[Session], Result], audited: bool) -> tuple[Result, int]:
+    def _attempt(self, work: Callable[[Session], Result], audited: bool, changes: bool) -> tuple[Result, int]:
         with (self._writer() as connection,
               Writing(connection, expire_on_commit=False, info={MODEL: self.model}) as session, session.begin()):
             result = work(session)
             if audited:
                 check_noted(session)
-            number = raised(session)
+            number = raised(session) if changes else held(session)
             seal(session)
             return result, number
 

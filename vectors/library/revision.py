@@ -41,6 +41,13 @@ def raised(session: Session) -> int:
     return number
 
 
+def held(session: Session) -> int:
+    """Hold the number as `raised` does, and leave it: nothing that others remember of the library was changed."""
+    session.flush()
+    session.execute(update(RevisionRow).values(number=RevisionRow.number))
+    return revision_of(session)
+
+
 class Revision:
     """The number as far as this process knows. Safe to use from several threads.
 

@@ -7,7 +7,7 @@ that were removed by age leave a trace in the chain itself: the record of the re
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -46,7 +46,7 @@ class Record:
 
     def digested(self) -> str:
         """The digest that this record has to have. It is taken of JSON with sorted keys and no spaces."""
-        told = asdict(self) | {"at": self.at.isoformat(timespec="microseconds")}
+        told = {**vars(self), "at": self.at.isoformat(timespec="microseconds")}
         del told["digest"]
         text = json.dumps(told, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()

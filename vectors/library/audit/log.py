@@ -46,11 +46,13 @@ class AuditLog:
         self._database.write(lambda session: note(session, action, target, before=before, after=after, actor=actor))
 
     def add_all(self, notes: Sequence[Note]) -> None:
+        """Record what was done with the library and changed nothing of it, so what is remembered of it stays true."""
+
         def work(session: Session) -> None:
             for one in notes:
                 note(session, one.action, one.target, before=one.before, after=one.after, actor=one.actor, at=one.at)
 
-        self._database.write(work)
+        self._database.write(work, changes=False)
 
     def list(self, wanted: Wanted) -> list[Record]:
         statement = select(AuditRow).limit(wanted.limit)
