@@ -67,6 +67,7 @@ def test_the_folder_holds_the_tokenizer(tmp_path: Path) -> None:
     assert (tokenizer.eos_token, tokenizer.chat_template) == ("<|end|>", CHAT_TEMPLATE)
 
 
+@pytest.mark.slow
 def test_a_gguf_file_is_converted_once_and_found_under_its_name(tmp_path: Path) -> None:
     source = write_gguf(tmp_path / "my model.gguf", tiny_llama())
     steps: list[str] = []

@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from server.cli import app
 
+pytestmark = pytest.mark.slow
 PROMPTS = [f"Review: I visited the {place} on {day}." for place in ("museum", "castle", "park", "market")
            for day in ("Monday", "Friday")]
 WIDTH = 128

@@ -13,6 +13,7 @@ from trimtab_client import Client
 
 from scripts.browser import CHROMIUM
 from tests.e2e.browser import axe_finds, page_of
+from tests.sweeps import sweep_of
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine; .ci/run installs it")
 TEXT = "Review of a hotel. I stayed at it with my team on Monday."
@@ -98,7 +99,7 @@ def test_pairs_that_cannot_be_used_are_named_before_anything_runs(page: Page) ->
     expect(page.get_by_text("shows no contrast")).to_be_visible()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", sweep_of("light", slow=["dark"]))
 def test_axe_finds_nothing_in_any_room(browser: Browser, lab_url: str, scheme: str) -> None:
     with page_of(browser, lab_url, color_scheme=scheme) as page:
         found = {}

@@ -63,7 +63,8 @@ def held(session: CDPSession) -> float:
     return found
 
 
-@pytest.mark.parametrize("view", ["Text", pytest.param("What steering changed", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("view", ["Text", "What steering changed"])
 def test_two_thousand_tokens_at_full_speed_hold_no_picture_up(browser: Browser, page: Page, view: str) -> None:
     """No task of the page takes a tenth of a second of the processor, so that no picture is late because of it; and an
     answer takes the place of the one before, in memory too. Time of the processor, as the machine may be busy with
@@ -140,6 +141,7 @@ def test_the_server_gone_and_back(tmp_path: Path, browser: Browser) -> None:
         site.stop()
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_away_under_monitor_is_followed_again(tmp_path: Path, browser: Browser) -> None:
     site = Site(tmp_path / "monitored", long_answer)
     site.start()

@@ -67,6 +67,7 @@ async def test_bad_requests_name_the_field(server_url: str, method: str, body: d
         assert answer.json()["error"]["code"] == "invalid_request"
 
 
+@pytest.mark.slow
 async def test_a_ring_of_weekdays_from_prompts_to_moved_answers(client: AsyncOpenAI, server_url: str) -> None:
     days = calendar.WEEKDAYS
     known = [r for r in datasets.load("calendar") if r["series"] == "weekdays"]

@@ -110,6 +110,7 @@ def test_calls_are_read_from_replies() -> None:
     assert Episode("plain", "", (), (turn,), ()).messages(1)[1]["tool_calls"][0]["function"]["name"] == "find_ticket"
 
 
+@pytest.mark.slow
 def test_it_calls_tools_that_it_has_never_seen() -> None:
     reader = Reader.of(model_path(TOOLS_MODEL))
     found = {score.what: score.value for score in calls(reader, 40) + loops(reader, 8)}

@@ -18,6 +18,7 @@ from server.settings import Settings
 from server.text.vocabulary import Vocabulary
 from tests.server.scripted import ScriptedEngine
 from tests.server.tokenizers import byte_tokenizer
+from tests.sqlite import library_url
 from vectors.library import Library
 
 MODEL = "tiny"
@@ -45,7 +46,7 @@ def engine(vocabulary: Vocabulary) -> ScriptedEngine:
 
 @pytest.fixture
 def library(tmp_path: Path) -> Iterator[Library]:
-    opened = Library.open(f"sqlite:///{tmp_path / 'library.db'}", str(tmp_path / "blobs"))
+    opened = Library.open(library_url(tmp_path), str(tmp_path / "blobs"))
     yield opened
     opened.close()
 

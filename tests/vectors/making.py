@@ -10,6 +10,7 @@ from sqlalchemy import event
 
 from steering.artifacts.payload import Payload
 from tests.postgres import Cluster
+from tests.sqlite import library_url
 from vectors import Library, Metadata
 from vectors.library.database import Database
 
@@ -24,7 +25,7 @@ class Place:
     def url(self, folder: Path, *, empty: bool = False) -> str:
         """Of the database that belongs to a folder. empty: without tables, where it is asked for first."""
         if self.cluster is None:
-            return f"sqlite:///{folder}/library.db"
+            return f"sqlite:///{folder}/library.db" if empty else library_url(folder)
         return self.cluster.url(folder) if empty else self.cluster.library_url(folder)
 
     def close(self) -> None:

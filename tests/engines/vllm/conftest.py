@@ -1,7 +1,7 @@
 """vLLM engines on the lab models: each takes half a minute to start, so the tests of a module share one per group."""
 
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,11 +25,6 @@ def options(name: str, **changes: Any) -> VllmOptions:
     """Small batches, so that prompts of the tests are prefilled in chunks."""
     settings: dict[str, Any] = {"kv_cache_tokens": 4096, "max_requests": 32, "slots": 32, "max_batch_tokens": 64}
     return VllmOptions(model=str(model_path(name)), model_id=name, **settings | changes)
-
-
-def sweep_of(*names: str, slow: Sequence[str]) -> list[Any]:
-    """Parameters of engine fixtures. Each name is an engine to start; those in `slow` only start where sweeps run."""
-    return [*names, *(pytest.param(name, marks=pytest.mark.slow) for name in slow)]
 
 
 @dataclass(frozen=True)

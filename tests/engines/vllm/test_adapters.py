@@ -162,6 +162,7 @@ async def test_what_vllm_cannot_take_is_refused_and_nothing_is_loaded(adapted: A
         check_arguments({"enable_lora": True})
 
 
+@pytest.mark.slow
 async def test_over_http(adapted: Adapted, tmp_path: Path) -> None:
     write_adapter(adapted.folder / "third", adapted.models[""], 6)
     app = make_app("lab-dense", Running(adapted.engine), "vllm", tmp_path, vllm_adapter_dir=adapted.folder)

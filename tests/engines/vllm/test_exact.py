@@ -18,8 +18,9 @@ from tests.engines.field_cases import fields_choose_as_a_greedy_loop
 from tests.engines.section_cases import scopes_follow_sections
 from tests.engines.vllm import checks, resuming
 from tests.engines.vllm.apps import Running, client_of, make_app
-from tests.engines.vllm.conftest import Group, sweep_of
+from tests.engines.vllm.conftest import Group
 from tests.engines.vllm.same import same_answers_over_http
+from tests.sweeps import sweep_of
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"),
               pytest.mark.parametrize("group", indirect=True, argvalues=sweep_of(

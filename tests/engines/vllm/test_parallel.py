@@ -12,7 +12,8 @@ from steering.language.errors import SteeringOverflow
 from tests.engines import reference as ref
 from tests.engines.conftest import compiled, generate
 from tests.engines.vllm import checks
-from tests.engines.vllm.conftest import TIGHT, Group, running, sweep_of
+from tests.engines.vllm.conftest import TIGHT, Group, running
+from tests.sweeps import sweep_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

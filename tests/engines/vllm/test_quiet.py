@@ -13,6 +13,7 @@ import pytest
 from server.engines.vllm import quiet
 from server.engines.vllm.host.config import awake
 from server.engines.vllm.host.process import read_reason, reason_file
+from tests.sweeps import sweep_of
 
 WORKER, CORE = "vllm.v1.executor.multiproc_executor", "vllm.v1.engine.core"
 
@@ -33,7 +34,7 @@ def fail(held: bool) -> None:
         raise
 
 
-@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("held", sweep_of(True, slow=[False]))
 def test_a_process_that_does_not_start_says_why_in_a_file(held: bool, capfd: pytest.CaptureFixture[str],
                                                           monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(quiet.LEVEL, raising=False)

@@ -15,6 +15,7 @@ from server.engines.vllm.host.reading import read_model
 from steering.language.errors import UnsupportedModel
 from steering.models.families import FAMILIES
 from tests.engines.vllm.conftest import options
+from tests.sweeps import sweep_of
 from tests.tiny import tiny
 
 
@@ -22,7 +23,11 @@ def unread(model: str) -> Any:
     raise AssertionError("the weights were read again")
 
 
-@pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if family.vllm is not None])
+QUICK = ("llama", "qwen3_moe")
+
+
+@pytest.mark.parametrize("family", sweep_of(*QUICK, slow=[
+    name for name, family in FAMILIES.items() if family.vllm is not None and name not in QUICK]))
 def test_the_weights_are_read_once(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny(family)
     model.generation_config.eos_token_id = [2, 5]

@@ -51,6 +51,7 @@ def between(start: int, stop: int) -> Any:
     return lambda prompt, total: [start <= t < stop for t in range(total)]
 
 
+@pytest.mark.slow
 async def test_all_specs_through_four_slots(group: Group) -> None:
     await checks.mixed_batch_equals_hooks(group, rounds=1)
 
@@ -106,6 +107,7 @@ async def test_rules_by_generated_token_id(group: Group) -> None:
     await checks.rules_by_generated_token_id(group)
 
 
+@pytest.mark.slow
 async def test_scopes_that_name_sections(group: Group) -> None:
     """Those that come back after they were thrown out are tried in `test_sections.py`, without an engine."""
     await scopes_follow_sections(group.engine, group.model, lambda i: checks.prompt_of(i, 24), count=16, new_tokens=44)

@@ -7,7 +7,8 @@ import pytest
 import pytest_asyncio
 
 from tests.engines.vllm import checks, resuming
-from tests.engines.vllm.conftest import ONE_PROCESS, TIGHT, Group, running, sweep_of
+from tests.engines.vllm.conftest import ONE_PROCESS, TIGHT, Group, running
+from tests.sweeps import sweep_of
 
 SHIM = Path(__file__).parent / "interpreted"
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -57,7 +57,7 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Iterator[Judge]:
     # Waits between attempts are the library's; here they only cost time.
     monkeypatch.setattr(nap.time, "sleep", lambda seconds: None)
     made = Judge()
-    thread = threading.Thread(target=made.server.serve_forever)
+    thread = threading.Thread(target=made.server.serve_forever, args=(0.02,))
     thread.start()
     yield made
     made.server.shutdown()
