@@ -26,6 +26,7 @@ from rich.table import Table
 from sqlalchemy import insert, select
 
 from benchmarks.command import options_of, run
+from server.activations.store import StoredActivations
 from server.observability.instruments import Registry
 from server.requests.killswitch import KillSwitch
 from server.requests.planner import Planner
@@ -113,7 +114,9 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
         fill(library, arguments.artifacts)
         library.presets.create("calm", Spec.model_validate({"interventions": [{"artifact": "a5"}]}))
         settings = Settings(data_dir=Path(folder))
-        planner = Planner(settings, library, FACTS, KillSwitch(library.switches, Registry(), always=False))
+        captured = StoredActivations(Path(folder) / "activations", most_bytes=settings.activations_bytes,
+                                     seconds=settings.activations_kept_s)
+        planner = Planner(settings, library, FACTS, KillSwitch(library.switches, Registry(), always=False), captured)
 
         def plan(given: Steering) -> None:
             assert planner.plan(given, None).program is not None

@@ -160,4 +160,5 @@ def _described(body: CaptureBody, wanted: Wanted, plan: Plan, state: ServerState
         fingerprint=state.engine.facts.fingerprint, texts=len(wanted.prompts), tokens=wanted.tokens,
         rows=sum(wanted.counts()), sites={site: list(layers) for site, layers in wanted.sites.items()},
         pool=body.pool, dtype=body.dtype, bytes=0, applied=applied, disabled=plan.disabled, tenant=owner())
-    return described, metadata(described, body.steering.model_dump(mode="json", exclude_defaults=True))
+    return described, metadata(described, body.steering.model_dump(mode="json", exclude_defaults=True),
+                               body.positions)

@@ -10,6 +10,7 @@ from server.rollouts.arms import Arm
 from steering.artifacts.source import Resolved
 from steering.language.errors import Path, TrimtabError, path_text
 from steering.language.guard import Guard
+from steering.language.intervention import Intervention
 from steering.language.scope import PromptSelection, Scope
 from steering.language.spec import Report
 from steering.programs.program import Program
@@ -101,6 +102,12 @@ class Plan:
         """What an engine says of an intervention of the program, in the words of the request; other errors as they
         are."""
         return error if _intervention(error) is None else localised(error, self.planned)
+
+
+def own_numbers(intervention: Intervention) -> list[Path]:
+    """The fields in which an intervention gives numbers that are not of the library."""
+    fields: dict[Path, object] = {("inline",): intervention.inline, ("options", "source"): intervention.captured}
+    return [field for field, given in fields.items() if given is not None]
 
 
 def localised(error: TrimtabError, planned: Sequence[Planned]) -> TrimtabError:

@@ -10,12 +10,14 @@ from typing import Any
 
 from cachetools import LRUCache
 
+from server.activations.store import StoredActivations
 from server.errors import NotSteered, SteeringDisabled
 from server.identity.principal import CURRENT
 from server.requests import policy_gate
 from server.requests.killswitch import KillSwitch
 from server.requests.monitor import Monitor
-from server.requests.plan import Origin, Plan, Planned, localised, unusable_default
+from server.requests.patching import by_token, with_rows
+from server.requests.plan import Origin, Plan, Planned, localised, own_numbers, unusable_default
 from server.rollouts.rollouts import Arms
 from server.settings import Settings
 from steering.artifacts.source import Resolved, Source
@@ -43,8 +45,10 @@ class Planner:
     """Resolves and compiles; compiled programs are kept for reuse. Methods block: call them in a thread."""
 
     def __init__(self, settings: Settings, library: Library, facts: ModelFacts, kill_switch: KillSwitch,
-                 sections: Sections | None = None) -> None:
-        """sections: how those of a completion are told where its request says no more."""
+                 captured: StoredActivations, sections: Sections | None = None) -> None:
+        """captured: activations that patches may name. sections: how those of a completion are told where its request
+        says no more."""
+        self._captured = captured
         self._sections = sections
         self._settings = settings
         self._library = library
@@ -174,11 +178,14 @@ class Planner:
     def _compiled(self, given: Sequence[Planned], arms: Arms | None = None) -> tuple[Program, tuple[Planned, ...]]:
         """The program of `given`, and `given` with its artifacts looked up, as the policies of who asks let it act."""
         held = CURRENT.get().policies
+        given = [single for item in given for single in by_token(item)]
         policy_gate.check_names(held, given)
         for item in given:
             self._check_inline(item)
         planned = tuple(replace(item, source=self._source(item, arms), probes=self._probes(item, arms))
                         for item in given)
+        planned = tuple(with_rows(item, self._captured, self._facts, self._settings.max_inline_bytes)
+                        for item in planned)
         program = self._compile(planned)
         return policy_gate.enforce(held, planned, program, self._compile)[::-1] if held else (program, planned)
 
@@ -237,13 +244,16 @@ class Planner:
         return tuple(found)
 
     def _check_inline(self, item: Planned) -> None:
-        if item.intervention.inline is None:
-            return
+        intervention = item.intervention
         if item.origin == "request" and item.preset is None:
-            CURRENT.get().check("infer_raw", "steering with numbers that the request itself gives",
-                                (*item.path, "inline"))
+            # Who may name captured activations could send their numbers as well.
+            for field in own_numbers(intervention):
+                CURRENT.get().check("infer_raw", "steering with numbers that the request itself gives",
+                                    (*item.path, *field))
+        if intervention.inline is None:
+            return
         limit = self._settings.max_inline_bytes
-        if _inline_bytes(item.intervention.inline) > limit:
+        if _inline_bytes(intervention.inline) > limit:
             raise item.place(PayloadTooLarge(f"the inline numbers take more than {limit} bytes", fix="Upload them once "
                                              "to /v1/artifacts and name them."), ("inline",))
 

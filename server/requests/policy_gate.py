@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from server.errors import PolicyViolation
 from server.identity.policy import Held, matches
-from server.requests.plan import Planned
+from server.requests.plan import Planned, own_numbers
 from steering.language.errors import Path
 from steering.language.spec import Steering
 from steering.ops import get_operation
@@ -126,8 +126,11 @@ def check_names(held: Sequence[Held], given: Sequence[Planned]) -> None:
                                asked[most].path)
         for item in asked:
             intervention = item.intervention
-            if intervention.inline is not None and item.preset is None and not one.policy.raw_vectors:
-                raise one.violated("raw_vectors", "the request gives numbers of its own", (*item.path, "inline"))
+            if item.preset is None and not one.policy.raw_vectors:
+                for field in own_numbers(intervention):
+                    raise one.violated("raw_vectors", "the request gives numbers of its own", (*item.path, *field))
+            if intervention.captured is not None:
+                check_captures([one], (*item.path, "options", "source"))
             if intervention.artifact is not None:
                 _check_artifact(one, intervention.artifact, _place(item, "artifact"))
             for gate in gates_of(intervention.gate):
@@ -195,7 +198,7 @@ def _check_acting(one: Held, planned: Sequence[Planned], program: Program) -> No
                 raise one.violated("most_rel" if policy.most_rel is not None else "most_nats",
                                    f"how strong the op {compiled.op} is cannot be told, and ops does not name it",
                                    _place(item, "op"))
-            if item.source is None:
+            if item.source is None or item.captured is not None:
                 raise one.violated("most_rel" if policy.most_rel is not None else "most_nats",
                                    "how strong numbers of the request's own are cannot be told", item.path)
 

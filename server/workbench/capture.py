@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from server.activations.rows import POSITIONS
 from server.activations.store import Activations, StoredActivations
 from server.activations.table import DTYPES, Column, Table
 from server.background.job import Control
@@ -135,7 +136,7 @@ def _int32(numbers: Sequence[int]) -> Tensor:
     return torch.tensor(numbers, dtype=torch.int32)
 
 
-def metadata(described: Activations, spec: Mapping[str, Any]) -> dict[str, str]:
-    """Of the file: from it alone it can be told what the numbers are."""
+def metadata(described: Activations, spec: Mapping[str, Any], positions: Sequence[int] | None) -> dict[str, str]:
+    """Of the file: from it alone it can be told what the numbers are. positions: of each text, as asked for."""
     return {"model": described.model, "fingerprint": described.fingerprint, "pool": described.pool,
-            "steering": json.dumps(spec, sort_keys=True)}
+            POSITIONS: json.dumps(positions), "steering": json.dumps(spec, sort_keys=True)}

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from steering.artifacts.dose import Calibrated
 from steering.artifacts.payload import Payload
 from steering.language.gates import Reading
@@ -62,13 +64,15 @@ class Resolved:
     """An intervention with its artifacts looked up.
 
     source: None for inline numbers. probes: those of its gates, in order (`gate.gates_of`). factor: what a guard left
-    of its strength.
+    of its strength. captured: of a patch from another run, layer -> the activation `[width]` of the one token that it
+    takes; its site is the intervention's, and the artifact or the inline numbers say only in which directions.
     """
 
     intervention: Intervention
     source: Source | None = None
     probes: tuple[Source, ...] = ()
     factor: float = 1.0
+    captured: Mapping[int, torch.Tensor] | None = None
 
 
 def scope_of(intervention: Intervention, source: Source | None) -> Scope:

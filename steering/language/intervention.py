@@ -26,7 +26,8 @@ class Encoded(Model):
 class Intervention(Model):
     """One op with the numbers it uses, where, how strong and on which tokens.
 
-    `{"artifact": NAME}` alone is valid: op, site, layers, strength and options then come from the artifact.
+    `{"artifact": NAME}` alone is valid: op, site, layers, strength and options then come from the artifact. A patch
+    whose options name captured activations needs neither artifact nor inline; one that is given says the directions.
     """
 
     artifact: ArtifactRef | None = Field(default=None, description='Library name: "name", "name@3" or "name@alias".')
@@ -49,9 +50,15 @@ class Intervention(Model):
         """sha256 of what is asked for. Inline numbers are megabytes: said once for an intervention that is kept."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
+    @property
+    def captured(self) -> Any:
+        """The captured activations from which a patch takes its numbers, None where it takes them from elsewhere."""
+        return self.options.get("source") if self.op == "patch" else None
+
     @model_validator(mode="after")
     def _source(self) -> Self:
-        if (self.artifact is None) == (self.inline is None):
+        given = (self.artifact is not None) + (self.inline is not None)
+        if given == 2 or (given == 0 and self.captured is None):
             raise ValueError("give exactly one of artifact and inline")
         if self.inline is not None and self.op is None:
             raise ValueError("inline numbers need an op")

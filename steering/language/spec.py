@@ -5,7 +5,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from steering.language.fields import MAX_INTERVENTIONS, MAX_MONITORS, ArtifactRef, Model, Switch
 from steering.language.guard import Guard
@@ -19,10 +19,23 @@ AskedGrader = Annotated[str, StringConstraints(min_length=1, max_length=256)] | 
     Annotated[str, StringConstraints(max_length=32)], Any]
 
 
+def _lasting(given: list[Intervention]) -> list[Intervention]:
+    for n, one in enumerate(given):
+        if one.captured is not None:
+            raise ValueError(f"intervention {n} patches from captured activations, which expire; a spec that is stored "
+                             "or evaluated cannot name them. Store their row as an artifact, or name them in the "
+                             "request itself")
+    return given
+
+
+# Of specs that outlive a request.
+LastingInterventions = Annotated[list[Intervention], AfterValidator(_lasting)]
+
+
 class Spec(Model):
     """An ordered list of interventions. Their order matters, because each acts on what the one before left."""
 
-    interventions: list[Intervention] = Field(max_length=MAX_INTERVENTIONS, description="In order of action.")
+    interventions: LastingInterventions = Field(max_length=MAX_INTERVENTIONS, description="In order of action.")
     guard: Guard | None = Field(default=None, description="Limits that hold while a completion is generated.")
 
 

@@ -43,7 +43,7 @@ def choose(item: Resolved, facts: ModelFacts) -> Chosen:
         InvalidSpec, ArtifactMismatch, UnsupportedSite: naming the field.
     """
     intervention, source = item.intervention, item.source
-    operation = get_operation(_op(intervention, source))
+    operation = get_operation(_op(item))
     tensors: dict[str, Any] = {}
     given = dict(intervention.options)
     if intervention.inline is not None:
@@ -55,10 +55,13 @@ def choose(item: Resolved, facts: ModelFacts) -> Chosen:
     elif source is not None and source.op == operation.name:
         given = _merged(source.options, given, operation.options.alternatives)
     options = parse_options(operation, given)
+    if operation.name == "patch" and options.source is not None and item.captured is None:
+        raise InvalidSpec("captured activations are named in the options of an intervention of the request itself",
+                          param=("options", "source"), fix='Write {"op": "patch", "options": {"source": "act-..."}}.')
     multi_site = bool(getattr(options, "multi_site", False))
     if multi_site:
         _check_unplaced(intervention)
-    sites = MULTI_SITES if multi_site else (_site(intervention, source, operation),)
+    sites = MULTI_SITES if multi_site else (site_of(intervention, source, operation),)
     if source is not None:
         check_width(source, sites, facts, "artifact")
         _check_model(intervention, source, facts)
@@ -66,9 +69,12 @@ def choose(item: Resolved, facts: ModelFacts) -> Chosen:
     return Chosen(operation, options, sites, tensors, multi_site)
 
 
-def _op(intervention: Intervention, source: Source | None) -> Op:
+def _op(item: Resolved) -> Op:
+    intervention, source = item.intervention, item.source
     if intervention.op is not None:
-        if source is not None and intervention.op != source.op and "op" not in intervention.override:
+        # Of a patch from another run the artifact says the directions alone, whatever it is meant for.
+        if (source is not None and intervention.op != source.op and "op" not in intervention.override
+                and item.captured is None):
             raise ArtifactMismatch(f"{source.ref} is meant for op {source.op}, not {intervention.op}", param="op",
                                    fix='Leave op out, or add "override": ["op"].')
         return intervention.op
@@ -77,7 +83,8 @@ def _op(intervention: Intervention, source: Source | None) -> Op:
     return source.op
 
 
-def _site(intervention: Intervention, source: Source | None, operation: Operation) -> Site:
+def site_of(intervention: Intervention, source: Source | None, operation: Operation) -> Site:
+    """Where an intervention without multi_site acts. Raises ArtifactMismatch, UnsupportedSite."""
     site = intervention.site
     if source is not None:
         if site is not None and site != source.site and "site" not in intervention.override:

@@ -11,6 +11,7 @@ from steering.artifacts.source import Resolved
 from steering.language.errors import ArtifactMismatch, InvalidSpec
 from steering.language.vocabulary import Site
 from steering.models.facts import ModelFacts
+from steering.ops.ablate import basis_of
 from steering.programs.choices import Chosen
 from steering.programs.inline import inline_payload
 from steering.programs.layers import explicit_layers, layers_with_numbers
@@ -35,7 +36,9 @@ def numbers_of(item: Resolved, chosen: Chosen, facts: ModelFacts) -> Numbers:
     wanted = item.intervention.layers
     if wanted is None and item.source is not None:
         wanted = item.source.layers
-    if item.source is not None:
+    if item.captured is not None:
+        payload = _patched(item, item.captured, chosen, facts)
+    elif item.source is not None:
         payload = item.source.payload
     elif chosen.multi_site:
         # The direction acts at every layer, so the request may give it without naming one.
@@ -54,6 +57,27 @@ def numbers_of(item: Resolved, chosen: Chosen, facts: ModelFacts) -> Numbers:
             facts.check_site(site, layer, ("options", "multi_site") if chosen.multi_site else "layers")
             _check_width(payload, tensors, facts.width(site), site)
     return found
+
+
+def _patched(item: Resolved, captured: Mapping[int, torch.Tensor], chosen: Chosen, facts: ModelFacts) -> Payload:
+    """What a patch puts in from another run: the whole activation, or its part within given directions."""
+    if item.source is not None:
+        along = item.source.payload
+    elif chosen.inline:
+        if "mean" in chosen.inline:
+            raise InvalidSpec("the source's activation stands in the place of the mean", param=("inline", "mean"),
+                              fix="Leave one of the two out.")
+        along = inline_payload(chosen.inline, chosen.operation, list(captured), facts)
+    else:
+        # Built without the checks of stored numbers, because here a row of zeros is allowed.
+        return Payload("vector", {layer: {"vector": row} for layer, row in captured.items()})
+    bases = {layer: basis_of(tensors) for layer, tensors in along.layers.items()}
+    common = {layer: {"basis": bases[layer], "mean": row} for layer, row in captured.items() if layer in bases}
+    if not common:
+        raise InvalidSpec("the source has no layer for which there are directions", param="layers",
+                          fix=f"Layers with directions: {', '.join(map(str, bases))}; of the source: "
+                          f"{', '.join(map(str, captured))}.")
+    return Payload("subspace", common)
 
 
 def _check_everywhere(facts: ModelFacts, sites: Sequence[Site]) -> None:

@@ -39,7 +39,9 @@ def scales_of(item: Resolved, chosen: Chosen, numbers: Numbers, facts: ModelFact
         InvalidSpec: a unit that has no meaning here, or a dose beyond what was measured.
         NotCalibrated: a dose for a setting that was not calibrated.
     """
-    source, operation, options = item.source, chosen.operation, chosen.options
+    operation, options = chosen.operation, chosen.options
+    # The strength of a patch from another run is the share of it, and none of the artifact that says the directions.
+    source = item.source if item.captured is None else None
     stated = _stated(item.intervention, source)
     calibrated = None if source is None else _calibrated(source, chosen, numbers.layers, item.intervention, facts)
     acting = _dosed(stated, calibrated, source, numbers.layers, item.intervention) if stated.unit == "kl" else stated

@@ -29,8 +29,8 @@ async def captures_equal_hooks(client: httpx.AsyncClient, name: str, model: Any,
     for site, layers in sites.items():
         for layer in layers:
             column = f"{site}.{layer}"
-            untouched = [_seen(model, text, [], site, layer) for text in TEXTS]
-            moved = [_seen(model, text, added, site, layer) for text in TEXTS]
+            untouched = [seen(model, text, [], site, layer) for text in TEXTS]
+            moved = [seen(model, text, added, site, layer) for text in TEXTS]
             _check(plain[column], torch.cat(untouched), tolerance, column)
             _check(steered[column], torch.cat(moved), tolerance, column)
             _check(means[column], torch.stack([rows[[-1, 0]].mean(dim=0) for rows in untouched]), tolerance, column)
@@ -55,7 +55,7 @@ async def _captured(client: httpx.AsyncClient, name: str, **fields: Any) -> dict
     return load((await client.get(f"/v1/activations/{job['result']['id']}/content")).content)
 
 
-def _seen(model: Any, text: Sequence[int], edits: Sequence[ref.Edit], site: str, layer: int) -> torch.Tensor:
+def seen(model: Any, text: Sequence[int], edits: Sequence[ref.Edit], site: str, layer: int) -> torch.Tensor:
     """The activation `[T, width]` at a place, after `edits`."""
     found: list[torch.Tensor] = []
 

@@ -138,6 +138,13 @@ async def test_numbers_in_the_request_need_a_role_of_their_own(client: httpx.Asy
     assert code(refused) == (403, "not_permitted")
     assert refused.json()["error"]["param"] == "steering.interventions[0].inline"
     assert (await client.post("/v1/chat/completions", headers=bearer(raw), json=body)).status_code == 200
+    # Captured activations are numbers, too: who may not send any may not name them, whether they are there or not.
+    patch = {"op": "patch", "options": {"source": "act-" + "0" * 24, "row": 0},
+             "scope": {"prompt": "all", "generation": "none"}}
+    for key, found in ((plain, (403, "not_permitted")), (raw, (404, "not_found"))):
+        answer = await client.post("/v1/chat/completions", headers=bearer(key),
+                                   json=chat(steering={"interventions": [patch]}))
+        assert code(answer) == found and answer.json()["error"]["param"] == "steering.interventions[0].options.source"
     # What somebody with the right to store put into a preset may be used by all.
     stored = await client.post("/v1/presets", headers=OWNER, json={"name": "calm", "spec": {"interventions": [VECTOR]}})
     assert stored.status_code == 201, stored.text

@@ -220,6 +220,11 @@ def bodies(artifact: str, preset: str) -> dict[str, tuple[str, str, Any]]:
     }
 
 
+def _patch(source: str) -> dict[str, Any]:
+    scope = {"prompt": {"positions": [-1]}, "generation": "none"}
+    return {"interventions": [{"op": "patch", "options": {"source": source, "row": 0}, "scope": scope}]}
+
+
 async def test_a_name_in_a_body_is_as_if_it_did_not_exist(tenants: Tenants) -> None:
     missing = bodies(NONE, NONE)
     for what, (method, path, body) in bodies(THEIRS, THEIRS).items():
@@ -236,7 +241,13 @@ async def test_a_name_in_a_body_is_as_if_it_did_not_exist(tenants: Tenants) -> N
         missed = await tenants.ask(tenants.other, "POST", path, body | {field: none})
         assert found.status_code == missed.status_code == 404, (field, found.text)
         assert found.text.replace(theirs, "X") == missed.text.replace(none, "X")
+    found, missed = [await tenants.ask(tenants.other, "POST", URL, chat(steering=_patch(id)))
+                     for id in (tenants.ids["activations"], "act-" + "0" * 24)]
+    assert found.status_code == missed.status_code == 404, found.text
+    assert found.text.replace(tenants.ids["activations"], "X") == missed.text.replace("act-" + "0" * 24, "X")
     # The control: their owner may.
+    own = await tenants.ask(tenants.acme, "POST", URL, chat(steering=_patch(tenants.ids["activations"])))
+    assert own.status_code == 200, own.text
     for what in ("artifact", "preset", "model", "completions"):
         method, path, body = bodies(THEIRS, THEIRS)[what]
         assert (await tenants.ask(tenants.acme, method, path, body)).status_code == 200, what

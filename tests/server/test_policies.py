@@ -36,6 +36,9 @@ from vectors.library import Library
 URL = "/v1/chat/completions"
 NORM = 4.0
 INLINE = {"op": "add", "layers": [2], "site": "resid_post", "inline": {"vector": [1.0] * 8}}
+# Rules are asked before it is looked up whether there is such a source.
+PATCH = {"interventions": [{"op": "patch", "options": {"source": "act-" + "0" * 24, "row": 0},
+                            "scope": {"prompt": "all", "generation": "none"}}]}
 
 
 @pytest.fixture
@@ -113,6 +116,8 @@ async def test_each_rule_refuses_by_its_name_and_lets_the_rest_pass(team: Asked)
             ({"raw_vectors": False}, steps("team-a"), {"interventions": [INLINE]}, "raw_vectors", f"{first}.inline"),
             ({"reports": False}, steps("team-a"), {**steps("team-a"), "report": "summary"}, "reports",
              "steering.report"),
+            ({"raw_vectors": False}, steps("team-a"), PATCH, "raw_vectors", f"{first}.options.source"),
+            ({"captures": False}, steps("team-a"), PATCH, "captures", f"{first}.options.source"),
             ({"captures": False}, steps("team-a"), {"monitor": ["team-a"]}, "captures", "steering.monitor"),
             ({"artifacts": ["team-*"]}, {"monitor": ["team-a"]}, {"monitor": ["secret"]}, "artifacts",
              "steering.monitor[0]"),

@@ -223,7 +223,7 @@ _WANTED: dict[str, list[str]] = {
     "mask": ["dims", "value", "mode", "scale"], "neuron_mask": ["neurons", "value", "mode", "scale"],
     "head_mask": ["heads", "shift", "mode", "scale"], "expert_mask": ["experts", "mode", "scale", "bias",
                                                                       "renormalise"],
-    "patch": ["basis", "mean", "basis_rank", "vector"],
+    "patch": ["basis", "mean", "basis_rank", "vector", "neurons"],
     "manifold": ["basis", "mean", "knots", "points", "period", "target", "labels", "source", "fraction", "path",
                  "keep_offset"],
 }

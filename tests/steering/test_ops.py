@@ -4,7 +4,7 @@ The kernels run over a batch in which every token has numbers of its own. Router
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -171,6 +171,14 @@ def patched(rank: int | None) -> Formula:
     return formula
 
 
+def patched_at(columns: Sequence[int]) -> Formula:
+    def formula(x: Array, n: dict[str, Array], s: float) -> Array:
+        part = np.isin(np.arange(x.shape[-1]), columns)
+        return x + s * part * (n["vector"] - x)
+
+    return formula
+
+
 def spline(n: dict[str, Array]) -> Callable[[Array], Array]:
     """Points of a manifold by coordinate: scipy's natural, periodic or thin-plate spline."""
     knots, points = n["knots"], n["points"]
@@ -244,6 +252,10 @@ def moved_by(places: float, share: float) -> Callable[[dict[str, Array], Array],
 
 def _vector(g: np.random.Generator) -> dict[str, Array]:
     return {"vector": g.normal(size=D) * 2}
+
+
+def _wide(width: int) -> Callable[[np.random.Generator], dict[str, Array]]:
+    return lambda g: {"vector": g.normal(size=width) * 2}
 
 
 def _probe(g: np.random.Generator) -> dict[str, Array]:
@@ -368,6 +380,8 @@ CASES: list[Case] = [
     ("patch", {}, _space(4, mean=True), patched(None), "resid_post"),
     ("patch", {"basis_rank": 2}, _space(4, mean=True), patched(2), "resid_post"),
     ("patch", {}, _space(3, mean=True, width=D_FF), patched(None), "mlp_act"),
+    ("patch", {"neurons": [3, 8]}, _wide(D_FF), patched_at([3, 8]), "mlp_act"),
+    ("patch", {"heads": [1]}, _wide(HEADS * HEAD_DIM), patched_at(range(HEAD_DIM, 2 * HEAD_DIM)), "head_out"),
 ]
 NAMES = [f"{op}-{'-'.join(f'{k}={v}' for k, v in options.items() if k != 'labels')}-"
          f"{make.__qualname__.split('.')[0]}-{site}"
@@ -729,6 +743,9 @@ def test_strength_0_gives_the_activation_back(op: Op, options: dict[str, Any], m
     ("patch", {"basis": np.eye(D)[:2]}, {}, "resid_post", "inline.mean"),
     ("patch", {"basis": np.eye(D)[:2], "mean": V}, {"basis_rank": 3}, "resid_post", "options.basis_rank"),
     ("patch", {"vector": V}, {"basis_rank": 1}, "resid_post", "options.basis_rank"),
+    ("patch", {"vector": V}, {"heads": [0]}, "resid_post", "options.heads"),
+    ("patch", {"vector": np.ones(D_FF)}, {"neurons": [D_FF]}, "mlp_act", "options.neurons"),
+    ("patch", {"basis": np.eye(D)[:2], "mean": V}, {"neurons": [0]}, "resid_post", "options.neurons"),
 ])
 def test_numbers_that_do_not_fit(op: Op, numbers: dict[str, Array], options: dict[str, Any], site: Site, param: str
                                  ) -> None:

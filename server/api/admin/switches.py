@@ -13,8 +13,7 @@ from server.threads import in_thread
 from steering.language.errors import Conflict
 from steering.language.fields import MAX_INTERVENTIONS, ArtifactRef
 from steering.language.guard import Guard
-from steering.language.intervention import Intervention
-from steering.language.spec import Spec
+from steering.language.spec import LastingInterventions, Spec
 from vectors.library.switches import Turned
 
 router = APIRouter(prefix="/v1/admin", tags=["admin"], route_class=StrictRoute)
@@ -25,7 +24,7 @@ class DefaultSpecBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    interventions: list[Intervention] | None = Field(default=None, min_length=1, max_length=MAX_INTERVENTIONS)
+    interventions: LastingInterventions | None = Field(default=None, min_length=1, max_length=MAX_INTERVENTIONS)
     preset: ArtifactRef | None = None
     guard: Guard | None = Field(default=None, description="With interventions; a preset brings its own.")
 

@@ -15,6 +15,7 @@ from tests.engines.capture_cases import captures_equal_hooks
 from tests.engines.cases import vector
 from tests.engines.conftest import compiled, generate, ids
 from tests.engines.field_cases import fields_choose_as_a_greedy_loop
+from tests.engines.patch_cases import patches_equal_hooks
 from tests.engines.section_cases import scopes_follow_sections
 from tests.engines.vllm import checks, resuming
 from tests.engines.vllm.apps import Running, client_of, make_app
@@ -72,6 +73,7 @@ async def test_captures_over_http_are_what_hooks_see(group: Group, tmp_path: Pat
     async with client_of(app) as client:
         await captures_equal_hooks(client, group.name, group.model, {"resid_post": [0, 2], "mlp_out": [2],
                                                                      "head_out": [4]}, checks.TOLERANCE)
+        await patches_equal_hooks(client, group.name, group.model, ["resid_post", "head_out"], checks.TOLERANCE)
 
 
 async def test_comparison_equals_two_plain_passes(group: Group) -> None:
