@@ -50,11 +50,32 @@ def traffic(url: str) -> None:
                                 steering={"interventions": [{"artifact": name}], "report": report})
             for steering in ({"interventions": [{"artifact": "refusal"}]}, {"default": "none"}):
                 client.chat(HARMFUL[i % len(HARMFUL)], max_tokens=24, temperature=1, seed=i, steering=steering)
+        roll_out(client)
         if not client.evaluations("cheerful@1").data:
             prompts = [f"My review of the {thing}: I saw it on {day} with my neighbor."
                        for thing in ("film", "opera", "park") for day in ("Monday", "Friday", "Sunday", "Tuesday")]
             client.evaluate(prompts, [{"kind": "sentiment"}], spec={"interventions": [{"artifact": "cheerful"}]},
                             doses=[0.5, 1.0], draws=8, max_tokens=24)
+
+
+def roll_out(client: Client) -> None:
+    """A candidate of twice the strength for half of the users, at work, and one that somebody returned."""
+    if client.rollouts():
+        return
+    for strength in (1.0, 2.0):
+        client.create_preset("reviews-tone", {"interventions": [{"artifact": "cheerful", "strength": strength}]})
+    client.set_preset_alias("reviews-tone", "production", 1)
+    rails = [{"metric": "errors", "margin": 0.0}, {"metric": "refusals", "margin": 0.02},
+             {"metric": "dose", "margin": 0.1, "samples": 10}, {"metric": "repetition", "margin": 0.05}]
+    steps = [{"share": 0.5, "wait_s": 3600}, {"share": 1.0, "wait_s": 86400}]
+    for _ in range(2):
+        made = client.create_rollout("reviews-tone@production", 2, steps=steps, rails=rails, sample=1.0)
+        client.publish_rollout(made.id)
+        if len(client.rollouts()) == 1:
+            client.return_rollout(made.id, "the wrong strength")
+    for i in range(40):
+        client.complete(TEXT, max_tokens=24, temperature=1, seed=i, user=f"user-{i}",
+                        steering={"preset": "reviews-tone"})
 
 
 def playground(page: Page) -> None:
@@ -107,6 +128,17 @@ def monitor(page: Page) -> None:
     page.wait_for_timeout(11_000)
 
 
+def rollouts(page: Page) -> None:
+    page.goto("/#/rollouts")
+    page.get_by_role("row").nth(1).wait_for()
+
+
+def rollout(page: Page) -> None:
+    rollouts(page)
+    page.get_by_role("row").filter(has_text="at work").get_by_role("link").click()
+    page.get_by_role("region", name="Effects by arm").get_by_role("row").nth(1).wait_for()
+
+
 def switches(page: Page) -> None:
     page.goto("/#/monitor")
     page.get_by_role("button", name="Default steering…").click()
@@ -136,8 +168,8 @@ def keys(page: Page) -> None:
 
 # A dialog lies over what is seen of the page and over no more.
 DIALOGS = ("evaluation", "switches")
-ROOMS = {one.__name__: one for one in (playground, library, artifact, evaluation, make, monitor, switches, model, keys)
-         if one is not keys or KEY is not None}
+ROOMS = {one.__name__: one for one in (playground, library, artifact, evaluation, make, monitor, switches, rollouts,
+                                       rollout, model, keys) if one is not keys or KEY is not None}
 
 
 def draw(browser: Browser, url: str, scheme: str) -> None:

@@ -13,14 +13,13 @@ from trimtab_client import Client
 
 from scripts.browser import CHROMIUM
 from tests.e2e.browser import axe_finds, page_of
-from tests.sweeps import sweep_of
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine; .ci/run installs it")
 TEXT = "Review of a hotel. I stayed at it with my team on Monday."
 ROOMS = {"playground": "Untouched", "library": "cheerful", "library/artifact/cheerful": "Calibration",
          "library/presets": "Served as", "library/upload": "Upload vectors", "make": "mean difference",
-         "monitor": "What steering did", "model": "Where interventions can act",
-         "keys": "Make one for each program or person"}
+         "monitor": "What steering did", "rollouts": "There are no roll-outs yet",
+         "model": "Where interventions can act", "keys": "Make one for each program or person"}
 
 
 def pick(page: Page, name: str) -> None:
@@ -99,7 +98,7 @@ def test_pairs_that_cannot_be_used_are_named_before_anything_runs(page: Page) ->
     expect(page.get_by_text("shows no contrast")).to_be_visible()
 
 
-@pytest.mark.parametrize("scheme", sweep_of("light", slow=["dark"]))
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_in_any_room(browser: Browser, lab_url: str, scheme: str) -> None:
     with page_of(browser, lab_url, color_scheme=scheme) as page:
         found = {}

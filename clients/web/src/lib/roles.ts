@@ -11,6 +11,6 @@ export const ROLES: readonly [Role, string][] = [
   ["library_write", "create, change and delete artifacts and presets"],
   ["jobs", "make, calibrate and evaluate artifacts, see and cancel jobs"],
   ["metrics", "read metrics, effects and the record of traffic"],
-  ["operate", "default steering, kill switch, adapters, settings to read, housekeeping"],
+  ["operate", "default steering, kill switch, roll-outs, adapters, settings to read, housekeeping"],
   ["admin", "everything, keys included"],
 ];
