@@ -23,7 +23,7 @@ WEB     := $(shell find clients/web/src clients/web/public clients/typescript/sr
            clients/web/package-lock.json clients/web/vite.config.ts docs/openapi.json
 NPM     := PATH="$(abspath $(VENV))/node:$$PATH" npm --no-fund --no-audit
 
-.PHONY: help serve serve-vllm install console test test-all test-clients test-fuzz test-typescript size screenshots lint fmt types bench docs hour \
+.PHONY: help serve serve-vllm install console test test-all test-clients test-fleet test-fuzz test-typescript size screenshots lint fmt types bench docs hour \
         replications replications-real library lock sbom clean
 
 help:
@@ -32,6 +32,7 @@ help:
 	@echo "console  build the page at /      test-typescript  the TypeScript client and the parts of the page, in Node"
 	@echo "test   the tests, without long sweeps      test-all  all of them      size  lines of code, against BASE"
 	@echo "test-clients  published clients for Python and Node, agents, evaluations, a proxy, against both engines"
+	@echo "test-fleet  three replicas behind a balancer while replicas, the database and S3 fail under load"
 	@echo "test-fuzz  BODIES=2000 drawn bodies for each endpoint, which takes hours"
 	@echo "lint   ruff       types  mypy        fmt   ruff, fixing"
 	@echo "bench  the benchmarks   docs   regenerate reference docs      clean  remove what make made"
@@ -78,10 +79,10 @@ serve-vllm: $(VENV)/.test $(CONSOLE)
 
 # Under ten minutes on two idle cores. What is marked `slow` is left out: sweeps, of which one case runs here.
 test: $(VENV)/.test $(CONSOLE)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow and not clients" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow and not clients and not fleet" $(PYTEST_ARGS)
 
 test-all: $(VENV)/.test $(CONSOLE)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not clients" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not clients and not fleet" $(PYTEST_ARGS)
 
 BODIES ?= 2000
 # Many drawn bodies for each endpoint, where the tests above send a few.
@@ -93,6 +94,11 @@ test-fuzz: $(VENV)/.test
 test-clients: $(VENV)/.test $(VENV)/.node
 	scripts/client_environments.sh $(abspath $(PY)) $(abspath $(VENV)/clients) $(abspath $(VENV)/node)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m clients tests/clients/real
+
+# Three replicas, PostgreSQL, Redis, S3's protocol and HAProxy on this machine, under load while everything happens to
+# them: some minutes on two idle cores, most of which nothing else may use.
+test-fleet: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m fleet tests/fleet
 
 # Node of this machine if it is new enough, else one from the Python registry.
 $(VENV)/.node: scripts/install_node.sh | $(VENV)/.venv

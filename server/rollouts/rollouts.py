@@ -94,7 +94,7 @@ class Rollouts:
         self._library, self._now = library, now
         self._running: dict[str, Running] = {}
         self._behind: dict[tuple[str, str, str], Running] = {}
-        self._wake = asyncio.Event()
+        self._wake, self._reading = asyncio.Event(), asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self.failure: str | None = None
         self._requests = Counter("trimtab_rollout_requests", "Requests that name what is rolled out, by their arm.",
@@ -181,9 +181,14 @@ class Rollouts:
 
     async def refresh(self) -> None:
         """Raises LibraryUnavailable."""
-        found = await in_thread(self._library.running)
-        new = [one.id for one in found if one.id not in self._running]
-        tallies = await in_thread(self._library.tallies, new) if new else {}
+        # One at a time, so that what was read first never takes the place of what was read after it.
+        async with self._reading:
+            found = await in_thread(self._library.running)
+            new = [one.id for one in found if one.id not in self._running]
+            self._take(found, await in_thread(self._library.tallies, new) if new else {})
+
+    def _take(self, found: Sequence[StoredRollout], tallies: Mapping[str, dict[int, Tally]]) -> None:
+        """Have these at work, and no others. tallies: of those that are new."""
         kept = {}
         for one in found:
             running = self._running.get(one.id)

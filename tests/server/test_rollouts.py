@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -394,6 +395,30 @@ async def test_a_return_acts_at_once_while_the_library_is_away(desk: Desk, monke
     assert desk.rollouts.failure is None
     ended = await desk.show(made["id"])
     assert ended["status"] == "returned" and ended["rails"][0]["candidate_samples"] == 20
+
+
+async def test_what_was_read_before_a_change_does_not_undo_it(desk: Desk, library: Library,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look at the library that began before a roll-out was returned, and comes back after that."""
+    made = await desk.make(steps=[{"share": 1.0}])
+    read, go, running = threading.Event(), threading.Event(), type(library.rollouts).running
+
+    def slow(self: Any) -> Any:
+        found = running(self)
+        if not read.is_set():
+            read.set()
+            assert go.wait(60)
+        return found
+
+    monkeypatch.setattr("vectors.library.rollouts.Rollouts.running", slow)
+    look = asyncio.create_task(desk.rollouts.refresh())
+    assert await asyncio.to_thread(read.wait, 60)
+    returning = asyncio.create_task(desk.do(made["id"], "return"))
+    # It is answered at once, or waits for the look.
+    await asyncio.wait({returning}, timeout=0.5)
+    go.set()
+    await asyncio.gather(look, returning)
+    assert await desk.version() == "cheer@1"
 
 
 async def test_no_request_waits_for_the_library(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
