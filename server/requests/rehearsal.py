@@ -11,6 +11,7 @@ import anyio
 import structlog
 
 from server.errors import RehearsalFailed
+from server.observability.metrics import Metrics
 from server.observability.unexpected import report_unexpected
 from server.requests.admission.caller import OWN, Caller
 from server.requests.admission.deadline import Deadline
@@ -94,7 +95,9 @@ async def _run(spec: Spec, state: ServerState) -> None:
     room = state.engine.max_sequence_tokens - TOKENS
     prompt = await in_thread(_prompt, plan, [item.scope for item in spec.interventions], room, state)
     body = CompletionRequest(model=state.settings.model_name, prompt=prompt.token_ids, temperature=0.0, ignore_eos=True)
-    started = await start(body, state, plan, [prompt], request_id=f"rehearsal-{secrets.token_hex(12)}",
+    # It is nobody's request, so it goes to metrics that nobody reads.
+    started = await start(body, replace(state, metrics=Metrics()), plan, [prompt],
+                          request_id=f"rehearsal-{secrets.token_hex(12)}",
                           max_tokens=min(TOKENS, state.settings.max_output_tokens or TOKENS),
                           max_tokens_field="max_tokens", prompt_field="prompt", logprobs=None,
                           caller=Caller(OWN, Deadline(state.settings.request_timeout_s or None)),

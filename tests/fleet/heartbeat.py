@@ -33,10 +33,12 @@ class Heartbeat:
         return max((min(beat.answered, until) - beat.sent for beat in self.beats
                     if beat.replica == replica and beat.answered >= since and beat.sent <= until), default=0.0)
 
-    def worst(self) -> dict[str, float]:
-        names = sorted({beat.replica for beat in self.beats})
-        return {name: max(beat.answered - beat.sent for beat in self.beats
-                          if beat.replica == name and beat.answered < NEVER) for name in names}
+    def worst(self) -> dict[str, tuple[float, float]]:
+        """The longest beat of each replica, and when it began."""
+        found: dict[str, tuple[float, float]] = {}
+        for beat in self.beats:
+            found[beat.replica] = max(found.get(beat.replica, (0.0, 0.0)), (beat.answered - beat.sent, beat.sent))
+        return found
 
     @asynccontextmanager
     async def listening(self, alive: Callable[[], Sequence[Replica]]) -> AsyncIterator[None]:

@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.fleet import acts, oracles, reading
@@ -93,10 +92,15 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         found = asyncio.run(_play(fleet))
         for name, (began, ended) in found.acts.items():
             print(f"{began - found.began:7.1f} s  {name}, {ended - began:.1f} s")
-        print(f"{len(found.stage.log.answers)} answers; the last that did not follow a change, in seconds after it: "
-              f"{ {name: round(at, 3) for name, at in sorted(oracles.latest(found.stage).items())} }; longest stall of "
-              f"replicas: { {name: round(at, 3) for name, at in found.stage.heartbeat.worst().items()} }")
+        print(f"{len(found.stage.log.answers)} answers; the last that did not follow a change began after it by: "
+              + told(oracles.latest(found.stage)))
+        print("replicas stalled for: " + ", ".join(f"{name} {stall:.2f} s at {at - found.began:.1f} s" for name, (
+            stall, at) in sorted(found.stage.heartbeat.worst().items())))
         yield found
+
+
+def told(seconds: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f} s" for name, value in sorted(seconds.items()))
 
 
 def none(faults: list[str]) -> None:
@@ -185,7 +189,7 @@ def test_the_numbers_of_what_was_stored_come_back(story: Story) -> None:
 
     newest = story.fleet.replicas["e"]
     for made in story.stage.made[::5]:
-        data = httpx.get(f"{newest.url}/v1/artifacts/{made.ref}/download", headers=reading.HEADERS, timeout=240)
+        data = reading.asked(f"{newest.url}/v1/artifacts/{made.ref}/download")
         assert data.status_code == 200, (made.ref, data.text[:300])
         [vector] = load(data.content).values()
         assert vector == pytest.approx(made.numbers, abs=1e-4)

@@ -130,6 +130,18 @@ async def test_it_runs_also_while_the_kill_switch_is_on(client: httpx.AsyncClien
     assert (await put_default(client, CALM)).status_code == 200
 
 
+async def test_it_is_counted_as_nobodys_request(client: httpx.AsyncClient, engine: Mortal) -> None:
+    async def counted() -> list[str]:
+        names = ("trimtab_generated_tokens_total", "trimtab_prompt_tokens_total", "trimtab_steered_requests_total")
+        return [line for line in (await client.get("/metrics")).text.splitlines() if line.startswith(names)]
+
+    before = await counted()
+    assert (await put_default(client, CALM)).status_code == 200 and engine.completions
+    assert await counted() == before and len(before) == 3
+    await client.post("/v1/chat/completions", json=chat())
+    assert not set(await counted()) & set(before)
+
+
 async def test_a_stored_default_spec_that_fails_refuses_requests_and_starts_the_server(
         settings: Settings, engine: Mortal, library: Library, vocabulary: Vocabulary) -> None:
     library.switches.set_default_spec(_spec("one", strength=DEADLY))
