@@ -19,17 +19,25 @@ from server.observability.routing import RoutingMetrics
 from server.requests.admission.queue import AdmissionQueue
 from server.requests.killswitch import KillSwitch
 from server.requests.steering_audit import SteeringAudit
+from server.rollouts.measuring import Measuring
+from server.rollouts.rollouts import Rollouts
+from server.rollouts.shadowing import ShadowArms
 from server.settings import Settings
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 ALERTS = DEPLOY / "prometheus" / "alerts.yml"
 BOARDS = {path.stem: json.loads(path.read_text()) for path in sorted((DEPLOY / "grafana").glob("*.json"))}
-BOARD = BOARDS["trimtab-effects"]
 PROMTOOL = shutil.which("promtool")
 METRIC = re.compile(r"\b(trimtab_[a-z0-9_]+)(?:\{([^}]*)\})?")
 # Labels that Prometheus adds.
 SCRAPED = {"instance"}
 GROUPING = re.compile(r"\bby \(([a-z_, ]+)\)")
+
+
+def rollouts(registry: Registry) -> None:
+    """All that counts for roll-outs."""
+    running = Rollouts(cast(Any, None), registry)
+    ShadowArms(running, Measuring(running, cast(Any, None), registry), lambda: False, registry)
 
 
 def known() -> dict[str, set[str]]:
@@ -43,6 +51,7 @@ def known() -> dict[str, set[str]]:
     AdmissionQueue(metrics.registry, places=1, most_requests=1, most_tokens=1)
     Housekeeping(cast(Any, None), metrics.registry, 0)
     SteeringAudit(cast(Any, None), metrics.registry, cast(Any, None), Settings())
+    rollouts(metrics.registry)
     found: dict[str, set[str]] = {}
     for collector in metrics.registry._collector_to_names:
         for family in collector.describe():  # type: ignore[attr-defined]
@@ -88,15 +97,19 @@ def test_the_check_above_finds_what_is_not_there() -> None:
         test_every_query_names_metrics_and_labels_that_exist('trimtab_effect_kl_nats_sum{shape="round"}')
 
 
-def test_the_board_shows_every_metric_of_effects() -> None:
+@pytest.mark.parametrize(("board", "kinds"), [
+    ("trimtab-effects", ("trimtab_effect", "trimtab_shadow", "trimtab_outcome")),
+    ("trimtab-rollouts", ("trimtab_rollout",))])
+def test_the_board_shows_every_metric_of_effects(board: str, kinds: tuple[str, ...]) -> None:
     registry = Registry()
     EffectMetrics(registry, "m")
     OutcomeMetrics(registry, "m")
+    rollouts(registry)
     names = {family.name for collector in registry._collector_to_names
              for family in collector.describe()}  # type: ignore[attr-defined]
-    shown = " ".join(target["expr"] for panel in BOARD["panels"] for target in panel["targets"])
-    wanted = {name for name in names if name.startswith(("trimtab_effect", "trimtab_shadow", "trimtab_outcome"))}
-    assert {name for name in wanted if name not in shown} == set()
+    shown = " ".join(target["expr"] for panel in BOARDS[board]["panels"] for target in panel["targets"])
+    wanted = {name for name in names if name.startswith(kinds)}
+    assert wanted and {name for name in wanted if name not in shown} == set()
 
 
 @pytest.mark.parametrize("name", BOARDS)

@@ -17,6 +17,9 @@ REFUSED = 0.02
 # Fewer say nothing: one long answer of four is a quarter of them.
 LEAST_SAMPLES = 20
 LEAST_REQUESTS = 100
+# Of what ends a roll-out. A candidate that is no worse gets there by chance in at most 11 % of the roll-outs with one
+# rail, which is 0.05 ** 0.75 by Ville's inequality.
+CLOSE = 0.75
 SPEC_CODES = ("invalid_spec", "artifact_mismatch", "not_calibrated", "unsupported_site", "layer_out_of_range",
               "slots_exhausted", "default_spec_unusable")
 FAULTS = ("failed", "not_finite")
@@ -90,6 +93,16 @@ def _dropped(seen: Interval) -> Finding:
     return {reason: count for reason, count in found.items() if count > 0}
 
 
+def _returned(seen: Interval) -> Finding:
+    return {"": seen.total("rollout_returns")} if seen.total("rollout_returns") else {}
+
+
+def _close(seen: Interval) -> Finding:
+    samples = seen.levels_by("rollout_least_samples")
+    return {name: level.mean for name, level in seen.levels_by("rollout_evidence").items()
+            if level.mean > CLOSE and name in samples and samples[name].most >= LEAST_SAMPLES}
+
+
 def _restarted(seen: Interval) -> Finding:
     return dict(seen.by("restarts"))
 
@@ -122,6 +135,12 @@ RULES = (
     Rule("TrimtabEffectsDropped", "info", 15, 5, _dropped,
          "{value:.0f} measurements {subject} in 15 minutes; requests are not affected",
          "The log lines shadow_failed, effect_not_finite and effects_not_stored have the reason."),
+    Rule("TrimtabRolloutReturned", "warning", 15, 0, _returned,
+         "A guard rail ended {value:.0f} roll-outs in 15 minutes; only their stable versions act",
+         "GET /v1/admin/rollouts, or the console's room of roll-outs, says which and why."),
+    Rule("TrimtabRolloutGuardClose", "info", 5, 5, _close,
+         "The evidence of a guard rail is at {value:.0%} of what ends its roll-out ({subject})",
+         "Compare both versions: trimtab effects --group arm. A roll-out is returned by hand, too."),
     Rule("TrimtabEngineRestarted", "warning", 15, 0, _restarted,
          "The engine was started again ({subject}), {value:.0f} times in 15 minutes",
          "The log line engine_died or engine_stalled has the reason; requests of that step got a 503."),

@@ -61,8 +61,9 @@ class Spread:
 
 @dataclass
 class Interval:
-    """sums: by what was counted. parts: the same by a label. spreads: durations. levels: numbers that go up and down.
-    What did not happen is left out, so that an idle minute takes next to nothing."""
+    """sums: by what was counted. parts: the same by a label. spreads: durations. levels: numbers that go up and down,
+    where there are several of a kind by its name and their labels, with spaces between. What did not happen is left
+    out, so that an idle minute takes next to nothing."""
 
     sums: dict[str, float] = field(default_factory=dict)
     parts: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -99,6 +100,10 @@ class Interval:
 
     def level(self, name: str) -> Level:
         return self.levels.get(name, Level())
+
+    def levels_by(self, name: str) -> Mapping[str, Level]:
+        """Those of a kind, by their labels."""
+        return {key.removeprefix(f"{name} "): level for key, level in self.levels.items() if key.startswith(f"{name} ")}
 
     def to_json(self) -> str:
         return json.dumps({

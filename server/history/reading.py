@@ -8,7 +8,7 @@ from server.observability.instruments import Registry
 
 
 class Part(NamedTuple):
-    """A counter that is kept by some of its labels."""
+    """A counter, or a level, that is kept by some of its labels."""
 
     name: str
     labels: tuple[str, ...]
@@ -21,6 +21,7 @@ SUMS = {
     "trimtab_suppressed_requests_total": "suppressed",
     "trimtab_guard_checks_total": "guard_checks",
     "trimtab_effect_records_lost_total": "records_lost",
+    "trimtab_rollout_returns_total": "rollout_returns",
 }
 PARTS = {
     "trimtab_requests_total": Part("requests", ("route", "status")),
@@ -46,10 +47,14 @@ LEVELS = {
     "trimtab_queue_requests": "queued",
     "trimtab_kill_switch_unstored": "kill_switch_unstored",
 }
+LEVELS_BY = {
+    "trimtab_rollout_evidence": Part("rollout_evidence", ("rollout", "rail")),
+    "trimtab_rollout_least_samples": Part("rollout_least_samples", ("rollout", "rail")),
+}
 # Routes whose requests ask the model for text. Others are not traffic, and their number is no news.
 ASKING = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 _BUCKET, _SUM = "_bucket", "_sum"
-_NAMES = [*SUMS, *PARTS, *(name + end for name in SPREADS for end in (_BUCKET, _SUM)), *LEVELS]
+_NAMES = [*SUMS, *PARTS, *(name + end for name in SPREADS for end in (_BUCKET, _SUM)), *LEVELS, *LEVELS_BY]
 
 Reading = Mapping[tuple[str, tuple[tuple[str, str], ...]], float]
 """Values by series: its name and its labels."""
@@ -70,6 +75,8 @@ def between(before: Reading, after: Reading, engine: Mapping[str, float]) -> Int
         labels = dict(pairs)
         if name in LEVELS:
             found.levels[LEVELS[name]] = Level(value, 1, value)
+        elif name in LEVELS_BY:
+            found.levels[f"{LEVELS_BY[name].name} {_label(LEVELS_BY[name], labels)}"] = Level(value, 1, value)
         elif grown <= 0 or labels.get("route", ASKING[0]) not in ASKING:
             continue
         elif name in SUMS:

@@ -103,6 +103,8 @@ class Rollouts:
                                 registry=registry)
         self._evidence = Gauge("trimtab_rollout_evidence", "Evidence against the candidate, over what ends the "
                                "roll-out at 1.", ["rollout", "rail"], registry=registry)
+        self._least = Gauge("trimtab_rollout_least_samples", "Samples of a guard rail, of the arm that has fewer, on "
+                            "all servers.", ["rollout", "rail"], registry=registry)
         self._share = Gauge("trimtab_rollout_share", "Share of users that get the candidate.", ["rollout", "target"],
                             registry=registry)
         self._returned = Counter("trimtab_rollout_returns", "Roll-outs that a guard rail ended on this server.",
@@ -235,7 +237,9 @@ class Rollouts:
     def _judge(self, running: Running) -> None:
         states = running.tallies.states()
         for state in states:
-            self._evidence.labels(running.stored.id, state.rail.label).set(state.evidence)
+            labels = running.stored.id, state.rail.label
+            self._evidence.labels(*labels).set(state.evidence)
+            self._least.labels(*labels).set(min(state.stable_count, state.candidate_count))
         why = broken(states)
         if why is not None and running.ended is None:
             running.ended = why
@@ -290,7 +294,7 @@ class Rollouts:
         pairs: list[tuple[Counter | Gauge, tuple[str, ...]]] = [
             (self._share, (id, target)), *((self._requests, (id, target, arm)) for arm in arms)]
         for rail in gone.terms.rails:
-            pairs += [(self._evidence, (id, rail.label)),
+            pairs += [(self._evidence, (id, rail.label)), (self._least, (id, rail.label)),
                       *((self._samples, (id, rail.label, arm)) for arm in arms)]
         for instrument, labels in pairs:
             with suppress(KeyError):

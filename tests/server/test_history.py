@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from sqlalchemy import create_engine, inspect
 
 from server.history.alerts import (
+    CLOSE,
     DRIFT,
     FAULTS,
     LEAST_REQUESTS,
@@ -136,11 +137,14 @@ def test_two_readings_become_what_lies_between_them() -> None:
     after = {("trimtab_generated_tokens_total", ()): 9.0, (bucket, (("le", "0.1"),)): 2.0,
              (bucket, (("le", "1.0"),)): 3.0, (bucket, (("le", "+Inf"),)): 4.0,
              ("trimtab_requests_total", (("route", "/v1/models"), ("status", "200"))): 7.0,
-             ("trimtab_requests_total", (("route", "/v1/completions"), ("status", "400"))): 2.0}
+             ("trimtab_requests_total", (("route", "/v1/completions"), ("status", "400"))): 2.0,
+             ("trimtab_rollout_evidence", (("rollout", "ro-1"), ("rail", "dose"))): -0.5,
+             ("trimtab_rollout_evidence", (("rollout", "ro-2"), ("rail", "dose"))): 0.5}
     found = between(before, after, {"running": 2.0})
     assert found.sums == {"generated_tokens": 4.0} and found.parts == {"requests": {"4xx": 2.0}}
     assert found.spread("first_token").counts == {0.1: 1.0, 1.0: 1.0, float("inf"): 1.0}
     assert found.level("running") == Level(2.0, 1, 2.0)
+    assert found.levels_by("rollout_evidence") == {"ro-1 dose": Level(-0.5, 1, -0.5), "ro-2 dose": Level(0.5, 1, 0.5)}
     assert Interval.from_json(found.to_json()) == found
 
 
@@ -182,6 +186,11 @@ def ratio(measured: float) -> Interval:
                            "card_samples": {"a@1": float(LEAST_SAMPLES)}})
 
 
+def rail(evidence: float, samples: int) -> Interval:
+    return Interval(levels={"rollout_evidence ro-1 refusals": Level(2 * evidence, 2, evidence),
+                            "rollout_least_samples ro-1 refusals": Level(2.0 * samples, 2, float(samples))})
+
+
 FIRING: dict[str, Callable[[], Interval]] = {
     "TrimtabEffectDrift": lambda: ratio(3.0),
     "TrimtabDegeneration": lambda: Interval(parts={"repetition": {"p": 9.0}, "repetition_count": {"p": 20.0}}),
@@ -190,14 +199,16 @@ FIRING: dict[str, Callable[[], Interval]] = {
     "TrimtabSteeringSuppressed": lambda: counted(suppressed=1),
     "TrimtabKillSwitchNotStored": lambda: Interval(levels={"kill_switch_unstored": Level(2.0, 2, 1.0)}),
     "TrimtabEffectsDropped": lambda: Interval(parts={"dropped": {"failed": 1.0, "budget": 9.0}}),
+    "TrimtabRolloutReturned": lambda: counted(rollout_returns=1),
+    "TrimtabRolloutGuardClose": lambda: rail(0.8, LEAST_SAMPLES),
     "TrimtabEngineRestarted": lambda: Interval(parts={"restarts": {"stalled": 1.0}}),
     "TrimtabEngineNotReady": lambda: Interval(levels={"ready": Level(0.0, 3, 0.0)}),
     "TrimtabEngineDown": lambda: Interval(levels={"live": Level(0.0, 3, 0.0)}),
 }
 QUIET = Interval.of([
-    ratio(1.1), counted(steered=4), Interval(parts={"requests": {"2xx": 100.0}, "refusals": {"invalid_spec": 1.0},
-                                                    "dropped": {"budget": 5.0}, "repetition": {"p": 0.1},
-                                                    "repetition_count": {"p": 1.0}}),
+    ratio(1.1), rail(0.7, 100), counted(steered=4),
+    Interval(parts={"requests": {"2xx": 100.0}, "refusals": {"invalid_spec": 1.0}, "dropped": {"budget": 5.0},
+                    "repetition": {"p": 0.1}, "repetition_count": {"p": 1.0}}),
     Interval(levels={"ready": Level(3.0, 3, 1.0), "live": Level(3.0, 3, 1.0), "kill_switch_unstored": Level(0.0, 3)})])
 
 
@@ -227,17 +238,18 @@ def test_the_rules_are_those_that_prometheus_has() -> None:
               for name, rule in told.items()}
     assert sorted(bounds["TrimtabEffectDrift"]) == list(DRIFT)
     assert bounds["TrimtabDegeneration"] == [REPETITION] and bounds["TrimtabSpecsRefused"] == [REFUSED]
+    assert bounds["TrimtabRolloutGuardClose"] == [CLOSE]
     least = {name: [int(bound) for bound in re.findall(r">= ([0-9]+)", rule["expr"])] for name, rule in told.items()}
     assert {name: found for name, found in least.items() if found} == {
         "TrimtabEffectDrift": [LEAST_SAMPLES], "TrimtabDegeneration": [LEAST_SAMPLES],
-        "TrimtabSpecsRefused": [LEAST_REQUESTS]}
+        "TrimtabSpecsRefused": [LEAST_REQUESTS], "TrimtabRolloutGuardClose": [LEAST_SAMPLES]}
     assert f'"{"|".join(SPEC_CODES)}"' in told["TrimtabSpecsRefused"]["expr"]
     assert f'"{"|".join(FAULTS)}"' in told["TrimtabEffectsDropped"]["expr"]
 
 
 @pytest.mark.parametrize("few", [
     Interval(parts={"card_expected": {"a@1": 1.0}, "card_measured": {"a@1": 3.0}, "card_samples": {"a@1": 0.4}}),
-    Interval(parts={"repetition": {"p": 0.9}, "repetition_count": {"p": 1.0}}),
+    Interval(parts={"repetition": {"p": 0.9}, "repetition_count": {"p": 1.0}}), rail(0.9, 4),
     Interval(parts={"requests": {"4xx": 4.0}, "refusals": {"invalid_spec": 4.0}})])
 def test_four_completions_say_nothing(few: Interval) -> None:
     """The same shares that fire with enough of them, over a window of the rule."""

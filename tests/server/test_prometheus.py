@@ -28,7 +28,9 @@ import pytest
 import yaml
 from fastapi import FastAPI
 
+from server.effects.report import InArm
 from server.http.runner import Server
+from server.rollouts.arms import Arm
 from steering.programs.program import Applied
 from tests.server.conftest import chat
 
@@ -88,7 +90,7 @@ def effect(random_: random.Random) -> Any:
                               entropy_change=random_.gauss(0.05, 0.1))
               for name, op in (("all", "all"), ("calm@1", "add"))]
     return SimpleNamespace(
-        shares=lambda: shares, residual_relative=random_.uniform(0.02, 0.2),
+        shares=lambda: shares, total=shift, residual_relative=random_.uniform(0.02, 0.2),
         interventions=[SimpleNamespace(card_kl=0.2, artifact="calm@1", op="add", shift=shift)],
         text=SimpleNamespace(repetition=random_.random() / 10, compression=1.5, base_ended=random_.random()))
 
@@ -101,6 +103,15 @@ def second(app: FastAPI, n: int, random_: random.Random) -> None:
         metrics.answered("/v1/chat/completions", "POST", 404, 0.01)
         return
     steered = n % 2 == 0
+    # A quarter of the users have the candidate of a roll-out.
+    arm = Arm("ro-1", "mild@production", "candidate" if n % 8 == 0 else "stable", "mild@1", "mild@2")
+    arms = (InArm(arm.rollout, arm.arm),) if steered else ()
+    if steered:
+        state.rollouts.counted(arm)
+        state.rollouts._samples.labels(arm.rollout, "errors", arm.arm).inc()
+        state.rollouts._evidence.labels(arm.rollout, "errors").set(random_.uniform(-0.2, 0.3))
+        state.rollouts._least.labels(arm.rollout, "errors").set(n // 8)
+        state.rollouts._share.labels(arm.rollout, arm.target).set(0.25)
     applied = cast(Applied, SimpleNamespace(artifact="calm@1", op="add"))
     metrics.admitted(40, [applied] if steered else [], False)
     metrics.first_token(random_.uniform(0.02, 0.2))
@@ -108,12 +119,12 @@ def second(app: FastAPI, n: int, random_: random.Random) -> None:
     metrics.answered("/v1/chat/completions", "POST", 200, random_.uniform(1.0, 4.0))
     state.queue._waited.observe(random_.uniform(0.001, 0.02))
     if steered and random_.random() < SAMPLED:
-        state.shadow._metrics.measured("mild@1", effect(random_), ())
+        state.shadow._metrics.measured("mild@1", effect(random_), arms)
         state.shadow._metrics.ran(100)
     if random_.random() < SAMPLED:
         whose = ("all", "calm@1") if steered else ("untouched",)
         state.live_grading._metrics.graded("mild@1" if steered else "", whose, "refusal",
-                                           random_.choice(["answered", "refused"]), (), measured=False)
+                                           random_.choice(["answered", "refused"]), arms, measured=False)
 
 
 def timed(text: str, at: int) -> dict[str, list[str]]:
@@ -156,7 +167,7 @@ async def traffic(app: FastAPI, client: httpx.AsyncClient, tmp_path: Path) -> in
 
 def filled(expression: str) -> str:
     for name, value in {"$__rate_interval": f"{4 * SCRAPE_S}s", "$window": "30m", "$model": ".*", "$preset": ".*",
-                        "$artifact": ".*", "$instance": ".*"}.items():
+                        "$artifact": ".*", "$instance": ".*", "$rollout": ".*"}.items():
         expression = expression.replace(name, value)
     assert "$" not in expression
     return expression

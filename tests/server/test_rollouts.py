@@ -363,7 +363,15 @@ async def test_a_candidate_that_fails_is_returned_by_itself(desk: Desk, engine: 
             body = chat(user=user) | {"steering": {"preset": "cheer"}}
             answers[(await desk.client.post(URL, headers=OWNER, json=body)).status_code] += 1
     assert answers == {200: 10, 500: 10}
+    running = desk.rollouts.running(made["id"])
+    assert running is not None
+    desk.rollouts._judge(running)
+    of_it = f'trimtab_rollout_least_samples{{rail="errors",rollout="{made["id"]}"}}'
+    assert f"{of_it} 10.0" in (await desk.client.get("/metrics", headers=OWNER)).text
     await desk.rollouts.look()
+    assert of_it not in (await desk.client.get("/metrics", headers=OWNER)).text
+    [alert] = (await desk.client.get("/v1/alerts", headers=OWNER)).json()["data"]
+    assert (alert["name"], alert["state"], alert["value"]) == ("TrimtabRolloutReturned", "firing", 1.0)
     ended = await desk.show(made["id"])
     assert ended["status"] == "returned" and "errors" in ended["history"][-1]["why"]
     assert ended["history"][-1]["by"] == "roll-out"
