@@ -13,7 +13,7 @@ from steering.ops import operations
 PATH = Path("docs/spec.md")
 ORDER = ("Steering", "Intervention", "Strength", "Dose", "Scope", "PromptSelection", "PromptPick",
          "GenerationSelection", "GenerationPick", "LayerRange", "LayerDepth", "Gate", "Gates", "Reading", "Guard",
-         "Encoded")
+         "Contrast", "Weak", "Encoded")
 HEAD = """# Spec reference
 
 Written by `python -m scripts.specdoc` from the models in `steering/language`; do not edit. The same as JSON schema:

@@ -14,7 +14,7 @@ from trimtab_client import AsyncClient, Completion, Receipt
 from server.cli.connection import DEFAULT_URL, Key, Url, connect_async
 from server.cli.console import out
 from server.cli.given import layers_of
-from server.cli.steer import PresetName, SpecFile, Steer, steering_of
+from server.cli.steer import Alpha, Beta, PresetName, SpecFile, Steer, Weak, contrasted, steering_of
 from steering.language.errors import InvalidRequest, TrimtabError
 
 UNSTEERED = {"default": "none"}
@@ -43,6 +43,9 @@ def chat(
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     layers: Annotated[str | None, typer.Option(help="Layers that --steer acts on, 3, 3,4 or 3-6, in place of the "
                                                "artifact's own.")] = None,
+    weak: Weak = None,
+    alpha: Alpha = 0.1,
+    beta: Beta = 0.5,
     base: Annotated[bool, typer.Option(help="Show the unsteered answer beside the steered one.")] = True,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 80,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token each time.")] = 0.0,
@@ -51,7 +54,7 @@ def chat(
     key: Key = None,
 ) -> None:
     """Talk to a running server, base and steered side by side."""
-    steering = at_layers(steering_of(steer, preset, spec), layers)
+    steering = contrasted(at_layers(steering_of(steer, preset, spec), layers), weak, alpha, beta)
     opening = [] if system is None else [{"role": "system", "content": system}]
     sides = _sides(steering, base, opening)
     fields = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
@@ -152,4 +155,7 @@ def receipt_line(receipt: Receipt) -> str:
     lines = [f"{one.artifact} · {one.op} · {'+'.join(one.sites)} layers {','.join(map(str, one.layers))} · "
              f"{one.strength['value']:g} {one.strength['unit']} · {one.tokens.prompt} prompt and "
              f"{one.tokens.generation} generated tokens" for one in receipt.applied]
+    if receipt.contrast is not None:
+        weak = " + ".join(one["artifact"] for one in receipt.contrast["weak"]) or "the untouched model"
+        lines.append(f"against {weak}: alpha {receipt.contrast['alpha']:g}, beta {receipt.contrast['beta']:g}")
     return "\n".join(lines) or "not steered"

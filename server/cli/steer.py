@@ -15,6 +15,13 @@ Steer = Annotated[list[str] | None, typer.Option(
 PresetName = Annotated[str | None, typer.Option("--preset", "-p", help="A stored preset; acts before --steer.")]
 SpecFile = Annotated[Path | None, typer.Option("--spec", exists=True, dir_okay=False,
                                                help="JSON file with a whole `steering` object.")]
+Weak = Annotated[list[str] | None, typer.Option(
+    "--weak", metavar="NAME[=STRENGTH]", help="Decode from the difference between the steered run and one with this "
+    "artifact; `untouched` for the model without steering. May be repeated.")]
+Alpha = Annotated[float, typer.Option(help="With --weak: least share of the likeliest token's probability that a token "
+                                      "must have.")]
+Beta = Annotated[float, typer.Option(help="With --weak: how much of the difference is added.")]
+UNTOUCHED = "untouched"
 _WRITTEN = re.compile(r"(?P<ref>[^=]+)(=(?P<value>[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?)(?P<unit>[a-z]+)?)?", re.ASCII)
 
 
@@ -32,6 +39,15 @@ def steering_of(steer: list[str] | None, preset: str | None = None, spec: Path |
         return None
     wanted: dict[str, Any] = {"interventions": [_intervention(text) for text in steer or []]}
     return wanted if preset is None else {**wanted, "preset": preset}
+
+
+def contrasted(steering: dict[str, Any] | None, weak: list[str] | None, alpha: float, beta: float
+               ) -> dict[str, Any] | None:
+    """The `steering` object with a contrast to what acts in the weak run."""
+    if not weak:
+        return steering
+    given = [] if weak == [UNTOUCHED] else [_intervention(text) for text in weak]
+    return {**(steering or {}), "contrast": {"weak": {"interventions": given}, "alpha": alpha, "beta": beta}}
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -56,6 +56,10 @@ class Completion(ABC):
     def touched(self) -> list[Touched]:
         """One entry per intervention of the program, counting tokens processed so far, padding and repeats excluded."""
 
+    def weak_touched(self) -> list[Touched]:
+        """The same for the program of the weak run, where the generation has a contrast."""
+        return []
+
     def cached(self) -> int | None:
         """Tokens of the prompt that came from the cache of prefixes, once the completion is over; None where the engine
         does not tell."""
@@ -74,7 +78,8 @@ class Engine(ABC):
     and ModelOverflow as iterating a completion does, and what they return is finite.
 
     end_ids: end-of-text tokens of the model's generation config.
-    features: what the engine can do beyond the contract, by name; "resume": to go on from `Generation.generated_ids`.
+    features: what the engine can do beyond the contract, by name; "resume": to go on from `Generation.generated_ids`;
+        "contrast": a second run beside one, `Generation.contrast`.
     not_resumed: fields of `Sampling` that a completion which is gone on with cannot have set.
     adapters: those that requests may name; None where the engine takes none.
     """
@@ -167,6 +172,11 @@ class Engine(ABC):
         """Tokens that prompt and completion of one request may have together: the model's context, or less where the
         engine's cache does not hold one."""
         return self.facts.context_length
+
+    @property
+    def max_contrast_tokens(self) -> int:
+        """The same for a request with a contrast, both of whose runs are in the cache."""
+        return self.max_sequence_tokens
 
     def restarts(self) -> Mapping[Unready, int]:
         """How often the engine was started again since the server began, by what was wrong."""

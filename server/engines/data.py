@@ -81,6 +81,20 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Contrast:
+    """A second, weak run beside that of a generation, under another program, to choose tokens by the difference.
+
+    Tokens are chosen by `(1 + beta) strong - beta weak` logits among those whose probability in the strong run is at
+    least alpha times its largest, before all that `Sampling` asks for but its grammar and its lists of tokens, which
+    come first. Log-probabilities are of these.
+    """
+
+    weak: Program | None
+    alpha: float
+    beta: float
+
+
+@dataclass(frozen=True)
 class Generation:
     """One completion to generate. `roles` holds one role per prompt token for chat prompts, else None.
 
@@ -92,6 +106,7 @@ class Generation:
     not to be compared.
     guest: it is part of a job, and gives way to those that are not (`server.engines.guests`).
     adapter: what is on the model. Set by `Engine.on`.
+    contrast: the weak run beside it. Only for engines with the feature "contrast".
     """
 
     request_id: str
@@ -104,6 +119,7 @@ class Generation:
     cache_salt: str | None = None
     guest: bool = False
     adapter: Adapter | None = None
+    contrast: Contrast | None = None
 
 
 @dataclass(frozen=True)

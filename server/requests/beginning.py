@@ -1,9 +1,10 @@
 """How a choice begins in the engine: where something acts, under the kill switch, and guarded if the plan says so."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from server.engines.base import Completion
-from server.engines.data import Generation, Sampling
+from server.engines.data import Contrast, Generation, Sampling
 from server.requests.gates import Decided
 from server.requests.guard import GuardedCompletion
 from server.requests.plan import Plan
@@ -25,10 +26,21 @@ def check_guarded(sampling: Sampling, state: ServerState) -> None:
                               param=("steering", "guard"), fix="Leave one of them out.")
 
 
+def check_contrast(state: ServerState) -> None:
+    """Raises InvalidSpec where the engine cannot run two programs in step."""
+    if "contrast" not in state.engine.features:
+        raise InvalidSpec(f"the engine {state.engine_name} cannot keep two runs in one step, so contrasts are refused",
+                          param=("steering", "contrast"), fix="Leave the contrast out, or serve with the embedded "
+                          "engine.")
+
+
 def begin(state: ServerState, plan: Plan, obeys: bool, generation: Generation, decided: Decided) -> Completion:
     """A choice in the engine; where something acts, under the kill switch, and guarded where the plan says so."""
     program = decided.program
-    if program is None or not program.acting:
+    if plan.contrast is not None and decided.weak is not None:
+        generation = replace(generation, contrast=Contrast(decided.weak.program, plan.contrast.alpha,
+                                                           plan.contrast.beta))
+    elif program is None or not program.acting:
         return state.engine.generate(generation)
     closed = [j for j, decision in decided.gates.items() if not decision.open]
 

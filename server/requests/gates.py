@@ -1,7 +1,7 @@
 """Gates of a request: what the probes read in each prompt, and the program that follows from it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from server.engines.base import Engine
 from server.engines.data import Captured, CaptureRequest
@@ -15,10 +15,12 @@ from steering.programs.program import Program
 
 @dataclass(frozen=True)
 class Decided:
-    """One prompt's program and what its gates decided, by intervention."""
+    """One prompt's program and what its gates decided, by intervention. weak: the same of the weak run, where there is
+    a contrast."""
 
     program: Program | None
     gates: dict[int, Decision]
+    weak: "Decided | None" = None
 
 
 async def decide(plan: Plan, prompts: Sequence[Prompt], engine: Engine) -> list[Decided]:
@@ -28,7 +30,15 @@ async def decide(plan: Plan, prompts: Sequence[Prompt], engine: Engine) -> list[
         TrimtabError: the prompt cannot be read. The request fails then, because nobody knows whether the intervention
             has to act.
     """
-    return await decide_program(plan.program, [prompt.token_ids for prompt in prompts], engine)
+    texts = [prompt.token_ids for prompt in prompts]
+    found = await decide_program(plan.program, texts, engine)
+    if plan.contrast is None:
+        return found
+    try:
+        weak = await decide_program(plan.contrast.program, texts, engine)
+    except TrimtabError as error:
+        raise error.at("contrast", "weak") if error.path else error from None
+    return [replace(one, weak=other) for one, other in zip(found, weak, strict=True)]
 
 
 async def decide_program(program: Program | None, prompts: Sequence[Sequence[int]], engine: Engine) -> list[Decided]:

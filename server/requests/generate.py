@@ -69,6 +69,7 @@ class Choice:
     stopped_at: str | None = None
     token_ids: list[int] = field(default_factory=list)
     touched: list[Touched] = field(default_factory=list)
+    weak_touched: list[Touched] = field(default_factory=list)
     parts: Sequence[Part] = ()
     events: Sequence[Event] = ()
     checks: int | None = None
@@ -76,9 +77,14 @@ class Choice:
     sections: Counter[Section] = field(default_factory=Counter)
     message: Message = field(default_factory=Message)
 
+    @property
+    def runs(self) -> int:
+        """How many runs of the model it takes."""
+        return 1 if self.decided.weak is None else 2
+
     def outcome(self) -> Outcome:
         return Outcome(self.index, self.prompt.token_ids, self.token_ids, self.prompt.roles, self.touched,
-                       self.decided, self.events, self.checks, self.switched_off, self.sections)
+                       self.decided, self.events, self.checks, self.switched_off, self.sections, self.weak_touched)
 
 
 class Run:
@@ -143,8 +149,9 @@ class Run:
             if (left_s := self._deadline.left_s) is not None:
                 timer = asyncio.get_running_loop().call_later(left_s, lambda: self.fail(self._deadline.error))
                 stack.callback(timer.cancel)
-            costs = [Cost(0 if choice.index % self._n else len(choice.prompt.token_ids),
-                          self._sampling[choice.index % self._n].max_tokens) for choice in self.choices]
+            # A weak run takes as much again.
+            costs = [Cost((0 if choice.index % self._n else len(choice.prompt.token_ids)) * choice.runs,
+                          self._sampling[choice.index % self._n].max_tokens * choice.runs) for choice in self.choices]
             places = stack.enter_context(self._queue.joined(self._client, costs))
             # Those that find a place at once begin together: a stream must not begin if one of them finds no room.
             together = _Together(max(1, sum(place.granted.is_set() for place in places)), lambda: self._begun(self))
@@ -201,6 +208,8 @@ class Run:
             await together.arrived()
         compiled = () if choice.decided.program is None else choice.decided.program.compiled
         choice.touched = choice.touched or [Touched(0, 0) for _ in compiled]
+        weak = None if choice.decided.weak is None else choice.decided.weak.program
+        choice.weak_touched = [Touched(0, 0) for _ in (() if weak is None else weak.compiled)]
         self._events.put_nowait(Piece(choice.index, Delta(), None, "length"))
 
     async def _choice(self, choice: Choice, completion: Completion) -> AsyncIterator[Piece]:
@@ -241,6 +250,7 @@ class Run:
             # The completion ended without a last token, so the text that was held back is still to be sent.
             reason, rest = "stop", matcher.push(detokenizer.flush()) + matcher.flush()
         choice.touched, choice.kept, choice.cached = completion.touched(), completion.kept(), completion.cached()
+        choice.weak_touched = completion.weak_touched()
         if isinstance(completion, SwitchedCompletion):
             choice.parts, choice.events, choice.checks = completion.parts, completion.events, completion.checks
             choice.switched_off = completion.switched_off

@@ -49,6 +49,16 @@ class Planned(Resolved):
 
 
 @dataclass(frozen=True)
+class PlannedContrast:
+    """The weak run of a request: its program, what that was compiled from, and how far it is contrasted."""
+
+    program: Program
+    planned: tuple[Planned, ...]
+    alpha: float
+    beta: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """What one request applies.
 
@@ -63,6 +73,7 @@ class Plan:
         required: the request is not to be served unsteered.
         system: fingerprint of what the server does of itself, model and default spec.
         arms: of roll-outs, that the request belongs to.
+        contrast: the weak run, where tokens are chosen by the difference between two.
     """
 
     program: Program | None
@@ -76,31 +87,42 @@ class Plan:
     required: bool = False
     system: str = ""
     arms: tuple[Arm, ...] = ()
+    contrast: PlannedContrast | None = None
 
     @property
     def steers(self) -> bool:
         """Whether something would be applied, its gates permitting."""
-        return self.program is not None and any(item.rows for item in self.program.compiled)
+        return any(item.rows for _, program in self._runs for item in program.compiled)
 
     @property
     def names_roles(self) -> bool:
-        return any(_names_roles(item.intervention.scope) for item in self.planned)
+        return any(_names_roles(item.intervention.scope) for planned, _ in self._runs for item in planned)
+
+    @property
+    def _runs(self) -> list[tuple[tuple[Planned, ...], Program]]:
+        """The programs, each with what it was compiled from."""
+        own = [] if self.program is None else [(self.planned, self.program)]
+        return own if self.contrast is None else [*own, (self.contrast.planned, self.contrast.program)]
 
     def within(self, sections: Sections) -> "Plan":
         """The plan for completions whose sections are told so."""
-        return self if self.program is None else replace(self, program=self.program.within(sections))
+        weak = self.contrast
+        return replace(self, program=None if self.program is None else self.program.within(sections),
+                       contrast=None if weak is None else replace(weak, program=weak.program.within(sections)))
 
     def check_prompt(self, prompt_ids: Sequence[int], roles: Sequence[str] | None) -> None:
         """Refuse scopes that do not fit the prompt. Raises InvalidSpec."""
-        if self.program is not None:
+        for planned, program in self._runs:
             try:
-                Touch.of(self.program.scopes, prompt_ids, 0, roles, sections=self.program.sections)
+                Touch.of(program.scopes, prompt_ids, 0, roles, sections=program.sections)
             except TrimtabError as error:
-                raise localised(error, self.planned) from None
+                raise localised(error, planned) from None
 
     def placed(self, error: TrimtabError) -> TrimtabError:
         """What an engine says of an intervention of the program, in the words of the request; other errors as they
         are."""
+        if self.contrast is not None and error.path[:2] == ("contrast", "weak"):
+            return localised(error.about(*error.path[2:]), self.contrast.planned)
         return error if _intervention(error) is None else localised(error, self.planned)
 
 

@@ -17,10 +17,19 @@ from server.requests import policy_gate
 from server.requests.killswitch import KillSwitch
 from server.requests.monitor import Monitor
 from server.requests.patching import by_token, with_rows
-from server.requests.plan import Origin, Plan, Planned, localised, own_numbers, unusable_default
+from server.requests.plan import (
+    Origin,
+    Plan,
+    Planned,
+    PlannedContrast,
+    localised,
+    own_numbers,
+    unusable_default,
+)
 from server.rollouts.rollouts import Arms
 from server.settings import Settings
 from steering.artifacts.source import Resolved, Source
+from steering.language.contrast import Contrast
 from steering.language.errors import InvalidSpec, Path, PayloadTooLarge, TrimtabError
 from steering.language.gates import Gates
 from steering.language.guard import Guard
@@ -87,13 +96,16 @@ class Planner:
             raise InvalidSpec('default "none" means no steering at all, and the model name asks for a preset',
                               param=("steering", "default"), fix="Use the base model's name.")
         planned, presets, guards = self._collect(steering, model_preset, arms)
+        # A beta of 0 leaves the strong run as it is.
+        wanted = steering.contrast if steering.contrast is not None and steering.contrast.beta else None
+        contrast = None if wanted is None else self._contrast(wanted, steering, guards)
         if planned:
             program, compiled = self._compiled(planned, arms)
             plan = Plan(program, compiled, presets=presets, report=steering.report, graders=graders, monitors=monitors,
-                        guards=guards, required=steering.required, system=system)
+                        guards=guards, required=steering.required, system=system, contrast=contrast)
         else:
             plan = Plan(None, presets=presets, report=steering.report, graders=graders, monitors=monitors,
-                        system=system)
+                        system=system, contrast=contrast)
         if arms is not None and arms.taken:
             plan = replace(plan, arms=tuple(arms.taken.values()))
         if steering.required and not plan.steers:
@@ -136,13 +148,35 @@ class Planner:
         program, planned = self._compiled(given)
         return Plan(program, planned, guards=() if spec.guard is None else (spec.guard,))
 
-    def _collect(self, steering: Steering, model_preset: str | None, arms: Arms | None) -> tuple[
-            list[Planned], dict[str, str], tuple[Guard, ...]]:
+    def _contrast(self, asked: Contrast, steering: Steering, guards: Sequence[Guard]) -> PlannedContrast:
+        """The weak run. What the server does of itself acts in it as in the strong one."""
+        param = ("steering", "contrast")
+        if guards:
+            raise InvalidSpec("a guard measures one program against the untouched model, and a contrast has two",
+                              param=param, fix="Leave the contrast out, or the guard with the spec that has it.")
+        if steering.report != "none":
+            raise InvalidSpec("effects are measured of one program against the untouched model, and a contrast has two",
+                              param=("steering", "report"), fix="Leave the report out.")
+        planned, _ = self._own(steering)
+        weak, held = (*param, "weak"), CURRENT.get().policies
+        if asked.weak.preset is not None:
+            policy_gate.check_preset(held, asked.weak.preset, (*weak, "preset"))
+            try:
+                preset = self._library.presets.resolve(asked.weak.preset)
+            except TrimtabError as error:
+                raise error.about(*weak, "preset") from None
+            policy_gate.check_preset(held, preset.ref, (*weak, "preset"))
+            planned += _of_preset(preset, "preset", (*weak, "preset"))
+        planned += _planned(asked.weak.interventions, "request", *weak, "interventions")
+        if asked.weak.short is not None:
+            planned.append(Planned(asked.weak.short, path=weak))
+        return PlannedContrast(*self._compiled(planned), asked.alpha, asked.beta)
+
+    def _own(self, steering: Steering) -> tuple[list[Planned], list[Guard | None]]:
+        """What the server does of itself: mandatory specs of policies, and the default spec."""
         planned: list[Planned] = []
         guards: list[Guard | None] = []
-        presets: dict[str, str] = {}
-        held = CURRENT.get().policies
-        for one in held:
+        for one in CURRENT.get().policies:
             if (mandatory := one.policy.mandatory) is not None:
                 guards.append(mandatory.guard)
                 planned += _planned(mandatory.interventions, "policy", "mandatory", "interventions")
@@ -153,6 +187,13 @@ class Planner:
                 raise unusable_default(f"failed when it was tried: {problem}", ("default_spec",))
             guards.append(default.guard)
             planned += _planned(default.interventions, "default", "default_spec", "interventions")
+        return planned, guards
+
+    def _collect(self, steering: Steering, model_preset: str | None, arms: Arms | None) -> tuple[
+            list[Planned], dict[str, str], tuple[Guard, ...]]:
+        planned, guards = self._own(steering)
+        presets: dict[str, str] = {}
+        held = CURRENT.get().policies
         named: tuple[tuple[Origin, str | None, Path], ...] = (
             ("model", model_preset, ("model",)), ("preset", steering.preset, ("steering", "preset")))
         for origin, ref, path in named:

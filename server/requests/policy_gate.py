@@ -31,6 +31,10 @@ SLACK = 1e-4
 def check_asked(held: Sequence[Held], steering: Steering) -> None:
     """What a request asks for beside its steps. Raises PolicyViolation."""
     for one in held:
+        if steering.contrast is not None and steering.contrast.beta:
+            for rule in ("most_rel", "most_nats"):
+                if getattr(one.policy, rule) is not None:
+                    raise one.violated(rule, "how strong a contrast is cannot be told", ("steering", "contrast"))
         if not one.policy.reports and steering.report != "none":
             raise one.violated("reports", "no report may be asked for", ("steering", "report"))
         if steering.monitor:

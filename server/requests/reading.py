@@ -19,10 +19,10 @@ Text = Annotated[str, Field(min_length=1)] | TokenIds | Annotated[list[Message],
 def check_reading(steering: Steering) -> None:
     """Raises InvalidSpec for what only means something where text is generated. A guard of a preset waits for that."""
     given = {"report": steering.report != "none", "monitor": bool(steering.monitor),
-             "guard": steering.guard is not None}
+             "guard": steering.guard is not None, "contrast": steering.contrast is not None}
     for field, asked in given.items():
         if asked:
-            raise InvalidSpec("nothing is generated here to report on, to monitor or to guard",
+            raise InvalidSpec("nothing is generated here to report on, to monitor, to guard or to contrast",
                               param=("steering", field), fix="Leave it out.")
 
 

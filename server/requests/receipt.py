@@ -1,7 +1,7 @@
 """The receipt: what was applied, in every response."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,11 +13,12 @@ from server.engines.data import Touched
 from server.requests.gates import Decided
 from server.requests.guard import Event
 from server.requests.monitor import MonitorReport
-from server.requests.plan import Plan
+from server.requests.plan import Plan, Planned
 from server.rollouts.arms import ArmName
 from steering.language.spec import Report
 from steering.language.vocabulary import Direction, Form, Op, Pooling, Section, Site
 from steering.programs.gate import CompiledGate, Decision
+from steering.programs.program import Program
 from steering.programs.touch import Bits, names_sections
 
 # A receipt warns of a strength that is so many times the artifact's own.
@@ -120,6 +121,14 @@ class AppliedIntervention(BaseModel):
     choices: list[ChoiceCounts]
 
 
+class ContrastReceipt(BaseModel):
+    """The weak run beside the strong one, which `applied` tells of."""
+
+    weak: list[AppliedIntervention] = Field(description="What acted in the weak run, in order of action.")
+    alpha: float
+    beta: float
+
+
 class RolloutArm(BaseModel):
     """The arm of a roll-out that a request belongs to."""
 
@@ -151,6 +160,8 @@ class Receipt(BaseModel):
                                                "each section, if a scope names sections.")
     warnings: list[ReceiptWarning] = Field(default=[], description="What was asked for and is rarely meant.")
     rollouts: list[RolloutArm] = Field(default=[], description="Arms of roll-outs at work behind what was named.")
+    contrast: ContrastReceipt | None = Field(default=None, description="The weak run, where tokens were chosen by the "
+                                             "difference between two.")
 
 
 @dataclass(frozen=True)
@@ -167,6 +178,14 @@ class Outcome:
     checks: int | None = None
     switched_off: int | None = None
     sections: Mapping[Section, int] = field(default_factory=dict)
+    weak_touched: Sequence[Touched] = ()
+
+    @property
+    def weak(self) -> "Outcome | None":
+        """The same of its weak run, where there is a contrast."""
+        if self.decided.weak is None:
+            return None
+        return replace(self, touched=self.weak_touched, decided=self.decided.weak, events=())
 
 
 def receipt(plan: Plan, outcomes: Sequence[Outcome], engine: str, effects: Effects | None = None,
@@ -174,9 +193,26 @@ def receipt(plan: Plan, outcomes: Sequence[Outcome], engine: str, effects: Effec
     ordered = sorted(outcomes, key=lambda outcome: outcome.index)
     # One look at all tokens of a choice tells of every intervention.
     bits = {o.index: _bits(o) for o in ordered} if plan.report == "tokens" and plan.program is not None else {}
+    applied = _applied(plan.planned, plan.program, ordered, bits)
+    weak = plan.contrast
+    contrast = None if weak is None else ContrastReceipt(alpha=weak.alpha, beta=weak.beta, weak=_applied(
+        weak.planned, weak.program, [o.weak for o in ordered if o.weak is not None], {}))
+    return Receipt(applied=applied, disabled=plan.disabled is not None, reason=plan.disabled,
+                   presets=dict(plan.presets or {}), engine=engine, report=plan.report, effects=effects,
+                   outcomes=graded, monitor=list(monitor), guard_checks=[o.checks for o in ordered],
+                   switched_off=[o.switched_off for o in ordered],
+                   sections=[dict(o.sections) for o in ordered] if plan.program is not None
+                   and any(map(names_sections, plan.program.scopes)) else [],
+                   warnings=_warnings(plan, applied),
+                   rollouts=[RolloutArm(rollout=arm.rollout, target=arm.target, arm=arm.arm, ref=arm.ref)
+                             for arm in plan.arms], contrast=contrast)
+
+
+def _applied(given: Sequence[Planned], program: Program | None, ordered: Sequence[Outcome], bits: Mapping[int, Bits]
+             ) -> list[AppliedIntervention]:
+    """What a program did. bits: by index of the choice, which interventions touch each token."""
     applied = []
-    for j, (planned, compiled) in enumerate(zip(plan.planned, plan.program.compiled if plan.program else (),
-                                                strict=True)):
+    for j, (planned, compiled) in enumerate(zip(given, program.compiled if program else (), strict=True)):
         facts = compiled.applied
         choices = [ChoiceCounts(index=o.index, prompt=o.touched[j].prompt, generation=o.touched[j].generation,
                                 positions=_positions(o, j, bits[o.index]) if o.index in bits else None,
@@ -189,15 +225,7 @@ def receipt(plan: Plan, outcomes: Sequence[Outcome], engine: str, effects: Effec
             options=dict(facts.options), gate=_gate(compiled.gate),
             tokens=TokenCounts(prompt=sum(c.prompt for c in choices), generation=sum(c.generation for c in choices)),
             choices=choices))
-    return Receipt(applied=applied, disabled=plan.disabled is not None, reason=plan.disabled,
-                   presets=dict(plan.presets or {}), engine=engine, report=plan.report, effects=effects,
-                   outcomes=graded, monitor=list(monitor), guard_checks=[o.checks for o in ordered],
-                   switched_off=[o.switched_off for o in ordered],
-                   sections=[dict(o.sections) for o in ordered] if plan.program is not None
-                   and any(map(names_sections, plan.program.scopes)) else [],
-                   warnings=_warnings(plan, applied),
-                   rollouts=[RolloutArm(rollout=arm.rollout, target=arm.target, arm=arm.arm, ref=arm.ref)
-                             for arm in plan.arms])
+    return applied
 
 
 def _step(touched: Touched) -> StepSize | None:

@@ -22,7 +22,7 @@ from server.requests.admission.caller import Caller
 from server.requests.admission.deadline import Deadline
 from server.requests.admission.fairness import Client
 from server.requests.admission.queue import Cost
-from server.requests.beginning import begin, check_guarded
+from server.requests.beginning import begin, check_contrast, check_guarded
 from server.requests.fields import CompletionFields
 from server.requests.form import Form, plain_form
 from server.requests.gates import Decided, decide
@@ -42,6 +42,7 @@ from server.rollouts.shadowing import Trial
 from server.settings import Settings
 from server.text.prompts import Prompt
 from steering.language.errors import InvalidRequest, TrimtabError
+from steering.programs.program import Applied, Program
 from vectors.evaluate.graders.contract import Answer
 from vectors.library.audit.notes import ACTOR
 from vectors.library.spaces import HOUSE
@@ -76,7 +77,9 @@ class Started:
                                             [choice.token_ids for choice in self.run.choices])
         effects = None
         first = self.run.choices[0]
-        self.state.rollout_measuring.answered(self._arms(first), first.seconds / len(first.token_ids)
+        # A contrast is no work of an arm alone.
+        arms = self._arms(first) if self.plan.contrast is None else ()
+        self.state.rollout_measuring.answered(arms, first.seconds / len(first.token_ids)
                                               if first.seconds and first.token_ids else None)
         async with self.deadline.held():
             if self.plan.report != "none":
@@ -102,7 +105,8 @@ class Started:
         return [Finished(choice.index, program, choice.prompt.token_ids, choice.token_ids, choice.prompt.roles,
                          bool(choice.token_ids) and choice.token_ids[-1] in self.state.vocabulary.end_ids, self._preset,
                          choice.parts, choice.kept, choice.measured, engine=self.state.engine, arms=self._in_arms)
-                for choice in self.run.choices if (program := choice.decided.program) is not None and program.acting]
+                for choice in self.run.choices if self.plan.contrast is None
+                and (program := choice.decided.program) is not None and program.acting]
 
     @property
     def _in_arms(self) -> tuple[InArm, ...]:
@@ -164,6 +168,22 @@ class Started:
                      None if effect is None else effect.text.excess_surprise, self._in_arms)
 
 
+@dataclass(frozen=True)
+class _Taken:
+    """What a run takes of quotas, once for each run of the model."""
+
+    run: Run
+    runs: int
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.runs * self.run.prompt_tokens
+
+    @property
+    def completion_tokens(self) -> int:
+        return self.runs * self.run.completion_tokens
+
+
 def _dose(choice: Choice, effect: ChoiceEffect | None) -> float | None:
     """In nats a token; None where it was not measured. Where nothing acted it is 0."""
     program = choice.decided.program
@@ -215,7 +235,9 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
     longest = max(len(prompt.token_ids) for prompt in prompts)
     form = plain_form(body, state) if form is None else form
     plan = plan.within(form.sections)
-    limit = _room(state, longest, max_tokens, max_tokens_field, prompt_field)
+    if plan.contrast is not None:
+        check_contrast(state)
+    limit = _room(state, plan, longest, max_tokens, max_tokens_field, prompt_field)
     for prompt in prompts:
         plan.check_prompt(prompt.token_ids, prompt.roles)
     # In a thread, as there may be words to tokenise and many ids to look through.
@@ -223,14 +245,15 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
         body, state, max_tokens=limit, logprobs=logprobs, grammar=form.grammar))
     if plan.guards:
         check_guarded(sampling[0], state)
-    await count_tokens(sum(Cost(len(prompt.token_ids) if n == 0 else 0, one.max_tokens).tokens
-                           for prompt in prompts for n, one in enumerate(sampling)))
+    runs = 1 if plan.contrast is None else 2
+    await count_tokens(runs * sum(Cost(len(prompt.token_ids) if n == 0 else 0, one.max_tokens).tokens
+                                  for prompt in prompts for n, one in enumerate(sampling)))
     decided = await _decided(plan, prompts, state, caller)
     opened = [gate.open for one in decided for gate in one.gates.values()]
     state.metrics.gates(sum(opened), len(opened) - sum(opened))
     # A gate that stayed shut for every prompt leaves its intervention unused.
-    used = [item.applied for j, item in enumerate(plan.program.compiled if plan.program else ())
-            if any(j not in one.gates or one.gates[j].open for one in decided)]
+    used = _used(plan.program, decided) + (
+        [] if plan.contrast is None else _used(plan.contrast.program, [one.weak for one in decided if one.weak]))
     run = Run(state.vocabulary, state.metrics, state.runs, request_id=request_id, prompts=prompts, decided=decided,
               n=body.n, sampling=sampling, stops=body.stops, form=form,
               cache_salt=_salt(body.cache_salt, state.settings), begin=partial(begin, state, plan, obeys_kill_switch),
@@ -238,14 +261,17 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
               placed=partial(_failed, state, plan, []), queue=state.queue, client=caller.client,
               deadline=caller.deadline, model_names=[f"{state.settings.model_name}:{ref.partition('@')[0]}"
                                                      for ref in (plan.presets or {}).values()])
-    tokens_used(run)
+    tokens_used(_Taken(run, runs))
     for choice in run.choices:
         steered = choice.decided.program is not None and bool(choice.decided.program.acting)
+        if plan.contrast is not None:
+            # What one of the two programs does is not what made the text.
+            continue
         if steered:
             choice.measured = plan.report != "none" or state.shadow.draws()
         choice.graded = plan.report == "outcome" or (
             plan.report == "none" and state.live_grading.draws(steered=steered, measured=choice.measured))
-    if plan.arms and plan.report == "none":
+    if plan.arms and plan.report == "none" and plan.contrast is None:
         # One choice, because several of one request would hang together.
         first = run.choices[0]
         first.rolled = state.rollout_measuring.draws(plan.arms)
@@ -261,9 +287,15 @@ async def start(body: CompletionFields, state: ServerState, plan: Plan, prompts:
                    "text_completion" if prompt_field == "prompt" else "chat", began)
 
 
+def _used(program: Program | None, decided: Sequence[Decided]) -> list[Applied]:
+    """The interventions that act for some prompt."""
+    return [item.applied for j, item in enumerate(program.compiled if program else ())
+            if any(j not in one.gates or one.gates[j].open for one in decided)]
+
+
 def _failed(state: ServerState, plan: Plan, before: list[TrimtabError], error: TrimtabError) -> TrimtabError:
     """An engine's error in the words of the request. The guard rails of its roll-outs hear of the first one."""
-    if not before and not isinstance(error, ClientTooSlow):
+    if not before and not isinstance(error, ClientTooSlow) and plan.contrast is None:
         before.append(error)
         state.rollout_measuring.failed(plan.arms)
     return plan.placed(error)
@@ -291,9 +323,10 @@ def _salt(given: str | None, settings: Settings) -> str | None:
     return json.dumps([tenant, given])
 
 
-def _room(state: ServerState, prompt_tokens: int, wanted: int | None, max_tokens_field: str, prompt_field: str) -> int:
+def _room(state: ServerState, plan: Plan, prompt_tokens: int, wanted: int | None, max_tokens_field: str,
+          prompt_field: str) -> int:
     """Tokens a completion may have."""
-    room = state.engine.max_sequence_tokens
+    room = state.engine.max_sequence_tokens if plan.contrast is None else state.engine.max_contrast_tokens
     if prompt_tokens > room or (prompt_tokens == room and wanted != 0):
         raise ContextLengthExceeded(room, f"the prompt alone has {prompt_tokens}", param=prompt_field,
                                     fix="Shorten the prompt.")

@@ -15,9 +15,10 @@ from typing import Any
 import structlog
 
 from server.observability.instruments import Counter, Registry
-from server.requests.plan import Plan
+from server.requests.plan import Plan, Planned
 from server.settings import Settings
 from server.threads import in_thread
+from steering.programs.program import Program
 from vectors.library.audit.log import AuditLog
 from vectors.library.audit.notes import ACTOR, Actor, Note
 
@@ -74,14 +75,14 @@ class SteeringAudit:
 
     def begun(self, model: str, user: str | None, plan: Plan) -> bool:
         """Whether the request is one of the sample."""
-        if not plan.steers or plan.program is None or random.random() >= self._sample:
+        if not plan.steers or random.random() >= self._sample:
             return False
-        applied = [{"artifact": compiled.applied.artifact or "inline", "op": compiled.applied.op,
-                    "layers": list(compiled.applied.layers), "strength": dict(compiled.applied.strength),
-                    "source": planned.origin}
-                   for planned, compiled in zip(plan.planned, plan.program.compiled, strict=True)]
+        weak = plan.contrast
+        contrast = {} if weak is None else {"contrast": {
+            "weak": _applied(weak.planned, weak.program), "alpha": weak.alpha, "beta": weak.beta}}
         self._offer(Note("steer", model, actor=ACTOR.get(), at=datetime.now(UTC), after={
-            "user": user, "presets": dict(plan.presets or {}), "applied": applied,
+            "user": user, "presets": dict(plan.presets or {}), "applied": _applied(plan.planned, plan.program),
+            **contrast,
             **({"rollouts": [{"rollout": arm.rollout, "arm": arm.arm} for arm in plan.arms]} if plan.arms else {})}))
         return True
 
@@ -127,3 +128,9 @@ class SteeringAudit:
         for pattern in self._redact:
             text = pattern.sub(REDACTED, text)
         return text
+
+
+def _applied(planned: Sequence[Planned], program: Program | None) -> list[dict[str, Any]]:
+    return [{"artifact": compiled.applied.artifact or "inline", "op": compiled.applied.op,
+             "layers": list(compiled.applied.layers), "strength": dict(compiled.applied.strength), "source": one.origin}
+            for one, compiled in zip(planned, () if program is None else program.compiled, strict=True)]

@@ -27,9 +27,10 @@ class SwitchedCompletion(Completion):
         ended: whether the completion ended there.
     """
 
-    def __init__(self, engine: Engine, generation: Generation, program: Program, begin: Callable[[], Completion],
-                 switch: KillSwitch, *, ends: bool) -> None:
-        """`program`: of the generation; it acts. `begin`: starts the completion in the engine, guarded perhaps."""
+    def __init__(self, engine: Engine, generation: Generation, program: Program | None,
+                 begin: Callable[[], Completion], switch: KillSwitch, *, ends: bool) -> None:
+        """`program`: of the generation; it acts, or there is a contrast. `begin`: starts the completion in the engine,
+        guarded perhaps."""
         self.switched_off: int | None = None
         self.ended = False
         self._engine, self._generation, self._program, self._switch = engine, generation, program, switch
@@ -72,7 +73,7 @@ class SwitchedCompletion(Completion):
             return
         self._running = self._engine.generate(replace(
             self._generation, request_id=f"{self._generation.request_id}.off", program=None, keep_from=None,
-            generated_ids=tuple(delivered)))
+            contrast=None, generated_ids=tuple(delivered)))
         await self._running.admit()
 
     async def __aiter__(self) -> AsyncIterator[Token]:
@@ -112,6 +113,9 @@ class SwitchedCompletion(Completion):
     def touched(self) -> list[Touched]:
         return self._steered.touched() if self._touched is None else self._touched
 
+    def weak_touched(self) -> list[Touched]:
+        return self._steered.weak_touched()
+
     def cached(self) -> int | None:
         return self._steered.cached()
 
@@ -123,7 +127,7 @@ class SwitchedCompletion(Completion):
     def parts(self) -> Sequence[Part]:
         """The programs it was made under, where there was more than one."""
         steered = self._guarded.parts if self._guarded is not None else ()
-        if self.switched_off is None:
+        if self.switched_off is None or self._program is None:
             return steered
         off = Part(self.switched_off, self._program.decided(range(len(self._program.compiled))))
         before = [part for part in steered or [Part(0, self._program)] if part.start < self.switched_off]

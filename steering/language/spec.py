@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
+from steering.language.contrast import Contrast
 from steering.language.fields import MAX_INTERVENTIONS, MAX_MONITORS, ArtifactRef, Model, Switch
 from steering.language.guard import Guard
 from steering.language.intervention import Intervention
@@ -68,13 +69,15 @@ class Steering(Model):
     monitor: list[ArtifactRef] = Field(
         default=[], max_length=MAX_MONITORS, description="Probes, vectors, sign patterns or manifolds to read at every "
         "token, without changing anything; see Reading.")
+    contrast: Contrast | None = Field(default=None, description="Decode from the difference between this spec's run "
+                                      "and a weak one.")
 
     @model_validator(mode="after")
     def _tri_state(self) -> Self:
         given = bool(self.interventions) or self.preset is not None or self.artifact is not None
-        if self.default == "none" and given:
+        if self.default == "none" and (given or self.contrast is not None):
             raise ValueError('default "none" means no steering at all; use "override" to steer with this spec only')
-        if self.default == "override" and not given:
+        if self.default == "override" and not given and self.contrast is None:
             raise ValueError('default "override" needs interventions or a preset; use "none" to switch steering off')
         return self
 

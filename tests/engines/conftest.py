@@ -2,21 +2,30 @@
 
 import itertools
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
+from fastapi import FastAPI
 
+from server.app import create_app
 from server.engines.data import Generation, Sampling, Token, Touched
 from server.engines.transformers.engine import TransformersEngine
 from server.engines.transformers.options import EngineOptions
+from server.settings import Settings
+from server.text.vocabulary import Vocabulary
 from steering.artifacts.source import Resolved
 from steering.language.intervention import Intervention
 from steering.programs.compiler import compile_program
 from steering.programs.program import Program
+from tests.server.tokenizers import byte_tokenizer
 from tests.tiny import tiny
+from vectors.library import Library
 
+MODEL = "tiny"
 torch.set_num_threads(1)
 _counter = itertools.count()
 
@@ -52,6 +61,28 @@ async def start_engine(model_dir: Callable[[str], Path]) -> AsyncIterator[Callab
     yield start
     for engine in engines:
         await engine.stop()
+
+
+@pytest.fixture
+def serve(model_dir: Callable[[str], Path], tmp_path: Path) -> Callable[..., Any]:
+    """`async with serve(max_requests, **engine options) as (app, client)`: the whole application on a tiny model."""
+
+    @asynccontextmanager
+    async def serve(max_requests: int, **options: Any) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
+        engine = TransformersEngine(EngineOptions(**{
+            "model": str(model_dir("qwen3")), "model_id": MODEL, "kv_cache_tokens": 8192, "max_batch_tokens": 512,
+            "page_size": 8, "self_test": False, "max_requests": max_requests, **options}))
+        library = Library.open(f"sqlite:///{tmp_path / 'library.db'}", str(tmp_path / "blobs"))
+        tokenizer = byte_tokenizer()
+        settings = Settings(served_model_name=MODEL, data_dir=tmp_path / "data", max_choices=16, max_prompts=64,
+                            max_requests=max_requests, queue_requests=1000, queue_tokens=10**6)
+        app = create_app(settings, engine, library, Vocabulary(tokenizer, [2], engine.facts.vocab_size))
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with app.router.lifespan_context(app), httpx.AsyncClient(
+                transport=transport, base_url="http://localhost", timeout=300) as client:
+            yield app, client
+
+    return serve
 
 
 def compiled(engine: TransformersEngine, *interventions: dict[str, Any]) -> Program:

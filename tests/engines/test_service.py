@@ -2,52 +2,19 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
 
-from server.app import create_app
 from server.engines.data import Generation
-from server.engines.transformers.engine import TransformersEngine
-from server.engines.transformers.options import EngineOptions
-from server.settings import Settings
-from server.text.vocabulary import Vocabulary
-from tests.engines.conftest import compiled, generate, ids
+from tests.engines.conftest import MODEL, compiled, generate, ids
 from tests.engines.test_batching import PROMPT, add
-from tests.server.tokenizers import byte_tokenizer
-from vectors.library import Library
 
-MODEL = "tiny"
 PLACES = 8
 SLOTS, PROGRAMS = 64, 150
 # One connection leaves the last quarter of the places to others; of the rest, those without a slot.
 WAITING = PROGRAMS * 3 // 4 - SLOTS - 1
-
-
-@pytest.fixture
-def serve(model_dir: Callable[[str], Path], tmp_path: Path) -> Callable[..., Any]:
-    """`async with serve(max_requests, **engine options) as (app, client)`: the whole application on a tiny model."""
-    @asynccontextmanager
-    async def serve(max_requests: int, **options: Any) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
-        engine = TransformersEngine(EngineOptions(**{
-            "model": str(model_dir("qwen3")), "model_id": MODEL, "kv_cache_tokens": 8192, "max_batch_tokens": 512,
-            "page_size": 8, "self_test": False, "max_requests": max_requests, **options}))
-        library = Library.open(f"sqlite:///{tmp_path / 'library.db'}", str(tmp_path / "blobs"))
-        tokenizer = byte_tokenizer()
-        settings = Settings(served_model_name=MODEL, data_dir=tmp_path / "data", max_choices=16, max_prompts=64,
-                            max_requests=max_requests, queue_requests=1000, queue_tokens=10**6)
-        app = create_app(settings, engine, library, Vocabulary(tokenizer, [2], engine.facts.vocab_size))
-        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-        async with app.router.lifespan_context(app), httpx.AsyncClient(
-                transport=transport, base_url="http://localhost", timeout=300) as client:
-            yield app, client
-
-    return serve
 
 
 async def test_a_short_request_is_next_beside_64_prompts_with_16_choices(serve: Any) -> None:

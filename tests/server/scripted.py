@@ -58,7 +58,12 @@ class ScriptedCompletion(Completion):
         self.cancelled.set()
 
     def touched(self) -> list[Touched]:
-        program = self.generation.program
+        return self._touched(self.generation.program)
+
+    def weak_touched(self) -> list[Touched]:
+        return self._touched(None if self.generation.contrast is None else self.generation.contrast.weak)
+
+    def _touched(self, program: Program | None) -> list[Touched]:
         if program is None:
             return []
         # The last token given is never fed back, as in a real engine.

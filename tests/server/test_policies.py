@@ -27,6 +27,7 @@ from steering.artifacts.payload import Payload
 from steering.language.errors import TrimtabError
 from steering.language.spec import Spec, Steering
 from tests.server.conftest import MODEL, chat
+from tests.server.scripted import ScriptedEngine
 from tests.server.test_keys import OWNER, bearer, code, make
 from tests.server.test_planner import calibration
 from tests.server.test_steering import _spec, store
@@ -135,6 +136,31 @@ async def test_each_rule_refuses_by_its_name_and_lets_the_rest_pass(team: Asked)
         assert await team.rule(bad) == (rule, param), (rules, bad)
     await team.policy()
     await team.applied({"interventions": [INLINE, {"artifact": "secret"}]})
+
+
+async def test_both_specs_of_a_contrast_are_looked_at(team: Asked, engine: ScriptedEngine) -> None:
+    engine.features = frozenset({"contrast"})
+    weak = "steering.contrast.weak"
+    for rules, good, bad, rule, param in (
+            ({"artifacts": ["team-*"]}, steps("team-a"), steps("secret"), "artifacts", "interventions[0].artifact"),
+            ({"presets": ["team-*"]}, {"preset": "team-mild"}, {"preset": "other"}, "presets", "preset"),
+            ({"ops": ["add"]}, {"artifact": "team-a"}, {"artifact": "cut"}, "ops", "op"),
+            ({"most_interventions": 1}, steps("team-a"), steps("team-a", "team-b"), "most_interventions",
+             "interventions[1]"),
+            ({"raw_vectors": False}, steps("team-a"), {"interventions": [INLINE]}, "raw_vectors",
+             "interventions[0].inline")):
+        await team.policy(**rules)
+        await team.applied({"contrast": {"weak": good}})
+        assert await team.rule({"contrast": {"weak": bad}}) == (rule, f"{weak}.{param}"), (rules, bad)
+    # It amplifies, so its strength cannot be compared with a ceiling.
+    for ceiling in ({"most_rel": 5.0}, {"most_nats": 5.0}):
+        await team.policy(**ceiling)
+        assert await team.rule({"contrast": {"weak": {}}, **steps("team-a")}) == (
+            next(iter(ceiling)), "steering.contrast")
+    await team.policy(mandatory={"interventions": [{"artifact": "team-b"}]})
+    told = await team.applied({"contrast": {"weak": {}}, **steps("team-a")})
+    assert [one["artifact"] for one in told["applied"]] == ["team-b@1", "team-a@1"]
+    assert [one["artifact"] for one in told["contrast"]["weak"]] == ["team-b@1"]
 
 
 async def test_models_and_presets_as_models(team: Asked) -> None:

@@ -45,7 +45,8 @@ class Receipt(Model):
     per token. guard_checks: per choice, how often its guards were checked; applied[j].choices[i]["guard"] says what
     they did. switched_off: per choice, the generated token from which on nothing was steered, as the kill switch was
     turned on meanwhile. warnings: what was asked for and is rarely meant, with a "code", the index of the
-    "intervention" and a "message". rollouts: the arms of roll-outs that the request belongs to.
+    "intervention" and a "message". rollouts: the arms of roll-outs that the request belongs to. contrast: the "weak"
+    run, written as `applied` is, with "alpha" and "beta", where tokens were chosen by the difference between two.
     """
 
     applied: list[Applied]
@@ -59,6 +60,7 @@ class Receipt(Model):
     switched_off: list[int | None] = []
     warnings: list[dict[str, Any]] = []
     rollouts: list[dict[str, Any]] = []
+    contrast: dict[str, Any] | None = None
 
 
 class Usage(Model):

@@ -11,6 +11,7 @@ type Given = Answers["schemas"];
 
 export type Steering = Taken["Steering"];
 export type Spec = Taken["Spec-Input"];
+export type Contrast = Taken["Contrast"];
 export type Intervention = Taken["Intervention-Input"];
 export type Message = Taken["Message"];
 export type ChatRequest = Taken["ChatRequest"];

@@ -30,6 +30,7 @@ def show_capabilities(state: State) -> dict[str, Any]:
         "tool_calls": None if state.dialect.tools is None else state.dialect.tools.name,
         "reasoning": None if thought is None else [thought.begin, thought.end],
         "structured_outputs": "structured_outputs" in state.engine.features,
+        "contrast": "contrast" in state.engine.features,
         "ops": {op.name: {"sites": list(op.sites), "kinds": list(op.kinds),
                           "strength_units": ["raw", "unit", "rel", "sigma"] if op.adds_direction else ["raw"]}
                 for op in operations()},

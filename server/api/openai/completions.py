@@ -79,6 +79,10 @@ async def _start(body: CompletionRequest, request_id: str, state: ServerState, c
         raise InvalidSpec("plain completions have no chat roles, so scopes cannot name them",
                           param=("steering", "interventions"),
                           fix="Use /v1/chat/completions, or pick tokens by position.")
+    if plan.contrast is not None and (body.prompt_logprobs is not None or (body.echo and body.logprobs is not None)):
+        raise InvalidSpec("the prompt's log-probabilities are of one run, and a contrast has two",
+                          param=("steering", "contrast"), fix="Leave out the contrast, or the prompt's "
+                          "log-probabilities.")
     items = _texts(body.prompt)
     single = items == [body.prompt]
     if len(items) > state.settings.max_prompts:

@@ -41,7 +41,7 @@ from server.engines.transformers.head import Head
 from server.engines.transformers.loading import load_model
 from server.engines.transformers.options import EngineOptions
 from server.engines.transformers.roster import Roster
-from server.engines.transformers.running import EngineCompletion, Failure, Running
+from server.engines.transformers.running import EngineCompletion, Failure, OfWeak, Running
 from server.engines.transformers.steps import Steps
 from server.engines.transformers.stock import Manager, check_stock
 from server.engines.transformers.supervisor import Supervisor
@@ -66,7 +66,7 @@ TEXTS_PER_PASS = 16
 class TransformersEngine(Engine):
     """A model in this process. See `base.Engine` for the contract."""
 
-    features = frozenset({"resume", "structured_outputs"})
+    features = frozenset({"contrast", "resume", "structured_outputs"})
 
     def __init__(self, options: EngineOptions) -> None:
         self.options = options
@@ -95,6 +95,8 @@ class TransformersEngine(Engine):
                                      advanced=self._advanced)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pass_lock = asyncio.Lock()
+        # Held while a request takes the slots of two programs: two that held one each would wait for each other.
+        self._pairing = asyncio.Lock()
         self._passes = 0
 
     async def start(self) -> None:
@@ -194,6 +196,11 @@ class TransformersEngine(Engine):
     def max_sequence_tokens(self) -> int:
         return min(self.facts.context_length, self.options.kv_cache_tokens)
 
+    @property
+    def max_contrast_tokens(self) -> int:
+        pages = -(-self.options.kv_cache_tokens // self.options.page_size)
+        return min(self.facts.context_length, pages // 2 * self.options.page_size)
+
     def condition(self) -> Condition:
         return self.supervisor.condition()
 
@@ -207,8 +214,7 @@ class TransformersEngine(Engine):
         running.matcher = await self._grammars.matcher(running.generation.sampling)
         if not follow(running.matcher, running.generation.generated_ids):
             raise EngineUnavailable("what was generated before does not fit its grammar")
-        if running.program is not None:
-            running.lease = await self.slots.lease(running.program)
+        await self._lease(running)
         try:
             self.roster.add(completion)
         except BaseException:
@@ -220,9 +226,28 @@ class TransformersEngine(Engine):
             self.roster.retire(running.request_id)
             raise
 
+    async def _lease(self, running: Running) -> None:
+        """A slot for each program of a completion."""
+        if running.weak is None:
+            if running.program is not None:
+                running.lease = await self.slots.lease(running.program)
+            return
+        async with self._pairing:
+            try:
+                for run in running.runs:
+                    if run.program is not None:
+                        run.lease = await self.slots.lease(run.program)
+            except BaseException:
+                self._retired(running)
+                raise
+
     async def _explain(self, running: Running, failure: Failure) -> TrimtabError:
         """Why a completion was given up. What overflowed behind the interventions may be the model's own doing: a pass
         without them tells."""
+        if isinstance(failure, OfWeak):
+            assert running.weak is not None
+            error = await self._explain(running.weak, failure.failure)
+            return error.at("contrast", "weak") if error.path else error
         if isinstance(failure, TrimtabError):
             return failure
         program = running.program
@@ -238,9 +263,10 @@ class TransformersEngine(Engine):
 
     def _retired(self, running: Running) -> None:
         """In the engine's thread or on the event loop: what held a slot does so no more."""
-        if running.lease is not None:
-            assert self._loop is not None
-            on_loop(self._loop, Lease.release, running.lease)
+        for run in running.runs:
+            if run.lease is not None:
+                assert self._loop is not None
+                on_loop(self._loop, Lease.release, run.lease)
 
     async def _place(self, slot: int, program: Program) -> bool:
         self.rows.place(slot, [item.rows for item in program.compiled])
@@ -273,7 +299,9 @@ class TransformersEngine(Engine):
 
     def _check(self, generation: Generation) -> None:
         check_tokens(generation.prompt_ids, self.facts)
-        check_room(generation, self.max_sequence_tokens)
+        check_room(generation, self.max_sequence_tokens if generation.contrast is None else self.max_contrast_tokens)
+        if generation.contrast is not None:
+            _check_two([generation.program, generation.contrast.weak], self.options)
         if generation.request_id in self.roster.completions:
             raise InvalidRequest(f"request id {generation.request_id} is in use", param="request_id")
 
@@ -289,6 +317,10 @@ class TransformersEngine(Engine):
             self.facts = narrowed(self.facts, self.selftest)
         return self._stock_manager()
 
+    def _bind(self, processor: Any) -> None:
+        processor.scheduler.max_requests_per_batch = min(self.options.max_requests, self.options.max_batch_tokens)
+        self.steps.bind(processor)
+
     async def _prove(self) -> None:
         if self.options.self_test:
             await check_batching(self, self._completion, self.model.dtype, self.options.step_limit.largest)
@@ -300,16 +332,25 @@ class TransformersEngine(Engine):
             page_size=options.page_size,
             num_blocks=max(1, -(-options.kv_cache_tokens // options.page_size)),
             max_batch_tokens=options.max_batch_tokens,
-            max_requests_per_batch=min(options.max_requests, options.max_batch_tokens),
+            # A companion may join each of them.
+            max_requests_per_batch=min(2 * options.max_requests, options.max_batch_tokens),
             allow_block_sharing=options.share_prefixes,
             # Plans are made from the tokens of the step before, and hooks choose their tokens by index: one batch at a
             # time, and no graphs of fixed shape.
             use_async_batching=False, use_cuda_graph=False)
         generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0, max_new_tokens=1)
-        manager = Manager(self.steps.bind, Delivery(self.roster), model=self.model, generation_config=generation,
+        manager = Manager(self._bind, Delivery(self.roster), model=self.model, generation_config=generation,
                           continuous_batching_config=config)
         manager.warmup()
         return manager
+
+
+def _check_two(programs: Sequence[Program | None], options: EngineOptions) -> None:
+    """Raises InvalidRequest where the engine has no room for two runs of a request."""
+    acting = {program.identity for program in programs if program is not None and program.acting}
+    if len(acting) > options.slots or options.max_batch_tokens < 2:
+        raise InvalidRequest("a contrast needs two slots and two tokens in a batch, which this server does not have",
+                             param="contrast", fix="Raise the settings slots and max_batch_tokens.")
 
 
 def _fingerprint(model: Any, options: EngineOptions) -> str:

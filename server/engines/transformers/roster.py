@@ -66,10 +66,12 @@ class Roster:
     leaving: completions that nobody reads any more. given_up: of those, the ones that were told of a failure.
     keeping: what is kept of each completion that is to be measured.
     share: of the guests among the completions.
+    companions: the weak runs of completions, by their own names.
     """
 
     def __init__(self, on_retired: Callable[[Running], None]) -> None:
         self.completions: dict[str, EngineCompletion] = {}
+        self.companions: dict[str, Running] = {}
         self.keeping: dict[str, KeptRows] = {}
         self.leaving: set[str] = set()
         self.given_up: set[str] = set()
@@ -91,22 +93,33 @@ class Roster:
         with self.lock:
             if running.request_id in self.completions:
                 raise InvalidRequest(f"request id {running.request_id} is in use", param="request_id")
-            if running.touch is not None:
-                running.base = self._arena.put(running.touch.on, running.touch.off)
-                self._num_steered += 1
-            if not self._free_rows:
-                size = len(self._table)
-                self._table = np.concatenate([self._table, np.zeros_like(self._table)])
-                self._measured.grow()
-                self._free_rows = list(range(2 * size - 1, size - 1, -1))
-            row = self._free_rows.pop()
-            self._table[row] = (running.slot, running.base, 0)
-            self._measured.reset(row)
-            self._row_of[running.request_id] = row
+            for run in running.runs:
+                self._enter(run)
+            if running.weak is not None:
+                self.companions[running.weak.request_id] = running.weak
             if (kept := completion.kept()) is not None:
                 self.keeping[running.request_id] = kept
             self.completions[running.request_id] = completion
             self._hosts += not running.generation.guest
+
+    def _enter(self, running: Running) -> None:
+        if running.touch is not None:
+            running.base = self._arena.put(running.touch.on, running.touch.off)
+            self._num_steered += 1
+        if not self._free_rows:
+            size = len(self._table)
+            self._table = np.concatenate([self._table, np.zeros_like(self._table)])
+            self._measured.grow()
+            self._free_rows = list(range(2 * size - 1, size - 1, -1))
+        row = self._free_rows.pop()
+        self._table[row] = (running.slot, running.base, 0)
+        self._measured.reset(row)
+        self._row_of[running.request_id] = row
+
+    def running(self, request_id: str) -> Running | None:
+        """The completion or the companion of this name."""
+        completion = self.completions.get(request_id)
+        return self.companions.get(request_id) if completion is None else completion.running
 
     def open(self, request_id: str) -> EngineCompletion | None:
         """The completion, if somebody still reads it."""
@@ -129,7 +142,8 @@ class Roster:
         if completion is not None and self.leave(completion.running):
             self.given_up.add(request_id)
             with self.lock:
-                completion.running.measured = self._measured.of(self._row_of[request_id])
+                for run in completion.running.runs:
+                    run.measured = self._measured.of(self._row_of[run.request_id])
             on_loop(completion.loop, completion.fail, failure)
 
     def retire(self, request_id: str) -> None:
@@ -144,14 +158,20 @@ class Roster:
                 kept.settle()
             running = completion.running
             self._hosts -= not running.generation.guest
-            row = self._row_of.pop(request_id)
-            running.processed = int(self._table[row, 2])
-            running.measured = self._measured.of(row)
-            self._free_rows.append(row)
-            if running.touch is not None:
-                self._arena.drop(running.base, len(running.touch.on))
-                self._num_steered -= 1
+            for run in running.runs:
+                self._exit(run)
+            if running.weak is not None:
+                del self.companions[running.weak.request_id]
         self._on_retired(running)
+
+    def _exit(self, running: Running) -> None:
+        row = self._row_of.pop(running.request_id)
+        running.processed = int(self._table[row, 2])
+        running.measured = self._measured.of(row)
+        self._free_rows.append(row)
+        if running.touch is not None:
+            self._arena.drop(running.base, len(running.touch.on))
+            self._num_steered -= 1
 
     def touched(self, running: Running) -> list[Touched]:
         """What its interventions acted on among the tokens that went through the model, and how far they moved them."""
@@ -212,13 +232,13 @@ class Roster:
 
     def rewind(self, batch: Batch, request_id: str, token_ids: list[int]) -> None:
         """Undo for one completion what was noted for a step; `token_ids` are those it had before."""
-        running = self.completions[request_id].running
         known = len(token_ids)
-        running.rewind(token_ids)
-        with self.lock:
-            if request_id in batch.request_ids:
-                place = batch.request_ids.index(request_id)
-                self._table[batch.rows[place], 2] = batch.known[place]
-            if running.touch is not None:
-                rest = slice(running.base + known, running.base + len(running.touch.on))
-                self._arena.on[rest], self._arena.off[rest] = running.touch.on[known:], running.touch.off[known:]
+        for running in self.completions[request_id].running.runs:
+            running.rewind(token_ids)
+            with self.lock:
+                if running.request_id in batch.request_ids:
+                    place = batch.request_ids.index(running.request_id)
+                    self._table[batch.rows[place], 2] = batch.known[place]
+                if running.touch is not None:
+                    rest = slice(running.base + known, running.base + len(running.touch.on))
+                    self._arena.on[rest], self._arena.off[rest] = running.touch.on[known:], running.touch.off[known:]

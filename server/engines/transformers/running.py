@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,9 @@ from steering.acting.containment import Fault
 from steering.language.errors import EngineUnavailable, TrimtabError
 from steering.programs.program import Program
 from steering.programs.touch import Touch
+
+# What the name of a companion has behind that of its request.
+COMPANION = "/weak"
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Running:
     itself, how many were handed over.
     epoch: the loop that it was given to. moves: how often it was taken over by another one.
     cached: tokens of its prompt that it found in the cache when it was first looked for there.
+    weak: the weak run of its contrast, its companion in every step.
     """
 
     generation: Generation
@@ -60,10 +64,15 @@ class Running:
     epoch: int | None = None
     moves: int = 0
     cached: int | None = None
+    weak: "Running | None" = None
 
     @classmethod
     def build(cls, generation: Generation, seed: int) -> "Running":
         """Raises InvalidSpec if a scope does not fit the prompt."""
+        contrast, weak = generation.contrast, None
+        if contrast is not None:
+            weak = cls.build(replace(generation, request_id=generation.request_id + COMPANION, program=contrast.weak,
+                                     contrast=None, keep_from=None), seed)
         program = generation.program if generation.program is not None and generation.program.acting else None
         touch = None
         if program is not None:
@@ -71,7 +80,13 @@ class Running:
             touch.settle(generation.generated_ids)
         # Earlier tokens have their place among the choices, as the sampler goes by their number.
         return cls(generation, program, touch, seed, token_ids=[*generation.prompt_ids, *generation.generated_ids],
-                   drawn=[Drawn(None, ())] * len(generation.generated_ids), before=len(generation.generated_ids))
+                   drawn=[Drawn(None, ())] * len(generation.generated_ids), before=len(generation.generated_ids),
+                   weak=weak)
+
+    @property
+    def runs(self) -> "tuple[Running, ...]":
+        """Itself, and its companion where it has one."""
+        return (self,) if self.weak is None else (self, self.weak)
 
     @property
     def slot(self) -> int:
@@ -111,8 +126,15 @@ class Overflow:
     layer: int | None
 
 
+@dataclass(frozen=True)
+class OfWeak:
+    """What went wrong in the weak run of a completion."""
+
+    failure: Fault | Overflow
+
+
 # Why a completion is given up; a sentence where it is the engine's fault.
-Failure = TrimtabError | Fault | Overflow
+Failure = TrimtabError | Fault | Overflow | OfWeak
 
 
 class SaltedIds(list[int]):
@@ -207,6 +229,9 @@ class EngineCompletion(Completion):
 
     def touched(self) -> list[Touched]:
         return self._touched(self.running)
+
+    def weak_touched(self) -> list[Touched]:
+        return [] if self.running.weak is None else self._touched(self.running.weak)
 
     def cached(self) -> int | None:
         return self.running.cached

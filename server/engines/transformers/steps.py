@@ -5,7 +5,8 @@ The stock engine is not forked: bound methods of one batch processor are wrapped
   clear_cancelled_requests  begins each round -> who left is gone from every table, whatever state it was in
   schedule_batch  chooses who takes part -> what was held back for one that left is let go; requests and guests take
       turns (`courtesy.py`); after a step that raised, one at a time (`suspects.py`)
-  prepare_batch_tensors  knows which tokens of which requests come next -> the steering plan of the batch
+  prepare_batch_tensors  knows which tokens of which requests come next -> the companions of contrasts join them
+      (`companions.py`), and the steering plan of the batch is made
   _generation_step  runs the forward pass -> the plan is carried out around it, and what was not finite is told
   _sample  has the logits -> tokens per request's own settings and seed
   search_prefix_match, mark_complete_blocks  hash token ids for prefix sharing -> ids salted by what a program did,
@@ -23,12 +24,14 @@ from transformers.generation.continuous_batching.requests import FutureRequestSt
 from server.engines.keeping import KeptRows
 from server.engines.measured import Indices
 from server.engines.transformers.attention import attend_apart
+from server.engines.transformers.companions import Companions, is_companion
 from server.engines.transformers.constraints import follow, held
+from server.engines.transformers.contrast import contrasted
 from server.engines.transformers.courtesy import Courtesy
 from server.engines.transformers.finite import Examined, Watch, examining
 from server.engines.transformers.head import Head
 from server.engines.transformers.roster import NOBODY, Roster
-from server.engines.transformers.running import Overflow, Running, SaltedIds
+from server.engines.transformers.running import COMPANION, OfWeak, Overflow, Running, SaltedIds
 from server.engines.transformers.sampler import NO_TOKEN, NONE_LEFT, reports, sample
 from server.engines.transformers.suspects import Suspects
 from steering.acting.containment import Fault, StepLimit
@@ -52,6 +55,9 @@ class Steps:
         self._plan: StepPlan = {}
         self._batch = NOBODY
         self._sampling: list[Running] = []
+        # Rows of the logits: of those who get a token, and of the companions among them.
+        self._rows: list[int] = []
+        self._weak_rows: list[int] = []
         self._examined: Examined | None = None
         self._broken = False
         self._voiceless: list[str] = []
@@ -69,17 +75,21 @@ class Steps:
         ios, cache, scheduler = processor.inputs_and_outputs, processor.cache, processor.scheduler
         prepare, step, search = ios.prepare_batch_tensors, processor._generation_step, cache.search_prefix_match
         clear, schedule = scheduler.clear_cancelled_requests, scheduler.schedule_batch
+        companions = Companions(processor, self.roster)
         suspects = Suspects(processor, self._raised, self._rewind)
         courtesy = Courtesy(scheduler, self.roster.is_guest, self.roster.share)
         attend_apart(cache)
 
-        def prepare_batch_tensors(requests_in_batch: list[FutureRequestState], *args: Any, **kwargs: Any) -> None:
+        def prepare_batch_tensors(*, requests_in_batch: list[FutureRequestState], num_q_tokens: int, max_kv_read: int,
+                                  **kwargs: Any) -> None:
             self._under_way, self._unplanned = True, None
+            batch, tokens, read = companions.joined(requests_in_batch)
             try:
-                self._prepare(requests_in_batch)
+                self._prepare(batch)
             except Exception as error:  # raised where the step is, and its requests can be told apart
                 self._unplanned = error
-            prepare(requests_in_batch, *args, **kwargs)
+            prepare(requests_in_batch=batch, num_q_tokens=num_q_tokens + tokens, max_kv_read=max_kv_read + read,
+                    **kwargs)
 
         def generation_step(model: Any) -> None:
             try:
@@ -115,7 +125,7 @@ class Steps:
             # What is to be kept has to be computed, so no more of an untouched text is read from the cache. The rows of
             # a steered one begin at the last token of its prompt, which is never read.
             given = prompt_ids if kept is None else prompt_ids[:kept.stop + 1]
-            matched: int = search(request_id, self._salted(request_id, given))
+            matched = companions.match(request_id, given, lambda name, ids: search(name, self._salted(name, ids)))
             completion = self.roster.completions.get(request_id)
             if completion is not None and completion.running.cached is None:
                 completion.running.cached = min(matched, len(completion.running.generation.prompt_ids))
@@ -139,7 +149,8 @@ class Steps:
             # ever let them in.
             if not scheduler.active_requests:
                 scheduler.block_new_requests = False
-            return suspects.schedule(partial(courtesy.schedule, schedule), token_budget, cache_budget)
+            return suspects.schedule(partial(courtesy.schedule, partial(companions.schedule, schedule)), token_budget,
+                                     cache_budget)
 
         ios.prepare_batch_tensors = prepare_batch_tensors
         processor._generation_step = generation_step
@@ -154,14 +165,14 @@ class Steps:
     def _salting(self, mark: Callable[[str, list[int], int], None]) -> Callable[[str, list[int], int], None]:
         def mark_complete_blocks(request_id: str, token_ids: list[int], num_blocks: int) -> None:
             # Without a salt the pages of one that is gone would be everybody's.
-            if num_blocks and request_id in self.roster.completions and request_id not in self.roster.given_up:
+            name = request_id.removesuffix(COMPANION)
+            if num_blocks and name in self.roster.completions and name not in self.roster.given_up:
                 mark(request_id, self._salted(request_id, token_ids), num_blocks)
 
         return mark_complete_blocks
 
     def _salted(self, request_id: str, token_ids: list[int]) -> list[int]:
-        completion = self.roster.completions.get(request_id)
-        running = None if completion is None else completion.running
+        running = self.roster.running(request_id)
         if running is None or (running.touch is None and running.generation.cache_salt is None):
             return token_ids
         return SaltedIds(token_ids, running)
@@ -177,8 +188,10 @@ class Steps:
 
     def _prepare(self, states: Sequence[FutureRequestState]) -> None:
         self._batch, self._plan = NOBODY, {}
-        self._sampling = [self.roster.completions[item.state.request_id].running
-                          for item in states if item.has_new_token]
+        told = [item.state.request_id for item in states if item.has_new_token]
+        self._rows = [row for row, name in enumerate(told) if not is_companion(name)]
+        self._weak_rows = [row for row, name in enumerate(told) if is_companion(name)]
+        self._sampling = [self.roster.completions[told[row]].running for row in self._rows]
         self._batch = self.roster.batch_of(states)
         touched = self.roster.touch_of(self._batch)
         if touched is not None:
@@ -186,7 +199,8 @@ class Steps:
 
     def _sample(self, scores: torch.Tensor, output_ids: torch.Tensor) -> None:
         count = len(self._sampling)
-        logits = held(scores[0, :count], self._sampling)
+        rows = scores[0, self._rows] if self._weak_rows else scores[0, :count]
+        logits = contrasted(held(rows, self._sampling), scores[0, self._weak_rows], self._sampling)
         drawn = sample(logits, self._sampling)
         if self._examined is None:
             # One transfer: whether the whole pass was finite goes with the tokens.
@@ -196,7 +210,13 @@ class Steps:
                 return
         else:
             tokens = drawn.tolist()
-        output_ids[0, :count].copy_(drawn.clamp_min(0))
+        given = drawn.clamp_min(0).to(output_ids.dtype)
+        if self._weak_rows:
+            output_ids[0, self._rows] = given
+            pairs = [i for i, item in enumerate(self._sampling) if item.weak is not None]
+            output_ids[0, self._weak_rows] = given[pairs]
+        else:
+            output_ids[0, :count].copy_(given)
         told = reports(logits, [max(token, 0) for token in tokens], self._sampling)
         for running, token, one in zip(self._sampling, tokens, told, strict=True):
             if token == NO_TOKEN:
@@ -206,7 +226,8 @@ class Steps:
                     "nothing can follow what was generated: the grammar or the lists of the request rule every token "
                     "out", fix="Allow the end of the text, or give a grammar that this model's tokens can write."))
             running.drawn.append(one)
-            self.roster.note(running, max(token, 0))
+            for run in running.runs:
+                self.roster.note(run, max(token, 0))
 
     def _keep(self) -> None:
         """Copy the rows of the requests that are to be compared."""
@@ -244,7 +265,8 @@ class Steps:
         if self._examined is not None:
             self._blame(self._examined, faults)
         for owner, fault in faults.items():
-            self.roster.fail(batch.request_ids[owner], fault)
+            name = batch.request_ids[owner]
+            self.roster.fail(name.removesuffix(COMPANION), OfWeak(fault) if is_companion(name) else fault)
 
     def _blame(self, examined: Examined, faults: dict[int, Fault | Overflow]) -> None:
         """Add the requests whose values stopped being finite in the layers."""

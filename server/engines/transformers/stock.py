@@ -20,7 +20,7 @@ from transformers.generation.continuous_batching.continuous_api import (
 )
 from transformers.generation.continuous_batching.input_outputs import ContinuousBatchingIOs
 from transformers.generation.continuous_batching.model_runner import ModelRunner
-from transformers.generation.continuous_batching.requests import RequestState
+from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState
 from transformers.generation.continuous_batching.scheduler import FIFOScheduler, Scheduler
 
 from steering.language.errors import UnsupportedModel
@@ -28,7 +28,10 @@ from steering.language.errors import UnsupportedModel
 VERSION = "5.19."
 EXPECTED: tuple[tuple[type, str, tuple[str, ...]], ...] = (
     (BackgroundThreadStatus, "request_stop", ("self", "status", "global_rank")),
+    (CacheAllocator, "allocate_cache_to_request", ("self", "request_id", "past_length", "query_length")),
+    (CacheAllocator, "free_blocks", ("self", "request_id", "no_cache")),
     (CacheAllocator, "mark_complete_blocks", ("self", "request_id", "token_ids", "new_new_blocks")),
+    (CacheAllocator, "needs_new_blocks", ("self", "request_id", "past_length", "query_length")),
     (ContinuousBatchProcessor, "_generation_step", ("self", "model")),
     (ContinuousBatchProcessor, "prepare_next_batch", ("self",)),
     (ContinuousBatchProcessor, "update_batch", ("self",)),
@@ -47,6 +50,7 @@ EXPECTED: tuple[tuple[type, str, tuple[str, ...]], ...] = (
     (ContinuousBatchingManager, "start", ("self",)),
     (ContinuousBatchingManager, "stop", ("self", "block", "timeout", "keep_for_next_session", "hard_stop")),
     (FIFOScheduler, "schedule_batch", ("self", "token_budget", "cache_budget")),
+    (FutureRequestState, "__init__", ("self", "state", "has_new_token", "complete_blocks", "query_length")),
     (ModelRunner, "_sample", ("self", "scores", "output_ids")),
     (OutputRouter, "deliver", ("self", "output")),
     (OutputRouter, "deliver_batch", ("self", "outputs")),
@@ -61,7 +65,7 @@ EXPECTED: tuple[tuple[type, str, tuple[str, ...]], ...] = (
 # Attributes that are read or written, by the part of a batch processor that has them.
 TABLES = {
     "scheduler": ("active_requests", "waiting_requests", "waiting_requests_order", "block_new_requests",
-                  "_requests_to_cancel", "_cancellation_lock"),
+                  "_requests_to_cancel", "_cancellation_lock", "max_requests_per_batch"),
     "inputs_and_outputs": ("requests_in_batch", "num_request_in_batch"),
     "cache": ("cache_allocators", "num_blocks", "allow_block_sharing"),
 }

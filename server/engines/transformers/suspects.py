@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 from transformers.generation.continuous_batching.requests import RequestState, RequestStatus
 
+from server.engines.transformers.companions import is_companion
 from server.engines.transformers.courtesy import Schedule, Scheduled, only
 
 log = structlog.get_logger(__name__)
@@ -51,7 +52,8 @@ class Suspects:
 
     def caught(self, error: Exception) -> bool:
         """A step raised. True: it is dealt with, and the loop goes on; False: it is the engine's own fault."""
-        batch = list(self._ios.requests_in_batch)
+        # A companion goes where its request goes.
+        batch = [item for item in self._ios.requests_in_batch if not is_companion(item.state.request_id)]
         self._in_a_row += 1
         if not batch or self._in_a_row > MOST_IN_A_ROW:
             return False

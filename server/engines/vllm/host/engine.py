@@ -123,6 +123,8 @@ class VllmEngine(Engine):
 
     def generate(self, generation: Generation) -> VllmCompletion:
         self.connection.check_alive()
+        if generation.contrast is not None:
+            raise InvalidRequest("vLLM cannot keep two runs in one step", param="contrast")
         check_tokens([*generation.prompt_ids, *generation.generated_ids], self.facts)
         check_room(generation, self.max_sequence_tokens)
         if generation.request_id in self.connection.running:
