@@ -12,8 +12,8 @@ from steering.ops import operations
 
 PATH = Path("docs/spec.md")
 ORDER = ("Steering", "Intervention", "Strength", "Dose", "Scope", "PromptSelection", "PromptPick",
-         "GenerationSelection", "GenerationPick", "LayerRange", "LayerDepth", "Gate", "Gates", "Reading", "Guard",
-         "Contrast", "Weak", "Encoded")
+         "GenerationSelection", "GenerationPick", "LayerRange", "LayerDepth", "Gate", "Gates", "Reading",
+         "FeatureProbe", "Guard", "Contrast", "Weak", "Encoded")
 HEAD = """# Spec reference
 
 Written by `python -m scripts.specdoc` from the models in `steering/language`; do not edit. The same as JSON schema:
@@ -32,7 +32,11 @@ KINDS = """Tensors per layer, written inline under these names. `d` is the width
 
 A manifold is the spline through `points`, which belong to the coordinates `knots` and lie in the subspace of the
 orthonormal `basis` with its origin at `mean`. `period` is the length of an axis that wraps, 0 for one that does not.
-One coordinate makes a curve (cubic; knots in rising order), two or three a surface (thin plate)."""
+One coordinate makes a curve (cubic; knots in rising order), two or three a surface (thin plate).
+
+An sae has the features `f = act(encoder n(x) + encoder_bias)` and stands for `decoder^T f + decoder_bias`: with `k` the
+ReLU of the k largest, else what is over `threshold` and 0. `input_norm` is what a token is divided by: 0 nothing, 1 its
+norm over the root of the width, 2 its standard deviation, once its mean is taken away. [More](saes.md)."""
 
 
 def document() -> str:
@@ -50,6 +54,9 @@ def document() -> str:
     parts.append("")
     for name in dict.fromkeys(_name(ref["$ref"]) for ref in schema[OPTIONS_KEY].values()):
         parts += _section(name, definitions[name])
+        for field in definitions[name].get("properties", {}).values():
+            for value in field.get("patternProperties", {}).values():
+                parts += _section(_name(value["$ref"]), definitions[_name(value["$ref"])])
     parts += ["## Kinds", "", KINDS, "", "| kind | tensors |", "|---|---|"]
     for kind, rules in RULES.items():
         tensors = ", ".join(f"`{n}` [{', '.join(r.shape)}]{' whole numbers' if r.integer else ''}"
@@ -91,6 +98,10 @@ def _type(schema: Mapping[str, Any]) -> str:
         if "prefixItems" in schema:
             return f"[{', '.join(_type(item) for item in schema['prefixItems'])}]"
         return f"list of {_type(schema.get('items', {}))}{_bounds(schema, 'minItems', 'maxItems', ' entries')}"
+    if "patternProperties" in schema:
+        key, value = next(iter(schema["patternProperties"].items()))
+        bounds = _bounds(schema, "minProperties", "maxProperties", " entries")
+        return f"object of {_type(value)} by `{key.replace('|', chr(92) + '|')}`{bounds}"
     if kind == "string" and "pattern" in schema:
         return f"string matching `{schema['pattern'].replace('|', chr(92) + '|')}`"
     return f"{kind}{_bounds(schema, 'minimum', 'maximum', '')}"

@@ -212,7 +212,7 @@ _CODES: Mapping[int, str] = {
          "invalid_payload "
          "invalid_request invalid_spec layer_out_of_range leaking_split no_contrast not_steered one_class "
          "steering_limit steering_overflow text_too_long too_few_examples too_few_pairs unsupported_model "
-         "unsupported_parameter unsupported_site",
+         "unsupported_parameter unsupported_site wrong_convention",
     401: "invalid_api_key",
     403: "forbidden_host forbidden_origin foreign_name not_permitted policy_violation",
     404: "model_not_found not_found route_not_found",

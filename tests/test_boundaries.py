@@ -116,6 +116,7 @@ VECTORS = {
     "vectors/checks.py": {"artifact.py"},
     "vectors/extras.py": set(),
     "vectors/placebo.py": set(),
+    "vectors/reconstruction.py": set(),
     "vectors/storage_errors.py": set(),
     "vectors/locks.py": set(),
     "vectors/scratch.py": {"locks.py", "storage_errors.py"},

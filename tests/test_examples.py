@@ -28,7 +28,8 @@ OPENING = "Review of a hotel. I stayed at it with my team on Monday."
 ELSEWHERE = {"extending": "tests/test_extending.py", "verify": "tests/verify", "vllm": "tests/engines/vllm", "cli":
              "tests/test_docs.py", "errors": "tests/test_docs.py", "clients": "tests/clients/real",
              "security": "tests/server/test_keys.py", "settings": "tests/server/test_settings_file.py",
-             "rollouts": "tests/server/test_rollouts.py", "replicas": "tests/server/test_replicas.py"}
+             "rollouts": "tests/server/test_rollouts.py", "replicas": "tests/server/test_replicas.py",
+             "saes": "tests/engines/test_sae.py"}
 TIMEOUT_S = 900
 pytestmark = pytest.mark.slow
 

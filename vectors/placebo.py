@@ -63,7 +63,7 @@ def _index(name: str) -> Draw:
 
 DRAWS: dict[Kind, Draw] = {
     "vector": _directions("vector"), "probe": _directions("weight"), "subspace": _basis, "manifold": _basis,
-    "affine": _affine, "diagonal": _dealt_dims,
+    "affine": _affine, "diagonal": _dealt_dims, "sae": _directions("decoder"),
     "sign_pattern": _index("dims"), "dim_mask": _index("dims"), "neuron_set": _index("neurons"),
     "head_set": _index("heads"), "expert_set": _index("experts"),
 }

@@ -13,6 +13,7 @@ from trimtab_client import Artifact, Client
 from server.cli.connection import DEFAULT_URL, Key, Url, connect
 from server.cli.console import Commands, out, print_json
 from server.cli.given import json_object, layers_of
+from server.cli.sae_files import with_beside
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, help="The artifacts of the library.")
 
@@ -62,7 +63,8 @@ def show(ref: Ref, as_json: AsJson = False, url: Url = DEFAULT_URL, key: Key = N
 
 @app.command("import")
 def import_(
-    path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A .safetensors, .gguf or .pt file.")],
+    path: Annotated[Path, typer.Argument(exists=True, help="A .safetensors, .gguf, .npz or .pt file, or the folder of "
+                                         "an SAE.")],
     name: Annotated[str | None, typer.Option(help="Name in the library; some files do not hold one.")] = None,
     metadata: Annotated[str | None, typer.Option(help='JSON object of fields that win over the file\'s, '
                                                  '\'{"site": "resid_post"}\' say.')] = None,
@@ -71,16 +73,21 @@ def import_(
                                                     "-1 for the embedding's.")] = None,
     url: Url = DEFAULT_URL, key: Key = None,
 ) -> None:
-    """Take a file into the library. A .pt file is read here, weights only, and never sent."""
+    """Take a file into the library. A .pt file is read here, weights only, and never sent. With an SAE the JSON beside
+    it is sent along, and what the names of its folders say of site and layer."""
     fields = json_object(metadata or "{}", "--metadata")
     if name is not None:
         fields["name"] = name
+    path, fields = with_beside(path, fields)
     data = path.read_bytes()
     if path.suffix in (".pt", ".pth", ".bin"):
-        data, fields = _converted(path, fields, first_layer), {}
+        data, fields = _converted(path, fields, first_layer)
     with connect(url, key) as client:
         stored = client.import_artifact(data, fields or None)
         out.print(stored_as(client, stored.ref))
+    for layer, found in ((stored.card or {}).get("reconstruction") or {}).get("layers", {}).items():
+        out.print(f"at layer {layer} it explains {found['explained']:.1%} of the variance, with {found['l0']:g} "
+                  "features a token")
     said = stored.provenance.get("layers_from")
     if said is not None:
         out.print(f"layers {', '.join(map(str, stored.stored_layers))}, as {said} says; site {stored.site}, strength "
@@ -178,14 +185,20 @@ def shown_layers(layers: Any, stored: list[int]) -> str:
     return where if len(layers) >= len(stored) else f"{where} (of {len(stored)} made)"
 
 
-def _converted(path: Path, fields: dict[str, Any], first_layer: int | None) -> bytes:
-    """The safetensors form of a .pt file."""
+def _converted(path: Path, fields: dict[str, Any], first_layer: int | None) -> tuple[bytes, dict[str, Any]]:
+    """The safetensors form of a .pt file, and the fields that are sent with it."""
     # torch loads slowly, and only this command needs it.
     from vectors.artifact import Limits
     from vectors.formats import get_format
-    from vectors.formats.torch_pt import read_pt
+    from vectors.formats.dictionaries.reading import is_dictionary, read_dictionary
+    from vectors.formats.torch_pt import load_pt, read_pt
 
-    return get_format("safetensors").write(*read_pt(path, fields, Limits(), first_layer))
+    content = load_pt(path, Limits())
+    if is_dictionary(content):
+        read = read_dictionary(content, fields, Limits())
+        return get_format("safetensors").write(*read), {"sae": fields["sae"]} if "sae" in fields else {}
+    fields.pop("sae", None)
+    return get_format("safetensors").write(*read_pt(path, fields, Limits(), first_layer)), {}
 
 
 def stored_as(client: Client, ref: str) -> str:

@@ -25,6 +25,7 @@ from server.cli.console import Commands
 from server.cli.doctor import doctor, version
 from server.cli.evaluate import evaluate
 from server.cli.extract import extract
+from server.cli.features import features
 from server.cli.lens import lens
 from server.cli.serve import serve
 from server.cli.tune import tune
@@ -56,6 +57,7 @@ app.command()(calibrate)
 app.command()(evaluate)
 app.command()(tune)
 app.command()(lens)
+app.command()(features)
 app.command()(capabilities)
 app.command()(verify)
 app.command()(doctor)

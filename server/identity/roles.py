@@ -7,7 +7,7 @@ ROLES: tuple[Role, ...] = get_args(Role)
 # In words, for the documentation and the API.
 MEANING: dict[Role, str] = {
     "metrics": "read metrics and effects",
-    "infer": "generate, read receipts, tokenise, read with a lens",
+    "infer": "generate, read receipts, tokenise, read with a lens or an SAE",
     "infer_raw": "steer with numbers given in the request itself, together with infer",
     "library_read": "read artifacts, presets and evaluations",
     "library_write": "create, change and delete artifacts and presets",
@@ -22,7 +22,8 @@ ANY_KEY: Literal["any"] = "any"
 OPEN: Literal["open"] = "open"
 
 # What quotas count.
-METERED = frozenset({"create_chat_completion", "create_completion", "create_response", "create_message", "read_lens"})
+METERED = frozenset({"create_chat_completion", "create_completion", "create_response", "create_message", "read_lens",
+                     "read_features"})
 # What these tell is of all tenants at once, so of other tenants only administrators are answered.
 OF_ALL_TENANTS = frozenset({"show_metrics", "show_history", "follow_live", "list_alerts"})
 
@@ -35,7 +36,8 @@ NEEDED: dict[str, Role | Literal["any", "open"]] = {
                      "list_receipts"), "metrics"),
     **dict.fromkeys(("create_chat_completion", "create_completion", "create_response", "show_response",
                      "delete_response", "cancel_response", "create_message", "count_tokens", "show_receipt", "tokenize",
-                     "detokenize", "refuse_embeddings", "read_lens", "upload_file", "list_files", "show_file",
+                     "detokenize", "refuse_embeddings", "read_lens", "read_features", "upload_file", "list_files",
+                     "show_file",
                      "file_content", "delete_file", "create_batch", "list_batches", "show_batch",
                      "cancel_batch"), "infer"),
     **dict.fromkeys(("list_artifacts", "show_artifact", "list_versions", "download_artifact", "show_calibration",

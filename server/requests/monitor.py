@@ -64,6 +64,7 @@ class MonitorReport(BaseModel):
     """What one probe read."""
 
     probe: str = Field(description="Reference with version.")
+    feature: int | None = Field(default=None, description="Which feature, of an SAE.")
     site: Site
     layers: list[int]
     form: Form
@@ -75,7 +76,8 @@ class MonitorReport(BaseModel):
 
 
 class MonitorMetrics:
-    """Labels are bounded: names of probes beyond the limit are counted under "other"."""
+    """Labels are bounded: names of probes beyond the limit are counted under "other". A feature of an SAE has its index
+    behind the name, "scope[712]"."""
 
     def __init__(self, registry: Registry) -> None:
         self._names: set[str] = set()
@@ -91,6 +93,8 @@ class MonitorMetrics:
 
     def read(self, monitor: Monitor, choice: MonitorChoice) -> None:
         name = monitor.reader.ref.partition("@")[0]
+        if monitor.reader.feature is not None:
+            name = f"{name}[{monitor.reader.feature}]"
         if name not in self._names and len(self._names) >= MAX_NAMES:
             name = OTHER
         self._names.add(name)
@@ -185,5 +189,5 @@ def _report(monitor: Monitor, status: Literal["read", "failed"], choices: list[M
             reason: str | None = None) -> MonitorReport:
     reader = monitor.reader
     return MonitorReport(
-        probe=reader.ref, site=reader.site, layers=list(reader.layers), form=reader.form, threshold=monitor.threshold,
-        direction=monitor.direction, status=status, choices=choices, reason=reason)
+        probe=reader.ref, feature=reader.feature, site=reader.site, layers=list(reader.layers), form=reader.form,
+        threshold=monitor.threshold, direction=monitor.direction, status=status, choices=choices, reason=reason)

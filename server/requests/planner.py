@@ -34,7 +34,7 @@ from steering.language.errors import InvalidSpec, Path, PayloadTooLarge, Trimtab
 from steering.language.gates import Gates
 from steering.language.guard import Guard
 from steering.language.intervention import Intervention
-from steering.language.spec import Spec, Steering
+from steering.language.spec import FeatureProbe, Spec, Steering
 from steering.models.facts import ModelFacts
 from steering.programs.compiler import compile_program
 from steering.programs.gate import gates_of
@@ -81,7 +81,7 @@ class Planner:
             TrimtabError: `path` is the place in the request, ("steering", "interventions", 1, "layers") for example.
         """
         policy_gate.check_asked(CURRENT.get().policies, steering)
-        monitors = tuple(self._monitor(ref, i) for i, ref in enumerate(steering.monitor))
+        monitors = tuple(self._monitor(asked, i) for i, asked in enumerate(steering.monitor))
         graders = _graders(steering)
         disabled = self._kill_switch.reason
         system = self._system(None if disabled is not None else self.default_spec())
@@ -256,10 +256,11 @@ class Planner:
             state.update(f"{_key(planned)}|{default.guard}".encode())
         return f"fp_{state.hexdigest()[:16]}"
 
-    def _monitor(self, ref: str, index: int) -> Monitor:
+    def _monitor(self, asked: str | FeatureProbe, index: int) -> Monitor:
+        ref, feature = (asked, None) if isinstance(asked, str) else (asked.artifact, asked.feature)
         try:
             source = self._library.source(ref)
-            reader = compile_reader(source, self._facts)
+            reader = compile_reader(source, self._facts, feature=feature)
         except TrimtabError as error:
             raise error.about("steering", "monitor", index) from None
         own = source.reading

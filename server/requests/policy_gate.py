@@ -39,8 +39,8 @@ def check_asked(held: Sequence[Held], steering: Steering) -> None:
             raise one.violated("reports", "no report may be asked for", ("steering", "report"))
         if steering.monitor:
             check_captures([one], ("steering", "monitor"))
-        for i, ref in enumerate(steering.monitor):
-            _check_artifact(one, ref, ("steering", "monitor", i))
+        for i, asked in enumerate(steering.monitor):
+            _check_artifact(one, asked if isinstance(asked, str) else asked.artifact, ("steering", "monitor", i))
 
 
 def check_captures(held: Sequence[Held], param: Path) -> None:
@@ -55,6 +55,13 @@ def check_lens(held: Sequence[Held], lens: str) -> None:
     for one in held:
         if lens != "logit":
             _check_artifact(one, lens, ("lens",))
+
+
+def check_artifact_read(held: Sequence[Held], ref: str) -> None:
+    """An artifact that activations are read through. Raises PolicyViolation."""
+    check_captures(held, ("artifact",))
+    for one in held:
+        _check_artifact(one, ref, ("artifact",))
 
 
 def check_job(held: Sequence[Held], name: str | None = None, *, op: str | None = None, site: str | None = None,

@@ -230,6 +230,26 @@ def _patch_subspace(place: Local) -> Change:
     return Change({"inline": {"basis": basis.tolist(), "mean": u.tolist()}}, lambda c: f.patch(u, c, basis))
 
 
+def _sae(k: int | None) -> Form:
+    """A dictionary of directions drawn round the activations, so that features are active on some tokens."""
+    def made(place: Local) -> Change:
+        width, count = place.seen.shape[-1], 24
+        encoder = place.noise(count, width) / place.size
+        # Half of the tokens lie on either side of each feature's bias.
+        bias = -(place.seen @ encoder.T).median(dim=0).values
+        decoder = place.noise(count, width) * place.size / width**0.5
+        inline: dict[str, Any] = {"encoder": encoder.tolist(), "encoder_bias": bias.tolist(),
+                                  "decoder": decoder.tolist(), "decoder_bias": [0.0] * width}
+        if k is not None:
+            inline["k"] = k
+        changes = {"3": {"set": 0.5}, "11": {"add": 0.4}, "17": {"scale": 3.0}}
+        formulas = {3: lambda v: torch.full_like(v, 0.5), 11: lambda v: v + 0.4, 17: lambda v: 3 * v}
+        return Change({"inline": inline, "options": {"features": changes}},
+                      lambda c: f.features(encoder, bias, decoder, formulas, c, k), 0.9)
+
+    return made
+
+
 FORMS: Mapping[str, Mapping[str, Form]] = {
     "add": {"plain": _add, "norm_match": _add_norm_match, "preserve_norm": _add_preserve_norm},
     "ablate": {"direction": _ablate_direction, "subspace": _ablate_subspace},
@@ -243,4 +263,5 @@ FORMS: Mapping[str, Mapping[str, Form]] = {
     "expert_mask": {mode: _experts(mode) for mode in ("off", "off_refill", "force", "scale", "bias")},
     "manifold": {"target": _manifold_point, "shift": _manifold_shift},
     "patch": {"whole": _patch_whole, "subspace": _patch_subspace},
+    "sae": {"thresholds": _sae(None), "topk": _sae(6)},
 }

@@ -5,7 +5,7 @@ share of the change that is carried out.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -81,6 +81,23 @@ def columns_to(columns: Sequence[int], target: Callable[[Tensor], Tensor], c: fl
         out, part = h.clone(), h[:, list(columns)]
         out[:, list(columns)] = part + c * (target(part) - part)
         return out
+
+    return function
+
+
+def features(encoder: Tensor, bias: Tensor, decoder: Tensor, changes: Mapping[int, Callable[[Tensor], Tensor]],
+             c: float, k: int | None = None) -> Function:
+    """Features of an SAE changed, by a plain encoding and decoding of all of them and the error between."""
+
+    def function(h: Tensor) -> Tensor:
+        pre = h @ encoder.T + bias
+        least = 0.0 if k is None else pre.sort(dim=-1).values[:, -k][:, None]
+        value = torch.where(pre >= least, pre, 0.0).relu()
+        edited = value.clone()
+        for index, change in changes.items():
+            edited[:, index] = change(value[:, index])
+        error = h - value @ decoder
+        return (1 - c) * h + c * (edited @ decoder + error)
 
     return function
 

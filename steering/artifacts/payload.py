@@ -17,7 +17,7 @@ from steering.language.errors import InvalidPayload, Path
 
 Kind = Literal[
     "vector", "subspace", "sign_pattern", "dim_mask", "neuron_set", "head_set", "expert_set", "affine", "probe",
-    "manifold", "diagonal",
+    "manifold", "diagonal", "sae",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -46,11 +46,18 @@ RULES: dict[Kind, dict[str, TensorRule]] = {
     "diagonal": {"scale": TensorRule(("d",)), "shift": TensorRule(("d",))},
     "manifold": {"basis": TensorRule(("r", "d")), "mean": TensorRule(("d",)), "knots": TensorRule(("w", "a")),
                  "points": TensorRule(("w", "r")), "period": TensorRule(("a",))},
+    "sae": {"encoder": TensorRule(("m", "d")), "encoder_bias": TensorRule(("m",)), "decoder": TensorRule(("m", "d")),
+            "decoder_bias": TensorRule(("d",)), "threshold": TensorRule(("m",), optional=True),
+            "k": TensorRule((), integer=True, optional=True),
+            "input_norm": TensorRule((), integer=True, optional=True)},
 }
 
 # The tensor whose last axis is as wide as the site; other kinds are sets of indices.
 WIDTH_TENSORS: dict[Kind, str] = {"vector": "vector", "subspace": "basis", "affine": "up", "probe": "weight",
-                                  "manifold": "basis", "diagonal": "scale"}
+                                  "manifold": "basis", "diagonal": "scale", "sae": "decoder"}
+
+# How an SAE scales each token before it reads it; see `dictionary.Dictionary`.
+INPUT_NORMS = {"none": 0, "constant": 1, "layer": 2}
 
 # The tensor that holds the indices of kinds that are sets.
 INDEX_NAMES = {"sign_pattern": "dims", "dim_mask": "dims", "neuron_set": "neurons", "head_set": "heads",
@@ -163,11 +170,25 @@ def _check_meaning(kind: Kind, tensors: Mapping[str, torch.Tensor], where: Path)
             raise InvalidPayload("the vector is zero and would do nothing", param=(*where, name))
     if "basis" in tensors:
         _check_basis(tensors["basis"].double(), (*where, "basis"))
+    if kind == "sae":
+        _check_dictionary(tensors, where)
     if kind == "manifold":
         try:
             Manifold.build(tensors["knots"], tensors["points"], tensors["period"])
         except InvalidPayload as error:
             raise error.at(*where) from None
+
+
+def _check_dictionary(tensors: Mapping[str, torch.Tensor], where: Path) -> None:
+    if "k" in tensors and "threshold" in tensors:
+        raise InvalidPayload("an SAE has either thresholds or a k", param=(*where, "k"), fix="Leave one of them out.")
+    features = len(tensors["decoder"])
+    if "k" in tensors and not 1 <= int(tensors["k"]) <= features:
+        raise InvalidPayload(f"k is {int(tensors['k'])}, and there are {features} features", param=(*where, "k"))
+    if "input_norm" in tensors and int(tensors["input_norm"]) not in INPUT_NORMS.values():
+        known = ", ".join(f"{number} ({name})" for name, number in INPUT_NORMS.items())
+        raise InvalidPayload(f"input_norm is {int(tensors['input_norm'])}", param=(*where, "input_norm"),
+                             fix=f"Known are {known}.")
 
 
 def _check_basis(basis: torch.Tensor, where: Path) -> None:

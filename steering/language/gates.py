@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from steering.language.fields import MAX_GATES, ArtifactRef, Finite, Model
+from steering.language.fields import MAX_GATES, ArtifactRef, Finite, Index, Model
 from steering.language.layers import Layers
 from steering.language.vocabulary import Direction, Form, Pooling
 
@@ -17,14 +17,14 @@ class Reading(Model):
     linear is weight . h + bias for a probe and h . v for a vector. cosine is the cosine of h and the vector. cast is
     cos(h, tanh(P h)), P being the projection on the vector; it says how much of h lies along the vector, and not on
     which side. agreement is the share of a sign pattern's dims that have its sign. distance is that from the nearest
-    sampled point of a manifold, in its subspace.
+    sampled point of a manifold, in its subspace. feature is the value of one feature of an SAE.
 
-    mean: of the prompt's activations, read once (agreement, distance: of the tokens' scores); max: of the tokens'
-    scores; both leave out the first token, which many models use as a sink, where there are others. last: the last
-    prompt token's.
+    mean: of the prompt's activations, read once (agreement, distance, feature: of the tokens' scores); max: of the
+    tokens' scores; both leave out the first token, which many models use as a sink, where there are others. last: the
+    last prompt token's.
     """
 
-    form: Form = Field(default="linear", description="linear, cosine, cast, agreement or distance.")
+    form: Form = Field(default="linear", description="linear, cosine, cast, agreement, distance or feature.")
     pool: Pooling = Field(default="mean", description="How a prompt's tokens become one number.")
     threshold: Finite | None = Field(default=None, description="The score that separates the two classes.")
     direction: Direction = Field(default="above", description="The side of the threshold on which the concept lies.")
@@ -37,10 +37,12 @@ class Gate(Model):
     side is enough.
     """
 
-    probe: ArtifactRef = Field(description="A probe, vector, sign pattern or manifold of the library.")
+    probe: ArtifactRef = Field(description="A probe, vector, sign pattern, manifold or SAE of the library.")
+    feature: Index | None = Field(default=None, description="Which feature, of an SAE.")
     threshold: Finite | None = Field(default=None, description="Score to compare with.")
     direction: Direction | None = Field(default=None, description="Open when the score is above or below it.")
-    form: Form | None = Field(default=None, description="linear, cosine, cast, agreement or distance; see Reading.")
+    form: Form | None = Field(default=None, description="linear, cosine, cast, agreement, distance or feature; see "
+                              "Reading.")
     pool: Pooling | None = Field(default=None, description="mean, max or last token of the prompt; see Reading.")
     layers: Layers | None = Field(default=None, description="Layers to read.")
     when: Literal["prompt", "token"] = Field(

@@ -22,7 +22,8 @@ from steering.programs.program import Applied, Compiled, Program
 from steering.programs.strengths import Scales, scales_of
 
 # Infinity means "no bound" in these, and "never chosen" at the router.
-_UNBOUNDED: Mapping[str, tuple[str, ...]] = {"clamp": ("low", "high"), "route": ("bias",)}
+_UNBOUNDED: Mapping[str, tuple[str, ...]] = {"clamp": ("low", "high"), "route": ("bias",), "sae": ("low",),
+                                               "sae_topk": ("low",)}
 
 
 def compile_program(resolved: Sequence[Resolved], facts: ModelFacts, *, most_numbers: int | None = None) -> Program:

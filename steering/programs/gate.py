@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 
+from steering.artifacts.dictionary import Dictionary
 from steering.artifacts.source import Source
 from steering.language.errors import InvalidSpec, SteeringOverflow, TrimtabError
 from steering.language.gates import Gate, Gates
@@ -52,7 +53,8 @@ class Condition:
     def facts(self) -> dict[str, Any]:
         """What the receipt says of it."""
         return {"probe": self.reader.ref, "site": self.reader.site, "layers": list(self.reader.layers),
-                "form": self.reader.form, "pool": self.pool, "threshold": self.threshold, "direction": self.direction}
+                "form": self.reader.form, "pool": self.pool, "threshold": self.threshold, "direction": self.direction,
+                **({} if self.reader.feature is None else {"feature": self.reader.feature})}
 
 
 @dataclass(frozen=True)
@@ -124,15 +126,33 @@ def gated_row(row: Row, condition: Condition, layer: int) -> Row:
         raise InvalidSpec(f"a gate decided per token reads where the intervention acts, and {condition.reader.ref} has "
                           f"no numbers at layer {layer}", param=("gate", "layers"),
                           fix=f"Act at {', '.join(map(str, condition.reader.layers))}.")
-    tensors = condition.reader.layers[layer]
+    tensors, threshold = condition.reader.layers[layer], condition.threshold
     sign = 1.0 if condition.direction == "above" else -1.0
-    weight = tensors["weight"] if "weight" in tensors else tensors["vector"]
-    bias = tensors["bias"] if "weight" in tensors else torch.tensor(0.0)
-    if not bool(torch.isfinite(bias - condition.threshold)):
+    if condition.reader.feature is not None:
+        weight, bias, threshold = _of_feature(tensors, condition)
+    else:
+        weight = tensors["weight"] if "weight" in tensors else tensors["vector"]
+        bias = tensors["bias"] if "weight" in tensors else torch.tensor(0.0)
+    if not bool(torch.isfinite(bias - threshold)):
         raise InvalidSpec("the threshold is too far from the probe's bias: numbers overflow",
                           param=("gate", "threshold"))
     return Row(f"gated:{row.kernel}", {**row.tensors, "gate_weight": sign * weight,
-                                       "gate_bias": sign * (bias - condition.threshold)})
+                                       "gate_bias": sign * (bias - threshold)})
+
+
+def _of_feature(tensors: Mapping[str, torch.Tensor], condition: Condition
+                ) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """weight, bias and threshold of a linear score that lies on the same side as the feature does.
+
+    A feature that is active has its pre-activation for its value, and one that is not is 0. So it is over a threshold
+    of 0 or more where its pre-activation is over that and over the feature's own. It is never below 0.
+    """
+    feature, threshold = condition.reader.feature, condition.threshold
+    weight = tensors["encoder"][feature]
+    if threshold < 0 or (threshold == 0 and condition.direction == "below"):
+        return torch.zeros_like(weight), torch.tensor(1.0), 0.0
+    own = float(tensors["threshold"][feature]) if "threshold" in tensors else 0.0
+    return weight, tensors["encoder_bias"][feature], max(threshold, own)
 
 
 def check_token_gate(gate: CompiledGate, sites: Sequence[Site]) -> Condition:
@@ -142,7 +162,13 @@ def check_token_gate(gate: CompiledGate, sites: Sequence[Site]) -> Condition:
         InvalidSpec: naming what such a gate cannot do.
     """
     condition = gate.conditions[0]
-    if condition.reader.form != "linear":
+    if condition.reader.feature is not None:
+        for tensors in condition.reader.layers.values():
+            if (dictionary := Dictionary(tensors)).k is not None or dictionary.norm:
+                raise InvalidSpec(f"a gate decided per token is linear, and a feature of {condition.reader.ref} "
+                                  "depends on all features, or on the token's norm", param=("gate", "when"),
+                                  fix='Use when "prompt", or an SAE with thresholds.')
+    elif condition.reader.form != "linear":
         raise InvalidSpec(f"a gate decided per token is linear, not {condition.reader.form}", param=("gate", "form"),
                           fix='Use a probe or vector with form "linear", or when "prompt".')
     if tuple(sites) != (condition.reader.site,) or condition.reader.site == "router":
@@ -153,7 +179,8 @@ def check_token_gate(gate: CompiledGate, sites: Sequence[Site]) -> Condition:
 
 
 def _condition(gate: Gate, probe: Source, facts: ModelFacts) -> Condition:
-    reader = compile_reader(probe, facts, form=gate.form, layers=gate.layers, any_model="model" in gate.override)
+    reader = compile_reader(probe, facts, form=gate.form, layers=gate.layers, feature=gate.feature,
+                            any_model="model" in gate.override)
     own = probe.reading
     threshold = gate.threshold
     if threshold is None:

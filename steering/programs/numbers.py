@@ -99,7 +99,7 @@ def _source_layer(options: Any, payload: Payload, facts: ModelFacts) -> int:
 
 
 def _check_width(payload: Payload, tensors: Mapping[str, torch.Tensor], width: int, site: Site) -> None:
-    for name in ("vector", "weight", "basis", "mean", "up", "down", "scale"):
+    for name in ("vector", "weight", "basis", "mean", "up", "down", "scale", "decoder"):
         if name in tensors and tensors[name].shape[-1] != width:
             raise ArtifactMismatch(f"{payload.kind} has width {tensors[name].shape[-1]}, {site} of the loaded model "
                                    f"has width {width}", param=("inline", name))

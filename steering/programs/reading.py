@@ -6,6 +6,7 @@ from functools import cached_property
 
 import torch
 
+from steering.artifacts.dictionary import Dictionary
 from steering.artifacts.payload import Kind
 from steering.artifacts.source import Source
 from steering.artifacts.spline import Manifold
@@ -20,21 +21,25 @@ Tensors = Mapping[str, torch.Tensor]
 # The first form is the one in which a kind is read where nothing else is said.
 FORMS: Mapping[Kind, tuple[Form, ...]] = {
     "probe": ("linear",), "vector": ("linear", "cosine", "cast"), "sign_pattern": ("agreement",),
-    "manifold": ("distance",)}
+    "manifold": ("distance",), "sae": ("feature",)}
 
 
 @dataclass(frozen=True)
 class Reader:
-    """One artifact version ready to be read on the loaded model. `layers`: its numbers, by layer, in rising order."""
+    """One artifact version ready to be read on the loaded model. `layers`: its numbers, by layer, in rising order.
+    feature: which one is read, of an SAE."""
 
     ref: str
     site: Site
     form: Form
     layers: Mapping[int, Tensors]
+    feature: int | None = None
 
     def scores(self, layer: int, h: torch.Tensor) -> torch.Tensor:
         """`[T]` float32 for the activations `h [T, width]` of one layer."""
         tensors = self.layers[layer]
+        if self.feature is not None:
+            return Dictionary(tensors).feature(h, self.feature)
         if self.form == "distance":
             tensors = {**tensors, "sampled": self._sampled[layer]}
         return _SCORES[self.form](h.float(), tensors)
@@ -53,7 +58,7 @@ class Reader:
         rest = h[1:] if len(h) > 1 else h
         if pool == "max":
             return float(self.scores(layer, rest).max())
-        if self.form in ("agreement", "distance"):
+        if self.form in ("agreement", "distance", "feature"):
             # These forms are not linear. The signs of a mean may be those of no token, and the mean of points on a ring
             # does not lie on the ring. So tokens are scored first, and the scores are averaged.
             return float(self.scores(layer, rest).mean())
@@ -61,17 +66,18 @@ class Reader:
 
 
 def compile_reader(source: Source, facts: ModelFacts, *, form: Form | None = None, layers: Layers | None = None,
-                   any_model: bool = False, ref_param: str = "probe") -> Reader:
+                   feature: int | None = None, any_model: bool = False, ref_param: str = "probe") -> Reader:
     """The reader of an artifact.
 
     Args:
         form, layers: what the request says; by default the artifact's own.
+        feature: which one, of an SAE.
         any_model: read it although it was made on other weights.
         ref_param: field that names the artifact, for errors about it.
 
     Raises:
         ArtifactMismatch: made on another model, of another width, or of a kind that cannot be read.
-        InvalidSpec: a form that the kind does not have, or a layer without numbers.
+        InvalidSpec: a form that the kind does not have, a layer without numbers, or a feature that is not there.
         LayerOutOfRange, UnsupportedSite: the model does not have the layer or site.
     """
     kind = source.payload.kind
@@ -89,16 +95,23 @@ def compile_reader(source: Source, facts: ModelFacts, *, form: Form | None = Non
     if chosen not in FORMS[kind]:
         raise InvalidSpec(f"a {kind} is not read in the form {chosen}", param="form",
                           fix=f"Forms of a {kind}: {', '.join(FORMS[kind])}.")
+    if (kind == "sae") != (feature is not None):
+        raise InvalidSpec(f"{source.ref} is a {kind}, of which no feature is read" if feature is not None else
+                          f"{source.ref} is an SAE, of which one feature is read at a time", param="feature",
+                          fix='Leave it out.' if feature is not None else 'Name it: "feature": 712.')
     numbers: dict[int, Tensors] = {}
     for layer in sorted(layers_with_numbers(layers if layers is not None else source.layers, source.payload, facts)):
         facts.check_site(source.site, layer, "layers")
         numbers[layer] = source.payload.layers[layer]
         _check_width(source, numbers[layer], facts.width(source.site), ref_param)
-    return Reader(source.ref, source.site, chosen, numbers)
+        if feature is not None and feature >= (count := Dictionary(numbers[layer]).num_features):
+            raise InvalidSpec(f"feature {feature} does not exist; {source.ref} has {count}", param="feature",
+                              value=feature)
+    return Reader(source.ref, source.site, chosen, numbers, feature)
 
 
 def _check_width(source: Source, tensors: Tensors, width: int, param: str) -> None:
-    for name in ("weight", "vector", "basis"):
+    for name in ("weight", "vector", "basis", "decoder"):
         if name in tensors and tensors[name].shape[-1] != width:
             raise ArtifactMismatch(f"{source.ref} has width {tensors[name].shape[-1]}, {source.site} of the loaded "
                                    f"model has width {width}", param=param)

@@ -35,6 +35,10 @@ def dense_cases(d: int, d_ff: int, num_heads: int, head_dim: int, num_layers: in
     last = {"prompt": {"positions": [-1]}, "generation": "all"}
     ring = torch.cat([torch.stack([(torch.arange(5) * 1.2566).cos(), (torch.arange(5) * 1.2566).sin()], 1) * 4,
                       vector(11, 5).reshape(5, 1)], dim=1)
+    rows = vector(12, 24 * d).reshape(24, d)
+    sae = {"encoder": (rows * 2 / d**0.5).tolist(), "encoder_bias": vector(13, 24, 0.5).tolist(),
+           "decoder": (rows * 0.5 * scale).tolist(), "decoder_bias": w.tolist()}
+    features = (rows * 2 / d**0.5, vector(13, 24, 0.5), rows * 0.5 * scale)
     manifold = {"basis": basis.tolist(), "mean": w.tolist(), "knots": [[n] for n in range(5)],
                 "points": ring.tolist(), "period": [5], "labels": list("abcde")}
     return [
@@ -79,6 +83,15 @@ def dense_cases(d: int, d_ff: int, num_heads: int, head_dim: int, num_layers: in
                    ref.last_prompt_and_generated),
           ref.Edit("resid_post", 1, ref.add(v), ref.everywhere),
           ref.Edit("resid_post", 1, ref.shift_part(basis, w, ring, 1.5), ref.everywhere)]),
+        # Features by their own rows, and by the largest of all.
+        ([{"op": "sae", "layers": [1], "inline": {**sae, "threshold": [0.2] * 24}, "options": {"features": {
+            "3": {"set": 2.0}, "7": {"scale": 0.0}, "20": {"add": 1.5}}}},
+          {"op": "sae", "site": "mlp_out", "layers": [2], "inline": {**sae, "k": 6}, "scope": gen, "options": {
+              "features": {"5": {"add": 1.0}, "11": {"scale": 3.0}}}}],
+         [ref.Edit("resid_post", 1, ref.features_changed(*features, {
+             3: lambda f: 0 * f + 2, 7: lambda f: 0 * f, 20: lambda f: f + 1.5}, 0.2), ref.everywhere),
+          ref.Edit("mlp_out", 2, ref.features_changed(*features, {5: lambda f: f + 1, 11: lambda f: 3 * f}, k=6),
+                   ref.generated_only)]),
         # The order matters: patch within a subspace, then add, then ablate, all at one site.
         ([{"op": "patch", "layers": [1], "inline": {"basis": basis.tolist(), "mean": v.tolist()}},
           {"op": "add", "layers": [1], "inline": {"vector": w.tolist()}},

@@ -189,6 +189,26 @@ def shift_part(basis: torch.Tensor, mean: torch.Tensor, points: torch.Tensor, pl
     return function
 
 
+def features_changed(encoder: torch.Tensor, bias: torch.Tensor, decoder: torch.Tensor, changes: dict[int, Function],
+                     threshold: float = 0.0, k: int | None = None) -> Function:
+    """An SAE encodes, the features are changed, and what the change decodes to is added: the edited reconstruction and
+    the error of the plain one."""
+
+    def function(h: torch.Tensor) -> torch.Tensor:
+        pre = h @ encoder.T + bias
+        features = pre.relu() * (pre > threshold)
+        if k is not None:
+            kept = torch.zeros_like(pre).scatter(-1, pre.topk(k, dim=-1).indices, 1.0)
+            features = features * kept
+        edited = features.clone()
+        for index, change in changes.items():
+            edited[:, index] = change(features[:, index])
+        error = h - features @ decoder
+        return edited @ decoder + error
+
+    return function
+
+
 def experts(mode: str, listed: Sequence[int], k: int, number: float = 0.0) -> Function:
     """Dense gate weights `[T, E]` of a softmax router that normalises its top k, under one expert mode."""
 

@@ -46,6 +46,11 @@ RING = torch.cat([torch.stack([ANGLES.cos(), ANGLES.sin()], dim=1) * 4, _vector(
 RING_TENSORS = {"basis": BASIS, "mean": W, "knots": torch.arange(5.0).unsqueeze(1), "points": RING,
                 "period": torch.tensor([5.0])}
 
+# Said to be of another model, an SAE is taken in unchecked.
+AXES = torch.linalg.qr(_vector(14, D * D).reshape(D, D)).Q
+SAE = {"encoder": torch.cat([AXES, -AXES]), "encoder_bias": -torch.cat([AXES, -AXES]) @ W,
+       "decoder": torch.cat([AXES, -AXES]), "decoder_bias": W}
+
 # name -> metadata, tensors by layer, and the same as hooks. A bare name in a request then means all of it.
 Stored = tuple[dict[str, Any], dict[int, dict[str, torch.Tensor]], list[ref.Edit]]
 DENSE: dict[str, Stored] = {
@@ -82,6 +87,10 @@ DENSE: dict[str, Stored] = {
         "basis": PLANE}}, [ref.Edit("resid_post", 2, ref.turn_to(PLANE, 140), ref.everywhere)]),
     "a-clamp": ({"kind": "vector", "op": "clamp", "site": "mlp_out", "options": {"min": -0.1, "max": 0.4}},
                 {2: {"vector": U}}, [ref.Edit("mlp_out", 2, ref.clip_along(U, -0.1, 0.4), ref.everywhere)]),
+    "a-dictionary": ({"kind": "sae", "op": "sae", "site": "resid_post", "model_id": "another", "options": {"features": {
+        "2": {"set": 3.0}, "40": {"add": 1.5}, "9": {"scale": 0.0}}}}, {1: SAE},
+        [ref.Edit("resid_post", 1, ref.features_changed(SAE["encoder"], SAE["encoder_bias"], SAE["decoder"], {
+            2: lambda f: 0 * f + 3, 40: lambda f: f + 1.5, 9: lambda f: 0 * f}), ref.everywhere)]),
     "an-ablation": ({"kind": "vector", "op": "ablate", "site": "resid_pre", "options": {"multi_site": True,
                                                                                        "source_layer": 1}},
                     {1: {"vector": U}}, [ref.Edit(site, n, ref.project_out((U / U.norm())[None]), ref.everywhere)
@@ -104,6 +113,7 @@ STACKS = [
     ("qwen3", DENSE, ["a-ring", "a-vector", "a-plane"]),
     ("qwen3", DENSE, ["a-clamp", "a-shift", "a-head-set"]),
     ("qwen3", DENSE, ["an-ablation", "a-shift", "a-ring"]),
+    ("qwen3", DENSE, ["a-dictionary", "a-vector", "a-subspace"]),
     ("qwen3_moe", MIXTURE, ["an-expert-set", "a-vector", "a-subspace"]),
 ]
 

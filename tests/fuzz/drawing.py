@@ -17,7 +17,7 @@ from schemathesis import GenerationMode
 from vectors.extract import RECIPES
 
 OPENAPI = Path(__file__).parents[2] / "docs" / "openapi.json"
-MODEL, VECTOR, PROBE, PRESET = "tiny", "push", "asked", "calm"
+MODEL, VECTOR, PROBE, PRESET, SAE = "tiny", "push", "asked", "calm", "features"
 # Aliases that nothing else names: a roll-out runs on one, drafts of roll-outs are made for the other.
 ROLLED, GATED = "rolled", "gated"
 # Stands for the id of a file, which only the server knows.
@@ -70,6 +70,8 @@ _REQUIRED: dict[tuple[str, str], Schema] = {
     ("MessagesRequest", "messages"): {"enum": _TURNS[:2]},
     ("CountRequest", "messages"): {"enum": _TURNS[:2]},
     ("CompletionRequest", "prompt"): {"enum": ["hello", ["hello", "a day"], [5, 6, 7], [[5, 6], [7]]]},
+    ("FeaturesRequest", "artifact"): {"enum": [SAE, SAE, VECTOR, "absent"]},
+    ("FeaturesRequest", "input"): {"enum": ["hello world", [5, 6, 7], _TURNS[0]]},
     ("LensRequest", "input"): {"enum": ["hello world", [5, 6, 7], _TURNS[0]]},
     ("TokenizeRequest", "prompt"): {"enum": _TEXTS},
     ("EvaluateBody", "preset"): {"enum": [PRESET]},

@@ -33,6 +33,7 @@ from tests.fuzz.drawing import (
     PRESET,
     PROBE,
     ROLLED,
+    SAE,
     UPLOADED,
     VECTOR,
     Endpoint,
@@ -124,6 +125,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
                              "residual_norm": {"1": 10.0}},
                 "tensors": {"1": tensors}})
             assert made.status_code == 201, made.text
+        # Said to be of another model, it is stored unchecked.
+        made = client.post("/v1/artifacts", json={
+            "metadata": {"name": SAE, "kind": "sae", "op": "sae", "site": "resid_post", "model_id": "other"},
+            "tensors": {"1": {"encoder": [[0.5] * D_MODEL] * 8, "encoder_bias": [0.0] * 8,
+                              "decoder": [[0.25] * D_MODEL] * 8, "decoder_bias": [0.0] * D_MODEL}}})
+        assert made.status_code == 201, made.text
         for strength in (0.5, 0.25):
             made = client.post("/v1/presets", json={"name": PRESET, "spec": {"interventions": [
                 {"artifact": VECTOR, "strength": strength}]}})

@@ -38,7 +38,7 @@ ARTIFACT = {"metadata": {"name": "calm", "kind": "vector", "op": "add", "site": 
 # These answer, or read a body and tell something of it, and leave nothing changed behind but counters. A response that
 # is stored goes by itself, and who asked for it is a matter of the sample of steered requests.
 CHANGE_NOTHING = {"create_chat_completion", "create_completion", "create_response", "create_message", "count_tokens",
-                  "tokenize", "detokenize", "refuse_embeddings", "read_lens", "cancel_response"}
+                  "tokenize", "detokenize", "refuse_embeddings", "read_lens", "read_features", "cancel_response"}
 
 
 @pytest.fixture

@@ -212,6 +212,10 @@ def bodies(artifact: str, preset: str) -> dict[str, tuple[str, str, Any]]:
         "activations": ("POST", "/v1/activations", {
             "model": MODEL, "input": ["hi"], "sites": {"resid_post": [1]}, "steering": step}),
         "lens artifact": ("POST", "/v1/lens", {"model": MODEL, "input": "hi", "lens": artifact}),
+        "features": ("POST", "/v1/features", {"model": MODEL, "input": "hi", "artifact": artifact}),
+        "monitored feature": ("POST", "/v1/completions", {
+            "model": MODEL, "prompt": "hi", "max_tokens": 1, "steering": {"monitor": [
+                {"artifact": artifact, "feature": 1}]}}),
         "evaluated spec": ("POST", "/v1/evaluations", EVALUATION | {"spec": step}),
         "evaluated preset": ("POST", "/v1/evaluations", EVALUATION | {"preset": preset}),
         "stored spec": ("POST", "/v1/presets", {"name": "other/p", "spec": step}),

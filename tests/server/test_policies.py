@@ -262,6 +262,9 @@ async def test_every_way_in_passes_the_gate(team: Asked) -> None:
         assert (await team.client.post(path, headers=headers, json=asked)).status_code == 200, path
     lens = await team.client.post("/v1/lens", headers=headers, json={"model": MODEL, "input": "hi"})
     assert code(lens) == (403, "policy_violation")
+    features = await team.client.post("/v1/features", headers=headers, json={
+        "model": MODEL, "input": "hi", "artifact": "any"})
+    assert code(features) == (403, "policy_violation")
     worker = await make(team.client, "jobs", "library_write", name="worker", tenant="team")
     capture = {"model": MODEL, "input": ["hi"], "sites": {"resid_post": [1]}}
     assert code(await team.client.post("/v1/activations", headers=bearer(worker), json=capture)) == (

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from fastapi import FastAPI
 from openai import AsyncOpenAI, RateLimitError
 from pydantic import SecretStr
@@ -16,11 +17,13 @@ from server.identity.quotas import Quotas, bounds, spelled
 from server.requests.admission.fairness import LAST, FairQueue
 from server.requests.admission.queue import _weight_of
 from server.settings import Settings
+from steering.artifacts.payload import Payload
 from steering.language.spec import Spec
 from tests.server.conftest import MODEL, chat
 from tests.server.scripted import ScriptedEngine
 from tests.server.test_keys import OWNER, bearer, code, make
 from tests.server.test_steering import store
+from vectors.artifact import Metadata
 from vectors.library import Library
 from vectors.storage_errors import LibraryFull
 
@@ -143,12 +146,15 @@ async def test_requests_at_once(team: Team, engine: ScriptedEngine) -> None:
     assert (await team.ask()).status_code == 200
 
 
-async def test_every_way_in_is_counted_and_nothing_else(team: Team) -> None:
+async def test_every_way_in_is_counted_and_nothing_else(team: Team, library: Library) -> None:
     await team.quota(requests_per_minute=100)
+    rows = torch.eye(8)
+    library.create(Metadata(name="scope", kind="sae", op="sae", site="resid_post"), Payload.build("sae", {1: {
+        "encoder": rows, "encoder_bias": rows[0], "decoder": rows.clone(), "decoder_bias": rows[1]}}))
     said = [{"role": "user", "content": "hi"}]
     ways = {"/v1/chat/completions": {"messages": said}, "/v1/completions": {"prompt": "hi"},
             "/v1/responses": {"input": "hi"}, "/v1/messages": {"messages": said, "max_tokens": 4},
-            "/v1/lens": {"input": "hi"}}
+            "/v1/lens": {"input": "hi"}, "/v1/features": {"input": "hi", "artifact": "scope"}}
     for n, (path, body) in enumerate(ways.items(), 1):
         await team.client.post(path, headers=bearer(team.key), json=body | {"model": MODEL})
         assert await team.used() == {"tenant: requests a minute": n}, path

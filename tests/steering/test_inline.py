@@ -215,6 +215,11 @@ _TENSORS: dict[str, st.SearchStrategy[Any]] = {
     "target": st.one_of(_NUMBER, st.sampled_from(["a", "b", "z"]), st.lists(_SMALL, max_size=3)),
     "source": st.one_of(_NUMBER, st.sampled_from(["a", "b", "z"])), "path": st.sampled_from(["manifold", "chord"]),
     "labels": st.sampled_from([["a", "b", "c"], ["a"], ["a", "a", "b"]]),
+    "encoder": st.lists(_ROW, min_size=2, max_size=2), "decoder": st.lists(_ROW, min_size=2, max_size=2),
+    "encoder_bias": st.lists(_SMALL | _NUMBER, min_size=2, max_size=2), "decoder_bias": _ROW,
+    "threshold": st.lists(_SMALL, min_size=2, max_size=2), "k": st.integers(-1, 3), "input_norm": st.integers(-1, 3),
+    "features": st.dictionaries(st.sampled_from(["0", "1", "2", "-1", "01", "x"]), st.fixed_dictionaries(
+        {}, optional={name: _NUMBER for name in ("set", "add", "scale", "min")}), max_size=2),
 }
 _WANTED: dict[str, list[str]] = {
     "add": ["vector", "norm_match", "preserve_norm"], "ablate": ["vector", "multi_site", "source_layer"],
@@ -224,6 +229,7 @@ _WANTED: dict[str, list[str]] = {
     "head_mask": ["heads", "shift", "mode", "scale"], "expert_mask": ["experts", "mode", "scale", "bias",
                                                                       "renormalise"],
     "patch": ["basis", "mean", "basis_rank", "vector", "neurons"],
+    "sae": ["encoder", "encoder_bias", "decoder", "decoder_bias", "features", "threshold", "k", "input_norm"],
     "manifold": ["basis", "mean", "knots", "points", "period", "target", "labels", "source", "fraction", "path",
                  "keep_offset"],
 }
@@ -233,8 +239,8 @@ _WANTED: dict[str, list[str]] = {
 def _interventions(draw: st.DrawFn) -> dict[str, Any]:
     op = draw(st.sampled_from(OPS))
     numbers: dict[str, Any] = {}
-    # A manifold has five tensors: drawn one by one they would hardly ever all be there.
-    always = _WANTED[op][:6] if op == "manifold" and draw(st.booleans()) else []
+    # A manifold has five tensors and an SAE four: drawn one by one they would hardly ever all be there.
+    always = _WANTED[op][:{"manifold": 6, "sae": 5}[op]] if op in ("manifold", "sae") and draw(st.booleans()) else []
     drawn = draw(st.lists(st.sampled_from(_WANTED[op]), unique=True, min_size=1))
     for name in dict.fromkeys([*always, *drawn]):
         one = _TENSORS[name]
@@ -277,7 +283,8 @@ def test_only_typed_errors_escape(items: list[dict[str, Any]]) -> None:
 def _check(program: Program) -> None:
     for item in program.compiled:
         for row in item.rows.values():
-            unbounded = {"clamp": {"low", "high"}, "route": {"bias"}}.get(row.kernel, set())
+            unbounded = {"clamp": {"low", "high"}, "route": {"bias"}, "sae": {"low"}, "sae_topk": {"low"}}.get(
+                row.kernel, set())
             for name, tensor in row.tensors.items():
                 assert tensor.dtype == torch.float32
                 assert not tensor.isnan().any()

@@ -250,6 +250,45 @@ def moved_by(places: float, share: float) -> Callable[[dict[str, Array], Array],
     return goal
 
 
+def features(changes: dict[int, Callable[[float], float]], norm: Callable[[Array], tuple[float, float]] | None = None,
+             centred: bool = False) -> Formula:
+    """An SAE's features encoded, changed and decoded, with the error of the reconstruction added again."""
+    def formula(x: Array, n: dict[str, Array], s: float) -> Array:
+        inward, outward = (1.0, 1.0) if norm is None else norm(x)
+        mean = x.mean() if centred else 0.0
+        pre = n["encoder"] @ ((x - mean) / inward) + n["encoder_bias"]
+        values = np.maximum(pre, 0) * (pre > n.get("threshold", 0))
+        if "k" in n:
+            values[np.argsort(-pre)[int(n["k"]):]] = 0
+        edited = values.copy()
+        for i, change in changes.items():
+            edited[i] = change(values[i])
+
+        def decoded(f: Array) -> Array:
+            return (f @ n["decoder"] + n["decoder_bias"]) * outward + mean
+
+        error = x - decoded(values)
+        return (1 - s) * x + s * (decoded(edited) + error)
+
+    return formula
+
+
+def _dictionary(count: int = 40, k: int | None = None, threshold: bool = False, norm: int | None = None
+                ) -> Callable[[np.random.Generator], dict[str, Array]]:
+    def make(g: np.random.Generator) -> dict[str, Array]:
+        found = {"encoder": g.normal(size=(count, D)) / math.sqrt(D), "encoder_bias": g.normal(size=count) * 0.3,
+                 "decoder": g.normal(size=(count, D)), "decoder_bias": g.normal(size=D)}
+        if k is not None:
+            found["k"] = np.asarray(k)
+        if threshold:
+            found["threshold"] = g.uniform(-0.2, 0.6, size=count)
+        if norm is not None:
+            found["input_norm"] = np.asarray(norm)
+        return found
+
+    return make
+
+
 def _vector(g: np.random.Generator) -> dict[str, Array]:
     return {"vector": g.normal(size=D) * 2}
 
@@ -338,6 +377,19 @@ CASES: list[Case] = [
     ("rotate", {"angle": 190, "adaptive": True}, _space(2), rotate_to(190, True), "resid_post"),
     ("rotate", {"angle": 75, "mode": "by"}, _space(2), rotate_by(75), "resid_post"),
     ("rotate", {"angle": -400, "mode": "by", "adaptive": True}, _space(2), rotate_by(-400, True), "resid_post"),
+    ("sae", {"features": {"3": {"set": 2.5}, "17": {"add": -1.0}, "8": {"scale": 0.0}, "9": {"min": 0.7}}},
+     _dictionary(), features({3: lambda f: 2.5, 17: lambda f: f - 1, 8: lambda f: 0.0, 9: lambda f: max(f, 0.7)}),
+     "resid_post"),
+    ("sae", {"features": {"5": {"scale": 3.0}}}, _dictionary(threshold=True), features({5: lambda f: 3 * f}),
+     "resid_pre"),
+    ("sae", {"features": {"5": {"set": 0.0}, "30": {"add": 4.0}, "31": {"scale": -1.0}}}, _dictionary(k=6),
+     features({5: lambda f: 0.0, 30: lambda f: f + 4, 31: lambda f: -f}), "mlp_out"),
+    ("sae", {"features": {"2": {"set": 3.0}, "4": {"scale": 0.5}}}, _dictionary(threshold=True, norm=1),
+     features({2: lambda f: 3.0, 4: lambda f: 0.5 * f}, lambda x: (np.linalg.norm(x) / math.sqrt(D),) * 2),
+     "resid_post"),
+    ("sae", {"features": {"2": {"set": 3.0}, "4": {"scale": 0.5}}}, _dictionary(k=7, norm=2),
+     features({2: lambda f: 3.0, 4: lambda f: 0.5 * f}, lambda x: (x.std(ddof=1) + 1e-5, x.std(ddof=1)), centred=True),
+     "resid_post"),
     ("affine", {}, _affine, low_rank, "resid_post"),
     ("affine", {}, _diagonal, each_dim, "mlp_out"),
     *[("sign_flip", {"mode": mode}, _pattern, signs(mode), "resid_post") for mode in ("away", "toward", "flip")],

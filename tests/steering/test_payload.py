@@ -27,8 +27,11 @@ VALID: dict[Kind, dict[str, torch.Tensor]] = {
     "diagonal": {"scale": torch.ones(D), "shift": torch.tensor([0.0, 1, 2, 3])},
     "manifold": {"basis": EYE[1:3], "mean": torch.ones(D), "knots": torch.tensor([[0.0], [1.0], [2.5]]),
                  "points": torch.tensor([[1.0, 0], [0, 1], [-1, -1]]), "period": torch.tensor([4.0])},
+    "sae": {"encoder": EYE[:3], "encoder_bias": torch.zeros(3), "decoder": EYE[1:], "decoder_bias": torch.ones(D),
+            "threshold": torch.tensor([0.5, 0, 1]), "input_norm": torch.tensor(1)},
 }
-NAMES = [(kind, name) for kind in KINDS for name in RULES[kind]]
+# An SAE has either thresholds or a k.
+NAMES = [(kind, name) for kind in KINDS for name in RULES[kind] if (kind, name) != ("sae", "k")]
 
 
 def refused(kind: Any, layers: Any, param: str) -> None:
@@ -105,6 +108,9 @@ def test_wrong_axes_and_natures(kind: Kind, name: str) -> None:
     ("manifold", "knots", torch.tensor([[0.0], [2], [1]]), "knots"), ("manifold", "period", torch.ones(1), "knots"),
     ("manifold", "points", torch.ones(2, 2), "points"), ("manifold", "points", torch.ones(3, 1), "points"),
     ("manifold", "period", torch.tensor([-1.0]), "period"), ("manifold", "period", torch.zeros(2), "period"),
+    ("sae", "k", torch.tensor(2), "k"), ("sae", "input_norm", torch.tensor(3), "input_norm"),
+    ("sae", "decoder", torch.ones(2, D), "decoder"), ("sae", "decoder", torch.ones(3, D + 1), "decoder"),
+    ("sae", "threshold", torch.ones(2), "threshold"),
 ])
 def test_wrong_meanings(kind: Kind, name: str, tensor: torch.Tensor, param: str) -> None:
     refused(kind, changed(kind, name, tensor), f"layers[3].{param}")
@@ -118,6 +124,13 @@ def test_tiny_and_huge_vectors_are_no_zeros(size: float) -> None:
 def test_a_tall_basis_costs_nothing() -> None:
     """Its Gram matrix would have 10**12 numbers."""
     refused("subspace", {0: {"basis": torch.ones(10**6, 2)}}, "layers[0].basis")
+
+
+@pytest.mark.parametrize("k", [0, -1, 4])
+def test_as_many_features_as_there_are_can_be_kept(k: int) -> None:
+    topk = {name: tensor for name, tensor in VALID["sae"].items() if name != "threshold"}
+    assert int(Payload.build("sae", {0: {**topk, "k": torch.tensor(3)}}).layers[0]["k"]) == 3
+    refused("sae", {0: {**topk, "k": torch.tensor(k)}}, "layers[0].k")
 
 
 def test_whole_payload() -> None:

@@ -110,7 +110,7 @@ def test_unknown_field_refused_at_every_level(path: tuple[str | int, ...]) -> No
 
 @pytest.mark.parametrize("op", OPS)
 def test_unknown_option_refused(op: str) -> None:
-    needed = {"clamp": {"value": 1}, "rotate": {"angle": 10}}.get(op, {})
+    needed: Any = {"clamp": {"value": 1}, "rotate": {"angle": 10}, "sae": {"features": {"3": {"set": 1}}}}.get(op, {})
     get_operation(op).options.model_validate(needed)  # type: ignore[index]
     with pytest.raises(ValidationError):
         get_operation(op).options.model_validate({**needed, "nonsense": 1})  # type: ignore[index]

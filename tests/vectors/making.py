@@ -91,6 +91,9 @@ def every_kind() -> dict[str, tuple[Metadata, Payload]]:
         "manifold": ("manifold", "resid_post", lambda: {
             "basis": torch.linalg.qr(torch.randn(16, 3))[0].T.contiguous(), "mean": torch.randn(16),
             "knots": torch.arange(5.0).unsqueeze(1), "points": torch.randn(5, 3), "period": torch.tensor([5.0])}),
+        "sae": ("sae", "resid_pre", lambda: {
+            "encoder": torch.randn(24, 16), "encoder_bias": torch.randn(24), "decoder": torch.randn(24, 16),
+            "decoder_bias": torch.randn(16), "threshold": torch.rand(24), "input_norm": torch.tensor(1)}),
         "probe": ("clamp", "attn_out", lambda: {"weight": torch.randn(16), "bias": torch.tensor(0.5)}),
     }
     return {kind: (metadata(f"a-{kind.replace('_', '-')}", kind=kind, op=op, site=site),

@@ -175,7 +175,7 @@ def test_gguf_holds_vectors_of_resid_post_only() -> None:
 
 
 def test_formats_are_registered_once_and_pickles_never() -> None:
-    assert [known.name for known in formats()] == ["gguf", "safetensors"]
+    assert [known.name for known in formats()] == ["gguf", "npz", "safetensors"]
     with pytest.raises(ValueError, match="twice"):
         register(Safetensors)
     for name in ("pt", "torch_pt", "pickle", "../x", ""):

@@ -1,4 +1,7 @@
-"""Trimtab's own format: safetensors with tensors "LAYER.NAME", and the metadata as JSON under one key of the header."""
+"""Trimtab's own format: safetensors with tensors "LAYER.NAME", and the metadata as JSON under one key of the header.
+
+Other programs write their SAEs as safetensors, too. Those are told by the names of their tensors.
+"""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -6,16 +9,19 @@ from typing import Any
 from pydantic_core import from_json
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import Tensor
 
 from steering.artifacts.payload import Payload
 from steering.language.errors import InvalidPayload
 from vectors.artifact import InvalidMetadata, Limits, Metadata
 from vectors.formats.base import HEADER_BYTES, Format, check_size, pick_layers, register
+from vectors.formats.dictionaries.reading import is_dictionary, read_dictionary
+from vectors.formats.dictionaries.said import split
 
 HEADER_KEY = "trimtab"
 DTYPES = frozenset({"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8"})
 # No kind has more tensors per layer.
-TENSORS_PER_LAYER = 5
+TENSORS_PER_LAYER = 7
 
 
 @register
@@ -32,16 +38,21 @@ class Safetensors(Format):
         header = _header(data)
         recorded = _recorded(header.pop("__metadata__", {}))
         _check_entries(header, limits)
-        metadata = Metadata.parse({**recorded, **fields})
-        try:
-            tensors = load(data)
-        except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise InvalidPayload(f"malformed safetensors file: {error}", param="file") from error
-        return metadata, Payload.from_tensors(metadata.kind, tensors)
+        if is_dictionary(header):
+            return read_dictionary(_tensors(data), fields, limits)
+        metadata = Metadata.parse({**recorded, **split(fields)[1]})
+        return metadata, Payload.from_tensors(metadata.kind, _tensors(data))
 
     def write(self, metadata: Metadata, payload: Payload, layers: Collection[int] | None = None) -> bytes:
         metadata, payload = pick_layers(metadata, payload, layers)
         return save(payload.to_tensors(), metadata={HEADER_KEY: metadata.document()})
+
+
+def _tensors(data: bytes) -> dict[str, Tensor]:
+    try:
+        return load(data)
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise InvalidPayload(f"malformed safetensors file: {error}", param="file") from error
 
 
 def _header(data: bytes) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def read_pt(path: Path, fields: Mapping[str, Any], limits: Limits, first_layer: 
         InvalidRequest: no file there. InvalidPayload, InvalidMetadata, PayloadTooLarge: as formats do; InvalidPayload
             also where nothing says the layer, or the file and its name contradict each other.
     """
-    content = understand(_load(path, limits))
+    content = understand(load_pt(path, limits))
     beside = read_beside(path)
     layers, layers_from = _placed(content, beside, first_layer, path.name)
     kept, left_out = without_noise(layers)
@@ -54,7 +54,12 @@ def read_pt(path: Path, fields: Mapping[str, Any], limits: Limits, first_layer: 
     return Metadata.parse({**recorded, **fields}), Payload.build("vector", {n: {"vector": v} for n, v in kept.items()})
 
 
-def _load(path: Path, limits: Limits) -> Any:
+def load_pt(path: Path, limits: Limits) -> Any:
+    """What `torch.save` wrote, tensors and plain values alone.
+
+    Raises:
+        InvalidRequest: no file there. InvalidPayload: it holds more than that. PayloadTooLarge.
+    """
     try:
         check_size(path.read_bytes(), limits)
     except OSError as error:

@@ -20,6 +20,7 @@ from trimtab_client.models import (
     Completion,
     Delta,
     Extracted,
+    FeaturesReading,
     Job,
     LensReading,
     Method,
@@ -30,6 +31,7 @@ from trimtab_client.models import (
 
 __all__ = [
     "Activations", "Artifact", "AsyncClient", "BadRequest", "Calibrated", "Client", "Completion", "Conflict",
-    "ConnectionFailed", "Delta", "Extracted", "Job", "JobFailed", "LensReading", "Method", "NotFound", "Overloaded",
-    "Page", "Preset", "Receipt", "ServerFailed", "ServerRefused", "TrimtabError", "Unauthorized",
+    "ConnectionFailed", "Delta", "Extracted", "FeaturesReading", "Job", "JobFailed", "LensReading", "Method",
+    "NotFound", "Overloaded", "Page", "Preset", "Receipt", "ServerFailed", "ServerRefused", "TrimtabError",
+    "Unauthorized",
 ]

@@ -1,6 +1,6 @@
 """All methods that both clients have. See `endpoint` for how one description serves both."""
 
-from trimtab_client import audits, captures, completions, lenses, library, work
+from trimtab_client import audits, captures, completions, dictionaries, lenses, library, work
 from trimtab_client import keys as access
 from trimtab_client import policies as rules
 from trimtab_client import rollouts as releases
@@ -23,6 +23,7 @@ class Endpoints:
     token_texts = Endpoint(completions.token_texts)
     detokenize = Endpoint(completions.detokenize)
     lens = Endpoint(lenses.lens)
+    features = Endpoint(dictionaries.features)
 
     start_capture = Endpoint(captures.start_capture)
     capture = Endpoint(captures.capture)

@@ -39,7 +39,8 @@ def create_artifact(metadata: Mapping[str, Any], tensors: Mapping[int, Mapping[s
 
 
 def import_artifact(data: bytes, metadata: Mapping[str, Any] | None = None) -> Call[Artifact]:
-    """Take in a safetensors or GGUF file. metadata: fields that win over those in the file."""
+    """Take in a safetensors, GGUF or npz file. metadata: fields that win over those in the file; of an SAE of another
+    program the JSON beside it and its conventions under `sae`."""
     return Call("POST", "/v1/artifacts/import", reader(Artifact), content=data,
                 params={"metadata": None if metadata is None else json.dumps(dict(metadata))},
                 headers={"Content-Type": "application/octet-stream"})

@@ -112,6 +112,21 @@ class LensReading(Model):
     steering: Receipt
 
 
+class FeaturesReading(Model):
+    """Which features of an SAE are active in a text. top: the strongest over all tokens that were looked at. positions:
+    per token how many are active, the strongest, and those that were asked for."""
+
+    model: str
+    artifact: str
+    site: str
+    layer: int
+    tokens: int
+    explained: float | None
+    top: list[dict[str, Any]]
+    positions: list[dict[str, Any]]
+    steering: Receipt
+
+
 class Activations(Model):
     """Captured activations. rows: of every tensor of the file. sites: layers by site."""
 

@@ -34,6 +34,8 @@ import type {
   MadeKey,
   NewKey,
   OwnKey,
+  FeaturesReading,
+  FeaturesRequest,
   LensReading,
   LensRequest,
   LibraryUsage,
@@ -77,6 +79,7 @@ export type CompletionFields = Fields<CompletionRequest, "prompt">;
 export type ResponseFields = Fields<ResponsesRequest, "input">;
 /** Other fields of a reading. `model` is the server's base model if it is left out. */
 export type LensFields = Fields<LensRequest, "input">;
+export type FeaturesFields = Fields<FeaturesRequest, "artifact" | "input">;
 export type CaptureFields = Fields<CaptureRequest, "input" | "sites">;
 
 export interface WaitOptions extends CallOptions {
@@ -184,6 +187,15 @@ export class Client {
     return this.#http.json("POST", "/v1/lens", await this.#call({ input }, fields));
   }
 
+  /** Which features of an SAE are active in text, token ids or messages. */
+  async features(
+    artifact: string,
+    input: FeaturesRequest["input"],
+    fields: FeaturesFields = {},
+  ): Promise<FeaturesReading> {
+    return this.#http.json("POST", "/v1/features", await this.#call({ artifact, input }, fields));
+  }
+
   /** Begin to capture what the model holds inside while it reads texts. `sites`: layers by site, `{ resid_post: [3] }`. */
   async startCapture(input: CaptureRequest["input"], sites: CaptureRequest["sites"], fields: CaptureFields = {}): Promise<Job> {
     return this.#http.json("POST", "/v1/activations", await this.#call({ input, sites }, fields));
@@ -246,8 +258,15 @@ export class Client {
     return this.#http.json("POST", "/v1/artifacts", { ...options, json: { metadata, tensors } });
   }
 
-  /** Take in a safetensors or GGUF file; fields of `metadata` win over those in the file. */
-  importArtifact(file: Uint8Array | Blob, metadata?: Partial<Metadata>, options: CallOptions = {}): Promise<Artifact> {
+  /**
+   * Take in a safetensors, GGUF or npz file; fields of `metadata` win over those in the file. Of an SAE of another program
+   * the JSON beside it and its conventions stand under `sae`.
+   */
+  importArtifact(
+    file: Uint8Array | Blob,
+    metadata?: Partial<Metadata> & { sae?: Record<string, unknown> },
+    options: CallOptions = {},
+  ): Promise<Artifact> {
     const query = metadata === undefined ? {} : { metadata: JSON.stringify(metadata) };
     return this.#http.json("POST", "/v1/artifacts/import", { ...options, content: file, query });
   }

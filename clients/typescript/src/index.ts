@@ -1,5 +1,5 @@
 export { Client, steeringField } from "./client.js";
-export type { CaptureFields, ChatFields, CompletionFields, LensFields, WaitOptions } from "./client.js";
+export type { CaptureFields, ChatFields, CompletionFields, FeaturesFields, LensFields, WaitOptions } from "./client.js";
 export {
   BadRequest,
   Conflict,

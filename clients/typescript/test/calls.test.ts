@@ -43,6 +43,7 @@ const CALLS: Record<string, (client: Client) => Promise<unknown>> = {
   detokenize: (c) => c.detokenize([1]),
   version: (c) => c.version(),
   lens: (c) => c.lens("Hi", { model: "m" }),
+  features: (c) => c.features("scope", "Hi", { model: "m" }),
   startCapture: (c) => c.startCapture(["Hi"], { resid_post: [1] }, { model: "m" }),
   capture: (c) => c.capture(["Hi"], { resid_post: [1] }, { model: "m" }),
   streamActivations: async (c) => drained(c.streamActivations("act-1")),

@@ -1,5 +1,6 @@
 """`/v1/artifacts`: the library over HTTP. A reference is "name", "name@3" or "name@alias"; names never become paths."""
 
+import asyncio
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -11,8 +12,10 @@ from server.api.library.refs import NAME, REF
 from server.api.route import StrictRoute
 from server.api.strict_json import parse_json
 from server.errors import InvalidJson, UnsupportedMediaType
-from server.requests.state import ServerState, State
+from server.requests.state import State
 from server.threads import in_thread
+from server.workbench.reconstruction import checked, is_of
+from server.workbench.subject import EngineSubject
 from steering.artifacts.payload import Kind, Payload
 from steering.language.errors import ArtifactMismatch, InvalidPayload, InvalidRequest
 from steering.language.vocabulary import Op, Site
@@ -20,6 +23,7 @@ from steering.models.facts import ModelFacts
 from steering.programs.inline import parse_tensor
 from vectors.artifact import Artifact, Metadata, Patch
 from vectors.formats import detect, get_format
+from vectors.formats.dictionaries.said import SaeFields, split
 from vectors.library import Filter
 from vectors.library.paging import MAX_LIMIT, Order
 
@@ -80,9 +84,15 @@ class ListQuery(BaseModel):
 
 
 @router.post("", status_code=201)
-def create_artifact(body: NewArtifact, state: State) -> ArtifactView:
-    """Store numbers as a new version; the same again gives the version that exists."""
-    layers = {}
+async def create_artifact(body: NewArtifact, state: State) -> ArtifactView:
+    """Store numbers as a new version; the same again gives the version that exists. An SAE that is not of another model
+    must reconstruct activations of the served one."""
+    subject = EngineSubject(state, asyncio.get_running_loop())
+    return await in_thread(_create, body, subject)
+
+
+def _create(body: NewArtifact, subject: EngineSubject) -> ArtifactView:
+    state, layers = subject.state, {}
     for layer, tensors in body.tensors.items():
         if not (layer.isascii() and layer.isdigit() and len(layer) <= 5):
             raise InvalidPayload(f"{layer[:40]!r} is not a layer number", param="tensors", fix='Write "3".')
@@ -93,7 +103,7 @@ def create_artifact(body: NewArtifact, state: State) -> ArtifactView:
     except InvalidPayload as error:
         raise error.at("tensors") from None
     _check_width(body.metadata, payload, state.engine.facts, "tensors")
-    return view(state.library.create(body.metadata, payload))
+    return view(state.library.create(checked(body.metadata, payload, SaeFields(), subject), payload))
 
 
 @router.post("/import", status_code=201, openapi_extra={"requestBody": {"required": True, "content": {
@@ -104,7 +114,8 @@ def create_artifact(body: NewArtifact, state: State) -> ArtifactView:
 async def import_artifact(request: Request, state: State, metadata: Annotated[str | None, Query(
         description="JSON object: fields that win over those in the file; for uploads that are no form.")] = None
         ) -> ArtifactView:
-    """Take in a safetensors or GGUF file."""
+    """Take in a safetensors, GGUF or npz file. An SAE's may be as another program wrote it; the JSON beside it and its
+    conventions then stand under `sae` in the metadata, and it must reconstruct activations of the served model."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in ("multipart/form-data", "application/octet-stream"):
         raise UnsupportedMediaType(f"the body is {kind[:80] or 'of no stated type'}", param="Content-Type",
@@ -115,7 +126,7 @@ async def import_artifact(request: Request, state: State, metadata: Annotated[st
             data, metadata = await _form(request, metadata)
         else:
             data = await request.body()
-        return await in_thread(_import, data, _fields(metadata), state)
+        return await in_thread(_import, data, _fields(metadata), EngineSubject(state, asyncio.get_running_loop()))
 
 
 @router.get("")
@@ -209,17 +220,18 @@ def _fields(metadata: str | None) -> dict[str, Any]:
     return fields
 
 
-def _import(data: bytes, fields: dict[str, Any], state: ServerState) -> ArtifactView:
+def _import(data: bytes, fields: dict[str, Any], subject: EngineSubject) -> ArtifactView:
     if not data:
         raise InvalidPayload("the file is empty", param="file")
-    metadata, payload = detect(data).read(data, fields, state.library.limits)
-    _check_width(metadata, payload, state.engine.facts, "file")
-    return view(state.library.create(metadata, payload))
+    library = subject.state.library
+    metadata, payload = detect(data).read(data, fields, library.limits)
+    _check_width(metadata, payload, subject.facts, "file")
+    return view(library.create(checked(metadata, payload, split(fields)[0], subject), payload))
 
 
 def _check_width(metadata: Metadata, payload: Payload, facts: ModelFacts, param: str) -> None:
     """Refuse numbers of another width than the loaded model's, unless they say that they are another model's."""
-    if metadata.fingerprint not in (None, facts.fingerprint) or metadata.model_id not in (None, facts.model_id):
+    if not is_of(metadata, facts):
         return
     width, site = payload.width, metadata.site
     if width is not None and facts.sites.get(site) and width != facts.width(site):

@@ -1,0 +1,1 @@
+"""Files of sparse autoencoders as other programs write them."""
