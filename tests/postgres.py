@@ -5,6 +5,7 @@ import os
 import pwd
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -47,19 +48,24 @@ class Cluster:
         self._user = next(user for user in OTHERS if _exists(user)) if os.geteuid() == 0 else None
         self._process: subprocess.Popen[bytes] | None = None
         self._made: set[str] = set()
+        # Also the name of the Unix socket holds it.
+        self.port = 5432
         if self._user is not None:
             shutil.chown(folder, self._user)
         self._run("initdb", "--pgdata", str(folder / "data"), "--username", USER, "--auth", "trust", "--no-sync",
                   "--encoding", "UTF8", "--locale", "C")
 
-    def start(self) -> None:
-        options = [word for name, value in OPTIONS.items() for word in ("-c", f"{name}={value}")]
+    def start(self, **more: str) -> None:
+        """more: options of PostgreSQL."""
+        options = [word for name, value in (OPTIONS | {"port": str(self.port)} | more).items()
+                   for word in ("-c", f"{name}={value}")]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [str(self._bin / "postgres"), "-D", str(self.folder / "data"), "-k", str(self.folder), *options],
                 stdout=log, stderr=log, user=self._user, extra_groups=[] if self._user else None, cwd=self.folder)
         deadline = time.monotonic() + START_S
-        while subprocess.run([self._bin / "pg_isready", "-q", "-h", self.folder, "-U", USER]).returncode:
+        while subprocess.run([self._bin / "pg_isready", "-q", "-h", self.folder, "-p", str(self.port), "-U",
+                              USER]).returncode:
             assert self._process.poll() is None, (self.folder / "log").read_text()
             assert time.monotonic() < deadline, "PostgreSQL does not start"
             time.sleep(0.05)
@@ -90,6 +96,23 @@ class Cluster:
         """As `url`, with the tables of a library. `make_template` comes first."""
         return self.url(key, template="library")
 
+    def open_to_network(self, password: str, certificate: Path, key: Path) -> None:
+        """Start it again, reachable also at a port of 127.0.0.1, where it asks for TLS and a password."""
+        quoted = password.replace("'", "''")
+        self._sql(f"ALTER USER {USER} PASSWORD '{quoted}'")
+        self.stop()
+        for name, source in (("server.crt", certificate), ("server.key", key)):
+            shutil.copyfile(source, self.folder / name)
+            (self.folder / name).chmod(0o600)
+            if self._user is not None:
+                shutil.chown(self.folder / name, self._user)
+        rules = self.folder / "data" / "pg_hba.conf"
+        rules.write_text("local all all trust\nhostssl all all 127.0.0.1/32 scram-sha-256\n")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.start(listen_addresses="127.0.0.1", ssl="on", ssl_cert_file=str(self.folder / "server.crt"),
+                   ssl_key_file=str(self.folder / "server.key"))
+
     def clear(self) -> None:
         """Drop the databases that were made."""
         for name in self._made:
@@ -97,10 +120,11 @@ class Cluster:
         self._made.clear()
 
     def _url(self, name: str) -> str:
-        return f"postgresql+psycopg://{USER}@/{name}?host={self.folder}"
+        return f"postgresql+psycopg://{USER}@/{name}?host={self.folder}&port={self.port}"
 
     def _sql(self, text: str, *, check: bool = True) -> "subprocess.CompletedProcess[bytes]":
-        return self._run("psql", "-qX", "-h", str(self.folder), "-U", USER, "-d", "postgres", "-c", text, check=check)
+        return self._run("psql", "-qX", "-h", str(self.folder), "-p", str(self.port), "-U", USER, "-d", "postgres",
+                         "-c", text, check=check)
 
     def _run(self, program: str, *arguments: str, check: bool = True) -> "subprocess.CompletedProcess[bytes]":
         done = subprocess.run([self._bin / program, *arguments], capture_output=True, user=self._user,

@@ -245,8 +245,8 @@ def _reloading(app: FastAPI) -> Iterator[None]:
 
 
 def settle() -> None:
-    """Take all that is there once the server has started, millions of objects, out of what the garbage collector looks
-    through. Otherwise it stops the process for a tenth of a second and more each time a body brings many lists."""
+    """Take all that is there once the server has started out of what the garbage collector looks through. Otherwise it
+    stops the process for a tenth of a second and more each time a body brings many lists."""
     gc.collect()
     gc.freeze()
     gc.enable()
