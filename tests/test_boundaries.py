@@ -127,11 +127,12 @@ VECTORS = {
     "vectors/calibrate": {"artifact.py", "calibration.py", "extras.py", "extract", "placebo.py"},
     "vectors/evaluate": {"extras.py", "extract", "calibrate", "evaluate/graders"},
 }
-GROUND = {"errors.py", "threads.py"}
+GROUND = {"errors.py", "threads.py", "shelf.py"}
 ENGINES = {"engines", "engines/transformers", "engines/vllm"}
 SERVER = {
     "server/errors.py": set(),
     "server/threads.py": {"errors.py"},
+    "server/shelf.py": set(),
     "server/settings_file.py": {"errors.py"},
     "server/settings.py": {"errors.py", "settings_file.py"},
     "server/starting.py": {"errors.py", "settings.py"},

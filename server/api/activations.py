@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from server.activations.store import Activations, new_id, owner
+from server.activations.store import Activations, new_id
 from server.api.route import StrictRoute
 from server.background.apart import apart
 from server.background.job import Control, Job
@@ -32,6 +32,7 @@ from steering.language.vocabulary import Site
 from steering.models.facts import ModelFacts
 from steering.programs.layers import explicit_layers
 from vectors.extract.trial.effort import seconds
+from vectors.library.audit.notes import maker
 
 router = APIRouter(prefix="/v1/activations", tags=["reading"], route_class=StrictRoute)
 Id = Annotated[str, Path(max_length=64)]
@@ -159,6 +160,6 @@ def _described(body: CaptureBody, wanted: Wanted, plan: Plan, state: ServerState
         id=new_id(), created_at=created, expires_at=expires, model=body.model,
         fingerprint=state.engine.facts.fingerprint, texts=len(wanted.prompts), tokens=wanted.tokens,
         rows=sum(wanted.counts()), sites={site: list(layers) for site, layers in wanted.sites.items()},
-        pool=body.pool, dtype=body.dtype, bytes=0, applied=applied, disabled=plan.disabled, tenant=owner())
+        pool=body.pool, dtype=body.dtype, bytes=0, applied=applied, disabled=plan.disabled, tenant=maker())
     return described, metadata(described, body.steering.model_dump(mode="json", exclude_defaults=True),
                                body.positions)

@@ -23,10 +23,11 @@ from openai.types import Batch, BatchError, BatchRequestCounts
 from openai.types.batch import Errors
 from pydantic import ValidationError
 
-from server.batches.files import TENANT, StoredFiles
+from server.batches.files import StoredFiles
 from server.batches.lines import answered, finished, read_requests, read_results, run
 from server.errors import TooManyJobs
 from server.identity.principal import Principal
+from server.shelf import TENANT
 from server.threads import in_thread
 from steering.language.errors import Conflict, InvalidRequest, NotFound
 from vectors.library.spaces import EVERYTHING, HOUSE, READER, reading

@@ -77,9 +77,14 @@ class Tracing:
         from opentelemetry.trace import SpanContext, TraceFlags
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+        class Ours(Resource):
+            # The exporter asks for it at each span, and the SDK's makes a JSON text of the whole each time.
+            __hash__ = object.__hash__
+
         self._processor, self._sampler = processor, ParentBased(TraceIdRatioBased(sample))
-        resource = Resource.create({"service.name": "trimtab", "service.version": version("trimtab"),
-                                    "service.instance.id": secrets.token_hex(8)})
+        made = Resource.create({"service.name": "trimtab", "service.version": version("trimtab"),
+                                "service.instance.id": secrets.token_hex(8)})
+        resource = Ours(dict(made.attributes), made.schema_url)
         self._span = partial(ReadableSpan, resource=resource, instrumentation_scope=InstrumentationScope("trimtab"))
         self._event, self._ids, self._context, self._flags = Event, RandomIdGenerator(), SpanContext, TraceFlags
         self._propagator = TraceContextTextMapPropagator()
