@@ -61,6 +61,8 @@ def evaluate(
 def show(report: dict[str, Any]) -> None:
     """The shares as a table, what they say, and texts side by side."""
     table = Table("arm", *(f"success: {one['kind']}" for one in report["graders"]), "broken", "KL per token", box=None)
+    if mandatory := report.get("mandatory"):
+        out.print(f"a mandatory spec acted in front of every arm: {', '.join(mandatory)}", markup=False)
     rows = [("untouched", report["untouched"])]
     for one in report["results"]:
         dose = one["steered"]["dose"]

@@ -12,6 +12,7 @@ from cachetools import LRUCache
 
 from server.activations.store import StoredActivations
 from server.errors import NotSteered, SteeringDisabled
+from server.identity.policy import Held
 from server.identity.principal import CURRENT
 from server.requests import policy_gate
 from server.requests.killswitch import KillSwitch
@@ -144,6 +145,11 @@ class Planner:
         """The same of a stored spec, whose numbers are not the request's own. The errors' path is `preset`."""
         return self._alone(preset.spec, _of_preset(preset, "preset", ("preset",)))
 
+    def mandatory(self) -> Plan:
+        """What policies of who asks put in front of everything, by itself, kill switch or not."""
+        given = _mandatory(CURRENT.get().policies)
+        return Plan(*self._compiled(given)) if given else Plan(None)
+
     def _alone(self, spec: Spec, given: Sequence[Planned]) -> Plan:
         program, planned = self._compiled(given)
         return Plan(program, planned, guards=() if spec.guard is None else (spec.guard,))
@@ -176,10 +182,9 @@ class Planner:
         """What the server does of itself: mandatory specs of policies, and the default spec."""
         planned: list[Planned] = []
         guards: list[Guard | None] = []
-        for one in CURRENT.get().policies:
-            if (mandatory := one.policy.mandatory) is not None:
-                guards.append(mandatory.guard)
-                planned += _planned(mandatory.interventions, "policy", "mandatory", "interventions")
+        held = CURRENT.get().policies
+        guards += [one.policy.mandatory.guard for one in held if one.policy.mandatory is not None]
+        planned += _mandatory(held)
         default = self.default_spec() if steering.default == "inherit" else None
         if default is not None:
             problem = self.default_spec_problem(default)
@@ -298,6 +303,11 @@ class Planner:
         if _inline_bytes(intervention.inline) > limit:
             raise item.place(PayloadTooLarge(f"the inline numbers take more than {limit} bytes", fix="Upload them once "
                                              "to /v1/artifacts and name them."), ("inline",))
+
+
+def _mandatory(held: Sequence[Held]) -> list[Planned]:
+    return [item for one in held if one.policy.mandatory is not None
+            for item in _planned(one.policy.mandatory.interventions, "policy", "mandatory", "interventions")]
 
 
 def _graders(steering: Steering) -> tuple[Grader, ...]:

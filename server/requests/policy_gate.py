@@ -65,18 +65,19 @@ def check_artifact_read(held: Sequence[Held], ref: str) -> None:
 
 
 def check_job(held: Sequence[Held], name: str | None = None, *, op: str | None = None, site: str | None = None,
-              reads: bool = False, param: Path = ("name",)) -> None:
+              reads: bool = False, adds_mandatory: bool = False, param: Path = ("name",)) -> None:
     """A job that writes texts: an evaluation, or one that makes or tries an artifact. Ceilings are not for it, because
     to find out what a strength does is what it is for.
 
     Args:
-        name: of the artifact, with what it is for. reads: whether the job reads activations. param: the field of it.
+        name: of the artifact, with what it is for. reads: whether the job reads activations. adds_mandatory: whether
+            it lets mandatory specs act. param: the field of the name.
 
     Raises:
         PolicyViolation.
     """
     for one in held:
-        if one.policy.mandatory is not None:
+        if one.policy.mandatory is not None and not adds_mandatory:
             raise one.violated("mandatory", "a job writes texts without the mandatory spec", (), fix="Use a key whose "
                                "requests have none.")
         if reads:

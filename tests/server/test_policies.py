@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ from pydantic import SecretStr
 from trimtab_client import Client
 from typer.testing import CliRunner
 
+from server.background.job import FINISHED
 from server.cli.main import app as cli
+from server.engines.data import CompareRequest, Comparison
 from server.identity.policy import Held, Policy, matches
 from server.identity.principal import CURRENT, Principal
 from server.requests.planner import Planner
 from server.settings import Settings
 from steering.artifacts.payload import Payload
+from steering.divergence import Divergence, ResidualShift
 from steering.language.errors import TrimtabError
 from steering.language.spec import Spec, Steering
 from tests.server.conftest import MODEL, chat
@@ -306,12 +310,56 @@ async def test_jobs_are_held_to_the_policy(team: Asked, stored: Library) -> None
     every = set(jobs)
     for rules, rule, found in (
             ({}, None, set()), ({"models": ["other"]}, "models", every),
-            ({"mandatory": steps("secret")}, "mandatory", every), ({"artifacts": ["other"]}, "artifacts", every),
+            ({"mandatory": steps("secret")}, "mandatory", every - {"evaluate"}),
+            ({"artifacts": ["other"]}, "artifacts", every),
             ({"ops": ["ablate"]}, "ops", every), ({"sites": ["resid_pre"]}, "sites", every),
             ({"captures": False}, "captures", {"extract", "method"})):
         await team.policy(**rules)
         expected = {what: rule if what in found else None for what in jobs}
         assert {what: await refused(what) for what in jobs} == expected, rules
+
+
+async def test_an_evaluation_runs_with_the_mandatory_spec_in_every_arm(team: Asked, engine: ScriptedEngine,
+                                                                      stored: Library) -> None:
+    """Also in the one without the evaluated spec, and the report says so. The control has no such policy."""
+    store(stored, "team/mine")
+    worker = bearer(await make(team.client, "jobs", "library_read", name="worker", tenant="team"))
+
+    async def compare(request: CompareRequest) -> Comparison:
+        count = len(request.token_ids) - request.prompt_length
+        one = Divergence(**{each.name: torch.zeros(count) for each in fields(Divergence)})
+        ones = torch.ones(count)
+        return Comparison(one, (one,) * len(request.program.compiled), ResidualShift(ones, ones), exact=True)
+
+    engine.compare = compare  # type: ignore[method-assign]
+
+    async def evaluated() -> tuple[dict[str, Any], set[tuple[str, ...]]]:
+        """The report, and what acted in each arm."""
+        engine.completions.clear()
+        job = (await team.client.post("/v1/evaluations", headers=worker, json={
+            "spec": steps("team/mine"), "prompts": ["a", "b"], "draws": 0, "doses": [0.5, 1.0], "max_tokens": 4,
+            "graders": [{"kind": "whole"}]})).json()
+        async with asyncio.timeout(60):
+            while job["status"] not in FINISHED:
+                await asyncio.sleep(0.01)
+                job = (await team.client.get(f"/v1/jobs/{job['id']}", headers=worker)).json()
+        assert job["status"] == "succeeded", job
+        report = (await team.client.get(f"/v1/evaluations/{job['result']['id']}", headers=worker)).json()
+        assert report["mandatory"] == job["result"]["mandatory"]
+        page = (await team.client.get(f"/v1/evaluations/{job['result']['id']}/report", headers=worker)).text
+        assert ("acted in front of" in page) == bool(report["mandatory"])
+        return report, {() if one.generation.program is None else tuple(
+            str(item.applied.artifact) for item in one.generation.program.compiled) for one in engine.completions}
+
+    await team.policy(mandatory=steps("secret"))
+    report, arms = await evaluated()
+    assert report["mandatory"] == ["secret@1"] and report["artifacts"] == ["team/mine@1"]
+    assert arms == {("secret@1",), ("secret@1", "team/mine@1")}
+    assert "with the mandatory spec alone" in report["results"][0]["verdict"][0]
+    await team.policy()
+    report, arms = await evaluated()
+    assert report["mandatory"] == [] and arms == {(), ("team/mine@1",)}
+    assert "untouched" in report["results"][0]["verdict"][0]
 
 
 async def test_lines_of_a_batch_are_held_to_the_policy_of_the_moment(team: Asked) -> None:

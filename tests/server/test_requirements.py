@@ -52,13 +52,13 @@ def desk(client: httpx.AsyncClient, app: FastAPI, monkeypatch: pytest.MonkeyPatc
 
 def evaluated(library: Library, id: str, *, success: float = 0.9, broken: float = 0.0, days: float = 0.0,
               ref: str | None = "cheer@2", artifacts: Any = ("new@1",), fingerprint: str = "f" * 64, prompts: int = 50,
-              dose: float = 1.0, chance: Any = (0.01,)) -> None:
+              dose: float = 1.0, chance: Any = (0.01,), mandatory: Any = ()) -> None:
     """Store an evaluation as the job does. Every argument differs in some case from what counts."""
     arm = {"success": [success], "broken": [broken], "chance": list(chance), "kl": 0.3}
     at = datetime.now(UTC) - timedelta(days=days)
     summary = {"id": id, "created_at": at.isoformat(), "model": MODEL, "fingerprint": fingerprint,
                "artifacts": list(artifacts), "preset": ref, "graders": ["refusal"], "prompts": prompts, "draws": 8,
-               "untouched": arm | {"dose": 0.0}, "results": [arm | {"dose": dose}]}
+               "mandatory": list(mandatory), "untouched": arm | {"dose": 0.0}, "results": [arm | {"dose": dose}]}
     library.evaluations.add(id, at, [*artifacts, *([ref] if ref else [])], summary, "{}")
 
 
@@ -98,7 +98,8 @@ async def test_an_alias_moves_to_what_passed_and_to_nothing_else(client: httpx.A
 
 @pytest.mark.parametrize("other", [
     {"ref": "cheer@1"}, {"ref": None}, {"artifacts": ("old@1",)}, {"artifacts": ("new@1", "old@1")},
-    {"fingerprint": "e" * 64}, {"prompts": 19}, {"dose": 2.0}, {"days": 31.0}], ids=str)
+    {"fingerprint": "e" * 64}, {"prompts": 19}, {"dose": 2.0}, {"days": 31.0},
+    {"mandatory": ("safety@1",)}], ids=str)
 async def test_what_is_of_something_else_does_not_count(client: httpx.AsyncClient, library: Library, other: Any
                                                         ) -> None:
     await require(client, max_age_s=30 * 86400.0)

@@ -30,7 +30,9 @@ pre { overflow: auto; padding: .8rem; border: 1px solid #8886; border-radius: .3
 <h1>Evaluation of {{ r.preset or ", ".join(r.artifacts) or "a spec" }}</h1>
 <p>{{ r.prompts }} prompts on {{ r.model }} ({{ r.engine }} engine), {{ r.max_tokens }} tokens at temperature
 {{ r.temperature }}, {{ r.draws }} random artifacts of equal size at each dose. {{ r.created_at.isoformat() }}.</p>
-{% for one in r.results %}<h2>Dose {{ one.steered.dose }}</h2>
+{% if r.mandatory %}<p>A policy has a mandatory spec for who asked, so {{ r.mandatory|join(", ") }} acted in front of
+every arm, also of the one that is called untouched.</p>
+{% endif %}{% for one in r.results %}<h2>Dose {{ one.steered.dose }}</h2>
 <ul>{% for said in one.verdict %}
 <li><strong>{{ r.graders[loop.index0].kind }}</strong>: {{ said }}</li>{% endfor %}</ul>
 {% endfor %}

@@ -51,7 +51,7 @@ class SampleView(View):
 
 
 class ArmView(View):
-    dose: float = Field(description="What the strengths were multiplied with; 0 for the untouched model.")
+    dose: float = Field(description="What the strengths were multiplied with; 0 for the arm without the spec.")
     graded: list[GradedView]
     kl: float = Field(description="Mean KL(steered || untouched), nats per token.")
     perplexity: float = Field(description="Of the texts under the untouched model.")
@@ -91,6 +91,9 @@ class EvaluationReport(View):
     spec: dict[str, Any] = Field(description="As it was given.")
     artifacts: list[str] = Field(description="The versions that were applied.")
     preset: str | None = None
+    mandatory: list[str] = Field(default=[], description="What acted in front of every arm, also of the one that is "
+                                 "called untouched, because a policy that holds for who asked has a mandatory spec: "
+                                 "artifacts with version, inline for numbers.")
     graders: list[dict[str, Any]]
     prompts: int
     controls: int
@@ -108,7 +111,8 @@ class EvaluationReport(View):
         """The report without its texts and draws."""
         return EvaluationSummary(
             id=self.id, created_at=self.created_at, model=self.model, fingerprint=self.fingerprint,
-            artifacts=self.artifacts, preset=self.preset, graders=[str(one["kind"]) for one in self.graders],
+            artifacts=self.artifacts, preset=self.preset, mandatory=self.mandatory,
+            graders=[str(one["kind"]) for one in self.graders],
             prompts=self.prompts, draws=self.draws,
             untouched=_outcome(self.untouched, []),
             results=[_outcome(one.steered, one.chance) for one in self.results])
@@ -129,6 +133,8 @@ class EvaluationSummary(View):
     fingerprint: str
     artifacts: list[str]
     preset: str | None
+    mandatory: list[str] = Field(default=[], description="What acted in front of every arm; such an evaluation passes "
+                                 "no requirement of an alias.")
     graders: list[str]
     prompts: int
     draws: int
@@ -136,8 +142,8 @@ class EvaluationSummary(View):
     results: list[OutcomeSummary]
 
 
-def doses_of(found: Evaluation) -> list[DoseView]:
-    """What an evaluation found, dose by dose."""
+def doses_of(found: Evaluation, base: str = "untouched") -> list[DoseView]:
+    """What an evaluation found, dose by dose. base: what the arm without the spec is called."""
     graders = range(len(found.untouched.graded))
     views = []
     for n, steered in enumerate(found.steered):
@@ -147,18 +153,19 @@ def doses_of(found: Evaluation) -> list[DoseView]:
         views.append(DoseView(
             steered=ArmView.of(steered), chance=chance,
             random=[draw if k == 0 else draw.model_copy(update={"samples": []}) for k, draw in enumerate(draws)],
-            verdict=[_verdict(found.untouched, steered, random, chance, grader) for grader in graders]))
+            verdict=[_verdict(found.untouched, steered, random, chance, grader, base) for grader in graders]))
     return views
 
 
-def _verdict(untouched: Arm, steered: Arm, random: Sequence[Arm], chance: Sequence[float], grader: int) -> str:
+def _verdict(untouched: Arm, steered: Arm, random: Sequence[Arm], chance: Sequence[float], grader: int,
+             base: str) -> str:
     """One grader's finding at one dose as a sentence that stands for itself."""
     now, before = steered.graded[grader], untouched.graded[grader]
-    said = f"{_shown(now.success)} succeed, untouched {_shown(before.success)}"
+    said = f"{_shown(now.success)} succeed, {base} {_shown(before.success)}"
     if random:
         shares = sorted(arm.graded[grader].success.value for arm in random)
         said += f", random artifacts of equal size {shares[0]:.0%} to {shares[-1]:.0%}"
-    said += f"; {_shown(now.broken)} are broken, untouched {_shown(before.broken)}."
+    said += f"; {_shown(now.broken)} are broken, {base} {_shown(before.broken)}."
     if not random:
         said += " Nothing was compared with random artifacts."
     elif now.success.value <= before.success.value:

@@ -37,11 +37,13 @@ class Options:
     """doses: what every strength of the spec is multiplied with. draws: random counterparts at each dose. samples:
     texts that are kept of each arm, with their verdicts; those of the same prompts in all arms. controls: prompts on
     which nothing should change. tasks: unrelated questions with right answers. names_roles: scopes of the spec do.
+    before: steps that act in front of the spec in every arm, also in the one without the spec, at their own strength.
     """
 
     names_roles: bool = False
     controls: tuple[Prompt, ...] = ()
     tasks: tuple[Asked, ...] = ()
+    before: tuple[Resolved, ...] = ()
 
     doses: tuple[float, ...] = (1.0,)
     draws: int = 20
@@ -112,7 +114,8 @@ def evaluate(spec: Sequence[Resolved], asked: Sequence[Asked], graders: Sequence
         raise InvalidSpec("numbers given inline have no random counterpart", param="draws",
                           fix="Store them as an artifact, or set draws to 0.")
     runner = _Runner(asked, graders, bench, options, tools or Tools())
-    programs = [_program(spec, bench, dose) for dose in options.doses]
+    before = options.before
+    programs = [_program(before, spec, bench, dose) for dose in options.doses]
     drawn = [_random(spec, programs[0], bench, options.seed + n) for n in range(options.draws)]
     total = 1 + len(options.doses) * (1 + options.draws)
     done = 0
@@ -123,21 +126,22 @@ def evaluate(spec: Sequence[Resolved], asked: Sequence[Asked], graders: Sequence
         done += 1
         return runner.arm(kind, dose, program)
 
-    untouched = arm("untouched", 0.0, None)
+    untouched = arm("untouched", 0.0, compile_program(before, bench.facts) if before else None)
     steered = tuple(arm("steered", dose, program) for dose, program in zip(options.doses, programs, strict=True))
-    random = tuple(tuple(arm("random", dose, _program(other, bench, dose)) for other in drawn)
+    random = tuple(tuple(arm("random", dose, _program(before, other, bench, dose)) for other in drawn)
                    for dose in options.doses)
     return Evaluation(untouched, steered, random if options.draws else ())
 
 
-def _program(spec: Sequence[Resolved], bench: Bench, dose: float) -> Program:
-    return compile_program([replace(one, factor=one.factor * dose) for one in spec], bench.facts)
+def _program(before: Sequence[Resolved], spec: Sequence[Resolved], bench: Bench, dose: float) -> Program:
+    return compile_program([*before, *(replace(one, factor=one.factor * dose) for one in spec)], bench.facts)
 
 
 def _random(spec: Sequence[Resolved], program: Program, bench: Bench, seed: int) -> list[Resolved]:
     """The spec with random numbers of equal size in each artifact's place; gates and scopes stay."""
     found = []
-    for number, (one, compiled) in enumerate(zip(spec, program.compiled, strict=True)):
+    own = program.compiled[len(program.compiled) - len(spec):]
+    for number, (one, compiled) in enumerate(zip(spec, own, strict=True)):
         assert one.source is not None
         payload = random_like(one.source.payload, bench.facts, compiled.applied.sites[0], seed * len(spec) + number)
         found.append(replace(one, source=replace(one.source, ref=f"random@{seed + 1}", digest="", payload=payload)))

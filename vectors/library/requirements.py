@@ -172,7 +172,9 @@ def _newest(session: Session, version: Version, ref: str, wanted: Mapping[str, A
     for row in session.scalars(statement.order_by(EvaluationRow.created_at.desc()).limit(MOST_LOOKED_AT)):
         summary = row.summary
         of_it = summary["preset"] == ref if version.named.collection == "preset" else summary["preset"] is None
-        if (of_it and set(summary["artifacts"]) == applied and summary["prompts"] >= wanted["prompts"]
+        # Under a mandatory spec something else acted beside the version.
+        if (of_it and not summary.get("mandatory") and set(summary["artifacts"]) == applied
+                and summary["prompts"] >= wanted["prompts"]
                 and (not served or summary["fingerprint"] == served)):
             return dict(summary)
     return None

@@ -64,13 +64,15 @@ class EvaluationList(BaseModel):
 async def create_evaluation(body: EvaluateBody, state: State, model: OfModel = None) -> Job:
     """Start the job. Its result is the summary; the report with its texts is kept under the summary's id."""
     state = served(model, state)
-    check_job(CURRENT.get().policies)
+    check_job(CURRENT.get().policies, adds_mandatory=True)
     _check_judges(body, state)
     plan, preset = await in_thread(_plan, body, state)
+    mandatory = await in_thread(state.planner.mandatory)
     tools = await in_thread(_tools, body, state)
     subject = EngineSubject(state, asyncio.get_running_loop())
     estimate = await in_thread(lambda: seconds(_tokens(body, subject), subject, sample(subject)))
-    return await submitted(state, "evaluate", lambda control: _work(body, plan, preset, tools, control, state),
+    return await submitted(state, "evaluate",
+                           lambda control: _work(body, plan, mandatory, preset, tools, control, state),
                            about=_about(plan, preset), estimate_s=estimate)
 
 
@@ -109,7 +111,7 @@ async def delete_evaluation(id: str, state: State) -> None:
     await in_thread(state.library.evaluations.delete, id)
 
 
-async def _work(body: EvaluateBody, plan: Plan, preset: str | None, tools: Tools, control: Control,
+async def _work(body: EvaluateBody, plan: Plan, mandatory: Plan, preset: str | None, tools: Tools, control: Control,
                 state: ServerState) -> dict[str, Any]:
     bench = EngineSubject(state, asyncio.get_running_loop(), control)
     # One of the job, so that a job which a server finished and could not say so is not done a second time.
@@ -123,9 +125,9 @@ async def _work(body: EvaluateBody, plan: Plan, preset: str | None, tools: Tools
                 tools.probes[grader.probe] = reads(
                     compile_reader(state.library.source(grader.probe), state.engine.facts), bench)
         found = evaluate(plan.planned, [_asked(one) for one in body.prompts], body.graders, bench,
-                         _options(body, plan), tools, control.progress)
+                         _options(body, plan, mandatory), tools, control.progress)
         control.check()
-        report = _reported(id, body, plan.planned, preset, found, state)
+        report = _reported(id, body, plan.planned, mandatory.planned, preset, found, state)
         summary = report.summary().model_dump(mode="json")
         state.library.evaluations.add(report.id, report.created_at, [*report.artifacts, *([preset] if preset else [])],
                                       summary, report.model_dump_json())
@@ -189,28 +191,31 @@ def _tools(body: EvaluateBody, state: ServerState) -> Tools:
     return Tools()
 
 
-def _options(body: EvaluateBody, plan: Plan) -> Options:
+def _options(body: EvaluateBody, plan: Plan, mandatory: Plan) -> Options:
     return Options(doses=tuple(body.doses), draws=body.draws, max_tokens=body.max_tokens, temperature=body.temperature,
                    seed=body.seed, samples=body.samples, controls=tuple(body.controls),
-                   tasks=tuple(_asked(one) for one in body.tasks), names_roles=plan.names_roles)
+                   tasks=tuple(_asked(one) for one in body.tasks), before=mandatory.planned,
+                   names_roles=plan.names_roles or mandatory.names_roles)
 
 
 def _asked(one: Question | Prompt) -> Asked:
     return Asked(one.prompt, tuple(one.expected)) if isinstance(one, Question) else Asked(one)
 
 
-def _reported(id: str, body: EvaluateBody, resolved: tuple[Resolved, ...], preset: str | None,
-              found: Evaluation, state: ServerState) -> EvaluationReport:
+def _reported(id: str, body: EvaluateBody, resolved: tuple[Resolved, ...], mandatory: tuple[Resolved, ...],
+              preset: str | None, found: Evaluation, state: ServerState) -> EvaluationReport:
     given = {"preset": preset} if body.spec is None else body.spec.model_dump(mode="json", exclude_defaults=True)
     return EvaluationReport(
         id=id, created_at=datetime.now(UTC), model=_evaluated(state),
         fingerprint=state.engine.facts.fingerprint, engine=state.engine_name, spec=given,
         artifacts=list(dict.fromkeys(one.source.ref for one in resolved if one.source is not None)), preset=preset,
+        mandatory=["inline" if one.source is None else one.source.ref for one in mandatory],
         graders=[grader.model_dump(mode="json") for grader in body.graders], prompts=len(body.prompts),
         controls=len(body.controls), tasks=len(body.tasks), doses=list(body.doses), draws=body.draws,
         max_tokens=body.max_tokens, temperature=body.temperature, seed=body.seed,
         shown=[_shown(_asked(one).prompt) for one in body.prompts[:body.samples]],
-        untouched=ArmView.of(found.untouched), results=doses_of(found))
+        untouched=ArmView.of(found.untouched),
+        results=doses_of(found, "with the mandatory spec alone" if mandatory else "untouched"))
 
 
 def _evaluated(state: ServerState) -> str:

@@ -72,6 +72,22 @@ def test_shares_stand_beside_those_of_the_untouched_model_and_of_random_vectors_
     assert len({round(move, 9) for move in toy.moves[4:14]}) == 10
 
 
+def test_what_acts_before_the_spec_acts_in_every_arm_at_its_own_strength() -> None:
+    """By hand: along the direction 1 comes always, then twice the dose, or a random vector of that length."""
+    payload = Payload.build("vector", {2: {"vector": ALONG}})
+    always = Resolved(Intervention.model_validate({"artifact": "safety"}),
+                      Source("safety@1", "s" * 64, payload, op="add", site="resid_post", layers=[2]))
+    toy = Toy()
+    found = evaluate(spec(), ASKED, [SentimentGrader()], toy, Options(doses=(0.1, 1.0), draws=4, before=(always,)))
+    assert toy.moves[:3] == pytest.approx([1.0, 1.2, 3.0])
+    assert found.untouched.kl == pytest.approx(1.0) and found.untouched.graded[0].success.value == 1.0
+    # The control: without it the same arms move by the spec alone, and random ones draw the same numbers.
+    alone = Toy()
+    evaluate(spec(), ASKED, [SentimentGrader()], alone, Options(doses=(0.1, 1.0), draws=4))
+    assert alone.moves[:3] == pytest.approx([0.0, 0.2, 2.0])
+    assert [move - 1.0 for move in toy.moves[3:]] == pytest.approx(alone.moves[3:], abs=1e-5)
+
+
 def test_every_grader_sees_every_arm_and_samples_are_of_the_same_prompts() -> None:
     found = evaluate(spec(), ASKED, [SentimentGrader(), RegexGrader(pattern="wonderful")], Toy(),
                      Options(doses=(1.0, 3.0), draws=0, samples=2))
