@@ -17,6 +17,7 @@ from steering.programs.program import Program
 from steering.programs.sections import Sections
 from steering.programs.touch import Touch
 from vectors.evaluate.graders.contract import Grader
+from vectors.storage_errors import LibraryUnavailable, StorageUnavailable
 
 Origin = Literal["policy", "default", "model", "preset", "request"]
 
@@ -36,6 +37,9 @@ class Planned(Resolved):
 
     def place(self, error: TrimtabError, field: Path) -> TrimtabError:
         """The error about a field of this intervention, with the place in the request that it came from."""
+        if isinstance(error, LibraryUnavailable | StorageUnavailable):
+            # It says nothing of the intervention, and may be over soon.
+            return error
         if self.origin == "default":
             return unusable_default(f"cannot be applied: {error.message}", (*self.path, *field))
         if self.origin == "policy":

@@ -21,7 +21,8 @@ from tests.fleet.stage import (
 
 SWITCH = "/v1/admin/kill-switch"
 EXIT_S = 300
-STEPS = (0.3, 0.6, 0.9)
+# At the end both arms are about as large, which is when a guard rail is sharpest.
+STEPS = (0.2, 0.4, 0.6)
 TERMS = {"steps": [{"share": share, "wait_s": 1.0} for share in STEPS[:-1]] + [{"share": STEPS[-1], "wait_s": 3600.0}],
          "rails": [{"metric": "dose", "margin": 0.2, "scale": 2.0, "samples": 5},
                    {"metric": "errors", "margin": 0.0, "samples": 5}], "sample": 1.0}
@@ -44,13 +45,14 @@ async def changes(stage: Stage, rounds: int) -> None:
                 await stage.settled(now())
 
 
-async def _alias(stage: Stage, name: str, version: int) -> None:
-    answer = await stage.change(name, version, "PUT", f"/v1/artifacts/{name}/aliases/production", {"version": version})
+async def _alias(stage: Stage, name: str, version: int, at: str | None = None) -> None:
+    answer = await stage.change(name, version, "PUT", f"/v1/artifacts/{name}/aliases/production", {"version": version},
+                                at=at)
     assert answer.done, f"{answer}: {answer.body}"
 
 
-async def _policy(stage: Stage, value: str) -> None:
-    answer = await stage.change("policy", value, "PUT", "/v1/admin/policies/blue", POLICIES[value])
+async def _policy(stage: Stage, value: str, at: str | None = None) -> None:
+    answer = await stage.change("policy", value, "PUT", "/v1/admin/policies/blue", POLICIES[value], at=at)
     assert answer.done, f"{answer}: {answer.body}"
 
 
@@ -142,8 +144,11 @@ async def kill(stage: Stage, name: str, heir: str) -> None:
             await asyncio.sleep(0.02)
     await stage.log.until(lambda: bool(open_streams(stage, name)), f"{name} has a stream open")
     stage.serving.remove(name)
+    # What it has just acknowledged it cannot tell anybody any more.
+    await asyncio.gather(_alias(stage, "calm", 2, at=name), _policy(stage, "must@1", at=name))
     stage.ends[name] = now()
     stage.fleet.replicas[name].kill()
+    await stage.settled(now())
     await replace(stage, heir)
 
 
@@ -168,6 +173,8 @@ async def drain(stage: Stage, name: str, heir: str) -> None:
 
 async def restart_database(stage: Stage) -> None:
     """While it is away the kill switch is turned on one replica, where it acts; the others follow afterwards."""
+    # These are acknowledged when it goes, so that nobody may have been told of them.
+    await asyncio.gather(_alias(stage, "calm", 1), _policy(stage, FREE), _keys(stage))
     down = now()
     stage.outages.append((down, float("inf")))
     await asyncio.to_thread(stage.fleet.database.stop)
@@ -191,7 +198,6 @@ async def restart_database(stage: Stage) -> None:
     await stage.settled(now())
     turned = await stage.change("switch", False, "PUT", SWITCH, {"on": False})
     assert turned.done and turned.body["stored"], f"{turned}: {turned.body}"
-    await _alias(stage, "calm", 1)
     await stage.settled(now())
 
 

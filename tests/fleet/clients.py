@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from tests.fleet.load import CHAT, Answer, chat
+from tests.fleet.load import CHAT, MODEL, RESPONSES, Answer, chat
 from tests.fleet.stage import Made, Stage, artifact, numbers
 
 USERS = 60
@@ -41,6 +41,18 @@ def clients(stage: Stage) -> list[tuple[Callable[[int], Awaitable[Any]], float]]
         """Always has a stream open."""
         await front.ask("POST", CHAT, keys["green/main"], chat(tokens=LONG, stream=True), tenant="green", long=True)
 
+    last: dict[str, str] = {}
+
+    async def talker(n: int) -> None:
+        """Goes on with what it was answered last, by whatever replica, and begins anew now and then."""
+        body = {"model": MODEL, "input": "Tell me more.", "max_output_tokens": 4}
+        answer = await front.ask("POST", RESPONSES, keys["green/main"], body | last, tenant="green")
+        if answer.done:
+            last.clear()
+            # That it could not be stored is said in the answer.
+            if n % 5 and answer.body["store"]:
+                last["previous_response_id"] = answer.body["id"]
+
     async def maker(n: int) -> None:
         """Stores an artifact, and where that fails the same again."""
         vector = numbers(1000 + n)
@@ -51,7 +63,8 @@ def clients(stage: Stage) -> list[tuple[Callable[[int], Awaitable[Any]], float]]
                 return
 
     return [(blue, 0.05), (blue, 0.07), (green, 0.03), (green, 0.05), (green, 0.07), (passing, 0.15), (small, 0.2),
-            (small, 0.2), (small, 0.2), (long, 0.05), (long, 0.05), (maker, 1.0)]
+            (small, 0.2), (small, 0.2), (long, 0.05), (long, 0.05), (maker, 1.0),
+            (talker, 0.2)]
 
 
 def open_streams(stage: Stage, replica: str) -> list[Answer]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-CHAT = "/v1/chat/completions"
+CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 MODEL = "lab-dense"
 # Nothing of the test waits longer for an answer; what takes so long hangs.
 ANSWER_S = 240.0
@@ -87,13 +87,14 @@ class Log:
             event.set()
 
     def since(self, at: float) -> Iterator[Answer]:
-        """Of chats, those that began later, the newest first."""
+        """Of those that ask the model, those that began later, the newest first."""
         return (answer for answer in itertools.takewhile(lambda one: one.began > at, reversed(self.answers))
-                if answer.path == CHAT)
+                if answer.path in (CHAT, RESPONSES))
 
     @property
     def chats(self) -> Iterator[Answer]:
-        return (answer for answer in self.answers if answer.path == CHAT)
+        """Those that ask the model."""
+        return (answer for answer in self.answers if answer.path in (CHAT, RESPONSES))
 
     async def until(self, condition: Callable[[], bool], what: str, within_s: float = 300.0) -> None:
         """Wait for a condition that answers of clients bring about."""
@@ -154,8 +155,9 @@ def _read_body(data: bytes, answer: Answer) -> None:
     except ValueError:
         # The balancer's own pages are HTML.
         return
-    if answer.path == CHAT and answer.status == 200:
-        answer.steering, answer.tokens = answer.body["steering"], answer.body["usage"]["completion_tokens"]
+    if answer.path in (CHAT, RESPONSES) and answer.status == 200:
+        answer.steering, usage = answer.body["steering"], answer.body["usage"]
+        answer.tokens = usage["completion_tokens" if answer.path == CHAT else "output_tokens"]
 
 
 async def _read_events(lines: AsyncIterator[str], answer: Answer) -> None:

@@ -14,6 +14,8 @@ from tests.fleet.timelines import lateness
 # How long after the database is back a change that was made shortly before, or meanwhile, may still be on its way.
 BACK_S = 1.0
 MINUTE_S = 60
+# Refused before it is looked what was asked for, and counted without that.
+UNROUTED = ("invalid_api_key", "shutting_down")
 
 
 def due(outages: Sequence[tuple[float, float]]) -> Callable[[float], float]:
@@ -121,7 +123,8 @@ def gaps(records: Sequence[dict[str, Any]]) -> list[str]:
 
 def miscounted(replica: str, answers: Iterable[Answer], counted: dict[int, float]) -> list[str]:
     """Of one replica: answers to chats by status, as clients have them and as it counts them."""
-    had = Counter(answer.status for answer in answers if answer.replica == replica and answer.path == CHAT)
+    had = Counter(answer.status for answer in answers if answer.replica == replica and answer.method == "POST"
+                  and (answer.path == CHAT or answer.code in UNROUTED))
     return [f"{replica} counts {counted.get(status, 0):g} answers of status {status}, clients have {had[status]}"
             for status in sorted({*had, *counted}) if had[status] != counted.get(status, 0)]
 

@@ -16,7 +16,7 @@ from tests.fleet import acts, oracles, reading
 from tests.fleet.clients import clients
 from tests.fleet.cluster import Fleet, Replica, needs_fleet, running
 from tests.fleet.heartbeat import Heartbeat
-from tests.fleet.load import CHAT, Answer, Asker, Load, Log, now
+from tests.fleet.load import CHAT, RESPONSES, Answer, Asker, Load, Log, now
 from tests.fleet.reading import Metrics, get
 from tests.fleet.stage import A_MINUTE, AT_ONCE, NONE, POLICIES, Stage, furnish
 
@@ -136,6 +136,22 @@ def test_nothing_fails_that_nothing_explains(story: Story) -> None:
     assert {"library_unavailable", "rate_limit_exceeded", "policy_violation", "invalid_api_key"} <= codes
 
 
+def test_conversations_go_on_whoever_answers(story: Story) -> None:
+    """What could not be found would have failed; here are the replicas on which one went on that another had begun."""
+    answers = [answer for answer in story.stage.log.chats if answer.path == RESPONSES and answer.done]
+    of = {answer.body["id"]: answer.replica for answer in answers}
+    went = {(of[before], answer.replica) for answer in answers if (before := answer.body["previous_response_id"])}
+    assert len({one for one, other in went if one != other}) > 2
+
+
+def test_no_error_tells_where_anything_is(story: Story) -> None:
+    fleet = story.fleet
+    places = (str(fleet.database.folder), fleet.s3.url.removeprefix("http://"), str(fleet.redis.port), "psycopg")
+    told = [f"{answer}: {answer.body}" for answer in story.stage.log.answers
+            if answer.code and any(place in str(answer.body) for place in places)]
+    assert not told, told[:5]
+
+
 def test_the_roll_out_ramped_and_returned_by_itself(story: Story) -> None:
     for replica in story.left:
         found = get(replica, f"/v1/admin/rollouts/{story.stage.rollout}")
@@ -201,7 +217,7 @@ def test_the_audit_is_whole_and_has_all_that_was_acknowledged(story: Story) -> N
     records = reading.audit(story.left[0])
     none(oracles.gaps(records))
     changes = [answer for answer in story.stage.log.answers if answer.done and answer.method != "GET"
-               and answer.path != CHAT and answer.key != "maker/main"]
+               and answer.path not in (CHAT, RESPONSES) and answer.key != "maker/main"]
     assert len(changes) > 40
     none(oracles.unaudited(changes, records, {made.ref for made in story.stage.made} | set(story.stage.jobs)))
     assert {"rollout.step", "rollout.returned", "job.resume", "kill_switch.set"} <= {one["action"] for one in records}

@@ -13,11 +13,12 @@ from server.app import create_app
 from server.engines.data import Condition, Generation
 from server.settings import Settings
 from server.text.vocabulary import Vocabulary
-from steering.language.errors import EngineUnavailable, SlotsExhausted, SteeringOverflow
+from steering.language.errors import EngineUnavailable, SlotsExhausted, SteeringOverflow, TrimtabError
 from tests.server.conftest import chat
 from tests.server.scripted import ScriptedEngine
 from tests.server.test_steering import _spec, names, store
 from vectors.library import Library
+from vectors.storage_errors import CorruptBlob, LibraryUnavailable, StorageUnavailable
 
 DEADLY = 666.0
 LOUD = {"interventions": [{"artifact": "one", "strength": DEADLY}]}
@@ -165,6 +166,26 @@ async def test_a_stored_default_spec_that_fails_refuses_requests_and_starts_the_
         assert (await put_default(client, CALM)).json()["problem"] is None
         answer = await client.post("/v1/chat/completions", json=chat())
         assert names(answer.json()["steering"]) == [("default", "one@1")]
+
+
+@pytest.mark.parametrize("error", [LibraryUnavailable("it is away", retry_after_s=2),
+                                   StorageUnavailable("it is away", retry_after_s=2), CorruptBlob("it is damaged")],
+                         ids=lambda error: error.code)
+async def test_a_library_that_is_away_says_nothing_of_the_default_spec(
+        client: httpx.AsyncClient, library: Library, monkeypatch: pytest.MonkeyPatch, error: TrimtabError) -> None:
+    assert (await put_default(client, CALM)).status_code == 200
+
+    def away(ref: str) -> None:
+        raise error
+
+    monkeypatch.setattr(library, "source", away)
+    answer = await client.post("/v1/chat/completions", json=chat())
+    if isinstance(error, CorruptBlob):
+        # The control: this one says something of it.
+        assert answer.json()["error"]["code"] == "default_spec_unusable"
+    else:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, error.code)
+        assert answer.headers["retry-after"] == "2"
 
 
 async def test_what_a_default_spec_lacks_may_still_come(client: httpx.AsyncClient, library: Library, settings: Settings,

@@ -10,8 +10,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from steering.language.errors import TrimtabError
-from vectors.library.connections import SQLITE, connected, parsed
-from vectors.library.database import make_schema, migrate, renew_read_only
+from vectors.library.connections import SQLITE, connected, lost, parsed
+from vectors.library.database import RETRY_AFTER_S, make_schema, migrate, renew_read_only
 from vectors.storage_errors import LibraryUnavailable
 
 # Of a database that is a program of its own: the longest wait for it, and how many connections to it.
@@ -63,4 +63,7 @@ class Beside:
             with Session(self.engine) as session, session.begin():
                 yield session
         except (SQLAlchemyError, OSError, LibraryUnavailable) as error:
-            raise self._refusal(error) from error
+            away = lost(error)
+            refused = self._refusal(ConnectionError("it is out of reach") if away else error)
+            refused.retry_after_s = RETRY_AFTER_S if away else refused.retry_after_s
+            raise refused from error

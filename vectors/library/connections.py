@@ -7,6 +7,7 @@ A connection that was lost is replaced when it is next taken from the pool. What
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import OperationalError
 
 CONNECTIONS = 10
 # A statement takes milliseconds; one that takes this long waits for something that will not come.
@@ -54,6 +55,16 @@ def connected(url: URL, *, wait_s: float, connections: int = CONNECTIONS, schema
         connection.autocommit = False
 
     return engine
+
+
+def lost(error: BaseException) -> bool:
+    """Whether a database that is a program of its own cannot be reached, or no longer. Of an error that it reports
+    itself, the first two characters of the state say what it is about; 08 and 57 are connections and a server that goes
+    away. What the driver says of it names the machine."""
+    if not isinstance(error, OperationalError) or not hasattr(error.orig, "sqlstate"):
+        return False
+    state: str | None = getattr(error.orig, "sqlstate", None)
+    return error.connection_invalidated or state is None or state[:2] in ("08", "57")
 
 
 def without_time_limit(connection: Connection) -> None:

@@ -22,7 +22,6 @@ from sqlalchemy.exc import (
     DBAPIError,
     IntegrityError,
     NoSuchModuleError,
-    OperationalError,
     SQLAlchemyError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -32,7 +31,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_afte
 
 from steering.language.errors import Conflict, InvalidRequest, TrimtabError
 from vectors.library.audit.notes import Writing, check_noted, seal
-from vectors.library.connections import CONNECTIONS, SQLITE, connected, parsed, without_time_limit
+from vectors.library.connections import CONNECTIONS, SQLITE, connected, lost, parsed, without_time_limit
 from vectors.library.listening import Listening
 from vectors.library.revision import Revision, held, raised, revision_of
 from vectors.storage_errors import LibraryUnavailable, StorageFull
@@ -290,7 +289,7 @@ def _typed(*, opening: bool = False) -> Iterator[None]:
 
 
 def _unavailable(error: SQLAlchemyError, opening: bool) -> TrimtabError:
-    if not opening and isinstance(error, DBAPIError) and _lost(error):
+    if not opening and lost(error):
         # What the driver says names the machine.
         return LibraryUnavailable("the library database is out of reach", retry_after_s=RETRY_AFTER_S)
     complaint = str(error.orig if isinstance(error, DBAPIError) else error)
@@ -301,16 +300,6 @@ def _unavailable(error: SQLAlchemyError, opening: bool) -> TrimtabError:
     damaged = type(error) is DatabaseError or "malformed" in complaint
     return LibraryUnavailable(f"the library database {'is damaged' if damaged else 'cannot be used'}: "
                               f"{complaint}"[:300], fix="Restore it from a backup." if damaged else None)
-
-
-def _lost(error: DBAPIError) -> bool:
-    """Whether a database that is a program of its own cannot be reached, or no longer. Of an error that it reports
-    itself, the first two characters of the state say what it is about; 08 and 57 are connections and a server that goes
-    away."""
-    if not isinstance(error, OperationalError) or not hasattr(error.orig, "sqlstate"):
-        return False
-    state: str | None = getattr(error.orig, "sqlstate", None)
-    return error.connection_invalidated or state is None or state[:2] in ("08", "57")
 
 
 def _tune_sqlite(engine: Engine, wait_s: float) -> None:
