@@ -247,11 +247,11 @@ def test_answers_are_counted_once(story: Story) -> None:
         time.sleep(0.5)
     none(faults() + oracles.miscounted(DRAINED, answers, reading.logged_chats(story.fleet.replicas[DRAINED])))
     killed, at = story.fleet.replicas[KILLED], story.stage.ends[KILLED]
-    had = [answer for answer in story.stage.log.chats if answer.replica == KILLED and not answer.cut]
+    had = [answer for answer in answers if answer.replica == KILLED and answer.path == CHAT and not answer.cut]
     logged = sum(reading.logged_chats(killed).values())
     last = sum(answer.ended > at - UNLOGGED_S for answer in had)
     assert len(had) - last <= logged <= len(had) + last + sum(
-        bool(answer.cut) for answer in story.stage.log.chats if answer.ended >= at), (len(had), last, logged)
+        bool(answer.cut) for answer in answers if answer.path == CHAT and answer.ended >= at), (len(had), last, logged)
 
 
 def test_what_answers_say_is_what_is_counted(story: Story) -> None:
@@ -281,7 +281,8 @@ def test_what_answers_say_is_what_is_counted(story: Story) -> None:
 
 def test_effects_of_all_replicas_add_up(story: Story) -> None:
     """Records of what was measured, of whole specs and of each intervention: those that every replica tells, with those
-    that it says are lost, are all that were made, but for what the killed one had not stored yet."""
+    that it says are lost, are all that were made, but for what the killed one had not stored yet. What is lost of a
+    roll-out is a record more, the one of its arm, which is told beside the others and not among them."""
     killed, drained = story.fleet.replicas[KILLED], story.fleet.replicas[DRAINED]
     of_killed = sum(map(_records, killed.lines("effect")))
     late = sum(_records(line) for line in killed.lines("effect") if _age(line, killed) <= UNSTORED_S)
@@ -297,7 +298,7 @@ def test_effects_of_all_replicas_add_up(story: Story) -> None:
                 told)
 
     def well(measured: float, lost: float, told: set[float]) -> bool:
-        return len(told) == 1 and measured - late <= max(told) + lost <= measured
+        return len(told) == 1 and measured - late <= max(told) + lost <= measured + lost / 2
 
     deadline = time.monotonic() + EQUAL_S
     while not well(*(found := sums())) and time.monotonic() < deadline:
