@@ -124,6 +124,7 @@ VECTORS = {
     "vectors/formats": {"artifact.py", "scratch.py", "storage_errors.py"},
     "vectors/evaluate/graders": {"extras.py"},
     "vectors/extract": {"artifact.py", "extras.py", "placebo.py", "scratch.py", "evaluate/graders"},
+    "vectors/patching": {"extract"},
     "vectors/calibrate": {"artifact.py", "calibration.py", "extras.py", "extract", "placebo.py"},
     "vectors/evaluate": {"extras.py", "extract", "calibrate", "evaluate/graders"},
 }

@@ -6,6 +6,7 @@ from server.cli import (
     activations,
     artifacts,
     audit,
+    check,
     config,
     jobs,
     keys,
@@ -45,6 +46,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(policies.app, name="policies")
 app.add_typer(rollouts.app, name="rollout")
 app.add_typer(activations.app, name="activations")
+app.add_typer(check.app, name="check")
 app.add_typer(requirements.app, name="requirements")
 app.add_typer(config.app, name="config")
 app.add_typer(audit.app, name="audit")

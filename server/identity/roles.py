@@ -48,7 +48,7 @@ NEEDED: dict[str, Role | Literal["any", "open"]] = {
                      "remove_alias", "create_preset", "delete_preset", "set_preset_alias", "remove_preset_alias",
                      "delete_evaluation"), "library_write"),
     **dict.fromkeys(("create_extraction", "create_by_method", "create_tuning", "create_calibration",
-                     "create_evaluation", "create_activations", "list_activations",
+                     "create_evaluation", "create_patch_check", "create_activations", "list_activations",
                      "show_activations", "activations_content", "delete_activations", "list_jobs", "show_job",
                      "cancel_job"), "jobs"),
     **dict.fromkeys(("show_default_spec", "set_default_spec", "clear_default_spec", "show_kill_switch",

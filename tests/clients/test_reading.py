@@ -117,3 +117,27 @@ def test_a_tuned_lens_foresees_more(client: Client) -> None:
     identity = {"name": "client-identity", "kind": "diagonal", "op": "affine", "site": "resid_post"}
     client.create_artifact(identity, stored)
     assert client.lens(texts[0], lens="client-identity").layers == client.lens(texts[0]).layers
+
+
+def test_a_direction_is_split_by_what_reads_it(client: Client) -> None:
+    """Whole and parts on real weights: what the output projection does not see changes nothing."""
+    ask = "What comes one day after {}? It is"
+    days = ["Monday", "Tuesday", "Wednesday", "Thursday"]
+    pairs = [{"base": ask.format(days[n]), "source": ask.format(days[n + 1]), "base_answer": f" {days[n + 1]}",
+              "source_answer": f" {after}"} for n, after in ((0, "Wednesday"), (1, "Thursday"), (2, "Friday"))]
+    width = client.capabilities()["sites"]["mlp_act"]["width"]
+    vector = [(-1.0) ** n + n / width for n in range(width)]
+    found = client.check_patch(pairs, site="mlp_act", layer=3, vector=vector)
+    assert found.pairs == 3 and found.readers == ["output projection"] and found.seen == WIDTH
+    assert found.row_norm ** 2 + found.null_norm ** 2 == pytest.approx(1) and found.null is not None
+    assert abs(found.null["decrease"]) < 1e-3 and abs(found.null["kl"] - found.clean["kl"]) < 1e-3
+    # In the residual stream before the unembedding, the whole activation makes the answer the source's.
+    found = client.check_patch(pairs, site="resid_post", layer=4, artifact="weekdays",
+                               readers=["unembedding", "attention.5", "mlp.5"])
+    assert found.full["interchange"] == 1.0 and found.full["kl"] < 1e-3 and found.rank == 32
+    with pytest.raises(BadRequest) as caught:
+        client.check_patch(pairs, site="resid_post", layer=4, vector=[1.0] * WIDTH, readers=["attention.99"])
+    assert caught.value.param == "readers"
+    with pytest.raises(BadRequest) as caught:
+        client.check_patch(pairs, site="mlp_act", layer=3, vector=[1.0] * 4)
+    assert caught.value.param == "vector"

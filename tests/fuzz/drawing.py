@@ -37,6 +37,8 @@ _TURNS: list[Any] = [
 _TEXTS = ["hello world", "a bad day.", "good", "STOP it", "day and day", "x", "hello hello", "no"]
 _PAIRS = [{"positive": f"{text} good day {n}", "negative": f"{text} bad day {n}"} for n in range(2)
           for text in _TEXTS]
+_RUNS = [{"base": "a good day", "source": "a bad day", "base_answer": "x", "source_answer": "y", "base_position": n}
+         for n in (-1, 0)]
 _VECTOR = {"1": {"vector": [0.5] * D_MODEL}}
 # By field: what it is wherever it stands.
 _FIELDS: dict[str, Schema] = {
@@ -62,8 +64,9 @@ _LEARNT: dict[str, Schema] = {
     "item": {"enum": [None, "a", "b"]}, "split": {"enum": [None]}, "readout": {"enum": [{"target": ["hello"]}]},
 }
 # Optional fields without which nothing is accepted, and those with which nothing is.
-_ALWAYS = {"TokenizeRequest": ["prompt"], "TuneRequest": ["pairs"], "EvaluateBody": ["preset"]}
-_NEVER = {"TokenizeRequest": ["messages"], "EvaluateBody": ["spec", "tasks"]}
+_ALWAYS = {"TokenizeRequest": ["prompt"], "TuneRequest": ["pairs"], "EvaluateBody": ["preset"],
+           "PatchCheckBody": ["artifact", "readers"]}
+_NEVER = {"TokenizeRequest": ["messages"], "EvaluateBody": ["spec", "tasks"], "PatchCheckBody": ["vector", "basis"]}
 # By schema and field: what is required and could not be guessed.
 _REQUIRED: dict[tuple[str, str], Schema] = {
     ("ChatRequest", "messages"): {"enum": _TURNS},
@@ -91,6 +94,11 @@ _REQUIRED: dict[tuple[str, str], Schema] = {
     ("KeyBody", "name"): {"enum": [f"key-{i}" for i in range(500)]},
     ("NewPreset", "name"): {"enum": ["made", PRESET]},
     ("CaptureBody", "input"): {"enum": [["hello", "a day"], [[5, 6, 7], _TURNS[0]], ["x"]]},
+    ("PatchCheckBody", "pairs"): {"enum": [_RUNS, _RUNS[:1]]},
+    ("PatchCheckBody", "artifact"): {"enum": [VECTOR, f"{VECTOR}@1", "absent"]},
+    ("PatchCheckBody", "site"): {"enum": ["resid_post"]},
+    ("PatchCheckBody", "layer"): {"enum": [1, -2]},
+    ("PatchCheckBody", "readers"): {"enum": [["unembedding"], ["attention.2", "mlp.2"]]},
     ("Requirement", "target"): {"enum": [f"{PRESET}@{GATED}", "absent"]},
     ("Requirement", "collection"): {"enum": ["preset", "preset", "artifact"]},
     ("NewRollout", "target"): {"enum": [f"{PRESET}@{GATED}", f"{PRESET}@{GATED}", f"{PRESET}@{ROLLED}", "absent"]},
@@ -109,7 +117,8 @@ class Endpoint:
 
     @property
     def jobs(self) -> bool:
-        return self.path.endswith(("/calibrate", "/tune", "/evaluations")) or self.path.startswith("/v1/extract")
+        return (self.path.endswith(("/calibrate", "/tune", "/evaluations", "/checks/patch"))
+                or self.path.startswith("/v1/extract"))
 
     def __str__(self) -> str:
         return f"{self.method} {self.path}"

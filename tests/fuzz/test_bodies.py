@@ -114,8 +114,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     engine = TransformersEngine(EngineOptions(model=str(folder / "model"), model_id=MODEL, kv_cache_tokens=8192,
                                               max_batch_tokens=512, page_size=8, self_test=False, max_requests=16))
     library = Library.open(f"sqlite:///{folder / 'library.db'}", str(folder / "blobs"))
-    chosen = Settings(served_model_name=MODEL, data_dir=folder / "data", max_requests=16, max_output_tokens=16,
-                      api_key=SecretStr("owner"))
+    chosen = Settings(model=str(folder / "model"), served_model_name=MODEL, data_dir=folder / "data", max_requests=16,
+                      max_output_tokens=16, api_key=SecretStr("owner"))
     app = create_app(chosen, engine, library, Vocabulary(tokenizer, [tokenizer.eos_token_id], len(tokenizer)))
     with running(app) as url, httpx.Client(base_url=url, timeout=ANSWERED_S, headers=OWNER) as client:
         for name, kind, op in ((VECTOR, "vector", "add"), (PROBE, "probe", "add")):

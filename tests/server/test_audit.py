@@ -6,10 +6,12 @@ import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+import torch
 from pydantic import SecretStr
 from trimtab_client import Client
 from typer.testing import CliRunner
@@ -71,6 +73,8 @@ class Prepared:
 def prepared(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("prepare", "prepare_tuning", "_request"):
         monkeypatch.setattr(f"server.api.library.extract.{name}", lambda *_: Prepared())
+    monkeypatch.setattr("server.api.checks.Weights", lambda *_: SimpleNamespace(
+        readers=lambda *_: {"output projection": torch.eye(16)}))
     for module in ("extract", "calibration", "evaluations"):
         monkeypatch.setattr(f"server.api.library.{module}.sample", lambda *_: None)
     monkeypatch.setattr("server.api.library.calibration.estimated", lambda *_: 1.0)
@@ -136,6 +140,10 @@ class Changes:
                     job = (await self.ask("GET", f"/v1/jobs/{job['id']}")).json()
                 self.ids["activations"] = job["result"]["id"]
                 return answer
+            case "create_patch_check":
+                return await self.ask("POST", "/v1/checks/patch", {
+                    "site": "mlp_act", "layer": 1, "vector": [1.0] * 16,
+                    "pairs": [{"base": "a", "source": "b", "base_answer": "c", "source_answer": "d"}]})
             case "delete_activations":
                 return await self.ask("DELETE", f"/v1/activations/{self.ids['activations']}")
             case "cancel_job":

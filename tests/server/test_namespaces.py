@@ -211,6 +211,9 @@ def bodies(artifact: str, preset: str) -> dict[str, tuple[str, str, Any]]:
         "lens": ("POST", "/v1/lens", {"model": MODEL, "input": "hi", "steering": step}),
         "activations": ("POST", "/v1/activations", {
             "model": MODEL, "input": ["hi"], "sites": {"resid_post": [1]}, "steering": step}),
+        "checked": ("POST", "/v1/checks/patch", {
+            "site": "mlp_act", "layer": 1, "artifact": artifact,
+            "pairs": [{"base": "a", "source": "b", "base_answer": "c", "source_answer": "d"}]}),
         "lens artifact": ("POST", "/v1/lens", {"model": MODEL, "input": "hi", "lens": artifact}),
         "features": ("POST", "/v1/features", {"model": MODEL, "input": "hi", "artifact": artifact}),
         "monitored feature": ("POST", "/v1/completions", {

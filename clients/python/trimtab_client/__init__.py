@@ -25,6 +25,7 @@ from trimtab_client.models import (
     LensReading,
     Method,
     Page,
+    PatchCheck,
     Preset,
     Receipt,
 )
@@ -32,6 +33,6 @@ from trimtab_client.models import (
 __all__ = [
     "Activations", "Artifact", "AsyncClient", "BadRequest", "Calibrated", "Client", "Completion", "Conflict",
     "ConnectionFailed", "Delta", "Extracted", "FeaturesReading", "Job", "JobFailed", "LensReading", "Method",
-    "NotFound", "Overloaded", "Page", "Preset", "Receipt", "ServerFailed", "ServerRefused", "TrimtabError",
-    "Unauthorized",
+    "NotFound", "Overloaded", "Page", "PatchCheck", "Preset", "Receipt", "ServerFailed", "ServerRefused",
+    "TrimtabError", "Unauthorized",
 ]

@@ -1,6 +1,6 @@
 """All methods that both clients have. See `endpoint` for how one description serves both."""
 
-from trimtab_client import audits, captures, completions, dictionaries, lenses, library, work
+from trimtab_client import audits, captures, checks, completions, dictionaries, lenses, library, work
 from trimtab_client import keys as access
 from trimtab_client import policies as rules
 from trimtab_client import rollouts as releases
@@ -32,6 +32,9 @@ class Endpoints:
     download_activations = Endpoint(captures.download_activations)
     stream_activations = StreamEndpoint(captures.stream_activations)
     delete_activations = Endpoint(captures.delete_activations)
+
+    start_patch_check = Endpoint(checks.start_patch_check)
+    check_patch = Endpoint(checks.check_patch)
 
     list_artifacts = Endpoint(library.list_artifacts)
     get_artifact = Endpoint(library.get_artifact)

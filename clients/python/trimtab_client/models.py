@@ -146,6 +146,33 @@ class Activations(Model):
     disabled: str | None = None
 
 
+class PatchCheck(Model):
+    """What a check of a patch found. Of each part that was patched: interchange, decrease, kl, moved."""
+
+    verdict: str
+    rule: str
+    site: str
+    layer: int
+    readers: list[str]
+    rank: int
+    width: int
+    seen: int
+    row_norm: float
+    null_norm: float
+    pairs: int
+    dropped: int
+    clean: dict[str, float]
+    full: dict[str, float]
+    direction: dict[str, float]
+    row: dict[str, float] | None = None
+    null: dict[str, float] | None = None
+    random: list[dict[str, float]]
+    random_95: float
+    dormancy: float | None = None
+    dormancy_variance: float | None = None
+    warnings: list[str] = []
+
+
 class Artifact(Model):
     """One version in the library, without its numbers."""
 

@@ -36,6 +36,8 @@ import type {
   OwnKey,
   FeaturesReading,
   FeaturesRequest,
+  PatchCheck,
+  PatchCheckRequest,
   LensReading,
   LensRequest,
   LibraryUsage,
@@ -234,6 +236,17 @@ export class Client {
 
   async deleteActivations(id: string, options: CallOptions = {}): Promise<void> {
     await this.#http.send("DELETE", "/v1/activations/{id}", { ...options, path: { id } });
+  }
+
+  /** Begin to check whether a direction through which a patch works is one that the model itself uses. */
+  startPatchCheck(body: PatchCheckRequest, options: CallOptions = {}): Promise<Job> {
+    return this.#http.json("POST", "/v1/checks/patch", { ...options, json: body });
+  }
+
+  /** As `startPatchCheck`, and wait for it. Throws JobFailed. */
+  async checkPatch(body: PatchCheckRequest, options: WaitOptions = {}): Promise<PatchCheck> {
+    const job = await this.startPatchCheck(body, signalOf(options));
+    return (await this.wait(job.id, options)).result as unknown as PatchCheck;
   }
 
   // Artifacts

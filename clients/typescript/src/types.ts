@@ -37,6 +37,7 @@ export type FeaturesRequest = Taken["FeaturesRequest"];
 export type FeaturesReading = Given["FeaturesReading"];
 export type CaptureRequest = Taken["CaptureBody"];
 export type Activations = Given["Activations"];
+export type PatchCheckRequest = Taken["PatchCheckBody"];
 export type Artifact = Given["ArtifactView"];
 export type ArtifactPage = Given["ArtifactList"];
 export type Metadata = Taken["Metadata"];
@@ -93,6 +94,40 @@ export interface Method {
 export interface Extracted {
   artifact: string;
   report: Record<string, unknown>;
+}
+
+/** What patching one part does, over all pairs. */
+export interface PatchedPart {
+  interchange: number;
+  decrease: number;
+  kl: number;
+  moved: number;
+}
+
+/** Result of a check of a patch. */
+export interface PatchCheck {
+  verdict: "faithful" | "illusory" | "no_effect";
+  rule: string;
+  site: string;
+  layer: number;
+  readers: string[];
+  rank: number;
+  width: number;
+  seen: number;
+  row_norm: number;
+  null_norm: number;
+  pairs: number;
+  dropped: number;
+  clean: PatchedPart;
+  full: PatchedPart;
+  direction: PatchedPart;
+  row: PatchedPart | null;
+  null: PatchedPart | null;
+  random: PatchedPart[];
+  random_95: number;
+  dormancy: number | null;
+  dormancy_variance: number | null;
+  warnings: string[];
 }
 
 /** Result of a calibration. `settings` are the curves, one entry a setting, as the artifact's card keeps them. */

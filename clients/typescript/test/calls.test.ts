@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
-import { Client } from "../src/index.js";
+import { Client, type PatchCheckRequest } from "../src/index.js";
 
 interface Operation {
   parameters?: { name: string; in: string }[];
@@ -25,6 +25,13 @@ for (const path of ["/v1/files", "/v1/files/{file_id}", "/v1/files/{file_id}/con
   NOT_CALLED.add(`GET ${path}`).add(`POST ${path}`).add(`DELETE ${path}`);
 }
 NOT_CALLED.add("POST /v1/batches/{batch_id}/cancel").add("POST /v1/load_lora_adapter").add("POST /v1/unload_lora_adapter");
+
+const CHECK: PatchCheckRequest = {
+  site: "mlp_act",
+  layer: 1,
+  artifact: "a",
+  pairs: [{ base: "x", source: "y", base_answer: " a", source_answer: " b" }],
+};
 
 const CALLS: Record<string, (client: Client) => Promise<unknown>> = {
   models: (c) => c.models(),
@@ -51,6 +58,8 @@ const CALLS: Record<string, (client: Client) => Promise<unknown>> = {
   getActivations: (c) => c.getActivations("act-1"),
   downloadActivations: (c) => c.downloadActivations("act-1"),
   deleteActivations: (c) => c.deleteActivations("act-1"),
+  startPatchCheck: (c) => c.startPatchCheck(CHECK),
+  checkPatch: (c) => c.checkPatch(CHECK),
   listArtifacts: (c) => c.listArtifacts({ q: "x", limit: 3 }),
   getArtifact: (c) => c.getArtifact("a@1"),
   artifactVersions: (c) => c.artifactVersions("a"),
