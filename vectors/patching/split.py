@@ -36,9 +36,11 @@ def row_space(readers: Sequence[Tensor], tolerance: float) -> Tensor:
     scaled = [reader.double() / _largest(reader.double()) for reader in readers]
     if sum(map(len, scaled)) <= scaled[0].shape[1]:
         _, values, vectors = torch.linalg.svd(torch.cat(scaled), full_matrices=False)
-        return vectors[values > tolerance * values[0]]
+        seen: Tensor = vectors[values > tolerance * values[0]]
+        return seen
     squares, columns = torch.linalg.eigh(sum((reader.T @ reader for reader in scaled[1:]), scaled[0].T @ scaled[0]))
-    return columns.T[squares > tolerance**2 * squares[-1]]
+    read: Tensor = columns.T[squares > tolerance**2 * squares[-1]]
+    return read
 
 
 def split(directions: Tensor, space: Tensor) -> Split:
@@ -56,10 +58,12 @@ def orthonormal(rows: Tensor) -> Tensor:
     if not len(rows):
         return rows
     _, values, vectors = torch.linalg.svd(rows, full_matrices=False)
-    return vectors[values > NOTHING]
+    kept: Tensor = vectors[values > NOTHING]
+    return kept
 
 
 def _largest(matrix: Tensor) -> Tensor:
     """Its largest singular value."""
     small = matrix @ matrix.T if len(matrix) < matrix.shape[1] else matrix.T @ matrix
-    return torch.linalg.eigvalsh(small)[-1].clamp_min(1e-300).sqrt()
+    largest: Tensor = torch.linalg.eigvalsh(small)[-1].clamp_min(1e-300).sqrt()
+    return largest
