@@ -163,6 +163,16 @@ def graded_french(ran: Ran) -> None:
     assert french, ran.said[-3000:]
 
 
+def is_more_cheerful_than_without(ran: Ran) -> None:
+    """The text is positive, and that of the same vector without the contrast is another one."""
+    assert verdict(text_of(ran.last), SentimentGrader()).outcome == "positive"
+    assert ran.last["steering"]["contrast"] == {"weak": [], "alpha": 0.1, "beta": 2.0}
+    with Client(os.environ["URL"]) as client:
+        alone = client.complete(OPENING, max_tokens=32, temperature=0,
+                                steering={"artifact": "cheerful", "strength": 0.5})
+    assert alone.text != text_of(ran.last) and alone.steering.contrast is None
+
+
 CHECKS: dict[str, list[Callable[[Ran], None]]] = {
     "api": [steers_cheerfully, has_the_shape_of_a_response, lambda ran: answers_instead_of_refusing(ran.said),
             artifacts_as_told, presets_as_told, a_job, a_job, says("past-by-command", "month-signs"),
@@ -170,6 +180,8 @@ CHECKS: dict[str, list[Callable[[Ran], None]]] = {
             says("True"), says('"custom_id": "first"')],
     "calibration": [says("past@1", "KL per token", "0.1 kl"), is_a_spec],
     "concepts": [says("upbeat@1", "upbeat@2"), is_a_spec],
+    "contrast": [is_more_cheerful_than_without, says("cheerful@1", "against the untouched model: alpha 0.1, beta 2"),
+                 says("french@1 0.5")],
     "effects": [measured_effects, graded_as_the_text_reads],
     "gates": [an_opened_gate, a_job],
     "graders": [says("[('wanted', True), ('broken', False)]"), graded_french],

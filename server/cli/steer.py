@@ -46,7 +46,7 @@ def contrasted(steering: dict[str, Any] | None, weak: list[str] | None, alpha: f
     """The `steering` object with a contrast to what acts in the weak run."""
     if not weak:
         return steering
-    given = [] if weak == [UNTOUCHED] else [_intervention(text) for text in weak]
+    given = [] if weak == [UNTOUCHED] else [_intervention(text, "--weak") for text in weak]
     return {**(steering or {}), "contrast": {"weak": {"interventions": given}, "alpha": alpha, "beta": beta}}
 
 
@@ -61,10 +61,10 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _intervention(text: str) -> dict[str, Any]:
+def _intervention(text: str, option: str = "--steer") -> dict[str, Any]:
     match = _WRITTEN.fullmatch(text)
     if match is None:
-        raise InvalidSpec(f"{text!r} is not of the form NAME or NAME=STRENGTH", param="--steer",
+        raise InvalidSpec(f"{text!r} is not of the form NAME or NAME=STRENGTH", param=option,
                           fix="Write cheerful, cheerful@3=1.5 or cheerful=-2rel.")
     intervention: dict[str, Any] = {"artifact": match["ref"]}
     if match["value"] is not None:

@@ -18,7 +18,7 @@ from server.cli.capabilities import ranges
 from server.cli.checks import check_library, check_packages, check_port
 from server.cli.examples import load_examples
 from server.cli.inprocess import running
-from server.cli.steer import steering_of
+from server.cli.steer import contrasted, steering_of
 from server.settings import Settings
 from steering.artifacts.payload import Payload
 from steering.language.errors import EngineUnavailable, InvalidSpec, NotFound
@@ -48,6 +48,19 @@ def test_other_forms_are_refused(written: str) -> None:
 def test_nothing_given_is_no_steering() -> None:
     assert steering_of(None) is None
     assert steering_of([], "calm") == {"interventions": [], "preset": "calm"}
+
+
+def test_a_contrast_is_read_from_the_command_line() -> None:
+    steering = {"artifact": "calm"}
+    assert contrasted(steering, None, 0.1, 0.5) == steering and contrasted(None, None, 0.1, 0.5) is None
+    assert contrasted(steering, ["untouched"], 0.2, 1.0) == {
+        **steering, "contrast": {"weak": {"interventions": []}, "alpha": 0.2, "beta": 1.0}}
+    assert contrasted(None, ["sad=2", "calm"], 0.1, 0.5) == {"contrast": {
+        "weak": {"interventions": [{"artifact": "sad", "strength": 2.0}, {"artifact": "calm"}]}, "alpha": 0.1,
+        "beta": 0.5}}
+    with pytest.raises(InvalidSpec) as refused:
+        contrasted(None, ["sad="], 0.1, 0.5)
+    assert refused.value.param == "--weak"
 
 
 @pytest.mark.parametrize(("numbers", "text"), [([0, 1, 2, 5], "0-2, 5"), ([3], "3"), ([], ""), ([4, 2, 3], "2-4")])
