@@ -23,14 +23,15 @@ WEB     := $(shell find clients/web/src clients/web/public clients/typescript/sr
            clients/web/package-lock.json clients/web/vite.config.ts docs/openapi.json
 NPM     := PATH="$(abspath $(VENV))/node:$$PATH" npm --no-fund --no-audit
 
-.PHONY: help serve serve-vllm install console test test-all test-clients test-fleet test-fuzz test-typescript size screenshots lint fmt types bench docs hour \
+.PHONY: help serve serve-vllm install console test test-all test-failed test-clients test-fleet test-fuzz test-typescript size screenshots lint fmt types bench docs hour \
         replications replications-real library lock sbom clean
 
 help:
 	@echo "serve  run $(MODEL) on http://$(HOST):$(PORT)      (PORT=, HOST=, MODEL=lab-dense)"
 	@echo "serve-vllm  the same on vLLM instead of the embedded engine"
 	@echo "console  build the page at /      test-typescript  the TypeScript client and the parts of the page, in Node"
-	@echo "test   the tests, without long sweeps      test-all  all of them      size  lines of code, against BASE"
+	@echo "test   the tests, without long sweeps      test-all  all of them      test-failed  what failed last time"
+	@echo "size  lines of code, against BASE"
 	@echo "test-clients  published clients for Python and Node, agents, evaluations, a proxy, against both engines"
 	@echo "test-fleet  three replicas behind a balancer while replicas, the database and S3 fail under load"
 	@echo "test-fuzz  BODIES=2000 drawn bodies for each endpoint, which takes hours"
@@ -83,6 +84,10 @@ test: $(VENV)/.test $(CONSOLE)
 
 test-all: $(VENV)/.test $(CONSOLE)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not clients and not fleet" $(PYTEST_ARGS)
+
+# Those that failed last time, one after the other.
+test-failed: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not clients and not fleet" --last-failed --last-failed-no-failures none
 
 BODIES ?= 2000
 # Many drawn bodies for each endpoint, where the tests above send a few.

@@ -12,8 +12,8 @@ from steering.ops import operations
 
 PATH = Path("docs/spec.md")
 ORDER = ("Steering", "Intervention", "Strength", "Dose", "Scope", "PromptSelection", "PromptPick",
-         "GenerationSelection", "GenerationPick", "LayerRange", "LayerDepth", "Gate", "Gates", "Reading",
-         "FeatureProbe", "Guard", "Contrast", "Weak", "Encoded")
+         "GenerationSelection", "GenerationPick", "LayerRange", "LayerDepth", "Gate", "Gates", "Reading", "Watch",
+         "Guard", "MonitorLimit", "Contrast", "Weak", "Encoded")
 HEAD = """# Spec reference
 
 Written by `python -m scripts.specdoc` from the models in `steering/language`; do not edit. The same as JSON schema:
@@ -36,7 +36,10 @@ One coordinate makes a curve (cubic; knots in rising order), two or three a surf
 
 An sae has the features `f = act(encoder n(x) + encoder_bias)` and stands for `decoder^T f + decoder_bias`: with `k` the
 ReLU of the k largest, else what is over `threshold` and 0. `input_norm` is what a token is divided by: 0 nothing, 1 its
-norm over the root of the width, 2 its standard deviation, once its mean is taken away. [More](saes.md)."""
+norm over the root of the width, 2 its standard deviation, once its mean is taken away. [More](saes.md).
+
+A normality artifact is read and never applied. `POST /v1/extract/normality` makes it, and
+`steering/artifacts/normality.py` has the formulas."""
 
 
 def document() -> str:

@@ -188,7 +188,7 @@ CHECKS: dict[str, list[Callable[[Ran], None]]] = {
     "guards": [is_a_spec],
     "library": [says("calm@1"), says('"controls"')],
     "patching": [says(" Tuesday  Friday True"), says("its visible part", "20 random", "faithful. no_effect:")],
-    "reading": [a_read_along, a_lens_that_finds_the_plural, a_job,
+    "reading": [a_read_along, says("True"), a_lens_that_finds_the_plural, a_job,
                 says("2 torch.Size([2, 128]) [0, 1]", "['cheerful@1 (add)'] True"), says("2 rows of 2 texts", "act-")],
     "spec": [is_a_spec],
 }

@@ -19,7 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticSerializationError
 
-from steering.artifacts.payload import Kind, Payload
+from steering.artifacts.payload import READ_ONLY, Kind, Payload
 from steering.artifacts.source import Source
 from steering.language.errors import InvalidPayload
 from steering.language.fields import LONGEST_NAME, NAME_PATTERN, Model
@@ -29,6 +29,7 @@ from steering.language.scope import Scope
 from steering.language.strength import Strength
 from steering.language.vocabulary import Op, Site
 from steering.ops import get_operation, operations
+from steering.ops.base import VECTOR_SITES
 from steering.programs.reading import FORMS
 from vectors.calibration import calibration_of
 
@@ -110,7 +111,8 @@ class Metadata(Model):
     name: Name = Field(description="Lower case letters, digits, dot, underscore, hyphen; at most 64. Before a slash: "
                       "the tenant that it belongs to, or shared.")
     kind: Kind = Field(description="What the numbers are.")
-    op: Op = Field(description="What it is meant for: the op of a spec that names only the artifact.")
+    op: Op | None = Field(default=None, description="What it is meant for: the op of a spec that names only the "
+                          "artifact. Every kind needs one that is not only read.")
     site: Site = Field(description="Where the numbers were taken, and where they are applied.")
     layers: Layers | None = Field(default=None, description="Default layers; none: all layers that have numbers.")
     strength: Strength = Field(default=Strength(value=1.0), description="Default strength.")
@@ -135,12 +137,18 @@ class Metadata(Model):
     @field_validator("options")
     @classmethod
     def _known_options(cls, options: Free, info: ValidationInfo) -> Free:
-        if options and "op" in info.data:
+        if options and info.data.get("op") is not None:
             get_operation(info.data["op"]).options.model_validate(options)
         return options
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if self.reading is not None and self.reading.form not in FORMS.get(self.kind, ()):
+            raise ValueError(f"a {self.kind} is not read in the form {self.reading.form}")
+        if len(set(self.tags)) != len(self.tags):
+            raise ValueError("a tag occurs twice in tags")
+        if self.op is None or self.kind in READ_ONLY:
+            return self._only_read()
         operation = get_operation(self.op)
         if self.kind not in operation.kinds:
             raise ValueError(f"a {self.kind} cannot be used with the op {self.op}; use "
@@ -152,10 +160,15 @@ class Metadata(Model):
                              "raw, and the dose in a preset")
         if self.strength.unit != "raw" and not operation.adds_direction:
             raise ValueError(f"strength unit {self.strength.unit} has no meaning for the op {self.op}; use raw")
-        if self.reading is not None and self.reading.form not in FORMS.get(self.kind, ()):
-            raise ValueError(f"a {self.kind} is not read in the form {self.reading.form}")
-        if len(set(self.tags)) != len(self.tags):
-            raise ValueError("a tag occurs twice in tags")
+        return self
+
+    def _only_read(self) -> Self:
+        if self.kind not in READ_ONLY:
+            raise ValueError(f"a {self.kind} needs an op: {' or '.join(ops_of_kind(self.kind))}")
+        if self.op is not None or self.options or self.strength != Strength(value=1.0):
+            raise ValueError(f"a {self.kind} is read and never applied, so it has neither op nor options nor strength")
+        if self.site not in VECTOR_SITES:
+            raise ValueError(f"a {self.kind} is not read at {self.site}; use {' or '.join(VECTOR_SITES)}")
         return self
 
     @classmethod

@@ -44,7 +44,7 @@ def list_(
                   box=None)
     for one in found:
         draft = marks(one.card or {})
-        table.add_row(one.ref, one.kind, one.op, one.site, shown_layers(one.layers, one.stored_layers),
+        table.add_row(one.ref, one.kind, one.op or "read", one.site, shown_layers(one.layers, one.stored_layers),
                       " ".join(one.aliases), one.model_id or "", draft + escape(one.description))
     out.print(table)
 
@@ -153,7 +153,7 @@ def described(found: Artifact) -> Iterator[tuple[str, str]]:
     yield "artifact", f"{found.ref}  {' '.join(f'@{alias}' for alias in found.aliases)}".rstrip()
     if found.description:
         yield "what", found.description
-    yield "kind", f"{found.kind}, for {found.op} at {found.site}"
+    yield "kind", f"{found.kind}, {'to be read' if found.op is None else f'for {found.op}'} at {found.site}"
     yield "acts on", shown_layers(found.layers, found.stored_layers)
     yield "strength", " ".join(str(part) for part in (found.strength.get("value"), found.strength.get("unit")) if part)
     band = (card.get("trial") or {}).get("band")

@@ -19,21 +19,31 @@ from typing import Literal
 import structlog
 
 from server.engines.base import Completion, Engine
-from server.engines.data import CompareRequest, Comparison, Generation, Token, Touched
+from server.engines.data import CaptureRequest, CompareRequest, Comparison, Generation, Token, Touched
 from server.engines.parts import Part
 from server.engines.touching import count_touched
 from server.observability.instruments import Counter, Registry
+from server.requests.monitor import Limit
 from steering.language.errors import TrimtabError
 from steering.language.guard import Guard
+from steering.language.vocabulary import Site
 from steering.programs.program import Program
 
 log = structlog.get_logger("trimtab.guard")
 MAX_LOWERINGS = 3
 NGRAM = 3
 
-Reason = Literal["kl", "repetition", "unmeasured"]
+Reason = Literal["kl", "repetition", "monitor", "unmeasured"]
 Weaken = Callable[[Sequence[float]], Awaitable[Program]]
 """The program with each intervention at a factor of its strength; 0 stops it."""
+
+
+@dataclass(frozen=True)
+class HeldGuard:
+    """A guard, and what it reads besides."""
+
+    guard: Guard
+    limits: tuple[Limit, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ class GuardedCompletion(Completion):
 
     engine: Engine
     generation: Generation
-    guards: Sequence[Guard]
+    guards: Sequence[HeldGuard]
     weaken: Weaken
     metrics: GuardMetrics
     events: list[Event] = field(default_factory=list)
@@ -78,7 +88,7 @@ class GuardedCompletion(Completion):
         program = self.generation.program
         if program is None:
             raise ValueError("nothing to guard")
-        self._every = min(guard.every for guard in self.guards)
+        self._every = min(held.guard.every for held in self.guards)
         self._factors = [1.0] * len(program.compiled)
         self._lowered = [0] * len(program.compiled)
         self._generated: list[int] = []
@@ -156,6 +166,7 @@ class GuardedCompletion(Completion):
         try:
             found = await self.engine.compare(CompareRequest([*given.prompt_ids, *self._generated],
                                                              len(given.prompt_ids), program, given.roles))
+            beyond = await self._beyond(start)
         except (TrimtabError, RuntimeError, ValueError, OSError) as error:
             # RuntimeError: what torch raises, out of memory included.
             log.warning("guard_not_measured", error=f"{type(error).__name__}: {error}"[:300])
@@ -163,7 +174,7 @@ class GuardedCompletion(Completion):
                                   for j in _acting(program)])
             return
         kl = float(found.total.kl[start:].mean())
-        breach = next((b for guard in self.guards if (b := over(guard, kl, repeated)) is not None), None)
+        breach = next((b for held in self.guards if (b := over(held.guard, kl, repeated)) is not None), beyond)
         if breach is None:
             return
         guard, reason = breach
@@ -173,6 +184,27 @@ class GuardedCompletion(Completion):
         factor = 0.0 if stopped else self._factors[worst] / 2
         shown = kl if math.isfinite(kl) else None
         await self._weakened([Event(len(self._generated), worst, factor, reason, shown, repeated)])
+
+    async def _beyond(self, start: int) -> tuple[Guard, Reason] | None:
+        """The guard by whose monitors the tokens from `start` on are beyond a limit, on a mean of any layer."""
+        limits = [(held.guard, limit) for held in self.guards for limit in held.limits]
+        if not limits:
+            return None
+        given, length = self.generation, len(self.generation.prompt_ids)
+        sites: dict[Site, set[int]] = {}
+        for _, limit in limits:
+            sites.setdefault(limit.monitor.reader.site, set()).update(limit.monitor.reader.layers)
+        [captured] = await self.engine.capture([CaptureRequest(
+            [*given.prompt_ids, *self._generated], {site: sorted(layers) for site, layers in sites.items()},
+            prompt_length=length, roles=given.roles)], self.parts[-1].program)
+        for guard, limit in limits:
+            reader = limit.monitor.reader
+            for layer in reader.layers:
+                first = max(length + start, reader.first_scored(layer))
+                scores = reader.scores(layer, captured[reader.site][layer])[first:]
+                if len(scores) and limit.monitor.beyond(float(scores.mean()), limit.threshold):
+                    return guard, "monitor"
+        return None
 
     async def _weakened(self, events: list[Event]) -> None:
         for event in events:

@@ -19,6 +19,7 @@ from server.engines.parts import Part, spans
 from server.observability.instruments import Counter, Gauge, Registry
 from steering.language.errors import TrimtabError
 from steering.language.finite import not_finite
+from steering.language.gates import Reading
 from steering.language.vocabulary import Direction, Form, Site
 from steering.programs.program import Program
 from steering.programs.reading import Reader
@@ -32,11 +33,42 @@ HALF_LIFE_TOKENS = 1000
 
 @dataclass(frozen=True)
 class Monitor:
-    """A probe to read, and what it records about the score that parts its classes."""
+    """What to read, and what it records about the score that parts its classes.
+
+    trend: over how many tokens to tell of the scores' trend. label: of its metrics.
+    """
 
     reader: Reader
     threshold: float | None
     direction: Direction
+    trend: int | None = None
+    label: str = ""
+
+    @classmethod
+    def of(cls, reader: Reader, recorded: Reading | None, *, form: Form | None = None, trend: int | None = None
+           ) -> "Monitor":
+        """form: that was asked for, if any. A recorded threshold belongs to the form that it was found for."""
+        own = recorded if recorded is not None and recorded.form == reader.form else None
+        threshold = reader.recorded()
+        if threshold is None and own is not None:
+            threshold = own.threshold
+        name = reader.ref.partition("@")[0]
+        if reader.feature is not None:
+            name = f"{name}[{reader.feature}]"
+        label = name if form is None or own is not None else f"{name}:{form}"
+        return cls(reader, threshold, "above" if own is None else own.direction, trend, label)
+
+    def beyond(self, score: float, threshold: float) -> bool:
+        """Whether a score lies on the side on which the concept does. NaN does."""
+        return not (score <= threshold if self.direction == "above" else score >= threshold)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a guard reads, and the mean score that the tokens of a check must not be beyond."""
+
+    monitor: Monitor
+    threshold: float
 
 
 @dataclass(frozen=True)
@@ -55,9 +87,13 @@ class MonitorChoice(BaseModel):
     """Scores of one choice: layer to one number per token."""
 
     index: int
-    prompt: dict[str, list[float]]
-    generation: dict[str, list[float]] = Field(description="Of every generated token, read as it was fed back; the "
-                                               "last one as it would have been.")
+    prompt: dict[str, list[float | None]] = Field(description="Null where the form looks at a window of tokens that is "
+                                                  "not full yet.")
+    generation: dict[str, list[float | None]] = Field(description="Of every generated token, read as it was fed back; "
+                                                      "the last one as it would have been.")
+    trend: dict[str, list[float | None]] = Field(default={}, description="Of every generated token, where a trend was "
+                                                 "asked for: Kendall's tau of the scores up to it. Null before there "
+                                                 "are enough of them.")
 
 
 class MonitorReport(BaseModel):
@@ -92,16 +128,15 @@ class MonitorMetrics:
                                registry=registry)
 
     def read(self, monitor: Monitor, choice: MonitorChoice) -> None:
-        name = monitor.reader.ref.partition("@")[0]
-        if monitor.reader.feature is not None:
-            name = f"{name}[{monitor.reader.feature}]"
+        name = monitor.label or monitor.reader.ref.partition("@")[0]
         if name not in self._names and len(self._names) >= MAX_NAMES:
             name = OTHER
         self._names.add(name)
         layer = str(next(iter(monitor.reader.layers)))
         prompt = choice.prompt[layer]
         # The first position is a sink in many models: its score would drown those of the prompt's text.
-        for part, scores in (("prompt", prompt[1:] or prompt), ("generation", choice.generation[layer])):
+        for part, given in (("prompt", prompt[1:] or prompt), ("generation", choice.generation[layer])):
+            scores = [score for score in given if score is not None]
             if not scores:
                 continue
             mean, kept = sum(scores) / len(scores), 0.5 ** (len(scores) / HALF_LIFE_TOKENS)
@@ -110,8 +145,7 @@ class MonitorMetrics:
             self._score.labels(name, part).set(self._means[name, part])
             self._tokens.labels(name, part).inc(len(scores))
             if monitor.threshold is not None:
-                sign = 1 if monitor.direction == "above" else -1
-                self._over.labels(name, part).inc(sum(sign * (s - monitor.threshold) > 0 for s in scores))
+                self._over.labels(name, part).inc(sum(monitor.beyond(s, monitor.threshold) for s in scores))
 
     def failed(self) -> None:
         self._failed.inc()
@@ -180,9 +214,30 @@ async def _in_parts(choice: Watched, sites: dict[Site, list[int]], engine: Engin
 
 def _scores(monitor: Monitor, choice: Watched, captured: Captured) -> MonitorChoice:
     reader, length = monitor.reader, len(choice.prompt_ids)
-    scores = {str(layer): reader.scores(layer, captured[reader.site][layer]).tolist() for layer in reader.layers}
-    return MonitorChoice(index=choice.index, prompt={layer: s[:length] for layer, s in scores.items()},
-                         generation={layer: s[length:] for layer, s in scores.items()})
+    scores = {layer: reader.scores(layer, captured[reader.site][layer]) for layer in reader.layers}
+    told = {str(layer): [None] * (at := min(reader.first_scored(layer), len(s))) + s[at:].tolist()
+            for layer, s in scores.items()}
+    trends = {} if monitor.trend is None else {
+        str(layer): kendall(s[reader.first_scored(layer):], monitor.trend) for layer, s in scores.items()}
+    return MonitorChoice(index=choice.index, prompt={layer: s[:length] for layer, s in told.items()},
+                         generation={layer: s[length:] for layer, s in told.items()},
+                         trend={layer: ([None] * (len(told[layer]) - len(s)) + s)[length:]
+                                for layer, s in trends.items()})
+
+
+def kendall(scores: torch.Tensor, window: int) -> list[float | None]:
+    """Kendall's tau-a of `scores [T]` against time, over the `window` scores that end with each; None before those."""
+    if len(scores) < window:
+        return [None] * len(scores)
+    seen = scores.unfold(0, window, 1)
+    later = torch.triu(torch.ones(window, window, dtype=torch.bool), diagonal=1)
+    found = torch.empty(len(seen))
+    # As many pairs at a time as stay small beside the activations.
+    step = max(2**20 // (window * window), 1)
+    for start in range(0, len(seen), step):
+        part = seen[start:start + step]
+        found[start:start + step] = (part[:, None, :] - part[:, :, None]).sign()[:, later].mean(dim=-1)
+    return [None] * (window - 1) + found.tolist()
 
 
 def _report(monitor: Monitor, status: Literal["read", "failed"], choices: list[MonitorChoice],

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from server.errors import DefaultSpecUnusable
+from server.requests.guard import HeldGuard
 from server.requests.monitor import Monitor
 from server.rollouts.arms import Arm
 from steering.artifacts.source import Resolved
 from steering.language.errors import Path, TrimtabError, path_text
-from steering.language.guard import Guard
 from steering.language.intervention import Intervention
 from steering.language.scope import PromptSelection, Scope
 from steering.language.spec import Report
@@ -87,7 +87,7 @@ class Plan:
     report: Report = "none"
     graders: tuple[Grader, ...] = ()
     monitors: tuple[Monitor, ...] = ()
-    guards: tuple[Guard, ...] = ()
+    guards: tuple[HeldGuard, ...] = ()
     required: bool = False
     system: str = ""
     arms: tuple[Arm, ...] = ()

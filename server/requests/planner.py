@@ -15,8 +15,8 @@ from server.errors import NotSteered, SteeringDisabled
 from server.identity.policy import Held
 from server.identity.principal import CURRENT
 from server.requests import policy_gate
+from server.requests.guard import HeldGuard
 from server.requests.killswitch import KillSwitch
-from server.requests.monitor import Monitor
 from server.requests.patching import by_token, with_rows
 from server.requests.plan import (
     Origin,
@@ -27,6 +27,7 @@ from server.requests.plan import (
     own_numbers,
     unusable_default,
 )
+from server.requests.watching import Watching
 from server.rollouts.rollouts import Arms
 from server.settings import Settings
 from steering.artifacts.source import Resolved, Source
@@ -35,12 +36,11 @@ from steering.language.errors import InvalidSpec, Path, PayloadTooLarge, Trimtab
 from steering.language.gates import Gates
 from steering.language.guard import Guard
 from steering.language.intervention import Intervention
-from steering.language.spec import FeatureProbe, Spec, Steering
+from steering.language.spec import Spec, Steering
 from steering.models.facts import ModelFacts
 from steering.programs.compiler import compile_program
 from steering.programs.gate import gates_of
 from steering.programs.program import Program
-from steering.programs.reading import compile_reader
 from steering.programs.sections import Sections
 from vectors.evaluate.graders.contract import Grader
 from vectors.evaluate.graders.named import text_graders
@@ -67,6 +67,7 @@ class Planner:
         self._programs: LRUCache[str, Program] = LRUCache(settings.program_cache_bytes, getsizeof=program_bytes)
         self._barred: tuple[Spec, str] | None = None
         self._lock = Lock()
+        self._watching = Watching(library, facts)
 
     def follow(self, settings: Settings) -> None:
         """Plan by these settings from now on; programs that are compiled stay."""
@@ -82,7 +83,8 @@ class Planner:
             TrimtabError: `path` is the place in the request, ("steering", "interventions", 1, "layers") for example.
         """
         policy_gate.check_asked(CURRENT.get().policies, steering)
-        monitors = tuple(self._monitor(asked, i) for i, asked in enumerate(steering.monitor))
+        monitors = tuple(self._watching.monitor(watch, ("steering", "monitor", i))
+                         for i, watch in enumerate(steering.monitor))
         graders = _graders(steering)
         disabled = self._kill_switch.reason
         system = self._system(None if disabled is not None else self.default_spec())
@@ -152,9 +154,10 @@ class Planner:
 
     def _alone(self, spec: Spec, given: Sequence[Planned]) -> Plan:
         program, planned = self._compiled(given)
-        return Plan(program, planned, guards=() if spec.guard is None else (spec.guard,))
+        guards = () if spec.guard is None else (self._watching.held(spec.guard, ("guard",)),)
+        return Plan(program, planned, guards=guards)
 
-    def _contrast(self, asked: Contrast, steering: Steering, guards: Sequence[Guard]) -> PlannedContrast:
+    def _contrast(self, asked: Contrast, steering: Steering, guards: Sequence[HeldGuard]) -> PlannedContrast:
         """The weak run. What the server does of itself acts in it as in the strong one."""
         param = ("steering", "contrast")
         if guards:
@@ -178,24 +181,25 @@ class Planner:
             planned.append(Planned(asked.weak.short, path=weak))
         return PlannedContrast(*self._compiled(planned), asked.alpha, asked.beta)
 
-    def _own(self, steering: Steering) -> tuple[list[Planned], list[Guard | None]]:
+    def _own(self, steering: Steering) -> tuple[list[Planned], list[tuple[Guard | None, Path]]]:
         """What the server does of itself: mandatory specs of policies, and the default spec."""
         planned: list[Planned] = []
-        guards: list[Guard | None] = []
+        guards: list[tuple[Guard | None, Path]] = []
         held = CURRENT.get().policies
-        guards += [one.policy.mandatory.guard for one in held if one.policy.mandatory is not None]
+        guards += [(one.policy.mandatory.guard, ("mandatory", "guard")) for one in held
+                   if one.policy.mandatory is not None]
         planned += _mandatory(held)
         default = self.default_spec() if steering.default == "inherit" else None
         if default is not None:
             problem = self.default_spec_problem(default)
             if problem is not None:
                 raise unusable_default(f"failed when it was tried: {problem}", ("default_spec",))
-            guards.append(default.guard)
+            guards.append((default.guard, ("default_spec", "guard")))
             planned += _planned(default.interventions, "default", "default_spec", "interventions")
         return planned, guards
 
     def _collect(self, steering: Steering, model_preset: str | None, arms: Arms | None) -> tuple[
-            list[Planned], dict[str, str], tuple[Guard, ...]]:
+            list[Planned], dict[str, str], tuple[HeldGuard, ...]]:
         planned, guards = self._own(steering)
         presets: dict[str, str] = {}
         held = CURRENT.get().policies
@@ -213,13 +217,13 @@ class Planner:
                 raise error.about(*path) from None
             policy_gate.check_preset(held, preset.ref, path)
             presets[origin] = preset.ref
-            guards.append(preset.spec.guard)
+            guards.append((preset.spec.guard, (*path, "guard")))
             planned += _of_preset(preset, origin, path)
         planned += _planned(steering.interventions, "request", "steering", "interventions")
         if steering.short is not None:
             planned.append(Planned(steering.short, path=("steering",)))
-        guards.append(steering.guard)
-        return planned, presets, tuple(guard for guard in guards if guard is not None)
+        guards.append((steering.guard, ("steering", "guard")))
+        return planned, presets, tuple(self._watching.held(guard, path) for guard, path in guards if guard is not None)
 
     def _compiled(self, given: Sequence[Planned], arms: Arms | None = None) -> tuple[Program, tuple[Planned, ...]]:
         """The program of `given`, and `given` with its artifacts looked up, as the policies of who asks let it act."""
@@ -260,16 +264,6 @@ class Planner:
                 planned = [replace(item, source=self._source(item), probes=self._probes(item)) for item in planned]
             state.update(f"{_key(planned)}|{default.guard}".encode())
         return f"fp_{state.hexdigest()[:16]}"
-
-    def _monitor(self, asked: str | FeatureProbe, index: int) -> Monitor:
-        ref, feature = (asked, None) if isinstance(asked, str) else (asked.artifact, asked.feature)
-        try:
-            source = self._library.source(ref)
-            reader = compile_reader(source, self._facts, feature=feature)
-        except TrimtabError as error:
-            raise error.about("steering", "monitor", index) from None
-        own = source.reading
-        return Monitor(reader, None if own is None else own.threshold, "above" if own is None else own.direction)
 
     def _source(self, item: Planned, arms: Arms | None = None) -> Source | None:
         if item.intervention.artifact is None:

@@ -39,8 +39,13 @@ def check_asked(held: Sequence[Held], steering: Steering) -> None:
             raise one.violated("reports", "no report may be asked for", ("steering", "report"))
         if steering.monitor:
             check_captures([one], ("steering", "monitor"))
-        for i, asked in enumerate(steering.monitor):
-            _check_artifact(one, asked if isinstance(asked, str) else asked.artifact, ("steering", "monitor", i))
+        for i, watch in enumerate(steering.monitor):
+            _check_artifact(one, watch.artifact, ("steering", "monitor", i))
+        limits = [] if steering.guard is None else steering.guard.monitor
+        if limits:
+            check_captures([one], ("steering", "guard", "monitor"))
+        for i, limit in enumerate(limits):
+            _check_artifact(one, limit.artifact, ("steering", "guard", "monitor", i))
 
 
 def check_captures(held: Sequence[Held], param: Path) -> None:

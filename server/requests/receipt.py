@@ -75,8 +75,8 @@ class GuardEvent(BaseModel):
 
     token: int = Field(description="From this generated token on (0 is the first).")
     factor: float = Field(description="What is left of its strength; 0: stopped.")
-    reason: Literal["kl", "repetition", "unmeasured"] = Field(description="What was over its limit; unmeasured: the "
-                                                              "check failed, which stops everything.")
+    reason: Literal["kl", "repetition", "monitor", "unmeasured"] = Field(
+        description="What was over its limit; unmeasured: the check failed, which stops everything.")
     kl: float | None = Field(description="Mean KL(steered || untouched) of the checked tokens, in nats.")
     repetition: float = Field(description="Share of their 3-grams that occurred before.")
 

@@ -3,7 +3,8 @@
 A payload is `layer -> tensor name -> tensor`. It is what a safetensors blob holds (under the keys `"{layer}.{name}"`),
 and what `inline` in a spec is turned into. A letter stands for the length of an axis: `d` for the width of the site
 (d_model, or num_heads * head_dim at head_out, or d_ff at mlp_act), `r` for a rank, `m` for a number of indices, `h` for
-head_dim, `w` for a number of knots, and `a` for a number of coordinates.
+head_dim, `w` for a number of knots, `a` for a number of coordinates, `p` for a number of patterns of `b` bits, `q`
+for a number of statistics, `f` for a number of forms, and `2` for a mean and a standard deviation.
 """
 
 from collections.abc import Mapping
@@ -12,14 +13,17 @@ from typing import Literal, get_args
 
 import torch
 
+from steering.artifacts.normality import MAX_WINDOW, MIN_WINDOW, NORMAL_FORMS, NUM_STATISTICS
 from steering.artifacts.spline import Manifold
 from steering.language.errors import InvalidPayload, Path
 
 Kind = Literal[
     "vector", "subspace", "sign_pattern", "dim_mask", "neuron_set", "head_set", "expert_set", "affine", "probe",
-    "manifold", "diagonal", "sae",
+    "manifold", "diagonal", "sae", "normality",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+# Kinds that are read and never applied, so that they have no op.
+READ_ONLY: tuple[Kind, ...] = ("normality",)
 
 Layers = Mapping[int, Mapping[str, torch.Tensor]]
 
@@ -50,11 +54,17 @@ RULES: dict[Kind, dict[str, TensorRule]] = {
             "decoder_bias": TensorRule(("d",)), "threshold": TensorRule(("m",), optional=True),
             "k": TensorRule((), integer=True, optional=True),
             "input_norm": TensorRule((), integer=True, optional=True)},
+    "normality": {"mean": TensorRule(("d",)), "scale": TensorRule(("d",)), "basis": TensorRule(("r", "d")),
+                  "variance": TensorRule(("r",)), "rest": TensorRule(()), "patterns": TensorRule(("p", "b")),
+                  "window": TensorRule((), integer=True), "dimension": TensorRule(()), "bandwidth": TensorRule(()),
+                  "spectral_mean": TensorRule(("q",)), "spectral_whiten": TensorRule(("q", "q")),
+                  "diffusion": TensorRule(("2",)), "thresholds": TensorRule(("f",))},
 }
 
 # The tensor whose last axis is as wide as the site; other kinds are sets of indices.
 WIDTH_TENSORS: dict[Kind, str] = {"vector": "vector", "subspace": "basis", "affine": "up", "probe": "weight",
-                                  "manifold": "basis", "diagonal": "scale", "sae": "decoder"}
+                                  "manifold": "basis", "diagonal": "scale", "sae": "decoder",
+                                  "normality": "basis"}
 
 # How an SAE scales each token before it reads it; see `dictionary.Dictionary`.
 INPUT_NORMS = {"none": 0, "constant": 1, "layer": 2}
@@ -168,6 +178,8 @@ def _check_meaning(kind: Kind, tensors: Mapping[str, torch.Tensor], where: Path)
         name = "vector" if kind == "vector" else "weight"
         if not bool(tensors[name].any()):
             raise InvalidPayload("the vector is zero and would do nothing", param=(*where, name))
+    if kind == "normality":
+        _check_normality(tensors, where)
     if "basis" in tensors:
         _check_basis(tensors["basis"].double(), (*where, "basis"))
     if kind == "sae":
@@ -189,6 +201,25 @@ def _check_dictionary(tensors: Mapping[str, torch.Tensor], where: Path) -> None:
         known = ", ".join(f"{number} ({name})" for name, number in INPUT_NORMS.items())
         raise InvalidPayload(f"input_norm is {int(tensors['input_norm'])}", param=(*where, "input_norm"),
                              fix=f"Known are {known}.")
+
+
+def _check_normality(tensors: Mapping[str, torch.Tensor], where: Path) -> None:
+    positive = ("scale", "variance", "rest", "dimension", "bandwidth")
+    for name in positive:
+        if not bool((tensors[name] > 0).all()):
+            raise InvalidPayload("expected numbers above zero", param=(*where, name))
+    sizes = {"spectral_mean": NUM_STATISTICS, "diffusion": 2, "thresholds": len(NORMAL_FORMS)}
+    for name, size in sizes.items():
+        if len(tensors[name]) != size:
+            raise InvalidPayload(f"expected {size} numbers, got {len(tensors[name])}", param=(*where, name))
+    if not MIN_WINDOW <= int(tensors["window"]) <= MAX_WINDOW:
+        raise InvalidPayload(f"a window has {MIN_WINDOW} to {MAX_WINDOW} tokens", param=(*where, "window"))
+    if tensors["patterns"].shape[1] > tensors["basis"].shape[0]:
+        raise InvalidPayload("patterns have more bits than the basis has rows", param=(*where, "patterns"))
+    if not bool((tensors["patterns"].abs() == 1).all()):
+        raise InvalidPayload("bits of patterns must be +1 or -1", param=(*where, "patterns"))
+    if not bool((tensors["diffusion"][1] > 0).all()):
+        raise InvalidPayload("the standard deviation must be above zero", param=(*where, "diffusion"))
 
 
 def _check_basis(basis: torch.Tensor, where: Path) -> None:

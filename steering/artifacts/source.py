@@ -24,7 +24,7 @@ class Source:
         ref: name and version as resolved, `cheerful@3`.
         digest: content hash of the numbers.
         model_id, fingerprint: the model it was made on; None where the file did not say (then never refused by model).
-        op, site, layers, strength, options: what `{"artifact": NAME}` alone means.
+        op, site, layers, strength, options: what `{"artifact": NAME}` alone means; op is None for what is only read.
         residual_norm: mean norm of the activation at the site, per layer (unit `rel`).
         sigma: standard deviation of the projection on the direction, per layer (unit `sigma`).
         calibrated: measured curves of KL against strength, by setting (unit `kl`).
@@ -38,7 +38,7 @@ class Source:
     ref: str
     digest: str
     payload: Payload
-    op: Op
+    op: Op | None
     site: Site
     model_id: str | None = None
     fingerprint: str | None = None

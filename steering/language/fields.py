@@ -11,6 +11,7 @@ from pydantic_core import CoreSchema
 MAX_INTERVENTIONS = 32
 MAX_GATES = 8
 MAX_MONITORS = 16
+MAX_GUARD_MONITORS = 4
 MAX_LIST = 4096
 MAX_FLOAT = 3.4e38  # of float32, in which everything is computed
 # Of a tenant, of a name without the tenant that it belongs to, and of a name with it ("team/calm").

@@ -17,14 +17,17 @@ class Reading(Model):
     linear is weight . h + bias for a probe and h . v for a vector. cosine is the cosine of h and the vector. cast is
     cos(h, tanh(P h)), P being the projection on the vector; it says how much of h lies along the vector, and not on
     which side. agreement is the share of a sign pattern's dims that have its sign. distance is that from the nearest
-    sampled point of a manifold, in its subspace. feature is the value of one feature of an SAE.
+    sampled point of a manifold, in its subspace. feature is the value of one feature of an SAE. The forms of a
+    normality artifact say how unlike normal text a token is: mahalanobis and residual (about 1 for normal ones),
+    membership (share of bits in which its pattern differs from the nearest known one), spectral and diffusion (of the
+    last tokens together, in standard deviations).
 
-    mean: of the prompt's activations, read once (agreement, distance, feature: of the tokens' scores); max: of the
+    mean: of the prompt's activations, read once (of forms that are not linear, of the tokens' scores); max: of the
     tokens' scores; both leave out the first token, which many models use as a sink, where there are others. last: the
     last prompt token's.
     """
 
-    form: Form = Field(default="linear", description="linear, cosine, cast, agreement, distance or feature.")
+    form: Form = Field(default="linear", description="How activations become numbers; see above.")
     pool: Pooling = Field(default="mean", description="How a prompt's tokens become one number.")
     threshold: Finite | None = Field(default=None, description="The score that separates the two classes.")
     direction: Direction = Field(default="above", description="The side of the threshold on which the concept lies.")
@@ -41,8 +44,7 @@ class Gate(Model):
     feature: Index | None = Field(default=None, description="Which feature, of an SAE.")
     threshold: Finite | None = Field(default=None, description="Score to compare with.")
     direction: Direction | None = Field(default=None, description="Open when the score is above or below it.")
-    form: Form | None = Field(default=None, description="linear, cosine, cast, agreement, distance or feature; see "
-                              "Reading.")
+    form: Form | None = Field(default=None, description="How it is read; see Reading.")
     pool: Pooling | None = Field(default=None, description="mean, max or last token of the prompt; see Reading.")
     layers: Layers | None = Field(default=None, description="Layers to read.")
     when: Literal["prompt", "token"] = Field(

@@ -4,7 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from steering.language.fields import Fraction, Model
+from steering.language.fields import MAX_GUARD_MONITORS, Fraction, Model
+from steering.language.watch import MonitorLimit
 
 
 class Guard(Model):
@@ -21,11 +22,14 @@ class Guard(Model):
     max_repetition: Fraction | None = Field(
         default=None, description="Largest share that is allowed of a check's 3-grams of tokens which occurred "
         "before in the completion.")
+    monitor: list[MonitorLimit] = Field(
+        default=[], max_length=MAX_GUARD_MONITORS, description="Limits on what monitors read of the tokens of a check. "
+        "Each check then takes one more pass.")
     action: Literal["lower", "stop"] = Field(default="lower", description="What is done to the intervention.")
     every: int = Field(default=16, strict=True, ge=4, le=1024, description="Tokens between two checks.")
 
     @model_validator(mode="after")
     def _limits_something(self) -> Self:
-        if self.max_kl is None and self.max_repetition is None:
-            raise ValueError("give max_kl, max_repetition or both")
+        if self.max_kl is None and self.max_repetition is None and not self.monitor:
+            raise ValueError("give max_kl, max_repetition or monitor")
         return self

@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from steering.language.contrast import Contrast
-from steering.language.fields import MAX_INTERVENTIONS, MAX_MONITORS, ArtifactRef, Index, Model, Switch
+from steering.language.fields import MAX_INTERVENTIONS, MAX_MONITORS, ArtifactRef, Model, Switch
 from steering.language.guard import Guard
 from steering.language.intervention import Intervention
 from steering.language.strength import GivenStrength
+from steering.language.watch import GivenWatch
 
 Report = Literal["none", "summary", "tokens", "outcome"]
 MAX_GRADERS = 4
@@ -40,13 +41,6 @@ class Spec(Model):
     guard: Guard | None = Field(default=None, description="Limits that hold while a completion is generated.")
 
 
-class FeatureProbe(Model):
-    """One feature of an SAE, to be read."""
-
-    artifact: ArtifactRef = Field(description="An SAE of the library.")
-    feature: Index = Field(description="Which feature.")
-
-
 class Steering(Model):
     """The `steering` field of a request."""
 
@@ -73,9 +67,9 @@ class Steering(Model):
         "or the kill switch is on. A completion that runs when the switch is turned on ends there.")
     guard: Guard | None = Field(default=None, description="Limits that hold while a completion is generated, beside "
                                 "those of the preset and the default spec.")
-    monitor: list[ArtifactRef | FeatureProbe] = Field(
-        default=[], max_length=MAX_MONITORS, description="Probes, vectors, sign patterns, manifolds or features of "
-        "SAEs to read at every token, without changing anything; see Reading.")
+    monitor: list[GivenWatch] = Field(
+        default=[], max_length=MAX_MONITORS, description="Artifacts to read at every token, without changing anything, "
+        "by name or with how they are read; see Reading.")
     contrast: Contrast | None = Field(default=None, description="Decode from the difference between this spec's run "
                                       "and a weak one.")
 

@@ -7,7 +7,8 @@ Op = Literal["add", "ablate", "clamp", "rotate", "affine", "sign_flip", "mask", 
              "expert_mask", "manifold", "patch", "sae"]
 Site = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "head_out", "mlp_act", "router"]
 Unit = Literal["raw", "unit", "rel", "sigma", "kl"]
-Form = Literal["linear", "cosine", "cast", "agreement", "distance", "feature"]
+Form = Literal["linear", "cosine", "cast", "agreement", "distance", "feature", "residual", "mahalanobis", "membership",
+               "spectral", "diffusion"]
 Pooling = Literal["mean", "max", "last"]
 Direction = Literal["above", "below"]
 Section = Literal["reasoning", "answer", "tool_call", "json"]

@@ -73,13 +73,16 @@ def _op(item: Resolved) -> Op:
     intervention, source = item.intervention, item.source
     if intervention.op is not None:
         # Of a patch from another run the artifact says the directions alone, whatever it is meant for.
-        if (source is not None and intervention.op != source.op and "op" not in intervention.override
-                and item.captured is None):
+        meant = None if source is None or item.captured is not None else source.op
+        if source is not None and meant is not None and intervention.op != meant and "op" not in intervention.override:
             raise ArtifactMismatch(f"{source.ref} is meant for op {source.op}, not {intervention.op}", param="op",
                                    fix='Leave op out, or add "override": ["op"].')
         return intervention.op
     if source is None:
         raise InvalidSpec("inline numbers need an op", param="op")
+    if source.op is None:
+        raise ArtifactMismatch(f"{source.ref} is a {source.payload.kind}, which is read and not applied",
+                               param="artifact", fix="Name it in monitor, or as the probe of a gate.")
     return source.op
 
 

@@ -181,6 +181,9 @@ def check_token_gate(gate: CompiledGate, sites: Sequence[Site]) -> Condition:
 def _condition(gate: Gate, probe: Source, facts: ModelFacts) -> Condition:
     reader = compile_reader(probe, facts, form=gate.form, layers=gate.layers, feature=gate.feature,
                             any_model="model" in gate.override)
+    if reader.windowed:
+        raise InvalidSpec(f"the form {reader.form} looks at many tokens together, so a gate cannot be decided by it",
+                          param="form", fix="Use mahalanobis, residual or membership, or a monitor.")
     own = probe.reading
     threshold = gate.threshold
     if threshold is None:

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 
 from steering.artifacts.dictionary import Dictionary
+from steering.artifacts.normality import NORMAL_FORMS, WINDOWED, normal_scores
 from steering.artifacts.payload import Kind
 from steering.artifacts.source import Source
 from steering.artifacts.spline import Manifold
@@ -21,7 +22,10 @@ Tensors = Mapping[str, torch.Tensor]
 # The first form is the one in which a kind is read where nothing else is said.
 FORMS: Mapping[Kind, tuple[Form, ...]] = {
     "probe": ("linear",), "vector": ("linear", "cosine", "cast"), "sign_pattern": ("agreement",),
-    "manifold": ("distance",), "sae": ("feature",)}
+    "manifold": ("distance",), "sae": ("feature",),
+    "normality": ("mahalanobis", "residual", "membership", "spectral", "diffusion")}
+# Forms whose score of a mean is not the mean of scores.
+NOT_LINEAR: tuple[Form, ...] = ("agreement", "distance", "feature", *NORMAL_FORMS)
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,22 @@ class Reader:
     layers: Mapping[int, Tensors]
     feature: int | None = None
 
+    @property
+    def windowed(self) -> bool:
+        """Whether a token's score needs the tokens before it."""
+        return self.form in WINDOWED
+
+    def first_scored(self, layer: int) -> int:
+        """Position of the first token that has a score, in a text that is read from its beginning."""
+        return int(self.layers[layer]["window"]) if self.windowed else 0
+
+    def recorded(self) -> float | None:
+        """The threshold that the numbers hold for this form, of the first layer."""
+        tensors = next(iter(self.layers.values()))
+        return float(tensors["thresholds"][NORMAL_FORMS.index(self.form)]) if self.form in NORMAL_FORMS else None
+
     def scores(self, layer: int, h: torch.Tensor) -> torch.Tensor:
-        """`[T]` float32 for the activations `h [T, width]` of one layer."""
+        """`[T]` float32 for the activations `h [T, width]` of one layer; NaN for tokens before `first_scored`."""
         tensors = self.layers[layer]
         if self.feature is not None:
             return Dictionary(tensors).feature(h, self.feature)
@@ -58,7 +76,7 @@ class Reader:
         rest = h[1:] if len(h) > 1 else h
         if pool == "max":
             return float(self.scores(layer, rest).max())
-        if self.form in ("agreement", "distance", "feature"):
+        if self.form in NOT_LINEAR:
             # These forms are not linear. The signs of a mean may be those of no token, and the mean of points on a ring
             # does not lie on the ring. So tokens are scored first, and the scores are averaged.
             return float(self.scores(layer, rest).mean())
@@ -152,4 +170,5 @@ def _distance(h: torch.Tensor, tensors: Tensors) -> torch.Tensor:
 
 
 _SCORES: Mapping[Form, Callable[[torch.Tensor, Tensors], torch.Tensor]] = {
-    "linear": _linear, "cosine": _cosine, "cast": _cast, "agreement": _agreement, "distance": _distance}
+    "linear": _linear, "cosine": _cosine, "cast": _cast, "agreement": _agreement, "distance": _distance,
+    **{form: partial(normal_scores, form) for form in NORMAL_FORMS}}

@@ -1,5 +1,6 @@
 """Tiny models on disk and engines on them."""
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -27,6 +28,7 @@ from vectors.library import Library
 
 MODEL = "tiny"
 torch.set_num_threads(1)
+PATIENCE_S = 60
 _counter = itertools.count()
 
 
@@ -96,6 +98,18 @@ async def generate(engine: TransformersEngine, prompt: list[int], program: Progr
     settings: dict[str, Any] = {"max_tokens": 12, "temperature": 0.0, "logprobs": 5, **sampling}
     completion = engine.generate(Generation(f"request-{next(_counter)}", prompt, Sampling(**settings), program, roles))
     return [token async for token in completion], completion.touched()
+
+
+async def at_rest(engine: Any) -> None:
+    """Until nothing runs, waits or holds a slot. The engine lets go of a request after its client has the last token,
+    and a sampled effect is measured after the answer, so that neither has to be over when a client asks."""
+    stats = engine.stats
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            while any(stats()[name] for name in ("running", "waiting", "slots_used")):
+                await asyncio.sleep(0.002)
+    except TimeoutError:
+        raise AssertionError(f"the engine does not come to rest, because of {stats()}") from None
 
 
 def ids(tokens: list[Token]) -> list[int]:

@@ -25,7 +25,7 @@ from server.requests.lens import Map, look
 from steering.acting.containment import StepLimit
 from steering.language.errors import ModelOverflow, SteeringLimit, SteeringOverflow, TrimtabError
 from steering.programs.program import Program
-from tests.engines.conftest import compiled, generate, ids
+from tests.engines.conftest import at_rest, compiled, generate, ids
 from tests.tiny import tiny
 
 NUMBERS = itertools.count()
@@ -316,8 +316,7 @@ async def test_a_stream_of_faults_leaves_nothing_behind(start_engine: Any) -> No
             with pytest.raises(TrimtabError):
                 await generate(engine, PROMPT, compiled(engine, push(strength * (1 - 0.01 * round_))))
     assert len((await generate(engine, OTHER))[0]) == 12
-    stats = engine.stats()
-    assert (stats["running"], stats["waiting"], stats["slots_used"]) == (0, 0, 0)
+    await at_rest(engine)
     assert not engine.roster.given_up and not engine.roster.completions
 
 

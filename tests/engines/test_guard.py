@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 from server.effects.by_part import compare_parts
 from server.engines.data import CompareRequest, Generation, Sampling, Token
 from server.observability.instruments import Registry
-from server.requests.guard import GuardedCompletion, GuardMetrics, repetition
-from server.requests.monitor import Monitor, MonitorMetrics, Watched, watch
+from server.requests.guard import GuardedCompletion, GuardMetrics, HeldGuard, repetition
+from server.requests.monitor import Limit, Monitor, MonitorMetrics, Watched, watch
 from steering.artifacts.source import Resolved
 from steering.language.errors import EngineUnavailable
 from steering.language.guard import Guard
@@ -19,7 +19,7 @@ from steering.language.intervention import Intervention
 from steering.programs.compiler import compile_program
 from steering.programs.reading import Reader
 from tests.engines import reference as ref
-from tests.engines.conftest import generate, ids
+from tests.engines.conftest import at_rest, generate, ids
 from tests.engines.test_gates import PROMPTS, VECTOR, WEIGHT
 
 PROMPT = PROMPTS[0]
@@ -28,7 +28,7 @@ WEAK = {"op": "add", "layers": [0], "inline": {"vector": (0.01 * WEIGHT).tolist(
 
 
 def guarded(engine: Any, guard: dict[str, Any], *items: dict[str, Any], name: str = "g", roles: Any = None,
-            **sampling: Any) -> GuardedCompletion:
+            limits: tuple[Limit, ...] = (), **sampling: Any) -> GuardedCompletion:
     resolved = [Resolved(Intervention.model_validate(item)) for item in items]
 
     async def weaken(factors: Any) -> Any:
@@ -36,7 +36,7 @@ def guarded(engine: Any, guard: dict[str, Any], *items: dict[str, Any], name: st
 
     settings: dict[str, Any] = {"max_tokens": 20, "temperature": 0.0, "logprobs": 2, **sampling}
     given = Generation(f"guarded-{name}", PROMPT, Sampling(**settings), compile_program(resolved, engine.facts), roles)
-    return GuardedCompletion(engine, given, [Guard.model_validate({"every": 5, **guard})], weaken,
+    return GuardedCompletion(engine, given, [HeldGuard(Guard.model_validate({"every": 5, **guard}), limits)], weaken,
                              GuardMetrics(Registry()))
 
 
@@ -116,6 +116,45 @@ async def test_an_innocent_vector_is_left_alone(start_engine: Any) -> None:
     assert completion.events == [] and completion.checks == 3
 
 
+@pytest.mark.parametrize(("direction", "away"), [("above", 1), ("below", -1)])
+async def test_what_a_monitor_reads_is_a_limit_too(start_engine: Any, model_dir: Any, direction: Any, away: int
+                                                   ) -> None:
+    """The mean score of each part, by plain hooks, decides; a limit that it does not reach changes nothing."""
+    engine = await start_engine("qwen3")
+    model = AutoModelForCausalLM.from_pretrained(model_dir("qwen3"), dtype=torch.float32).eval()
+    reader = Reader("probe@1", "resid_post", "linear", {1: {"weight": away * VECTOR, "bias": torch.tensor(0.0)}})
+
+    def mean(said: list[int], factor: float) -> float:
+        held: list[torch.Tensor] = []
+        ref.logprobs(model, PROMPT + said, len(PROMPT), [
+            ref.Edit("resid_post", 1, ref.add(factor * 3 * VECTOR), ref.everywhere),
+            ref.Edit("resid_post", 1, lambda h: held.append(h) or h, ref.everywhere)])
+        return float((held[-1][-5:] @ (away * VECTOR)).mean())
+
+    strong, plain = mean(greedy(model, [], 5, 1.0), 1.0), mean(greedy(model, [], 5, 0.0), 0.0)
+    assert away * strong > away * plain
+    for threshold, breached in (((strong + plain) / 2, True), (strong + away * abs(strong), False)):
+        limit = Limit(Monitor(reader, None, direction), threshold)
+        completion = guarded(engine, {"max_repetition": 1.0, "action": "stop"}, STRONG, limits=(limit,),
+                             name=f"{direction}-{breached}", max_tokens=10)
+        await said(completion)
+        assert [(e.token, e.factor, e.reason) for e in completion.events] == [(5, 0.0, "monitor")] * breached
+
+
+async def test_a_monitor_that_cannot_be_read_stops_everything(start_engine: Any, monkeypatch: pytest.MonkeyPatch
+                                                              ) -> None:
+    engine = await start_engine("qwen3")
+
+    async def broken(*_: Any) -> Any:
+        raise EngineUnavailable("the pass failed")
+
+    monkeypatch.setattr(engine, "capture", broken)
+    reader = Reader("probe@1", "resid_post", "linear", {1: {"weight": VECTOR, "bias": torch.tensor(0.0)}})
+    completion = guarded(engine, {"max_repetition": 1.0}, STRONG, limits=(Limit(Monitor(reader, None, "above"), 1e9),))
+    await said(completion)
+    assert [(e.factor, e.reason) for e in completion.events] == [(0.0, "unmeasured")]
+
+
 async def test_repetition(start_engine: Any) -> None:
     engine = await start_engine("qwen3")
     loop = {"logit_bias": {11: 100.0}}
@@ -150,7 +189,7 @@ async def test_leaving_early_frees_the_slot(start_engine: Any) -> None:
             break
     await completion.cancel()
     await generate(engine, PROMPT)
-    assert engine.stats()["slots_used"] == 0
+    await at_rest(engine)
 
 
 async def test_effects_and_monitors_of_a_completion_in_parts(start_engine: Any, model_dir: Any) -> None:

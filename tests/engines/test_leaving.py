@@ -11,7 +11,7 @@ import pytest
 from server.engines.data import CaptureRequest, CompareRequest, Generation, Sampling
 from server.engines.transformers.engine import TransformersEngine
 from server.observability.instruments import Registry
-from server.requests.guard import GuardedCompletion, GuardMetrics
+from server.requests.guard import GuardedCompletion, GuardMetrics, HeldGuard
 from steering.language.guard import Guard
 from tests.engines.conftest import compiled, generate, ids
 from tests.engines.test_batching import PROMPT, add
@@ -246,7 +246,7 @@ async def test_held_by_a_guard(engine: TransformersEngine, monkeypatch: pytest.M
 
     guarded = GuardedCompletion(
         engine, Generation("guarded", PROMPT[:9], Sampling(max_tokens=40, temperature=0.0, ignore_eos=True), program),
-        [Guard(every=8, max_repetition=1.0)], weaken, GuardMetrics(Registry()))
+        [HeldGuard(Guard(every=8, max_repetition=1.0))], weaken, GuardMetrics(Registry()))
 
     async def read() -> None:
         async for _ in guarded:
@@ -276,7 +276,7 @@ async def test_a_guard_that_is_cancelled_while_it_measures_begins_no_other_part(
     guarded = GuardedCompletion(
         engine, Generation("guarded", PROMPT[:9], Sampling(max_tokens=40, temperature=0.0, ignore_eos=True),
                            compiled(engine, add(1))),
-        [Guard(every=8, max_repetition=1.0)], weaken, GuardMetrics(Registry()))
+        [HeldGuard(Guard(every=8, max_repetition=1.0))], weaken, GuardMetrics(Registry()))
     async with asyncio.timeout(PATIENCE_S):
         assert len([token async for token in guarded]) == 8
 

@@ -8,11 +8,13 @@ from transformers import AutoModelForCausalLM
 
 from server.observability.instruments import Registry
 from server.requests.monitor import Monitor, MonitorMetrics, Watched, watch
+from steering.artifacts.normality import NORMAL_FORMS, normal_scores
 from steering.artifacts.spline import Manifold
 from steering.programs.reading import Reader
 from tests.engines import reference as ref
 from tests.engines.conftest import compiled, generate, ids
 from tests.engines.test_gates import ADD, PROMPTS, VECTOR, WEIGHT
+from tests.vectors.making import normality_numbers
 
 GENERATED = {**ADD, "layers": [0], "scope": {"prompt": {"positions": [-1]}, "generation": "all"}}
 RING = torch.linalg.qr(torch.randn(32, 2, generator=torch.Generator().manual_seed(4))).Q.T.contiguous()
@@ -44,6 +46,29 @@ def test_a_manifold_is_fitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(3):
         torch.testing.assert_close(reader.scores(1, h), torch.tensor([2.0, 2.0]), atol=1e-2, rtol=0)
     assert built == [1]
+
+
+async def test_windows_reach_from_the_prompt_into_the_answer(start_engine: Any, model_dir: Any) -> None:
+    """The forms of a normality artifact on what plain hooks find, prompt and answer in one."""
+    engine = await start_engine("qwen3")
+    model = AutoModelForCausalLM.from_pretrained(model_dir("qwen3"), dtype=torch.float32).eval()
+    tensors = normality_numbers(32)
+    monitors = [Monitor(Reader("n@1", "resid_post", form, {1: tensors}), None, "above") for form in NORMAL_FORMS]
+    tokens, _ = await generate(engine, PROMPTS[0], compiled(engine, GENERATED), max_tokens=20)
+    choice = Watched(0, compiled(engine, GENERATED), PROMPTS[0], ids(tokens), None)
+    reports = await watch(monitors, [choice], engine, MonitorMetrics(Registry()))
+    held: list[torch.Tensor] = []
+    ref.logprobs(model, [*choice.prompt_ids, *choice.generated_ids], len(choice.prompt_ids), [
+        ref.Edit("resid_post", 0, ref.add(VECTOR), ref.last_prompt_and_generated),
+        ref.Edit("resid_post", 1, lambda h: held.append(h) or h, ref.everywhere)])
+    for form, report in zip(NORMAL_FORMS, reports, strict=True):
+        expected = normal_scores(form, held[-1], tensors)
+        found = report.choices[0]
+        told = [*found.prompt["1"], *found.generation["1"]]
+        assert [one is None for one in told] == expected.isnan().tolist(), form
+        scored = [one for one in told if one is not None]
+        assert scored == pytest.approx(expected[~expected.isnan()].tolist(), rel=1e-2, abs=1e-3), form
+        assert len(scored) > len(choice.generated_ids)
 
 
 async def test_scores_equal_hooks(start_engine: Any, model_dir: Any) -> None:

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from server.engines.data import Generation
-from tests.engines.conftest import MODEL, compiled, generate, ids
+from tests.engines.conftest import MODEL, at_rest, compiled, generate, ids
 from tests.engines.test_batching import PROMPT, add
 
 PLACES = 8
@@ -75,5 +75,4 @@ async def test_150_programs_at_once_over_64_slots_are_all_served(serve: Any) -> 
             alone = await generate(engine, PROMPT[:9], compiled(engine, add(n)), max_tokens=3, ignore_eos=True)
             told = answers[n].json()["choices"][0]["logprobs"]["token_logprobs"]
             assert told == pytest.approx([token.logprob for token in alone[0]], abs=1e-4), (n, ids(alone[0]))
-        stats = engine.stats()
-        assert (stats["slots_used"], stats["waiting"], stats["running"]) == (0, 0, 0)
+        await at_rest(engine)

@@ -142,6 +142,73 @@ async def test_refusals(client: httpx.AsyncClient, library: Library, monitor: li
     assert (answer.status_code, error["code"], error["param"]) == (status, code, "steering.monitor[1]")
 
 
+def normality() -> Payload:
+    """Normal is what lies near zero, up to a length of about sqrt(2) in all WIDTH dims together."""
+    return Payload.build("normality", {2: {
+        "mean": torch.zeros(WIDTH), "scale": torch.ones(WIDTH), "basis": torch.eye(WIDTH)[:2],
+        "variance": torch.full((2,), 0.5), "rest": torch.tensor(0.5), "patterns": torch.tensor([[1.0, 1.0]]),
+        "window": torch.tensor(8), "dimension": torch.tensor(6.0), "bandwidth": torch.tensor(2.0),
+        "spectral_mean": torch.zeros(6), "spectral_whiten": torch.eye(6), "diffusion": torch.tensor([1.0, 0.5]),
+        "thresholds": torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])}})
+
+
+@pytest.fixture
+def normal(library: Library) -> None:
+    library.create(Metadata(name="normal", kind="normality", site="resid_post", reading=Reading(
+        form="mahalanobis", threshold=0.9)), normality())
+
+
+async def test_one_artifact_in_several_forms(client: httpx.AsyncClient, engine: ScriptedEngine, normal: None) -> None:
+    """Scores by hand where the covariance is the same in all directions; each form has the threshold of its own."""
+    answer = await ask(client, {"monitor": [
+        "normal", {"artifact": "normal", "form": "residual"}, {"artifact": "normal", "form": "membership", "trend": 4},
+        {"artifact": "normal", "form": "spectral"}]}, max_tokens=6)
+    plain, residual, member, spectral = answer["steering"]["monitor"]
+    assert [(one["form"], one["threshold"]) for one in (plain, residual, member, spectral)] == [
+        ("mahalanobis", 2.0), ("residual", 1.0), ("membership", 3.0), ("spectral", 4.0)]
+    [completion] = engine.completions
+    prompt = completion.generation.prompt_ids
+    seen = activations([*prompt, *completion.given], 2)
+    told = plain["choices"][0]
+    assert [*told["prompt"]["2"], *told["generation"]["2"]] == pytest.approx(
+        (seen.square().sum(dim=1) / 0.5 / WIDTH).sqrt().tolist(), abs=1e-5)
+    told = residual["choices"][0]
+    assert told["generation"]["2"] == pytest.approx(
+        (seen[len(prompt):, 2:].square().sum(dim=1) / 0.5 / (WIDTH - 2)).sqrt().tolist(), abs=1e-5)
+    bits = ((seen[:, :2] <= 0).float().mean(dim=1)).tolist()
+    told = member["choices"][0]
+    assert told["generation"]["2"] == pytest.approx(bits[len(prompt):])
+    later = [[(b > a) - (b < a) for i, a in enumerate(four) for b in four[i + 1:]]
+             for four in (bits[n - 3:n + 1] for n in range(len(prompt), len(bits)))]
+    assert told["trend"]["2"] == pytest.approx([sum(signs) / 6 for signs in later])
+    whole = [*spectral["choices"][0]["prompt"]["2"], *spectral["choices"][0]["generation"]["2"]]
+    assert [one is None for one in whole] == [n < 8 for n in range(len(whole))]
+    page = (await client.get("/metrics")).text
+    for label in ("normal", "normal:residual", "normal:membership", "normal:spectral"):
+        assert f'trimtab_monitor_tokens_total{{part="generation",probe="{label}"}}' in page
+
+
+@pytest.mark.parametrize(("steering", "code", "param"), [
+    ({"monitor": [{"artifact": "mood", "form": "spectral"}]}, "invalid_spec", "steering.monitor[0].form"),
+    ({"monitor": [{"artifact": "mood", "layers": [2]}]}, "invalid_spec", "steering.monitor[0].layers"),
+    ({"monitor": [{"artifact": "mood", "trend": 3}]}, "invalid_spec", "steering.monitor[0].trend"),
+    ({"interventions": [{"artifact": "normal"}]}, "artifact_mismatch", "steering.interventions[0].artifact"),
+    ({"interventions": [{"artifact": "normal", "op": "add", "override": ["op"]}]}, "artifact_mismatch",
+     "steering.interventions[0].op"),
+    ({"interventions": [{"artifact": "one", "gate": {"probe": "normal", "form": "spectral", "threshold": 1.0}}]},
+     "invalid_spec", "steering.interventions[0].gate.form"),
+    ({"interventions": [{"artifact": "one"}], "guard": {"monitor": [{"artifact": "one"}]}}, "invalid_spec",
+     "steering.guard.monitor[0].threshold"),
+    ({"interventions": [{"artifact": "one"}], "guard": {"monitor": [{"artifact": "nobody"}]}}, "not_found",
+     "steering.guard.monitor[0]"),
+])
+async def test_what_cannot_be_read_so_is_refused(client: httpx.AsyncClient, normal: None, steering: dict[str, Any],
+                                                 code: str, param: str) -> None:
+    answer = await client.post("/v1/chat/completions", json=chat(steering=steering))
+    error = answer.json()["error"]
+    assert (error["code"], error["param"]) == (code, param), error
+
+
 async def test_too_many(client: httpx.AsyncClient) -> None:
     answer = await client.post("/v1/chat/completions", json=chat(steering={"monitor": ["mood"] * 17}))
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "steering.monitor")

@@ -29,6 +29,11 @@ VALID: dict[Kind, dict[str, torch.Tensor]] = {
                  "points": torch.tensor([[1.0, 0], [0, 1], [-1, -1]]), "period": torch.tensor([4.0])},
     "sae": {"encoder": EYE[:3], "encoder_bias": torch.zeros(3), "decoder": EYE[1:], "decoder_bias": torch.ones(D),
             "threshold": torch.tensor([0.5, 0, 1]), "input_norm": torch.tensor(1)},
+    "normality": {"mean": torch.ones(D), "scale": torch.ones(D), "basis": EYE[1:3], "variance": torch.tensor([2.0, 1]),
+                  "rest": torch.tensor(0.5), "patterns": torch.tensor([[1.0], [-1]]), "window": torch.tensor(8),
+                  "dimension": torch.tensor(3.0), "bandwidth": torch.tensor(2.0), "spectral_mean": torch.ones(6),
+                  "spectral_whiten": torch.eye(6), "diffusion": torch.tensor([1.0, 0.25]),
+                  "thresholds": torch.ones(5)},
 }
 # An SAE has either thresholds or a k.
 NAMES = [(kind, name) for kind in KINDS for name in RULES[kind] if (kind, name) != ("sae", "k")]

@@ -94,11 +94,21 @@ def every_kind() -> dict[str, tuple[Metadata, Payload]]:
         "sae": ("sae", "resid_pre", lambda: {
             "encoder": torch.randn(24, 16), "encoder_bias": torch.randn(24), "decoder": torch.randn(24, 16),
             "decoder_bias": torch.randn(16), "threshold": torch.rand(24), "input_norm": torch.tensor(1)}),
+        "normality": (None, "resid_post", normality_numbers),
         "probe": ("clamp", "attn_out", lambda: {"weight": torch.randn(16), "bias": torch.tensor(0.5)}),
     }
     return {kind: (metadata(f"a-{kind.replace('_', '-')}", kind=kind, op=op, site=site),
                    Payload.build(kind, both(make)))  # type: ignore[arg-type]
             for kind, (op, site, make) in numbers.items()}
+
+
+def normality_numbers(width: int = 16) -> dict[str, torch.Tensor]:
+    """Of a layer."""
+    return {"mean": torch.randn(width), "scale": torch.rand(width) + 0.5,
+            "basis": torch.linalg.qr(torch.randn(width, 4))[0].T.contiguous(), "variance": torch.rand(4) + 0.1,
+            "rest": torch.tensor(0.3), "patterns": torch.randint(0, 2, (5, 3)) * 2.0 - 1, "window": torch.tensor(8),
+            "dimension": torch.tensor(6.0), "bandwidth": torch.tensor(2.0), "spectral_mean": torch.randn(6),
+            "spectral_whiten": torch.randn(6, 6), "diffusion": torch.tensor([1.0, 0.2]), "thresholds": torch.ones(5)}
 
 
 def same_numbers(first: Payload, second: Payload) -> bool:

@@ -1,8 +1,10 @@
+from typing import Any
+
 import pytest
 import torch
 
 from server.errors import status_of
-from steering.artifacts.payload import KINDS, Payload
+from steering.artifacts.payload import KINDS, READ_ONLY, Payload
 from steering.language.errors import PayloadTooLarge
 from steering.ops import get_operation
 from tests.vectors.making import every_kind, metadata, vector_payload
@@ -39,9 +41,19 @@ def test_wrong_metadata_is_refused_by_name(fields: dict[str, object]) -> None:
 def test_a_kind_goes_with_the_ops_that_take_it(kind: str) -> None:
     meta, payload = every_kind()[kind]
     assert check(meta, payload, Limits()).kind == kind
-    assert ops_of_kind(meta.kind)
+    assert (not ops_of_kind(meta.kind)) == (kind in READ_ONLY) == (meta.op is None)
     for op in ops_of_kind(meta.kind):
         assert kind in get_operation(op).kinds
+
+
+@pytest.mark.parametrize("fields", [
+    {"op": "add"}, {"strength": 2.0}, {"options": {"angle": 90}}, {"site": "router"}, {"kind": "vector"}])
+def test_what_is_only_read_has_nothing_of_what_is_applied(fields: dict[str, Any]) -> None:
+    given = {"name": "fine", "kind": "normality", "site": "resid_post"}
+    assert Metadata.parse(given).op is None
+    with pytest.raises(InvalidMetadata) as caught:
+        Metadata.parse({**given, **fields})
+    assert caught.value.param in ("metadata", f"metadata.{next(iter(fields))}")
 
 
 def test_options_of_the_op_are_validated_but_may_be_left_to_the_request() -> None:

@@ -54,7 +54,7 @@ class Made:
     """
 
     kind: Kind
-    op: Op
+    op: Op | None
     site: Site
     numbers: Mapping[int, Mapping[str, torch.Tensor]]
     sign_convention: str

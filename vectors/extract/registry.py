@@ -22,6 +22,7 @@ METHODS: tuple[str, ...] = (
     "manifold",
     "mean_difference",
     "native_skills",
+    "normality",
     "pca_pairwise",
     "pca_repe",
     "refusal_direction",

@@ -37,7 +37,7 @@ from vectors.library.requirements import Requirements
 from vectors.library.rollouts import Rollouts
 from vectors.library.sources import Sources
 from vectors.library.switches import Switches
-from vectors.library.tables import ArtifactRow, Collection, Listing, Named, Setting, Version
+from vectors.library.tables import NO_OP, ArtifactRow, Collection, Listing, Named, Setting, Version
 from vectors.library.versioned import Versioned
 from vectors.storage_errors import CorruptBlob
 
@@ -318,8 +318,8 @@ class Library(Versioned[Artifact]):
             version = naming.add_version(session, named, content, len(document))
             session.add(ArtifactRow(
                 version=version, blob=blob, nbytes=len(data), layers=list(payload.layers), kind=metadata.kind,
-                op=metadata.op, site=metadata.site, model_id=metadata.model_id, description=metadata.description,
-                card=metadata.card, document=document, tags=tag_rows(metadata.tags)))
+                op=metadata.op or NO_OP, site=metadata.site, model_id=metadata.model_id,
+                description=metadata.description, card=metadata.card, document=document, tags=tag_rows(metadata.tags)))
             relist(session, named)
             note(session, "artifact.create", f"{metadata.name}@{version.number}", after={
                 "digest": content, "numbers": blob, "kind": metadata.kind, "op": metadata.op, "site": metadata.site,

@@ -90,6 +90,10 @@ class Alias(Base):
     version_id: Mapped[int] = mapped_column(ForeignKey("version.id", ondelete="RESTRICT"), index=True)
 
 
+# In the column `op` of an artifact that is read and never applied.
+NO_OP = "none"
+
+
 class ArtifactRow(Base):
     """`document` is the metadata as created; description, tags and card beside it are what patches change."""
 

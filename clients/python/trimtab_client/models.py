@@ -180,7 +180,7 @@ class Artifact(Model):
     ref: str
     version: int
     kind: str
-    op: str
+    op: str | None
     site: str
     layers: Any = None
     strength: dict[str, Any]
