@@ -20,7 +20,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lab.datasets import load
 from lab.paths import LAB_DIR, MODEL_NAMES, model_path
-from server.requests.guard import repetition
 from steering.artifacts.normality import NORMAL_FORMS, WINDOWED, normal_scores
 from steering.models.describe import model_facts
 from steering.models.fingerprints import fingerprint
@@ -77,7 +76,7 @@ def measured(name: str) -> dict[str, Any]:
     seen = lru_cache(maxsize=None)(lambda text: subject.capture([text], "resid_post", [layer], None)[0][layer])
     ways: dict[str, Score] = {form: of_form(seen, form, numbers) for form in NORMAL_FORMS}
     ways |= {"entropy of the next token": of_logits(model, entropy), "surprise": of_logits(model, surprise),
-             "repetition": lambda text, start: repetition(text, start)}
+             "repetition": repetition}
     arms = others(model, tokenizer, subject, [text for text, _ in held_out], [text[:-n] for text, n in held_out],
                   path.name)
     normal = {way: torch.tensor([score(text, len(text) - n) for text, n in held_out]) for way, score in ways.items()}
@@ -189,6 +188,12 @@ def entropy(logprobs: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
 
 def surprise(logprobs: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return -logprobs.gather(1, ids[:, None])
+
+
+def repetition(text: Tokens, start: int) -> float:
+    """Share of the 3-grams from `start` on that occurred before in them."""
+    grams = list(zip(text[start:], text[start + 1:], text[start + 2:], strict=False))
+    return 1 - len(set(grams)) / len(grams)
 
 
 def alarms(seen: Callable[[Tokens], torch.Tensor], numbers: Any, texts: Sequence[tuple[Tokens, int]]
