@@ -29,7 +29,8 @@ class Watching:
         """The guard with what it reads. Raises TrimtabError about `path`."""
         limits = []
         for i, limit in enumerate(guard.monitor):
-            monitor = self.monitor(Watch(artifact=limit.artifact, form=limit.form, feature=limit.feature), (*path, "monitor", i))
+            watch = Watch(artifact=limit.artifact, form=limit.form, feature=limit.feature)
+            monitor = self.monitor(watch, (*path, "monitor", i))
             threshold = limit.threshold if limit.threshold is not None else monitor.threshold
             if threshold is None:
                 raise InvalidSpec(f"{limit.artifact} records no threshold for the form {monitor.reader.form}",

@@ -50,7 +50,7 @@ def one(**fields: Any) -> dict[str, Any]:
      '"steering": {"interventions": [{"artifact": "calm", "layers": [3]}]}'),
     ({"artifact": "calm", "required": "true"}, "steering.required", '"required": true'),
     ({"preset": ["soft"]}, "steering.preset", '"preset": "soft"'),
-    ({"monitor": "harmful"}, "steering.monitor", '"monitor": ["harmful"]'),
+    ({"monitor": "harmful"}, "steering.monitor", '"monitor": [{"artifact": "harmful"}]'),
 ])
 async def test_the_fix_is_json_that_is_taken(client: httpx.AsyncClient, steering: Any, param: str,
                                              written: str) -> None:
