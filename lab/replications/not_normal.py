@@ -1,8 +1,8 @@
 """Do monitors of normality tell text that is not normal, better than entropy, surprise and repetition do?
 
-`python -m lab.replications.not_normal lab-dense`, or with the folder of a SmolLM2: an artifact is made from what the model says to
-one half of the prompts. What it says to the other half is normal text; beside it stands text of equal length that is
-not. All of it is read by the untouched model, and the score of a text is the mean over LENGTH tokens. `--json` writes
+`python -m lab.replications.not_normal lab-dense`, or with the folder of a SmolLM2: an artifact is made from what the
+model says to one half of the prompts. What it says to the other half is normal text; beside it stands text of equal
+length that is not. All of it is read by the untouched model, and the score of a text is the mean over LENGTH tokens. `--json` writes
 all figures. Two minutes of a core for lab-dense, a quarter of an hour for SmolLM2.
 """
 
@@ -70,7 +70,8 @@ def measured(name: str) -> dict[str, Any]:
     fit, held_out = said[::2], [text for text in said[1::2] if text[1] >= LENGTH]
     request = parse_request("normality", {"name": "normal", "prompts": [list(text) for text, _ in fit],
                                           "max_tokens": 0})
-    made = prepare("normality", request, subject, "lab.replications.not_normal").run(lambda share, stage: None, lambda: False)
+    made = prepare("normality", request, subject, "lab.replications.not_normal").run(
+        lambda share, stage: None, lambda: False)
     [layer] = made.metadata.layers  # type: ignore[misc]
     numbers = made.payload.layers[layer]
     seen = lru_cache(maxsize=None)(lambda text: subject.capture([text], "resid_post", [layer], None)[0][layer])
