@@ -2,8 +2,8 @@
 
 `python -m lab.replications.not_normal lab-dense`, or with the folder of a SmolLM2: an artifact is made from what the
 model says to one half of the prompts. What it says to the other half is normal text; beside it stands text of equal
-length that is not. All of it is read by the untouched model, and the score of a text is the mean over LENGTH tokens. `--json` writes
-all figures. Two minutes of a core for lab-dense, a quarter of an hour for SmolLM2.
+length that is not. All of it is read by the untouched model, and the score of a text is the mean over LENGTH tokens.
+`--json` writes all figures. Two minutes of a core for lab-dense, a quarter of an hour for SmolLM2.
 """
 
 from __future__ import annotations
