@@ -144,7 +144,7 @@ BASE ?= main
 size: $(VENV)/.install
 	$(PY) -m scripts.size $(BASE)
 
-# The first hour of a new user, on SmolLM2, with demands on what comes out: 29 minutes of one core.
+# The first hour of a new user, on SmolLM2, with demands on what comes out: 24 minutes of one core.
 hour: $(VENV)/.test
 	$(PY) -m benchmarks.hour
 
