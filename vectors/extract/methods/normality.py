@@ -10,33 +10,20 @@ Controls: the same texts with their tokens dealt anew, and tokens drawn from the
 does not tell them from test texts by any form is a draft.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 
-from steering.artifacts.normality import (
-    MAX_WINDOW,
-    MIN_WINDOW,
-    NORMAL_FORMS,
-    WINDOWED,
-    bits,
-    diffusion_entropy,
-    normal_scores,
-    over_windows,
-    squared_distances,
-    standardised,
-    statistics,
-)
+from steering.artifacts.normality import MAX_WINDOW, MIN_WINDOW, NORMAL_FORMS
 from steering.language.gates import Reading
 from steering.language.vocabulary import Site
 from steering.models.facts import ModelFacts
 from steering.ops.base import VECTOR_SITES
 from steering.programs.layers import explicit_layers
 from vectors.extract.items import Splits, digest_of, split_items
+from vectors.extract.normality_fit import describe, fitted, means, told_of
 from vectors.extract.recipe import Made, Recipe, RecipeOptions
 from vectors.extract.refusals import LeakingSplit, TooFewExamples
 from vectors.extract.standing import auc, auc_error, rounded
@@ -44,14 +31,8 @@ from vectors.extract.subject import Prompt, Subject, Tokens, batches, encoded, s
 from vectors.extract.work import Work
 
 MOST_LAYERS = 8
-MOST_BITS, MOST_PATTERNS = 24, 512
-# Fewer tokens than this per direction do not tell what lies outside of them.
-TOKENS_PER_DIRECTION = 4
-MOST_DIRECTIONS = 64
 # Standard errors by which an AUC must be over one half, because the best of many is looked for.
 ERRORS = 3
-# Share of normal texts whose mean may pass the threshold of a gate.
-TEXT_ALARMS = 0.01
 
 
 class NormalityRequest(RecipeOptions):
@@ -68,43 +49,6 @@ class NormalityRequest(RecipeOptions):
                                 "thresholds which the artifact records.")
     max_eval: int = Field(default=400, ge=10, le=10_000, description="Most dev texts, and most test texts, that are "
                           "read.")
-
-
-@dataclass
-class Moments:
-    """Count, sum `[d]` and sum of products `[d, d]` of the tokens of a layer."""
-
-    count: int
-    total: torch.Tensor
-    products: torch.Tensor
-
-    @classmethod
-    def empty(cls, width: int) -> "Moments":
-        return cls(0, torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64))
-
-    def add(self, h: torch.Tensor) -> None:
-        """`h [n, d]`"""
-        h = h.double()
-        self.count += len(h)
-        self.total += h.sum(dim=0)
-        self.products += h.T @ h
-
-    def fit(self) -> dict[str, torch.Tensor]:
-        """mean, scale, basis, variance and rest of a normality artifact."""
-        mean = self.total / self.count
-        covariance = self.products / self.count - mean[:, None] * mean[None, :]
-        deviation = covariance.diagonal().clamp_min(0).sqrt()
-        # A dim that does not vary would make any step along it infinitely far.
-        scale = deviation.clamp_min(1e-3 * float(deviation.mean()) + 1e-12)
-        spectrum, vectors = torch.linalg.eigh(covariance / (scale[:, None] * scale[None, :]))
-        width = len(mean)
-        rank = max(1, min(MOST_DIRECTIONS, width // 2, self.count // TOKENS_PER_DIRECTION))
-        floor = 1e-6 * float(spectrum.clamp_min(0).mean())
-        variance = spectrum.flip(0)[:rank].clamp_min(floor)
-        rest = spectrum.flip(0)[rank:].clamp_min(0).mean().clamp_min(floor)
-        positive = spectrum.clamp_min(0)
-        return {"mean": mean, "scale": scale, "basis": vectors.flip(1)[:, :rank].T.contiguous(), "variance": variance,
-                "rest": rest, "dimension": positive.sum()**2 / positive.square().sum()}
 
 
 class Normality(Recipe):
@@ -140,8 +84,11 @@ class Normality(Recipe):
         prompts, splits = data
         texts = _continued(request, work, prompts)
         chosen = {split: list(splits[split])[:None if split == "train" else request.max_eval] for split in splits}
-        numbers = _fitted(request, work, [texts[n] for n in chosen["train"]], layers)
-        of_texts = _described(request, work, [texts[n] for n in chosen["dev"]], numbers)
+        train, dev = ([texts[n] for n in chosen[split]] for split in ("train", "dev"))
+        numbers = fitted(stream(work.subject, train, request.site, layers, None, work.within(0.4, 0.6, "capture")),
+                         len(train), layers, work.facts.width(request.site), request.window)
+        of_texts = describe(stream(work.subject, dev, request.site, layers, None, work.within(0.6, 0.7, "capture")),
+                            numbers, request.window, request.false_alarms)
         held_out = [texts[n] for n in chosen["test"]]
         generator = request.generator(1)
         others = {"dealt": [_dealt(text, generator) for text in held_out],
@@ -197,101 +144,6 @@ def _continued(request: NormalityRequest, work: Work, prompts: Sequence[Tokens])
     return found
 
 
-def _fitted(request: NormalityRequest, work: Work, texts: Sequence[Tokens], layers: Sequence[int]
-            ) -> dict[int, dict[str, torch.Tensor]]:
-    moments = {layer: Moments.empty(work.facts.width(request.site)) for layer in layers}
-    # A pattern needs the directions, so some tokens are kept until they are known.
-    kept: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
-    each = max(1, math.ceil(4 * MOST_PATTERNS / len(texts)))
-    for _, found in stream(work.subject, texts, request.site, layers, None, work.within(0.4, 0.6, "capture")):
-        for layer, h in found.items():
-            if len(h) > 1:
-                moments[layer].add(h[1:])
-                kept[layer].append(h[1:][torch.linspace(0, len(h) - 2, min(each, len(h) - 1)).long()])
-    if not moments[layers[0]].count:
-        raise TooFewExamples("the texts have no token but the first", param="prompts")
-    numbers = {}
-    for layer in layers:
-        fitted = {name: tensor.float() for name, tensor in moments[layer].fit().items()}
-        count = min(MOST_BITS, len(fitted["basis"]))
-        shown = bits(standardised(torch.cat(kept[layer]), fitted), fitted["basis"], count)
-        distinct, often = torch.unique(shown, dim=0, return_counts=True)
-        most = often.argsort(descending=True, stable=True)[:MOST_PATTERNS]
-        numbers[layer] = {**fitted, "patterns": distinct[most], "window": torch.tensor(request.window)}
-    return numbers
-
-
-def _described(request: NormalityRequest, work: Work, texts: Sequence[Tokens],
-               numbers: dict[int, dict[str, torch.Tensor]]) -> dict[int, float]:
-    """Add what windows of dev texts are like, and the thresholds of tokens. Per layer the threshold of the mean of a
-    text, in the form mahalanobis."""
-    of_texts: dict[int, float] = {}
-    layers, window = list(numbers), request.window
-    zs: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
-    for _, found in stream(work.subject, texts, request.site, layers, None, work.within(0.6, 0.7, "capture")):
-        for layer, h in found.items():
-            zs[layer].append(h)
-    for layer, held in numbers.items():
-        spreads: list[torch.Tensor] = []
-        told: list[torch.Tensor] = []
-        rows = [standardised(h, held) for h in zs[layer]]
-        dimension = float(held["dimension"])
-
-        def look(gram: torch.Tensor, told: list[torch.Tensor] = told, spreads: list[torch.Tensor] = spreads,
-                 dimension: float = dimension) -> torch.Tensor:
-            told.append(statistics(gram, work.facts.width(request.site), dimension))
-            spreads.append(squared_distances(gram).flatten(1).median(dim=1).values)
-            return gram.new_zeros(len(gram))
-
-        for z in rows:
-            over_windows(z, window, look)
-        if sum(map(len, told)) < 4 * window:
-            raise TooFewExamples(f"dev texts have {sum(map(len, told))} full windows, {4 * window} are the least",
-                                 param="prompts", fix="Give more or longer texts, or a smaller window.")
-        every = torch.cat(told).double()
-        held["spectral_mean"] = every.mean(dim=0).float()
-        held["spectral_whiten"] = _whitening(every - every.mean(dim=0)).float()
-        bandwidth = float(torch.cat(spreads).median().clamp_min(1e-9).sqrt())
-        held["bandwidth"] = torch.tensor(bandwidth)
-        entropies: list[torch.Tensor] = []
-
-        def measure(gram: torch.Tensor, entropies: list[torch.Tensor] = entropies, bandwidth: float = bandwidth
-                    ) -> torch.Tensor:
-            entropies.append(diffusion_entropy(gram, bandwidth))
-            return gram.new_zeros(len(gram))
-
-        for z in rows:
-            over_windows(z, window, measure)
-        entropy = torch.cat(entropies)
-        held["diffusion"] = torch.stack([entropy.mean(), entropy.std().clamp_min(1e-4)])
-        scores = {form: [_told(form, h, held) for h in zs[layer]] for form in NORMAL_FORMS}
-        held["thresholds"] = torch.stack([_quantile(torch.cat(scores[form]), request.false_alarms)
-                                          for form in NORMAL_FORMS])
-        of_texts[layer] = rounded(float(_quantile(_means(scores["mahalanobis"]), TEXT_ALARMS)))
-    return of_texts
-
-
-def _whitening(rows: torch.Tensor) -> torch.Tensor:
-    """`[q, q]`: rows times its transpose have variance 1 in all directions."""
-    covariance = rows.T @ rows / len(rows)
-    spectrum, vectors = torch.linalg.eigh(covariance)
-    scales = spectrum.clamp_min(1e-6 * float(spectrum.max()) + 1e-12).rsqrt()
-    whitening: torch.Tensor = vectors * scales @ vectors.T
-    return whitening
-
-
-def _told(form: Any, h: torch.Tensor, held: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The scores of a text's tokens that have one, without the first token."""
-    scores = normal_scores(form, h, held)
-    return scores[max(1, int(held["window"]) if form in WINDOWED else 1):]
-
-
-def _quantile(scores: torch.Tensor, share: float) -> torch.Tensor:
-    """What that share of the scores is above of."""
-    ordered = scores.double().sort().values
-    return ordered[min(len(ordered) - 1, math.ceil(len(ordered) * (1 - share)))].float()
-
-
 def _dealt(text: Tokens, generator: torch.Generator) -> Tokens:
     """The text with its tokens in another order; the first stays."""
     order = torch.randperm(len(text) - 1, generator=generator).tolist()
@@ -313,12 +165,8 @@ def _scored(request: NormalityRequest, work: Work, texts: Sequence[Tokens],
     for _, captured in stream(work.subject, texts, request.site, list(numbers), None, work.within(*part, "control")):
         for layer, h in captured.items():
             for form in NORMAL_FORMS:
-                found[layer][form].append(_told(form, h, numbers[layer]))
+                found[layer][form].append(told_of(form, h, numbers[layer]))
     return found
-
-
-def _means(texts: Sequence[torch.Tensor]) -> torch.Tensor:
-    return torch.stack([scores.mean() for scores in texts if len(scores)])
 
 
 def _report(request: NormalityRequest, numbers: Mapping[int, Mapping[str, torch.Tensor]],
@@ -332,14 +180,14 @@ def _report(request: NormalityRequest, numbers: Mapping[int, Mapping[str, torch.
         layers[str(layer)] = {}
         for n, form in enumerate(NORMAL_FORMS):
             threshold = float(held["thresholds"][n])
-            tokens, means = torch.cat(normal[layer][form]), _means(normal[layer][form])
+            tokens, own = torch.cat(normal[layer][form]), means(normal[layer][form])
             told: dict[str, Any] = {
                 "threshold": rounded(threshold), "tokens": len(tokens),
                 "false_alarms": rounded(float((tokens > threshold).double().mean()))}
             for name, scored in others.items():
-                found, others_means = torch.cat(scored[layer][form]), _means(scored[layer][form])
-                told[name] = {"auc": rounded(auc(others_means, means)),
-                              "auc_error": rounded(auc_error(others_means, means)),
+                found, theirs = torch.cat(scored[layer][form]), means(scored[layer][form])
+                told[name] = {"auc": rounded(auc(theirs, own)),
+                              "auc_error": rounded(auc_error(theirs, own)),
                               "found": rounded(float((found > threshold).double().mean()))}
             layers[str(layer)][form] = told
     return {"method": "normality", "site": request.site, "window": request.window, "texts": dict(texts),
