@@ -5,10 +5,6 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from threading import Lock
-from typing import Any
-
-from cachetools import LRUCache
 
 from server.activations.store import StoredActivations
 from server.errors import NotSteered, SteeringDisabled
@@ -16,6 +12,7 @@ from server.identity.policy import Held
 from server.identity.principal import CURRENT
 from server.requests import policy_gate
 from server.requests.guard import HeldGuard
+from server.requests.inline import check_inline
 from server.requests.killswitch import KillSwitch
 from server.requests.patching import by_token, with_rows
 from server.requests.plan import (
@@ -23,16 +20,15 @@ from server.requests.plan import (
     Plan,
     Planned,
     PlannedContrast,
-    localised,
-    own_numbers,
     unusable_default,
 )
+from server.requests.programs import Programs, key_of
 from server.requests.watching import Watching
 from server.rollouts.rollouts import Arms
 from server.settings import Settings
-from steering.artifacts.source import Resolved, Source
+from steering.artifacts.source import Source
 from steering.language.contrast import Contrast
-from steering.language.errors import InvalidSpec, Path, PayloadTooLarge, TrimtabError
+from steering.language.errors import InvalidSpec, Path, TrimtabError
 from steering.language.gates import Gates
 from steering.language.guard import Guard
 from steering.language.intervention import Intervention
@@ -46,9 +42,6 @@ from vectors.evaluate.graders.contract import Grader
 from vectors.evaluate.graders.named import text_graders
 from vectors.library import Library
 from vectors.library.presets import Preset
-
-NUMBERS = {int, float}
-INTERVENTION_BYTES, SCOPE_BYTES_A_CHARACTER = 4096, 16
 
 
 class Planner:
@@ -64,14 +57,14 @@ class Planner:
         self._library = library
         self._facts = facts
         self._kill_switch = kill_switch
-        self._programs: LRUCache[str, Program] = LRUCache(settings.program_cache_bytes, getsizeof=program_bytes)
+        self.programs = Programs(settings, facts, sections)
         self._barred: tuple[Spec, str] | None = None
-        self._lock = Lock()
         self._watching = Watching(library, facts)
 
     def follow(self, settings: Settings) -> None:
         """Plan by these settings from now on; programs that are compiled stay."""
         self._settings = settings
+        self.programs.follow(settings)
 
     def plan(self, steering: Steering, model_preset: str | None, arms: Arms | None = None) -> Plan:
         """The plan of a request.
@@ -231,28 +224,13 @@ class Planner:
         given = [single for item in given for single in by_token(item)]
         policy_gate.check_names(held, given)
         for item in given:
-            self._check_inline(item)
+            check_inline(item, self._settings.max_inline_bytes)
         planned = tuple(replace(item, source=self._source(item, arms), probes=self._probes(item, arms))
                         for item in given)
         planned = tuple(with_rows(item, self._captured, self._facts, self._settings.max_inline_bytes)
                         for item in planned)
-        program = self._compile(planned)
-        return policy_gate.enforce(held, planned, program, self._compile)[::-1] if held else (program, planned)
-
-    def _compile(self, planned: tuple[Planned, ...]) -> Program:
-        key = _key(planned)
-        with self._lock:
-            program = self._programs.get(key)
-        if program is None:
-            try:
-                program = compile_program(planned, self._facts, most_numbers=self._settings.max_program_numbers)
-                program = program.within(self._sections)
-            except TrimtabError as error:
-                raise localised(error, planned) from None
-            with self._lock:
-                if program_bytes(program) <= self._programs.maxsize:
-                    self._programs[key] = program
-        return program
+        program = self.programs.compile(planned)
+        return policy_gate.enforce(held, planned, program, self.programs.compile)[::-1] if held else (program, planned)
 
     def _system(self, default: Spec | None) -> str:
         """OpenAI's `system_fingerprint`: equal as long as the same request means the same to this server. It changes
@@ -262,7 +240,7 @@ class Planner:
             planned = _planned(default.interventions, "default", "default_spec", "interventions")
             with suppress(TrimtabError):
                 planned = [replace(item, source=self._source(item), probes=self._probes(item)) for item in planned]
-            state.update(f"{_key(planned)}|{default.guard}".encode())
+            state.update(f"{key_of(planned)}|{default.guard}".encode())
         return f"fp_{state.hexdigest()[:16]}"
 
     def _source(self, item: Planned, arms: Arms | None = None) -> Source | None:
@@ -283,20 +261,6 @@ class Planner:
                 member = (gate.members[0], n) if isinstance(gate, Gates) else ()
                 raise item.place(error, ("gate", *member, "probe")) from None
         return tuple(found)
-
-    def _check_inline(self, item: Planned) -> None:
-        intervention = item.intervention
-        if item.origin == "request" and item.preset is None:
-            # Who may name captured activations could send their numbers as well.
-            for field in own_numbers(intervention):
-                CURRENT.get().check("infer_raw", "steering with numbers that the request itself gives",
-                                    (*item.path, *field))
-        if intervention.inline is None:
-            return
-        limit = self._settings.max_inline_bytes
-        if _inline_bytes(intervention.inline) > limit:
-            raise item.place(PayloadTooLarge(f"the inline numbers take more than {limit} bytes", fix="Upload them once "
-                                             "to /v1/artifacts and name them."), ("inline",))
 
 
 def _mandatory(held: Sequence[Held]) -> list[Planned]:
@@ -319,13 +283,6 @@ def not_steered(param: Path) -> NotSteered:
                       "between may have dropped the field.")
 
 
-def program_bytes(program: Program) -> int:
-    """What a compiled program takes in the cache: its numbers, its scopes, which may list thousands of tokens, and, as
-    much as thousands of small programs need, the rest."""
-    scopes = sum(len(scope.model_dump_json(exclude_defaults=True)) for scope in program.scopes)
-    return program.nbytes + SCOPE_BYTES_A_CHARACTER * scopes + INTERVENTION_BYTES * (1 + len(program.compiled))
-
-
 def _planned(interventions: Sequence[Intervention], origin: Origin, *path: str) -> list[Planned]:
     """Interventions of a list that stands at `path` in the request."""
     return [Planned(item, origin=origin, path=(*path, i)) for i, item in enumerate(interventions)]
@@ -341,24 +298,3 @@ def _of_arm(ref: str, arms: Arms | None) -> str:
     if arms is None:
         return ref
     return arms.ref("artifact", ref, partial(policy_gate.allows_version, CURRENT.get().policies, "artifact"))
-
-
-def _key(resolved: Sequence[Resolved]) -> str:
-    """Equal for what compiles to the same program. The card is a part of it: doses are read from there."""
-    state = hashlib.sha256()
-    for item in resolved:
-        sources = [None if item.source is None else item.source.state, *(probe.state for probe in item.probes)]
-        state.update(f"{sources}|{item.intervention.digest}|{item.factor!r}\n".encode())
-    return state.hexdigest()
-
-
-def _inline_bytes(inline: Any) -> int:
-    """Bytes that inline numbers take as float32, base64 text by its length."""
-    if isinstance(inline, str):
-        return 3 * len(inline) // 4
-    if isinstance(inline, dict):
-        return sum(map(_inline_bytes, inline.values()))
-    if isinstance(inline, list):
-        # Numbers come by the thousand, so they are not looked at one by one.
-        return 4 * len(inline) if set(map(type, inline)) <= NUMBERS else sum(map(_inline_bytes, inline))
-    return 4

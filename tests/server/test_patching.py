@@ -125,7 +125,7 @@ async def test_a_source_that_is_deleted_hurts_no_request_that_was_planned(client
     steering = Steering.model_validate(patch(told["id"], options={"row": 1}, layers=[1]))
     plan = planner.plan(steering, None)
     assert (await client.delete(f"/v1/activations/{told['id']}")).status_code == 204
-    planner._programs.clear()
+    planner.programs.kept.clear()
     weaker = planner.weakened(plan, [], [0.5])
     assert torch.allclose(row(weaker)["offset"], numbers["resid_post.1"][1] / 2)
     # The control: what is planned from now on does not find it, though its program would have been kept.

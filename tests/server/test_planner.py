@@ -7,7 +7,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.requests.planner import program_bytes
+from server.requests.programs import program_bytes
 from server.settings import Settings
 from steering.language.scope import Scope
 from steering.language.spec import Spec
@@ -60,7 +60,7 @@ async def test_a_dose_goes_by_the_card_as_it_is_and_the_receipt_tells_which(clie
 
 async def test_programs_are_weighed_not_counted(app: FastAPI, client: httpx.AsyncClient) -> None:
     """However much is asked for, what is kept fits, and a key holds none of it."""
-    programs = app.state.server.planner._programs
+    programs = app.state.server.planner.programs.kept
     for n in range(12):
         large = {"op": "add", "layers": [1], "inline": {"vector": [float(n + 1)] * WIDTH},
                  "scope": {"prompt": {"positions": [0] * 1000}}}
@@ -74,7 +74,7 @@ async def test_programs_are_weighed_not_counted(app: FastAPI, client: httpx.Asyn
 async def test_what_does_not_fit_is_compiled_all_the_same(app: FastAPI, client: httpx.AsyncClient) -> None:
     many = [{"op": "add", "layers": [1], "inline": {"vector": [1.0] * WIDTH}}] * 32
     assert len((await ask(client, {"interventions": many}))["steering"]["applied"]) == 32
-    assert len(app.state.server.planner._programs) == 0
+    assert len(app.state.server.planner.programs.kept) == 0
 
 
 @pytest.fixture
