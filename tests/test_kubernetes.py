@@ -127,6 +127,10 @@ def test_pods_are_contained_and_probed(overlay: str) -> None:
     assert start["periodSeconds"] * start["failureThreshold"] >= Settings.model_fields["vllm_start_s"].default
 
 
+# Secrets of which a setting demands how they begin.
+SCHEMES = {"quota_store_url": "redis://"}
+
+
 def settings_of(overlay: str, folder: Path) -> Settings:
     """What the server in the pod reads, secrets aside."""
     config = of_kind(overlay, "ConfigMap")
@@ -136,7 +140,8 @@ def settings_of(overlay: str, folder: Path) -> Settings:
     for variable in templates(overlay)[0]["spec"]["containers"][0]["env"]:
         name = variable["name"].removeprefix("TRIMTAB_").lower()
         if name.removesuffix(FROM_FILE) in Settings.model_fields and name.endswith(FROM_FILE):
-            given[name.removesuffix(FROM_FILE)] = "from-a-secret"
+            secret = name.removesuffix(FROM_FILE)
+            given[secret] = f"{SCHEMES.get(secret, '')}from-a-secret"
         elif name != "config":
             assert name in Settings.model_fields, name
             value = variable["value"]

@@ -1,36 +1,39 @@
 """Do monitors of normality tell text that is not normal, better than entropy, surprise and repetition do?
 
-`python -m lab.replications.not_normal lab-dense`, or with the folder of a SmolLM2: an artifact is made from what the
-model says to one half of the prompts. What it says to the other half is normal text; beside it stands text of equal
-length that is not. All of it is read by the untouched model, and the score of a text is the mean over LENGTH tokens.
-`--json` writes all figures. Two minutes of a core for lab-dense, a quarter of an hour for SmolLM2.
+An artifact is made from normal texts. What the model says to other prompts is normal text; beside it stands text of
+equal length that is not. All of it is read by the untouched model, and the score of a text is the mean over LENGTH
+tokens. `python -m lab.replications.not_normal FOLDER` does the same on a SmolLM2, in a quarter of an hour of a core;
+`--json` writes all figures.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lab.datasets import load
 from lab.paths import LAB_DIR, MODEL_NAMES, model_path
+from lab.replications.common import Case, Document, Finding, Row, extracted
 from steering.artifacts.normality import NORMAL_FORMS, WINDOWED, normal_scores
 from steering.models.describe import model_facts
 from steering.models.fingerprints import fingerprint
 from vectors.artifact import Limits
-from vectors.extract import parse_request, prepare
+from vectors.extract import Extraction
 from vectors.extract.local import LocalSubject
 from vectors.extract.standing import auc, auc_error
 from vectors.extract.subject import Tokens, Turn
 from vectors.formats import get_format
 
-LENGTH, BATCH = 32, 16
+CASE, LENGTH, BATCH = "normal", 32, 16
+PLAINER = ("entropy", "surprise", "repetition")
 # Times the strength at which the bundled tone is visible and whole.
 DOSES = (1.0, 4.0)
 SUBJECTS = ("a bridge", "the harbour", "winter", "a teacher", "bread", "the moon", "a train", "honey", "a hospital",
@@ -46,40 +49,50 @@ Score = Callable[[Tokens, int], float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="lab-dense, or the folder of a SmolLM2")
+    parser.add_argument("folder", type=Path, help="with a SmolLM2")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    torch.manual_seed(0)
-    found = measured(options.model)
+    found = measured(options.folder)
     if options.json is not None:
         options.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     print("\n".join(table(found)))
 
 
-def measured(name: str) -> dict[str, Any]:
-    bundled = name in MODEL_NAMES
-    path = model_path(name) if bundled else Path(name)
+def cases(model: LocalSubject) -> Iterator[Case]:
+    yield Case(CASE, "normality", {"prompts": [record["text"] for record in load("neutral")[::2]]})
+
+
+def measure(model: LocalSubject, found: Mapping[str, Extraction]) -> Document:
+    """Beginnings of texts that the artifact was not made from, gone on with by the model."""
+    tokenizer = AutoTokenizer.from_pretrained(model_path(model.facts.model_id), padding_side="left")
+    torch.manual_seed(0)
+    said = continued(model.model, tokenizer, beginnings(model, load("neutral")[1::2]))
+    return compared(model, tokenizer, found[CASE], said)
+
+
+def measured(path: Path) -> Document:
+    """The same of a model in a folder that answers questions, to one half of which the artifact is made."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     subject = LocalSubject(model, tokenizer, model_facts(model, model_id=path.name, fingerprint=fingerprint(model)))
-    prompts = lab_prompts(subject) if bundled else [subject.encode(ask(form.format(one)))
-                                                    for form in ASKED for one in SUBJECTS]
-    said = continued(model, tokenizer, prompts)
-    fit, held_out = said[::2], [text for text in said[1::2] if text[1] >= LENGTH]
-    request = parse_request("normality", {"name": "normal", "prompts": [list(text) for text, _ in fit],
-                                          "max_tokens": 0})
-    made = prepare("normality", request, subject, "lab.replications.not_normal").run(
-        lambda share, stage: None, lambda: False)
+    torch.manual_seed(0)
+    said = continued(model, tokenizer, [subject.encode([Turn(role="user", content=form.format(one))])
+                                        for form in ASKED for one in SUBJECTS])
+    made = extracted(subject, Case(CASE, "normality", {"prompts": [list(text) for text, _ in said[::2]],
+                                                       "max_tokens": 0}), "lab.replications.not_normal")
+    return compared(subject, tokenizer, made, said[1::2])
+
+
+def compared(subject: LocalSubject, tokenizer: Any, made: Extraction, said: Sequence[tuple[Tokens, int]]) -> Document:
+    """said: held-out prompts with what the model says to them, and how many tokens that is."""
+    model = subject.model
+    held_out = [text for text in said if text[1] >= LENGTH]
     [layer] = made.metadata.layers  # type: ignore[misc]
     numbers = made.payload.layers[layer]
     seen = lru_cache(maxsize=None)(lambda text: subject.capture([text], "resid_post", [layer], None)[0][layer])
     ways: dict[str, Score] = {form: of_form(seen, form, numbers) for form in NORMAL_FORMS}
-    ways |= {"entropy of the next token": of_logits(model, entropy), "surprise": of_logits(model, surprise),
-             "repetition": repetition}
-    arms = others(model, tokenizer, subject, [text for text, _ in held_out], [text[:-n] for text, n in held_out],
-                  path.name)
+    ways |= {"entropy": of_logits(model, entropy), "surprise": of_logits(model, surprise), "repetition": repetition}
+    arms = others(model, tokenizer, subject, [text for text, _ in held_out], [text[:-n] for text, n in held_out])
     normal = {way: torch.tensor([score(text, len(text) - n) for text, n in held_out]) for way, score in ways.items()}
     figures: dict[str, dict[str, Any]] = {}
     for arm, texts in arms.items():
@@ -87,18 +100,14 @@ def measured(name: str) -> dict[str, Any]:
         for way, score in ways.items():
             scores = torch.tensor([score(text, len(text) - n) for text, n in texts])
             figures[arm][way] = {"auc": auc(scores, normal[way]), "error": auc_error(scores, normal[way])}
-    return {"model": path.name, "layer": layer, "texts": len(held_out), "arms": figures,
+    return {"model": subject.facts.model_id, "layer": layer, "texts": len(held_out), "arms": figures,
             "sample": tokenizer.decode(held_out[0][0][-held_out[0][1]:]),
             "false_alarms": alarms(seen, numbers, held_out)}
 
 
-def ask(question: str) -> list[Turn]:
-    return [Turn(role="user", content=question)]
-
-
-def lab_prompts(subject: LocalSubject) -> list[Tokens]:
-    """How neutral texts begin, each beginning once."""
-    return list(dict.fromkeys(subject.encode(record["text"])[:8] for record in load("neutral")))
+def beginnings(subject: LocalSubject, records: Sequence[Mapping[str, str]]) -> list[Tokens]:
+    """How texts begin, each beginning once."""
+    return list(dict.fromkeys(subject.encode(record["text"])[:8] for record in records))
 
 
 def continued(model: Any, tokenizer: Any, prompts: Sequence[Tokens], **how: Any) -> list[tuple[Tokens, int]]:
@@ -117,10 +126,10 @@ def continued(model: Any, tokenizer: Any, prompts: Sequence[Tokens], **how: Any)
     return found
 
 
-def others(model: Any, tokenizer: Any, subject: LocalSubject, normal: Sequence[Tokens], prompts: Sequence[Tokens],
-           name: str) -> dict[str, list[tuple[Tokens, int]]]:
+def others(model: Any, tokenizer: Any, subject: LocalSubject, normal: Sequence[Tokens], prompts: Sequence[Tokens]
+           ) -> dict[str, list[tuple[Tokens, int]]]:
     """Texts that are not normal, by what they are. All have LENGTH tokens behind the prompt, or are left out."""
-    generator = torch.Generator().manual_seed(1)
+    generator, name = torch.Generator().manual_seed(1), subject.facts.model_id
     vocabulary = sorted({token for text in normal for token in text})
     tails = [text[len(prompt):] for text, prompt in zip(normal, prompts, strict=True)]
     french = ([record["positive"] for record in load("language_french")] if name in MODEL_NAMES else
@@ -220,6 +229,48 @@ def table(found: dict[str, Any]) -> list[str]:
     lines += [f"{form}: {one['alarms']} alarms in {one['tokens']} normal tokens, {one['of_a_million']} of a million"
               for form, one in found["false_alarms"].items()]
     return lines
+
+
+def findings(document: Document) -> list[Finding]:
+    found = []
+    for arm, figures in document["measured"]["arms"].items():
+        told = {way: f"{figures[way]['auc']:.2f} ± {1.96 * figures[way]['error']:.2f}"
+                for way in (*NORMAL_FORMS, *PLAINER)}
+        best = max(NORMAL_FORMS, key=lambda form, figures=figures: figures[form]["auc"])
+        other = max(figures["entropy"]["auc"], figures["repetition"]["auc"])
+        say = (f"{best} tells it better than entropy and repetition" if figures[best]["auc"] > other else
+               "No form tells it better than entropy and repetition")
+        also = ("surprise as well as that." if figures["surprise"]["auc"] >= figures[best]["auc"] else
+                "and than surprise.")
+        found.append(Finding(
+            f"AUC of {figures['texts']} texts, {arm}, against {document['measured']['texts']} normal ones",
+            "; ".join(f"{form} {told[form]}" for form in NORMAL_FORMS),
+            "; ".join(f"{way} {told[way]}" for way in PLAINER), f"{say[0].upper()}{say[1:]}, {also}"))
+    return found
+
+
+def draw(document: Document, figure: Figure) -> None:
+    axes = figure.subplots()
+    arms = document["measured"]["arms"]
+    ways = (*NORMAL_FORMS, *PLAINER)
+    axes.imshow([[figures[way]["auc"] for way in ways] for figures in arms.values()], vmin=-0.6, vmax=1.6, cmap="RdBu",
+                aspect="auto")
+    for y, figures in enumerate(arms.values()):
+        for x, way in enumerate(ways):
+            axes.text(x, y, f"{figures[way]['auc']:.2f}", ha="center", va="center")
+    axes.set_xticks(range(len(ways)), ways, rotation=20)
+    axes.set_yticks(range(len(arms)), list(arms))
+    axes.set_title("area under the curve against normal text of equal length")
+
+
+ROW = Row(
+    "not-normal", "What is not normal", "lab-dense",
+    "Statistics of hidden states tell text that is not normal: their spectrum (EigenTrack, arXiv 2509.15735), what "
+    "lies outside of leading directions (SubspaceAD), patterns of signs (arXiv 1809.06573).",
+    cases, measure, findings, draw,
+    judged="Monitors read texts: this is no claim about what steering does. A score of a text is the mean over its "
+    "last 32 tokens.",
+    notes="No labels are used, where EigenTrack trains a classifier on them.")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from lab.replications import (
     function_vectors,
     manifold_steering,
     native_skills,
+    not_normal,
     refusal_direction,
     relation_neurons,
     sign_patterns,
@@ -23,4 +24,5 @@ ROWS: tuple[Row, ...] = (
     function_vectors.ROW, tunable_experts.ROW, sign_patterns.ROW, manifold_steering.ROW, entropic_steering.ROW,
     native_skills.ROW, relation_neurons.ROW, attention_heads.ROW, aligned_concepts.ROW, refusal_direction.ROW,
     angular_steering.ROW, conditional_gates.ROW, tuned_lens.ROW,
+    not_normal.ROW,
 )

@@ -9,7 +9,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.engines.test_batching import PROMPT, add, vector
-from tests.engines.test_service import serve  # noqa: F401
 
 # Long enough for rows to be read in several parts.
 LONG = [5 + (7 * t) % 80 for t in range(200)]

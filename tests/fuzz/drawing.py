@@ -65,7 +65,7 @@ _LEARNT: dict[str, Schema] = {
 }
 # Optional fields without which nothing is accepted, and those with which nothing is.
 _ALWAYS = {"TokenizeRequest": ["prompt"], "TuneRequest": ["pairs"], "EvaluateBody": ["preset"],
-           "PatchCheckBody": ["artifact", "readers"]}
+           "PatchCheckBody": ["artifact", "readers"], "Metadata": ["op"]}
 _NEVER = {"TokenizeRequest": ["messages"], "EvaluateBody": ["spec", "tasks"], "PatchCheckBody": ["vector", "basis"]}
 # By schema and field: what is required and could not be guessed.
 _REQUIRED: dict[tuple[str, str], Schema] = {

@@ -55,7 +55,7 @@ async def test_the_receipt_of_an_unsteered_answer_says_so(api: AsyncOpenAI) -> N
     assert answer.model_extra["steering"] == {"applied": [], "disabled": False, "reason": None, "presets": {},
                                               "engine": "scripted", "report": "none", "effects": None, "outcomes": None,
                                               "monitor": [], "guard_checks": [None], "switched_off": [None],
-                                              "sections": [], "rollouts": [], "warnings": []}
+                                              "sections": [], "contrast": None, "rollouts": [], "warnings": []}
 
 
 async def test_steered_whole(api: AsyncOpenAI, engine: ScriptedEngine) -> None:
