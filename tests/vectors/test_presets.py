@@ -71,15 +71,32 @@ def test_names_of_presets_and_artifacts_do_not_mix(stocked: Library) -> None:
     assert caught.value.param == "artifact"
 
 
+PLACES = {
+    "interventions[1].artifact": lambda name: {"interventions": [{"artifact": "cheerful"}, {"artifact": name}]},
+    "interventions[0].gate.probe": lambda name: {"interventions": [{"artifact": "cheerful", "gate": {"probe": name}}]},
+    "guard.monitor[0].artifact": lambda name: {"interventions": [{"artifact": "cheerful"}],
+                                               "guard": {"monitor": [{"artifact": name, "threshold": 1.0}]}}}
+
+
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("missing", ["nobody", "cheerful@7", "cheerful@canary"])
-def test_artifacts_of_a_spec_must_exist(stocked: Library, missing: str) -> None:
-    spec = Spec.model_validate({"interventions": [{"artifact": "cheerful"}, {"artifact": missing}]})
+def test_artifacts_of_a_spec_must_exist(stocked: Library, missing: str, place: str) -> None:
+    spec = Spec.model_validate(PLACES[place](missing))
     for store in (lambda: stocked.presets.create("happy", spec), lambda: stocked.switches.set_default_spec(spec)):
         with pytest.raises(NotFound) as caught:
             store()
-        assert caught.value.param == "spec.interventions[1].artifact"
+        assert caught.value.param == f"spec.{place}"
     assert stocked.presets.list().items == []
     assert stocked.switches.default_spec() is None
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_an_artifact_that_a_stored_spec_names_anywhere_is_not_deleted(stocked: Library, place: str) -> None:
+    stocked.create(metadata("watched"), vector_payload(3))
+    stocked.presets.create("happy", Spec.model_validate(PLACES[place]("watched")))
+    with pytest.raises(Conflict) as caught:
+        stocked.delete("watched")
+    assert "happy@1" in str(caught.value) and stocked.resolve("watched").version == 1
 
 
 @pytest.mark.parametrize(("name", "description"), [("../x", ""), ("A", ""), ("", ""), ("ok", "bell \x07"),

@@ -56,6 +56,9 @@ def refs_of(spec: Spec) -> list[tuple[Path, Ref]]:
             member = (intervention.gate.members[0], n) if isinstance(intervention.gate, Gates) else ()
             field = (*where, "gate", *member, "probe")
             found.append((field, Ref.parse(gate.probe, field)))
+    for i, limit in enumerate(spec.guard.monitor if spec.guard is not None else ()):
+        field = ("guard", "monitor", i, "artifact")
+        found.append((field, Ref.parse(limit.artifact, field)))
     return found
 
 
