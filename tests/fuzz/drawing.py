@@ -54,6 +54,9 @@ _FIELDS: dict[str, Schema] = {
 # What it is half of the time, and otherwise whatever the file allows: by field, or by schema and field.
 _MOSTLY: dict[str | tuple[str, str], Schema] = {
     "timeout_s": {"enum": [60, 86400]},
+    # Names of layers and of options are hardly ever guessed.
+    ("Metadata", "options"): {"enum": [{}, {"preserve_norm": True}]},
+    ("Metadata", "residual_norm"): {"enum": [{}, {"1": 2.0}]}, ("Metadata", "sigma"): {"enum": [{}, {"1": 0.5}]},
     ("Requirement", "bounds"): {"enum": [[{"figure": "kl", "at_most": 0.5}],
                                          [{"figure": "success", "grader": "whole", "at_least": 0.5}]]},
     ("NewRollout", "steps"): {"enum": [[{"share": 0.5}], [{"shadow": 0.2}, {"share": 0.1, "wait_s": 1.0}]]},
@@ -85,11 +88,13 @@ _REQUIRED: dict[tuple[str, str], Schema] = {
     ("CalibrateOptions", "prompts"): {"enum": [_TEXTS]},
     ("AliasTarget", "version"): {"enum": [1, 2]},
     ("Metadata", "name"): {"enum": [f"made-{i}" for i in range(8)]},
-    ("Metadata", "kind"): {"enum": ["vector", "vector", "probe"]},
-    ("Metadata", "op"): {"enum": ["add", "add", "clamp"]},
+    ("Metadata", "kind"): {"enum": ["vector"]},
+    ("Metadata", "op"): {"enum": ["add", "clamp"]},
     ("Metadata", "site"): {"enum": ["resid_post", "mlp_out"]},
-    ("NewArtifact", "tensors"): {"anyOf": [{"enum": [_VECTOR]}, {"enum": [
-        {"1": {"vector": [0.1] * (D_MODEL - 1)}}, {"99": _VECTOR["1"]}, {"1": {"weight": [1.0], "bias": [[]]}}, {}]}]},
+    # Values of an enum are drawn equally often, so most of them are ones that are taken.
+    ("NewArtifact", "tensors"): {"enum": [
+        *({"1": {"vector": [number] * D_MODEL}} for number in (0.5, 1, -1, 2, 3e-3, 4, 5, 6, 7, 8)),
+        {"1": {"vector": [0.1] * (D_MODEL - 1)}}, {"99": _VECTOR["1"]}, {"1": {"weight": [1.0], "bias": [[]]}}, {}]},
     ("NewBatch", "input_file_id"): {"enum": [UPLOADED, UPLOADED, "absent"]},
     ("KeyBody", "name"): {"enum": [f"key-{i}" for i in range(500)]},
     ("NewPreset", "name"): {"enum": ["made", PRESET]},
