@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -35,6 +36,7 @@ from server.effects.shadow import Shadow
 from server.effects.store import EffectStore
 from server.engines.base import Engine
 from server.engines.guests import Share
+from server.engines.massive import massive_of
 from server.history.history import History
 from server.history.store import HistoryStore
 from server.http.answers import JsonAnswer
@@ -127,6 +129,8 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
             if tracing is not None:
                 parts.push_async_callback(tracing.stop)
             await parts.enter_async_context(_running(engine))
+            engine.facts = replace(engine.facts, massive=await massive_of(
+                engine, partial(vocabulary.encode, special_tokens=True)))
             store = EffectStore(settings.effect_store_url)
             parts.callback(store.close)
             counted = HistoryStore(settings.history_url, kept_s=settings.history_kept_s)

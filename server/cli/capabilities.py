@@ -1,5 +1,7 @@
 """`trimtab capabilities`: which ops the loaded model takes at which sites."""
 
+from typing import Any
+
 from rich.table import Table
 
 from server.cli.artifacts import AsJson
@@ -20,6 +22,20 @@ def capabilities(as_json: AsJson = False, url: Url = DEFAULT_URL, key: Key = Non
     for site, offered in found["sites"].items():
         table.add_row(site, str(offered["width"]), ranges(offered["layers"]), " ".join(offered["ops"]))
     out.print(table)
+    out.print(massive(found["massive_activations"]), highlight=False)
+
+
+def massive(told: dict[str, Any] | None) -> str:
+    """Massive activations in a sentence."""
+    if told is None:
+        return "massive activations: not looked for"
+    layers = {int(layer): one for layer, one in told["layers"].items()}
+    if not layers:
+        return f"massive activations: none in {told['texts']} texts"
+    dims = sorted({int(dim) for one in layers.values() for dim in (*one["first"], *one["every"])})
+    most = max(layers, key=lambda layer: layers[layer]["ratio"])
+    return (f"massive activations: after layers {ranges(list(layers))}, dims {', '.join(map(str, dims))}; at layer "
+            f"{most} the first position is {layers[most]['first_norm']:.4g} long, others {layers[most]['norm']:.4g}")
 
 
 def ranges(numbers: list[int]) -> str:

@@ -82,6 +82,7 @@ class Engine(ABC):
         "contrast": a second run beside one, `Generation.contrast`.
     not_resumed: fields of `Sampling` that a completion which is gone on with cannot have set.
     adapters: those that requests may name; None where the engine takes none.
+    cache_dir: where what is found out about the model may be kept for the next start; None for nowhere.
     """
 
     facts: ModelFacts
@@ -89,6 +90,7 @@ class Engine(ABC):
     features: frozenset[str] = frozenset()
     not_resumed: tuple[str, ...] = ()
     adapters: Adapters | None = None
+    cache_dir: Path | None = None
 
     @abstractmethod
     async def start(self) -> None: ...

@@ -96,10 +96,11 @@ class ChoiceCounts(TokenCounts):
 class ReceiptWarning(BaseModel):
     """Something that was done as asked and is rarely meant."""
 
-    code: Literal["strong", "clipped", "card", "policy"] = Field(
+    code: Literal["strong", "clipped", "card", "policy", "massive"] = Field(
         description=f"strong: {STRONG_MULTIPLE} times the artifact's own strength or more; clipped: steps were over "
         "the server's limit; card: what the artifact's card warns of, that it is a draft, say; policy: a policy "
-        "lowered the strength.")
+        "lowered the strength; massive: the first position is steered, or dims, where the model keeps massive "
+        "activations.")
     intervention: int = Field(description="Index in `applied`.")
     message: str
 
@@ -246,6 +247,8 @@ def _warnings(plan: Plan, applied: Sequence[AppliedIntervention]) -> list[Receip
                                         f"{plan.planned[j].lowered}"))
         found += [ReceiptWarning(code="card", intervention=j, message=f"{item.artifact}: {warning}")
                   for warning in compiled.applied.warnings]
+        found += [ReceiptWarning(code="massive", intervention=j, message=f"{item.artifact}: {warning}")
+                  for warning in compiled.applied.massive]
         clipped = sum(choice.step.clipped for choice in item.choices if choice.step is not None)
         if clipped:
             found.append(ReceiptWarning(code="clipped", intervention=j, message=f"{clipped} steps of {item.artifact} "

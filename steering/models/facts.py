@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from steering.language.errors import LayerOutOfRange, Path, UnsupportedSite
 from steering.language.vocabulary import Site
+from steering.models.massive import Massive
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class ModelFacts:
         adapter: what was trained on these weights and is on them, as NAME@DIGEST; None for the weights alone. It is not
         in the fingerprint, because artifacts made on the weights fit it.
         sites: for each site the layers at which the self-test reached it. All other places are refused.
+        massive: the massive activations of the weights, without any adapter; None where nobody looked for them.
     """
 
     model_id: str
@@ -34,6 +36,7 @@ class ModelFacts:
     experts_per_token: int = 0
     adapter: str | None = None
     sites: dict[Site, tuple[int, ...]] = field(default_factory=dict)
+    massive: Massive | None = None
 
     def width(self, site: Site) -> int:
         """Length of the last axis of the activation at `site`."""

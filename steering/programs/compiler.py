@@ -17,6 +17,7 @@ from steering.models.facts import ModelFacts
 from steering.ops.base import Place, Row
 from steering.programs.choices import Chosen, choose
 from steering.programs.gate import CompiledGate, check_token_gate, compile_gate, gated_row
+from steering.programs.massive import massive_warnings
 from steering.programs.numbers import Numbers, numbers_of
 from steering.programs.program import Applied, Compiled, Program
 from steering.programs.strengths import Scales, scales_of
@@ -64,8 +65,9 @@ def _compile_one(item: Resolved, facts: ModelFacts) -> Compiled:
     scales = scales_of(item, chosen, numbers, facts)
     gate = compile_gate(item.intervention.gate, item.probes, facts)
     rows = _rows(chosen, numbers, scales, gate, facts)
-    return Compiled(chosen.operation.name, scope_of(item.intervention, item.source), rows,
-                    _applied(item, chosen, numbers, scales), gate)
+    scope = scope_of(item.intervention, item.source)
+    return Compiled(chosen.operation.name, scope, rows,
+                    _applied(item, chosen, numbers, scales, massive_warnings(rows, scope, facts)), gate)
 
 
 def _rows(chosen: Chosen, numbers: Numbers, scales: Scales, gate: CompiledGate | None, facts: ModelFacts
@@ -86,7 +88,7 @@ def _rows(chosen: Chosen, numbers: Numbers, scales: Scales, gate: CompiledGate |
     return rows
 
 
-def _applied(item: Resolved, chosen: Chosen, numbers: Numbers, scales: Scales) -> Applied:
+def _applied(item: Resolved, chosen: Chosen, numbers: Numbers, scales: Scales, massive: tuple[str, ...]) -> Applied:
     source, stated = item.source, scales.stated
     return Applied(
         artifact=None if source is None else source.ref,
@@ -100,6 +102,7 @@ def _applied(item: Resolved, chosen: Chosen, numbers: Numbers, scales: Scales) -
         card_kl=scales.expected_kl,
         card_multiple=scales.multiple,
         warnings=() if source is None else source.warnings,
+        massive=massive,
     )
 
 

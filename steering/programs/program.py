@@ -23,6 +23,7 @@ class Applied:
     strength: value and unit as asked for, and `scale`: per layer, the factor that the unit came down to.
     card: digest of the artifact's card as it was read.
     warnings: what the artifact's card warns of.
+    massive: what it does to the model's massive activations, where there is something to say.
     card_kl: KL in nats per token that the artifact's calibration measured for this setting and strength, if it did.
     card_multiple: how many times the artifact's own strength this is, at the layer where it is most; None where there
     is no own strength to compare with.
@@ -38,6 +39,7 @@ class Applied:
     card: str | None = None
     card_multiple: float | None = None
     warnings: tuple[str, ...] = ()
+    massive: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

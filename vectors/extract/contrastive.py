@@ -89,6 +89,7 @@ class Contrastive(Recipe):
     ops = ("add", "ablate", "clamp")
     sites = VECTOR_SITES
     finishes = "trial"
+    without_massive = True
     untried = "only a vector to add is tried by what the model writes, and only where there are texts or a grader"
 
     @abstractmethod
@@ -233,7 +234,7 @@ def _read(request: ContrastiveRequest, tokens: Sequence[TokenPosition], data: Da
     # One position for all texts need not bring the others along.
     positions = [-1 if one == "last" else one] if len(tokens) == 1 and (one == "last" or isinstance(one, int)) else None
     for n, found in stream(span.work.subject, texts, request.site, layers, positions, span,
-                           param=lambda n: ("pairs", n // 2)):
+                           param=lambda n: ("pairs", n // 2), without_massive=True):
         whole = torch.stack([found[layer] for layer in layers]).double()
         for i, token in enumerate(tokens):
             vectors = whole if positions is not None else whole[:, _positions(token, spans[n], whole.shape[1])]

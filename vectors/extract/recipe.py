@@ -82,7 +82,8 @@ class Recipe(ABC):
     a choice and a test of its own, or makes what is read and not applied. effect: of the latter, the percentile on the
     card that tells how what was made changes the model's answers, among random ones of equal size: below
     `run.LOW_PERCENTILE` it is a draft. untried: why nothing was tried, where neither is on the card. chance:
-    percentiles of the card that are no better than luck where they are low, and among what.
+    percentiles of the card that are no better than luck where they are low, and among what. without_massive: massive
+    dims of the model are left out of what is made.
     """
 
     name: ClassVar[str]
@@ -94,6 +95,7 @@ class Recipe(ABC):
     finishes: ClassVar[Literal["trial", "own"]] = "own"
     effect: ClassVar[str | None] = None
     untried: ClassVar[str | None] = None
+    without_massive: ClassVar[bool] = False
     chance: ClassVar[Mapping[str, str]] = {"random_percentile": "random directions",
                                            "shuffled_percentile": "fits on dealt labels"}
 

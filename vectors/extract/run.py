@@ -9,6 +9,7 @@ from vectors.artifact import Metadata
 from vectors.evaluate.graders.contract import Grader
 from vectors.extract.answers import AnsweredOptions, judged, questions_of, refused_as, tokens_of
 from vectors.extract.contract import Cancelled, Extraction, Progress
+from vectors.extract.plain import left_out
 from vectors.extract.recipe import Made, Recipe, RecipeOptions
 from vectors.extract.registry import get_recipe
 from vectors.extract.spelling import SpellingSubject
@@ -85,6 +86,8 @@ def _written(prepared: Prepared, made: Made) -> Extraction:
     request, facts = prepared.request, prepared.subject.facts
     spelling = prepared.subject.report()
     report = {**made.report, **spelling}
+    if prepared.recipe.without_massive and (dims := left_out(facts, made.site, sorted(made.numbers))):
+        report["massive_dims_left_out"] = dims
     card = {"layers": sorted(made.default_layers if made.default_layers is not None else made.numbers),
             "strength": made.strength.model_dump(mode="json"), "dev": dict(made.dev), "test": dict(made.test),
             **made.card, "controls": _controls(made.report)}

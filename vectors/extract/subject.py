@@ -12,6 +12,7 @@ from steering.language.fields import Model
 from steering.language.vocabulary import Site
 from steering.models.facts import ModelFacts
 from steering.programs.program import Program
+from vectors.extract.plain import plain
 from vectors.extract.refusals import EmptyText, FitFailed, TextTooLong
 
 BATCH_TOKENS = 4096
@@ -149,11 +150,12 @@ def batches(texts: Sequence[Sequence[int]]) -> Iterator[range]:
 
 def stream(subject: Subject, texts: Sequence[Sequence[int]], site: Site, layers: Sequence[int],
            positions: Sequence[int] | None, step: Callable[[float], None], program: Program | None = None, *,
-           param: Callable[[int], Path] | None = None) -> Iterator[tuple[int, Mapping[int, torch.Tensor]]]:
+           param: Callable[[int], Path] | None = None, without_massive: bool = False
+           ) -> Iterator[tuple[int, Mapping[int, torch.Tensor]]]:
     """(number of the text, layer -> `[num_positions, width]`) one text after the other; memory holds one batch.
 
     step: called with the share done before each batch; it raises when the work is cancelled. param: the name, in the
-    request, of a text by its number, for errors.
+    request, of a text by its number, for errors. without_massive: massive dims of the model are zero in what is given.
 
     Raises:
         FitFailed: the model gave an activation that is not finite.
@@ -166,7 +168,7 @@ def stream(subject: Subject, texts: Sequence[Sequence[int]], site: Site, layers:
                 raise FitFailed(f"the model gave an activation at {site} that is not finite",
                                 param=None if param is None else param(number),
                                 fix="Load the model in float32 or bfloat16.")
-            yield number, found
+            yield number, plain(found, subject.facts, site) if without_massive else found
 
 
 def answer_logprobs(subject: Subject, texts: Sequence[Sequence[int]], step: Callable[[float], None],

@@ -9,7 +9,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from server.api.route import StrictRoute
 from server.api.specschema import spec_schema
 from server.requests.state import State
+from server.text.vocabulary import Vocabulary
 from steering.language.fields import MAX_INTERVENTIONS
+from steering.models.massive import RATIO, Massive
 from steering.ops import operations
 
 router = APIRouter(tags=["capabilities"], route_class=StrictRoute)
@@ -31,12 +33,29 @@ def show_capabilities(state: State) -> dict[str, Any]:
         "reasoning": None if thought is None else [thought.begin, thought.end],
         "structured_outputs": "structured_outputs" in state.engine.features,
         "contrast": "contrast" in state.engine.features,
+        "massive_activations": told(state.engine.facts.massive, state.vocabulary),
         "ops": {op.name: {"sites": list(op.sites), "kinds": list(op.kinds),
                           "strength_units": ["raw", "unit", "rel", "sigma"] if op.adds_direction else ["raw"]}
                 for op in operations()},
         "limits": {"interventions": MAX_INTERVENTIONS, "slots": settings.num_slots, "n": settings.max_choices,
                    "prompts": settings.max_prompts, "inline_bytes": settings.max_inline_bytes,
                    "body_bytes": settings.max_body_bytes, "upload_bytes": settings.max_upload_bytes},
+    }
+
+
+def told(found: Massive | None, vocabulary: Vocabulary) -> dict[str, Any] | None:
+    """What is known of massive activations, whose dims and sizes are per layer; None: nobody could look."""
+    if found is None:
+        return None
+    return {
+        "ratio_over": RATIO, "texts": found.texts, "tokens_read": found.positions,
+        "layers": {str(layer): {
+            "first": {str(dim): value for dim, value in one.first.items()},
+            "every": {str(dim): value for dim, value in one.every.items()},
+            "ratio": one.ratio, "first_norm": one.first_norm, "norm": one.norm,
+        } for layer, one in found.layers.items()},
+        "tokens": [{"id": token, "text": vocabulary.decode([token], special_tokens=True), "share": share}
+                   for token, share in found.tokens.items()],
     }
 
 

@@ -70,6 +70,7 @@ class TransformersEngine(Engine):
 
     def __init__(self, options: EngineOptions) -> None:
         self.options = options
+        self.cache_dir = options.cache_dir
         self.model: Any = load_model(options)
         self.facts: ModelFacts = model_facts(self.model, model_id=options.model_id,
                                              fingerprint=_fingerprint(self.model, options))

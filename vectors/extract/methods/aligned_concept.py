@@ -49,6 +49,7 @@ class AlignedConcept(Recipe):
     request = AlignedConceptRequest
     ops = ("add",)
     sites = (SITE,)
+    without_massive = True
     untried = "how far and at which layers to go is left to whoever steers; `trimtab tune` tries it on questions"
 
     def prepare(self, request: AlignedConceptRequest, subject: Subject) -> Dataset:
@@ -61,7 +62,8 @@ class AlignedConcept(Recipe):
         method = MeanDifference() if request.direction == "mean" else LogisticProbe()
         norms = dict.fromkeys(layers, 0.0)
         with Scratch(layers, len(texts), work.facts.width(SITE)) as store:
-            for n, found in stream(work.subject, texts, SITE, layers, [-1], work.within(0.0, 0.6, "capture")):
+            for n, found in stream(work.subject, texts, SITE, layers, [-1],
+                                   work.within(0.0, 0.6, "capture"), without_massive=True):
                 for layer in layers:
                     store.put(layer, n, found[layer][0])
                     norms[layer] += float(found[layer][0].norm()) / len(texts)

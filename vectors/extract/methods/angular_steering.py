@@ -51,6 +51,7 @@ class AngularSteering(Recipe):
     name = "angular_steering"
     summary = "plane in which turning the activation brings a behaviour about or takes it away"
     request = AngularSteeringRequest
+    without_massive = True
     ops = ("rotate",)
     sites = (SITE,)
     scope = EVERYWHERE
@@ -67,7 +68,8 @@ class AngularSteering(Recipe):
         train = pairs.splits["train"]
         norms = dict.fromkeys(layers, 0.0)
         with Scratch(layers, len(texts), work.facts.d_model) as store:
-            for n, found in stream(work.subject, texts, SITE, layers, [-1], work.within(0.0, 0.2, "capture")):
+            for n, found in stream(work.subject, texts, SITE, layers, [-1],
+                                   work.within(0.0, 0.2, "capture"), without_massive=True):
                 for layer in layers:
                     store.put(layer, n, found[layer][0])
                     norms[layer] += float(found[layer].norm()) / len(texts)

@@ -184,7 +184,9 @@ def _read(request: ConditionRequest, data: Labelled, layers: Sequence[int], stor
     """Fill the store with one activation per prompt and layer; mean norm of what was stored, per layer."""
     norms = dict.fromkeys(layers, 0.0)
     positions = [-1] if request.pool == "last" else None
-    for n, found in stream(work.subject, data.texts, request.site, layers, positions, work.within(0.0, 0.7, "capture")):
+    # The other forms divide by the whole length of a token, whatever it is made of.
+    for n, found in stream(work.subject, data.texts, request.site, layers, positions,
+                           work.within(0.0, 0.7, "capture"), without_massive=request.form == "linear"):
         for layer, h in found.items():
             row = (h[1:] if request.pool == "mean" and len(h) > 1 else h).mean(dim=0)
             store.put(layer, n, row)

@@ -69,6 +69,7 @@ class EntropicSteering(Recipe):
     name = "entropic_steering"
     summary = "vector along which an agent's choice of action becomes less certain"
     request = EntropicSteeringRequest
+    without_massive = True
     ops = ("add",)
     sites = (SITE,)
     scope = LAST
@@ -95,7 +96,8 @@ class EntropicSteering(Recipe):
         generator = request.generator(1)
         with Scratch(layers, len(texts), work.facts.width(SITE)) as store:
             norms = dict.fromkeys(layers, 0.0)
-            for n, found in stream(work.subject, texts, SITE, layers, [-1], work.within(0.1, 0.35, "capture")):
+            for n, found in stream(work.subject, texts, SITE, layers, [-1],
+                                   work.within(0.1, 0.35, "capture"), without_massive=True):
                 for layer in layers:
                     store.put(layer, n, found[layer][0])
                     norms[layer] += float(found[layer][0].norm()) / len(texts)

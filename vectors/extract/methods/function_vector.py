@@ -280,7 +280,8 @@ def _sizes(task: Task, layers: Sequence[int], vectors: dict[int, torch.Tensor], 
     """Per layer: mean length of the bare queries' activations, and their spread along the vector."""
     lengths: dict[int, list[float]] = {layer: [] for layer in layers}
     along: dict[int, list[float]] = {layer: [] for layer in layers}
-    for _, found in stream(task.subject, [task.zero_shot(n) for n in task.splits["train"]], SITE, layers, [-1], span):
+    for _, found in stream(task.subject, [task.zero_shot(n) for n in task.splits["train"]], SITE, layers, [-1], span,
+                           without_massive=True):
         for layer in layers:
             h = found[layer][0].double()
             lengths[layer].append(float(h.norm()))

@@ -103,6 +103,7 @@ class ManifoldSteering(Recipe):
     name = "manifold"
     summary = "the curve or surface on which a concept's values lie, to move answers along"
     request = ManifoldRequest
+    without_massive = True
     ops = ("manifold",)
     sites = (SITE,)
     scope = NEXT
@@ -146,7 +147,8 @@ class ManifoldSteering(Recipe):
         fits: dict[int, Fit] = {}
         reading: dict[int, float] = {}
         with Scratch(layers, len(examples.texts), work.facts.d_model) as store:
-            for n, found in stream(work.subject, examples.texts, SITE, layers, [-1], work.within(0.1, 0.3, "capture")):
+            for n, found in stream(work.subject, examples.texts, SITE, layers, [-1],
+                                   work.within(0.1, 0.3, "capture"), without_massive=True):
                 for layer in layers:
                     store.put(layer, n, found[layer][0])
                     norms[layer] += float(found[layer][0].norm()) / len(examples.texts)

@@ -1,11 +1,11 @@
 """Model-native skills: orthogonal axes of sequence-level activations (Kang et al. 2026, arXiv 2604.17614).
 
-What the paper leaves open is decided here: a sequence is the mean of its tokens but the first (or its last token); dims
-whose mean square is over 2500 times the median dim's (massive activations) are set to zero, and length is regressed
-out, before the axes are taken; an axis points to the side of its longer tail. The layer is the middle one of those
-given: at the model's last one an axis could only act as a bias on the logits. `axis` makes a vector of one axis, as
-long as its spread, for the op add; without it the whole basis is a subspace. Which axis helps is for a trial on dev to
-say, not for variance.
+What the paper leaves open is decided here: a sequence is the mean of its tokens but the first (or its last token);
+dims whose mean square is over 2500 times the median dim's, and massive dims of the model, are set to zero, and length
+is regressed out, before the axes are taken; an axis points to the side of its longer tail. The layer is the middle one
+of those given: at the model's last one an axis could only act as a bias on the logits. `axis` makes a vector of one
+axis, as long as its spread, for the op add; without it the whole basis is a subspace. Which axis helps is for a trial
+on dev to say, not for variance.
 """
 
 from collections.abc import Sequence
@@ -20,6 +20,7 @@ from steering.language.vocabulary import Op, Site
 from vectors.extract.answers import AnsweredOptions
 from vectors.extract.contract import Split
 from vectors.extract.items import Item, Label, digest_of, split_items
+from vectors.extract.plain import massive_dims
 from vectors.extract.recipe import Made, Recipe, site_layers
 from vectors.extract.refusals import ConstantActivations, EmptyText, LeakingSplit, OneClass, TooFewExamples
 from vectors.extract.scratch import Scratch
@@ -83,7 +84,8 @@ class NativeSkills(Recipe):
         work.at(0.75, "fit")
         lengths = torch.tensor([float(len(text)) for text in texts], dtype=torch.float64)
         middle = rows.mean(dim=0)
-        massive = torch.nonzero(rows.square().mean(dim=0) > MASSIVE * rows.square().mean(dim=0).median()).flatten()
+        large = torch.nonzero(rows.square().mean(dim=0) > MASSIVE * rows.square().mean(dim=0).median()).flatten()
+        massive = torch.tensor(sorted({*large.tolist(), *massive_dims(work.facts, SITE, layer)}), dtype=torch.int64)
         size = lengths[list(fit)] if request.regress_length else None
         cleaned = clean(rows, massive, size)
         basis, spread = axes(cleaned, request.rank)

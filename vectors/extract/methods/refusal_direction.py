@@ -62,6 +62,7 @@ class RefusalDirection(Recipe):
     name = "refusal_direction"
     summary = "direction without which a behaviour goes and with which it comes, chosen by effect"
     request = RefusalDirectionRequest
+    without_massive = True
     ops = ("ablate", "add",)
     sites = (SITE,)
     scope = EVERYWHERE
@@ -108,7 +109,8 @@ class RefusalDirection(Recipe):
             return [texts[2 * n + which] for n in pairs.splits[split][:request.max_eval]]
 
         with Scratch(layers, len(texts), request.num_positions * facts.d_model) as store:
-            for n, found in stream(work.subject, texts, SITE, layers, positions, work.within(0.0, 0.3, "capture")):
+            for n, found in stream(work.subject, texts, SITE, layers, positions,
+                                   work.within(0.0, 0.3, "capture"), without_massive=True):
                 for layer in layers:
                     store.put(layer, n, found[layer].flatten())
                     norms[layer] += float(found[layer].norm(dim=-1).mean()) / len(texts)

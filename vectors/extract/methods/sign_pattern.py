@@ -2,13 +2,14 @@
 2606.12629).
 
 What the paper leaves open is decided here: a token is read behind what the tokenizer puts before every text (a begin
-token, say; `prefix` in the report says how many), so not at the attention sink where there is one; a zero counts as
-negative; dims whose mean magnitude is over 50 times the median dim's (massive activations; medians cannot be streamed)
-are left out; anchors are split 60/20/20, the layer is chosen on dev; of a large vocabulary a random sample is read, and
-the standard error of every AUC says what that and the few anchors leave open.
+token, say; `prefix` in the report says how many; a line break where it puts nothing and the model keeps massive
+activations at the first position), so not at the attention sink where there is one; a zero counts as negative;
+massive dims of the model, and dims whose mean magnitude is over 50 times the median dim's (medians cannot be
+streamed), are left out; anchors are split 60/20/20, the layer is chosen on dev; of a large vocabulary a random sample
+is read, and the standard error of every AUC says what that and the few anchors leave open.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from steering.models.facts import ModelFacts
 from vectors.extract.answers import AnsweredOptions
 from vectors.extract.contract import Split
 from vectors.extract.items import Splits, digest_of, split_items
+from vectors.extract.plain import massive_dims
 from vectors.extract.recipe import Made, Recipe, site_layers
 from vectors.extract.refusals import EmptyText, LeakingSplit, NoContrast
 from vectors.extract.standing import auc, auc_error, rounded, standing
@@ -65,7 +67,7 @@ class SignPattern(Recipe):
         _vocabulary(request, subject.facts.vocab_size, anchors)
         site_layers(request, request.site, subject.facts)
         return (anchors, split_items([str(token) for token in anchors], given, request.seed, "anchors"),
-                subject.encode(""))
+                _prefix(subject))
 
     def passes(self, request: SignPatternRequest, data: Anchors, facts: ModelFacts) -> int:
         anchors, _, prefix = data
@@ -76,7 +78,8 @@ class SignPattern(Recipe):
         layers = site_layers(request, request.site, work.facts)
         ids = _vocabulary(request, work.facts.vocab_size, anchors)
         row = {token: n for n, token in enumerate(ids)}
-        with TypeCache(layers, len(ids), work.facts.width(request.site)) as cache:
+        known = {layer: massive_dims(work.facts, request.site, layer) for layer in layers}
+        with TypeCache(layers, len(ids), work.facts.width(request.site), known) as cache:
             cache.fill(work.subject, request.site, prefix, ids, work.within(0.0, 0.7, "capture"))
             own = {split: [row[anchors[n]] for n in members] for split, members in splits.items()}
             rest = [n for n, token in enumerate(ids) if token not in set(anchors)]
@@ -134,7 +137,10 @@ class SignPattern(Recipe):
 class TypeCache:
     """The signs of every token's activation, one bit a dim, `[num_layers, num_tokens, width / 8]` in a file."""
 
-    def __init__(self, layers: Sequence[int], num_tokens: int, width: int) -> None:
+    def __init__(self, layers: Sequence[int], num_tokens: int, width: int,
+                 known: Mapping[int, Sequence[int]] | None = None) -> None:
+        """known: dims of each layer that are massive in this model, whatever their size here."""
+        self._known = known or {}
         self.layers, self.num_tokens, self.width = tuple(layers), num_tokens, width
         self.mean_norm: dict[int, float] = {}
         self._size = torch.zeros(len(layers), width, dtype=torch.float64)
@@ -173,7 +179,8 @@ class TypeCache:
 
     def massive(self, layer: int) -> list[int]:
         size = self._size[self.layers.index(layer)]
-        return torch.nonzero(size > MASSIVE * size.median()).flatten().tolist()
+        large = torch.nonzero(size > MASSIVE * size.median()).flatten().tolist()
+        return sorted({*large, *self._known.get(layer, ())})
 
 
 def prototype(cache: TypeCache, layer: int, anchors: Sequence[int], min_auc: float, *, least: int = 0
@@ -203,6 +210,15 @@ def _auc(cache: TypeCache, layer: int, pattern: tuple[torch.Tensor, torch.Tensor
     scores = agreement(cache.signs(layer, own), *pattern), torch.cat(
         [agreement(cache.signs(layer, rest[n:n + 4096]), *pattern) for n in range(0, len(rest), 4096)])
     return auc(*scores), auc_error(*scores)
+
+
+def _prefix(subject: Subject) -> Tokens:
+    """What stands before every token that is read."""
+    found = subject.facts.massive
+    own = subject.encode("")
+    if own or found is None or not any(layer.first for layer in found.layers.values()):
+        return own
+    return subject.encode("\n")
 
 
 def _anchors(request: SignPatternRequest, subject: Subject) -> tuple[list[int], list[Split | None]]:

@@ -57,6 +57,7 @@ class VllmEngine(Engine):
         """
         check_names(options)
         self.options = options
+        self.cache_dir = options.cache_dir
         self.reading: ModelReading = read_model(options)
         with awake(), quiet():
             engine_config(options, self.reading)
