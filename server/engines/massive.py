@@ -25,7 +25,7 @@ MOST = 256
 # Activations that are held at a time.
 MOST_BYTES = 2**26
 # Tokens of each text that are read.
-LENGTH = 24
+LENGTH = 12
 TEXTS = (
     "The old bridge was closed in March. Nobody knew why, but the trains kept running.",
     "She opened the letter, read it twice, and put it back into the drawer.",
