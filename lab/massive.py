@@ -88,7 +88,8 @@ def edits(model: Any, dim: int, mean: float, size: float) -> dict[str, Edit | li
 
     return {"untouched": lambda h: h, "its mean in other texts": entry(lambda _: mean),
             "zero": entry(lambda _: 0.0), "sign turned": entry(lambda x: -x),
-            "nine tenths of it": entry(lambda x: x * 0.9), "half of it": entry(lambda x: x / 2), "a tenth of it": entry(lambda x: x / 10),
+            "nine tenths of it": entry(lambda x: x * 0.9), "half of it": entry(lambda x: x / 2),
+            "a tenth of it": entry(lambda x: x / 10),
             "another entry of the first position zero": [entry(lambda _: 0.0, other) for other in others],
             "the next largest entry zero": next_largest, "the same dim zero at all other positions": elsewhere,
             "a random vector added to all tokens": [added(v, 0) for v in drawn],

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -113,7 +114,7 @@ class _Known:
     def _key(self, fingerprint: str) -> str:
         return f"{fingerprint}-{self._code}"
 
-    def _read(self) -> dict[str, object]:
+    def _read(self) -> dict[str, Any]:
         if self._path is None:
             return {}
         try:
