@@ -16,6 +16,7 @@ from server.engines.data import (
     Condition,
     Generation,
     Kept,
+    ScoreRequest,
     Scores,
     Token,
     Touched,
@@ -79,7 +80,8 @@ class Engine(ABC):
 
     end_ids: end-of-text tokens of the model's generation config.
     features: what the engine can do beyond the contract, by name; "resume": to go on from `Generation.generated_ids`;
-        "contrast": a second run beside one, `Generation.contrast`.
+        "contrast": a second run beside one, `Generation.contrast`; "batched_scores": many texts under many programs in
+        the steps that completions share, `score_all` and `following`, those of guests as guests' steps.
     not_resumed: fields of `Sampling` that a completion which is gone on with cannot have set.
     adapters: those that requests may name; None where the engine takes none.
     cache_dir: where what is found out about the model may be kept for the next start; None for nowhere.
@@ -127,6 +129,15 @@ class Engine(ABC):
                 raise RuntimeError("the engine gave no log-probabilities though they were asked for")
             rows.append(full[-1].float().cpu())
         return torch.stack(rows)
+
+    async def score_all(self, requests: Sequence[ScoreRequest]) -> list[torch.Tensor]:
+        """Of each text the log-probabilities of its tokens from `start` on, `[len(token_ids) - start]` float32 on the
+        CPU. Only for engines with the feature "batched_scores", as the next one."""
+        raise NotImplementedError
+
+    async def following(self, requests: Sequence[ScoreRequest]) -> torch.Tensor:
+        """Log-probabilities of the token after each text, `[len(requests), vocab_size]` float32 on the CPU."""
+        raise NotImplementedError
 
     @abstractmethod
     async def capture(self, requests: Sequence[CaptureRequest], program: Program | None = None) -> list[Captured]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from server.engines.data import CaptureRequest, CompareRequest, Generation
+from server.engines.data import CaptureRequest, CompareRequest, Generation, ScoreRequest
 from steering.language.errors import InvalidRequest
 from steering.models.facts import ModelFacts
 
@@ -33,6 +33,12 @@ def check_compare(request: CompareRequest, facts: ModelFacts) -> None:
     check_tokens(request.token_ids, facts)
     if not 0 < request.prompt_length < len(request.token_ids):
         raise InvalidRequest("nothing was generated", param="prompt_length")
+
+
+def check_score(request: ScoreRequest, facts: ModelFacts) -> None:
+    check_tokens(request.token_ids, facts)
+    if not 0 < request.start <= len(request.token_ids):
+        raise InvalidRequest("nothing stands before what is scored", param="start")
 
 
 def check_capture(request: CaptureRequest, facts: ModelFacts) -> None:

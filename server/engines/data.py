@@ -231,6 +231,20 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class ScoreRequest:
+    """Tokens of which those from `start` on are scored, and count as generated. Where `start` is their number, the
+    tokens are a prompt, and what may follow it is scored.
+
+    guest: as of a Generation.
+    """
+
+    token_ids: Sequence[int]
+    start: int
+    program: Program | None = None
+    guest: bool = False
+
+
+@dataclass(frozen=True)
 class CaptureRequest:
     """Activations to read. `positions` are token positions (negative from the end), or None for all of them.
 

@@ -10,7 +10,7 @@ import torch
 
 from server.background.job import Control
 from server.effects.degeneration import degeneration
-from server.engines.data import CaptureRequest, CompareRequest, Comparison, Generation, Kept, Sampling
+from server.engines.data import CaptureRequest, CompareRequest, Comparison, Generation, Kept, Sampling, ScoreRequest
 from server.requests.gates import decide_program
 from server.requests.state import ServerState
 from server.threads import all_or_none
@@ -70,6 +70,11 @@ class EngineSubject:
         members: dict[str | None, list[int]] = {}
         for n, own in enumerate(programs):
             members.setdefault(None if own is None else own.digest, []).append(n)
+        if self._batched and len(members) > 1:
+            # Under many programs, texts of one program are too few for passes of their own.
+            wanted = [ScoreRequest(text, len(text), own, guest=True)
+                      for text, own in zip(texts, programs, strict=True)]
+            return torch.stack(self._wait(self._scored(wanted, self.state.engine.following)))
 
         found = torch.empty(len(texts), self.facts.vocab_size)
         for same in members.values():
@@ -99,6 +104,10 @@ class EngineSubject:
     def continuation_logprobs(self, texts: Sequence[Sequence[int]], starts: Sequence[int], program: Programs = None
                               ) -> list[float]:
         programs = one_each(program, len(texts))
+        if self._batched:
+            wanted = [ScoreRequest(text, start, own, guest=True)
+                      for text, start, own in zip(texts, starts, programs, strict=True)]
+            return [float(found.mean()) for found in self._wait(self._scored(wanted, self.state.engine.score_all))]
 
         async def all_of_them() -> list[float]:
             return [float((await self._scores(text, own, start))[start:].mean())
@@ -198,36 +207,68 @@ class EngineSubject:
 
         return (await self._in_steps([len(text)], one))[0]
 
+    @property
+    def _batched(self) -> bool:
+        return "batched_scores" in self.state.engine.features
+
+    async def _scored(self, wanted: Sequence[ScoreRequest],
+                      score: Callable[[Sequence[ScoreRequest]], Awaitable[Sequence[torch.Tensor] | torch.Tensor]]
+                      ) -> list[torch.Tensor]:
+        """What `score` finds of each; as many at once as leave room for requests."""
+        found: list[torch.Tensor] = []
+        for group in self._groups([(len(one.token_ids) + 1, one.program) for one in wanted]):
+            members = [wanted[n] for n in group]
+            # The first text of each program leaves in the cache what the others begin with.
+            first = leading([one.program for one in members])
+            scores: dict[int, torch.Tensor] = {}
+            for part in (first, [n for n in range(len(members)) if n not in first]):
+                if part:
+                    await self._turn()
+                    scores.update(zip(part, await score([members[n] for n in part]), strict=True))
+            found += [scores[n] for n in range(len(members))]
+        return found
+
     async def _complete(self, wanted: Sequence[Generation]) -> list[tuple[Tokens, Kept | None]]:
         """The tokens of completions, in order, and what was kept of them; as many at once as leave room for requests.
         """
-        async def one(generation: Generation) -> tuple[Tokens, Kept | None]:
-            completion = self.state.engine.generate(generation)
-            return tuple([token.token_id async for token in completion]), completion.kept()
+        async def one(generation: Generation, begun: asyncio.Event, first: bool) -> tuple[Tokens, Kept | None]:
+            if not first:
+                # What all prompts under a program begin with is in the cache then.
+                await begun.wait()
+            completion, ids = self.state.engine.generate(generation), []
+            try:
+                async for token in completion:
+                    begun.set()
+                    ids.append(token.token_id)
+            finally:
+                begun.set()
+            return tuple(ids), completion.kept()
 
         found: list[tuple[Tokens, Kept | None]] = []
-        for group in self._groups(wanted):
+        for group in self._groups([(len(one.prompt_ids) + one.sampling.max_tokens, one.program) for one in wanted]):
             await self._turn()
-            found += await all_or_none([one(generation) for generation in group])
+            programs = [wanted[n].program for n in group]
+            begun = {digest(program): asyncio.Event() for program in programs}
+            first = set(leading(programs))
+            found += await all_or_none([one(wanted[n], begun[digest(program)], i in first)
+                                        for i, (n, program) in enumerate(zip(group, programs, strict=True))])
         return found
 
-    def _groups(self, wanted: Sequence[Generation]) -> Iterator[list[Generation]]:
-        """Neighbours that run at once: at most half of the cache and half of the slots are theirs."""
+    def _groups(self, wanted: Sequence[tuple[int, Program | None]]) -> Iterator[range]:
+        """Neighbours that run at once, of which the tokens and the program are given: at most half of the cache and
+        half of the slots are theirs."""
         settings = self.state.settings
-        group: list[Generation] = []
-        tokens, programs = 0, set[str]()
-        for one in wanted:
-            size = len(one.prompt_ids) + one.sampling.max_tokens
-            own = set() if one.program is None else {one.program.digest}
-            if group and (len(group) == AT_ONCE or tokens + size > settings.kv_cache_tokens // 2
-                          or len(programs | own) > max(settings.num_slots // 2, 1)):
-                yield group
-                group, tokens, programs = [], 0, set()
-            group.append(one)
+        start, tokens, programs = 0, 0, set[str]()
+        for n, (size, program) in enumerate(wanted):
+            own = set() if program is None else {program.digest}
+            if n > start and (n - start == AT_ONCE or tokens + size > settings.kv_cache_tokens // 2
+                              or len(programs | own) > max(settings.num_slots // 2, 1)):
+                yield range(start, n)
+                start, tokens, programs = n, 0, set()
             tokens += size
             programs |= own
-        if group:
-            yield group
+        if start < len(wanted):
+            yield range(start, len(wanted))
 
     async def _in_steps(self, sizes: Sequence[int], some: Callable[[range], Awaitable[list[T]]]) -> list[T]:
         """What `some` finds of consecutive indices, whose passes are one step together and wait for its turn. A size
@@ -251,6 +292,18 @@ class EngineSubject:
         if self.control is not None:
             return self.control.result(work, self.loop)
         return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+
+
+def digest(program: Program | None) -> str | None:
+    return None if program is None else program.digest
+
+
+def leading(programs: Sequence[Program | None]) -> list[int]:
+    """Of each program the first place in which it stands."""
+    first: dict[str | None, int] = {}
+    for n, program in enumerate(programs):
+        first.setdefault(digest(program), n)
+    return list(first.values())
 
 
 def sample(subject: EngineSubject) -> Tokens:

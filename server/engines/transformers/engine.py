@@ -16,7 +16,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from server.engines.base import Engine
 from server.engines.checkpoint import KnownFingerprints
-from server.engines.checks import check_capture, check_compare, check_room, check_tokens
+from server.engines.checks import check_capture, check_compare, check_room, check_score, check_tokens
 from server.engines.data import (
     Captured,
     CaptureRequest,
@@ -24,6 +24,7 @@ from server.engines.data import (
     Comparison,
     Condition,
     Generation,
+    ScoreRequest,
     Scores,
     Unready,
 )
@@ -32,6 +33,7 @@ from server.engines.slots import Lease, SlotTable
 from server.engines.transformers.canary import check_batching
 from server.engines.transformers.comparing import Comparing
 from server.engines.transformers.constraints import follow
+from server.engines.transformers.continued import Continued
 from server.engines.transformers.delivery import Delivery
 from server.engines.transformers.finite import Watch
 from server.engines.transformers.forward import ForwardPass, TokenRun, padded_passes
@@ -66,7 +68,7 @@ TEXTS_PER_PASS = 16
 class TransformersEngine(Engine):
     """A model in this process. See `base.Engine` for the contract."""
 
-    features = frozenset({"contrast", "resume", "structured_outputs"})
+    features = frozenset({"batched_scores", "contrast", "resume", "structured_outputs"})
 
     def __init__(self, options: EngineOptions) -> None:
         self.options = options
@@ -92,6 +94,7 @@ class TransformersEngine(Engine):
         self.forward = ForwardPass(self.model, self.facts.num_layers - 1, self.watch, options.step_limit)
         self._comparing = Comparing(self.forward, self.head, options.step_limit, self._aside, self._completion,
                                     self.steps.roster.share)
+        self._continued = Continued(self.forward, self.head, self._aside, self._completion, self.steps.roster.share)
         self.supervisor = Supervisor(options, self.steps, make=self._make_manager, prove=self._prove,
                                      advanced=self._advanced)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -149,6 +152,16 @@ class TransformersEngine(Engine):
                 runs = [TokenRun(texts[i], len(texts[i]), program) for i in part]
                 found[part] = await self._aside(partial(self.forward.next_logprobs, runs))
         return found
+
+    async def score_all(self, requests: Sequence[ScoreRequest]) -> list[torch.Tensor]:
+        for request in requests:
+            check_score(request, self.facts)
+        return await self._continued.scores(requests)
+
+    async def following(self, requests: Sequence[ScoreRequest]) -> torch.Tensor:
+        for request in requests:
+            check_score(request, self.facts)
+        return await self._continued.following(requests)
 
     async def capture(self, requests: Sequence[CaptureRequest], program: Program | None = None) -> list[Captured]:
         for request in requests:

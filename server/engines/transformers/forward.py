@@ -17,6 +17,7 @@ from server.engines.checks import length_of, positions_of
 from server.engines.data import Captured, CaptureRequest, CompareRequest, Scores
 from server.engines.scoring import placed, scores_of
 from server.engines.transformers.finite import Watch
+from server.engines.transformers.reading import read_untouched
 from steering.acting.containment import UNLIMITED, Fault, StepLimit, fault_error, model_error
 from steering.acting.record import Record, Taken
 from steering.acting.steerer import Steerer
@@ -122,6 +123,13 @@ class ForwardPass:
         """Activations of a batch, after what the program does at the same site."""
         keys = sorted({(site, layer) for request in requests for site, layers in request.sites.items()
                        for layer in layers})
+        if program is None or not program.acting:
+            read = read_untouched(self.model, [r.token_ids for r in requests], keys)
+            self.watch.forget()
+            # What is not finite is told apart below, from whole passes.
+            if read is not None:
+                return [{site: {layer: read[site, layer][i][positions_of(r)].float().cpu() for layer in layers}
+                         for site, layers in r.sites.items()} for i, r in enumerate(requests)]
         runs = [TokenRun(r.token_ids, length_of(r), program, r.roles) for r in requests]
         longest = max(len(r.token_ids) for r in requests)
         found: dict[tuple[Site, int], Tensor] = {}

@@ -44,7 +44,7 @@ class EngineOptions:
     max_batch_tokens: int = 512
     max_requests: int = 128
     kv_cache_tokens: int = 32768
-    page_size: int = 32
+    page_size: int = 16
     share_prefixes: bool = True
     step_limit: StepLimit = UNLIMITED
     kept_bytes: int = 2**28

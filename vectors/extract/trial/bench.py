@@ -86,17 +86,31 @@ class Bench:
         numbers = {layer: {"vector": asked.strength * vector} for layer, vector in asked.vectors.items()}
         return program_of(self.subject.facts, "vector", "add", self.plan.site, numbers, scope=self.plan.scope)
 
-    def continued(self, asked: Asked, count: int, limit: int, side: Literal["positive", "negative"] = "positive"
-                  ) -> float:
-        """Mean log-probability, in nats a token, of the pairs' own continuations of one side; -inf where the program
-        made values that are not finite."""
-        program = None if not asked.vectors else self.program(asked)
+    def continued(self, asked: Sequence[Asked], count: int, limit: int,
+                  side: Literal["positive", "negative"] = "positive") -> list[float]:
+        """Under each program the mean log-probability, in nats a token, of the pairs' own continuations of one side;
+        -inf where the program made values that are not finite."""
         chosen = self.plan.continuations[:count]
         texts = [getattr(pair, side)[:pair.start + limit] for pair in chosen]
+        starts = [pair.start for pair in chosen]
+        programs = [self.program(one) if one.vectors else None for one in asked]
+
+        def of(some: Sequence[Program | None]) -> list[float]:
+            values = self.subject.continuation_logprobs(texts * len(some), starts * len(some),
+                                                        [program for program in some for _ in texts])
+            return [fmean(values[n:n + len(texts)]) for n in range(0, len(values), len(texts))]
+
         try:
-            return fmean(self.subject.continuation_logprobs(texts, [pair.start for pair in chosen], program))
+            return of(programs)
         except SteeringOverflow:
-            return float("-inf")
+            # One of them: which it is, is told by each alone.
+            found = []
+            for program in programs:
+                try:
+                    found += of([program])
+                except SteeringOverflow:
+                    found.append(float("-inf"))
+            return found
 
     def _write(self, wanted: Sequence[tuple[Question, Program | None]], step: Step
                ) -> tuple[list[tuple[str, bool]], list[float]]:

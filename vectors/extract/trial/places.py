@@ -39,26 +39,24 @@ def promising(plan: TrialPlan, bench: Bench, budget: Budget, step: Callable[[flo
         singles = _evenly(middle, budget.places - len(wide))
         return wide + [at(plan, names[0].name, (layer,)) for layer in singles], []
     grid = [at(plan, names[0].name, (layer,)) for layer in _evenly(middle, budget.layers)]
-    nothing = Asked({}, 0.0, 0.0, ())
-    base = bench.continued(nothing, budget.pairs, SCORED_TOKENS)
-    other = bench.continued(nothing, budget.pairs, SCORED_TOKENS, "negative")
+    nothing = [Asked({}, 0.0, 0.0, ())]
+    step(0.0)
+    [base] = bench.continued(nothing, budget.pairs, SCORED_TOKENS)
+    [other] = bench.continued(nothing, budget.pairs, SCORED_TOKENS, "negative")
     bench.expect(base - other)
     effects: dict[Place, float] = {}
 
-    def look(place: Place) -> None:
+    def look(places: Sequence[Place]) -> None:
         step(len(effects) / (len(grid) + len(wide) + len(names)))
-        effects[place] = bench.continued(asked_at(place, plan, MODERATE, ()), budget.pairs, SCORED_TOKENS) - base
+        found = bench.continued([asked_at(place, plan, MODERATE, ()) for place in places], budget.pairs, SCORED_TOKENS)
+        effects.update({place: value - base for place, value in zip(places, found, strict=True)})
 
-    for place in grid:
-        look(place)
+    look(grid)
     first = max(grid, key=lambda place: effects[place])
     # Other tokens of the pair at the best layer; the direction turned round, should the pairs' order mislead.
-    for candidate in names[1:]:
-        look(at(plan, candidate.name, first.layers))
-    look(replace(first, sign=-1))
+    look([*(at(plan, candidate.name, first.layers) for candidate in names[1:]), replace(first, sign=-1)])
     kept = wide + _apart(sorted(effects, key=lambda place: -effects[place]), middle, budget.places - len(wide))
-    for place in wide:
-        look(place)
+    look(wide)
     return kept, [{"candidate": place.candidate, "layers": list(place.layers), "sign": place.sign,
                    "effect": rounded(effect) if math.isfinite(effect) else None} for place, effect in effects.items()]
 
