@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.types import Lifespan, Receive, Scope, Send
 
 from server.activations.store import StoredActivations
-from server.api import activations, checks, console, features, lens, receipts
+from server.api import activations, checks, console, features, lens, receipts, specs
 from server.api.admin import adapters, audit, capabilities, docs, effects, health, history, jobs, policies
 from server.api.admin import keys as access_keys
 from server.api.admin import requirements as requirement_routes
@@ -91,9 +91,8 @@ class Service(Protocol):
 ROUTERS = (chat.router, completions.router, responses.router, files.router, batch_routes.router, messages.router,
            receipts.router, tokens.router, models.router, artifacts.router, calibration.router, presets.router,
            capabilities.router, extract.router, evaluations.router, jobs.router, effects.router, history.router,
-           lens.router, features.router, activations.router, checks.router, admin.router, adapters.router,
-           access_keys.router,
-           audit.router, policies.router, rollout_routes.router, requirement_routes.router, settings_in_force.router)
+           lens.router, features.router, activations.router, checks.router, specs.router, admin.router,
+           adapters.router, access_keys.router, audit.router, policies.router, rollout_routes.router, requirement_routes.router, settings_in_force.router)
 DESCRIPTION = "Inference-time steering behind OpenAI's API: each request may carry a `steering` field."
 
 

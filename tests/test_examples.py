@@ -191,6 +191,7 @@ CHECKS: dict[str, list[Callable[[Ran], None]]] = {
     "reading": [a_read_along, says("True"), a_lens_that_finds_the_plural, a_job,
                 says("2 torch.Size([2, 128]) [0, 1]", "['cheerful@1 (add)'] True"), says("2 rows of 2 texts", "act-")],
     "spec": [is_a_spec],
+    "stacks": [says("KL alone", "cheerful", "leaves 0.00", "reorder:")],
 }
 
 

@@ -115,6 +115,18 @@ class EngineSubject:
 
         return self._wait(all_of_them())
 
+    def continuation_rows(self, text: Sequence[int], start: int, program: Program | None = None,
+                          roles: Sequence[str] | None = None) -> torch.Tensor:
+        """Log-probabilities of the vocabulary for each token from `start` on, `[len(text) - start, vocab_size]` float32;
+        those tokens count as generated."""
+        async def one(_: range) -> list[torch.Tensor]:
+            scored = await self.state.engine.score(text, program, prompt_length=start, roles=roles, full=True)
+            if scored.full is None:
+                raise RuntimeError("the engine gave no log-probabilities though they were asked for")
+            return [scored.full[start - 1:-1].float().cpu()]
+
+        return self._wait(self._in_steps([len(text)], one))[0]
+
     def roles(self, prompt: Prompt) -> list[str] | None:
         turns = () if isinstance(prompt, str) else [part for part in prompt if isinstance(part, Turn)]
         if not turns:

@@ -104,6 +104,10 @@ _REQUIRED: dict[tuple[str, str], Schema] = {
     ("PatchCheckBody", "site"): {"enum": ["resid_post"]},
     ("PatchCheckBody", "layer"): {"enum": [1, -2]},
     ("PatchCheckBody", "readers"): {"enum": [["unembedding"], ["attention.2", "mlp.2"]]},
+    ("StackCheckBody", "steering"): {"enum": [
+        {"interventions": [{"artifact": VECTOR}, {"artifact": VECTOR, "op": "ablate", "override": ["op"]}]},
+        {"interventions": [{"artifact": VECTOR}], "preset": PRESET}, {"artifact": VECTOR}]},
+    ("StackCheckBody", "prompts"): {"enum": [[], ["hello", "a day"], [[5, 6, 7], _TURNS[0]]]},
     ("Requirement", "target"): {"enum": [f"{PRESET}@{GATED}", "absent"]},
     ("Requirement", "collection"): {"enum": ["preset", "preset", "artifact"]},
     ("NewRollout", "target"): {"enum": [f"{PRESET}@{GATED}", f"{PRESET}@{GATED}", f"{PRESET}@{ROLLED}", "absent"]},
@@ -122,7 +126,7 @@ class Endpoint:
 
     @property
     def jobs(self) -> bool:
-        return (self.path.endswith(("/calibrate", "/tune", "/evaluations", "/checks/patch"))
+        return (self.path.endswith(("/calibrate", "/tune", "/evaluations", "/checks/patch", "/specs/check"))
                 or self.path.startswith("/v1/extract"))
 
     def __str__(self) -> str:

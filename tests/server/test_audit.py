@@ -144,6 +144,8 @@ class Changes:
                 return await self.ask("POST", "/v1/checks/patch", {
                     "site": "mlp_act", "layer": 1, "vector": [1.0] * 16,
                     "pairs": [{"base": "a", "source": "b", "base_answer": "c", "source_answer": "d"}]})
+            case "create_stack_check":
+                return await self.ask("POST", "/v1/specs/check", {"steering": {"interventions": [INLINE, INLINE]}})
             case "delete_activations":
                 return await self.ask("DELETE", f"/v1/activations/{self.ids['activations']}")
             case "cancel_job":

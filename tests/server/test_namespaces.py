@@ -214,6 +214,8 @@ def bodies(artifact: str, preset: str) -> dict[str, tuple[str, str, Any]]:
         "checked": ("POST", "/v1/checks/patch", {
             "site": "mlp_act", "layer": 1, "artifact": artifact,
             "pairs": [{"base": "a", "source": "b", "base_answer": "c", "source_answer": "d"}]}),
+        "checked stack": ("POST", "/v1/specs/check", {"steering": step}),
+        "checked preset": ("POST", "/v1/specs/check", {"steering": {"preset": preset}}),
         "lens artifact": ("POST", "/v1/lens", {"model": MODEL, "input": "hi", "lens": artifact}),
         "features": ("POST", "/v1/features", {"model": MODEL, "input": "hi", "artifact": artifact}),
         "monitored feature": ("POST", "/v1/completions", {

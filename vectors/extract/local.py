@@ -97,6 +97,13 @@ class LocalSubject:
                 found[n] = float(logprobs.gather(1, own).mean())
         return found
 
+    def continuation_rows(self, text: Sequence[int], start: int, program: Program | None = None,
+                          roles: Sequence[str] | None = None) -> torch.Tensor:
+        """Log-probabilities of the vocabulary for each token from `start` on, `[len(text) - start, vocab_size]`."""
+        with self._steered([text], program, [start], roles) as ids:
+            logits = self._model(input_ids=ids, use_cache=False, logits_to_keep=len(text) - start + 1).logits
+        return logits[0, :-1].float().log_softmax(dim=-1).cpu()
+
     def write(self, texts: Sequence[Sequence[int]], max_tokens: int, program: Programs = None) -> list[Written]:
         """Without a cache, so that what is steered goes by position alone."""
         ends = {self._tokenizer.eos_token_id}
@@ -132,9 +139,10 @@ class LocalSubject:
 
     @contextmanager
     def _steered(self, texts: Sequence[Sequence[int]], program: Programs,
-                 prompt_lengths: Sequence[int] | None = None) -> Iterator[torch.Tensor]:
+                 prompt_lengths: Sequence[int] | None = None, roles: Sequence[str] | None = None
+                 ) -> Iterator[torch.Tensor]:
         """Token ids `[len(texts), longest]`, padded; inside, the programs act on their pass. Tokens behind a text's
-        prompt length (default: none) count as generated.
+        prompt length (default: none) count as generated. roles: of the tokens of the one prompt.
 
         Raises:
             SteeringOverflow: an intervention made values that are not finite, and was not carried out.
@@ -154,7 +162,7 @@ class LocalSubject:
                 for (i, own), slot in zip(held.items(), bank.hold(list(held.values())), strict=True):
                     text = texts[i]
                     prompt = len(text) if prompt_lengths is None else prompt_lengths[i]
-                    touch = own.touch(text[:prompt], len(text) - prompt)
+                    touch = own.touch(text[:prompt], len(text) - prompt, roles)
                     slots[i, :len(text)] = slot
                     bits[i, :len(text)] = touch.bits_of(text)
                 record = stack.enter_context(steerer.acting(steerer.plan(slots.ravel(), bits.ravel())))

@@ -28,11 +28,12 @@ from trimtab_client.models import (
     PatchCheck,
     Preset,
     Receipt,
+    StackCheck,
 )
 
 __all__ = [
     "Activations", "Artifact", "AsyncClient", "BadRequest", "Calibrated", "Client", "Completion", "Conflict",
     "ConnectionFailed", "Delta", "Extracted", "FeaturesReading", "Job", "JobFailed", "LensReading", "Method",
     "NotFound", "Overloaded", "Page", "PatchCheck", "Preset", "Receipt", "ServerFailed", "ServerRefused",
-    "TrimtabError", "Unauthorized",
+    "StackCheck", "TrimtabError", "Unauthorized",
 ]

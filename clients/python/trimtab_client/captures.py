@@ -25,7 +25,7 @@ def start_capture(input: Sequence[Text], sites: Mapping[str, Any], *, positions:
     if model is None:
         model = (yield models())[0]
     body: dict[str, Any] = {
-        "model": model, "input": [_plain(text) for text in input], "sites": dict(sites), "pool": pool, "dtype": dtype,
+        "model": model, "input": [plain_text(text) for text in input], "sites": dict(sites), "pool": pool, "dtype": dtype,
         "positions": None if positions is None else list(positions)}
     if expires_after_s is not None:
         body["expires_after_s"] = expires_after_s
@@ -67,5 +67,5 @@ def delete_activations(id: str) -> Call[None]:
     return Call("DELETE", f"/v1/activations/{quote(id, safe='')}", nothing)
 
 
-def _plain(text: Text) -> Any:
+def plain_text(text: Text) -> Any:
     return text if isinstance(text, str) else [dict(part) if isinstance(part, Mapping) else part for part in text]

@@ -1,10 +1,12 @@
-"""Requests for checks of directions."""
+"""Requests for checks of directions and of specs."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from trimtab_client.captures import Text, plain_text
+from trimtab_client.completions import Steering, steering_field
 from trimtab_client.flow import Call, Flow
-from trimtab_client.models import Job, PatchCheck
+from trimtab_client.models import Job, PatchCheck, StackCheck
 from trimtab_client.reading import reader
 from trimtab_client.work import wait
 
@@ -31,3 +33,24 @@ def check_patch(pairs: Iterable[Mapping[str, Any]], *, site: str, layer: int,
     job = yield start_patch_check(pairs, site=site, layer=layer, **options)
     done = yield from wait(job.id, on_progress=on_progress)
     return PatchCheck.model_validate(done.result)
+
+
+def start_spec_check(steering: Steering, *, prompts: Sequence[Text] = (), max_tokens: int | None = None,
+                     model: str | None = None) -> Call[Job]:
+    """Begin to check what the interventions of a spec, its presets among them, do to each other.
+
+    prompts: texts, token ids or conversations as they come in use; the server has some of its own. max_tokens: of the
+    continuations on which effects are measured.
+    """
+    body: dict[str, Any] = {"steering": steering_field(steering), "prompts": [plain_text(text) for text in prompts]}
+    if max_tokens is not None:
+        body["max_tokens"] = max_tokens
+    return Call("POST", "/v1/specs/check", reader(Job), json=body, params={"model": model})
+
+
+def check_spec(steering: Steering, *, on_progress: Callable[[Job], None] | None = None, **options: Any
+               ) -> Flow[StackCheck]:
+    """As `start_spec_check`, and wait for it. Raises JobFailed."""
+    job = yield start_spec_check(steering, **options)
+    done = yield from wait(job.id, on_progress=on_progress)
+    return StackCheck.model_validate(done.result)

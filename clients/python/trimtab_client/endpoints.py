@@ -35,6 +35,8 @@ class Endpoints:
 
     start_patch_check = Endpoint(checks.start_patch_check)
     check_patch = Endpoint(checks.check_patch)
+    start_spec_check = Endpoint(checks.start_spec_check)
+    check_spec = Endpoint(checks.check_spec)
 
     list_artifacts = Endpoint(library.list_artifacts)
     get_artifact = Endpoint(library.get_artifact)

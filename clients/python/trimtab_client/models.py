@@ -173,6 +173,23 @@ class PatchCheck(Model):
     warnings: list[str] = []
 
 
+class StackCheck(Model):
+    """What a check of interventions that act together found, in nats. Of each intervention: op, artifact, kl alone; of
+    each pair: interference, correlation and where one acts on what the other left; what to do about it: advice."""
+
+    interventions: list[dict[str, Any]]
+    pairs: list[dict[str, Any]]
+    sum_of_parts: float
+    predicted: float
+    interference: float
+    measured: float
+    measured_interference: float
+    advice: list[dict[str, Any]]
+    rule: str
+    texts: int
+    tokens: int
+
+
 class Artifact(Model):
     """One version in the library, without its numbers."""
 

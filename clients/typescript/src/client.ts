@@ -58,6 +58,8 @@ import type {
   ResponsesRequest,
   Rollout,
   Spec,
+  StackCheck,
+  StackCheckRequest,
   Steer,
   Steering,
   Tensors,
@@ -247,6 +249,17 @@ export class Client {
   async checkPatch(body: PatchCheckRequest, options: WaitOptions = {}): Promise<PatchCheck> {
     const job = await this.startPatchCheck(body, signalOf(options));
     return (await this.wait(job.id, options)).result as unknown as PatchCheck;
+  }
+
+  /** Begin to check what the interventions of a spec, its presets among them, do to each other. */
+  startSpecCheck(body: StackCheckRequest, options: CallOptions = {}): Promise<Job> {
+    return this.#http.json("POST", "/v1/specs/check", { ...options, json: body });
+  }
+
+  /** As `startSpecCheck`, and wait for it. Throws JobFailed. */
+  async checkSpec(body: StackCheckRequest, options: WaitOptions = {}): Promise<StackCheck> {
+    const job = await this.startSpecCheck(body, signalOf(options));
+    return (await this.wait(job.id, options)).result as unknown as StackCheck;
   }
 
   // Artifacts

@@ -38,6 +38,7 @@ export type FeaturesReading = Given["FeaturesReading"];
 export type CaptureRequest = Taken["CaptureBody"];
 export type Activations = Given["Activations"];
 export type PatchCheckRequest = Taken["PatchCheckBody"];
+export type StackCheckRequest = Taken["StackCheckBody"];
 export type Artifact = Given["ArtifactView"];
 export type ArtifactPage = Given["ArtifactList"];
 export type Metadata = Taken["Metadata"];
@@ -128,6 +129,53 @@ export interface PatchCheck {
   dormancy: number | null;
   dormancy_variance: number | null;
   warnings: string[];
+}
+
+/** Where one intervention of a stack acts on what another left. */
+export interface StackMeeting {
+  site: string;
+  layer: number;
+  from_site: string;
+  from_layer: number;
+  tokens: number;
+  kept: number | null;
+  exchanged: number | null;
+  order: number | null;
+  cosine: number;
+  overlap: number;
+  shared: number[];
+}
+
+export interface StackPair {
+  first: number;
+  second: number;
+  interference: number;
+  correlation: number;
+  measured: boolean;
+  meetings: StackMeeting[];
+}
+
+export interface StackAdvice {
+  finding: "idle" | "erased" | "reversed" | "together" | "against";
+  interventions: number[];
+  do: "reorder" | "drop" | "weaken" | "nothing";
+  text: string;
+  kl: number | null;
+}
+
+/** Result of a check of interventions that act together, in nats. */
+export interface StackCheck {
+  interventions: { op: string; artifact: string | null; sites: string[]; layers: number[]; origin: string; kl: number }[];
+  pairs: StackPair[];
+  sum_of_parts: number;
+  predicted: number;
+  interference: number;
+  measured: number;
+  measured_interference: number;
+  advice: StackAdvice[];
+  rule: string;
+  texts: number;
+  tokens: number;
 }
 
 /** Result of a calibration. `settings` are the curves, one entry a setting, as the artifact's card keeps them. */

@@ -60,6 +60,8 @@ const CALLS: Record<string, (client: Client) => Promise<unknown>> = {
   deleteActivations: (c) => c.deleteActivations("act-1"),
   startPatchCheck: (c) => c.startPatchCheck(CHECK),
   checkPatch: (c) => c.checkPatch(CHECK),
+  startSpecCheck: (c) => c.startSpecCheck({ steering: { preset: "p" } }),
+  checkSpec: (c) => c.checkSpec({ steering: { preset: "p" } }),
   listArtifacts: (c) => c.listArtifacts({ q: "x", limit: 3 }),
   getArtifact: (c) => c.getArtifact("a@1"),
   artifactVersions: (c) => c.artifactVersions("a"),
