@@ -92,7 +92,8 @@ ROUTERS = (chat.router, completions.router, responses.router, files.router, batc
            receipts.router, tokens.router, models.router, artifacts.router, calibration.router, presets.router,
            capabilities.router, extract.router, evaluations.router, jobs.router, effects.router, history.router,
            lens.router, features.router, activations.router, checks.router, specs.router, admin.router,
-           adapters.router, access_keys.router, audit.router, policies.router, rollout_routes.router, requirement_routes.router, settings_in_force.router)
+           adapters.router, access_keys.router, audit.router, policies.router, rollout_routes.router,
+           requirement_routes.router, settings_in_force.router)
 DESCRIPTION = "Inference-time steering behind OpenAI's API: each request may carry a `steering` field."
 
 

@@ -49,7 +49,7 @@ PREDICTIONS = {
 
 def cases(model: LocalSubject) -> Iterator[Case]:
     """One more direction, made here."""
-    yield Case(CASE, "mean_difference", {"pairs": pairs_of("sentiment"), "effort": "none"})
+    yield Case(CASE, "mean_difference", {"pairs": pairs_of("sentiment"), "trial": {"effort": "none"}})
 
 
 def measure(model: LocalSubject, found: Mapping[str, Extraction]) -> Document:
@@ -119,18 +119,20 @@ def one_stack(program: Program, texts: Mapping[str, Sequence[Text]], model: Loca
             "measured": held_out(program, texts["test"], model), "here": told.measured_interference,
             "check": told.interference, "alone": alone.interference, "met": sum(pair.measured for pair in told.pairs),
             "second order": weighted(told, [pair.correlation for pair in told.pairs]),
-            "overlap": weighted(told, [max((one.overlap for one in pair.meetings), default=0.0) for pair in told.pairs]),
+            "overlap": weighted(told, [max((one.overlap for one in pair.meetings), default=0.0)
+                                       for pair in told.pairs]),
             "sizes": weighted(told, [1.0] * len(told.pairs)), "advice": [one.text for one in told.advice]}
 
 
 def weighted(told: StackCheck, alike: Sequence[float]) -> float:
     """Twice the root of the product of two KLs is the covariance of two changes that are as alike as 1."""
     kl = [part.kl for part in told.interventions]
-    return sum(2 * like * (kl[pair.first] * kl[pair.second]) ** 0.5 for pair, like in zip(told.pairs, alike, strict=True))
+    return sum(2 * like * (kl[pair.first] * kl[pair.second]) ** 0.5
+               for pair, like in zip(told.pairs, alike, strict=True))
 
 
 def held_out(program: Program, texts: Sequence[Text], model: LocalSubject) -> float:
-    """KL(steered || untouched) of the stack beyond the sum over its members, on texts that the untouched model wrote."""
+    """KL(steered || untouched) of the stack beyond the sum of its members, on texts by the untouched model."""
     arms = [only(program, [n]) for n in range(len(program.compiled))]
     total = torch.zeros(1 + len(arms), dtype=torch.float64)
     tokens = 0
@@ -204,8 +206,9 @@ def findings(document: Document) -> list[Finding]:
                    "It ranks stacks better than their sizes do, within the interval.")
         found.append(Finding(
             f"rank correlation over {count} stacks of KL beyond the sum of the parts, on prompts held out, with "
-            f"{PREDICTIONS[name]}", f"{in_words(figures)}; mean error {figures['error']:.3f} of {kinds['mean_size']:.3f} "
-            "nats", f"shuffled |rho| {figures['shuffled_95']:.2f} at 95 %; {PREDICTIONS['sizes']} {in_words(plain)}",
+            f"{PREDICTIONS[name]}",
+            f"{in_words(figures)}; mean error {figures['error']:.3f} of {kinds['mean_size']:.3f} nats",
+            f"shuffled |rho| {figures['shuffled_95']:.2f} at 95 %; {PREDICTIONS['sizes']} {in_words(plain)}",
             verdict))
     found.append(Finding("the same with the stack itself, run on the prompts of the check", in_words(measured["again"]),
                          "-", "So much can be known from other prompts at all."))
@@ -233,9 +236,9 @@ def draw(document: Document, figure: Figure) -> None:
 
 ROW = Row(
     "stacks", "What interventions do together", "lab-dense",
-    "For small changes KL is a quadratic form, whose metric is the Fisher information of the output; so what a stack does "
-    "beyond the sum of its parts are the products of their changes in that metric.",
+    "For small changes KL is a quadratic form, whose metric is the Fisher information of the output; so what a stack "
+    "does beyond the sum of its parts are the products of their changes in that metric.",
     cases, measure, findings, draw,
     judged="KL of next tokens of texts that the untouched model wrote. This is no claim about what texts become.",
-    notes="Directions are added at 0.4 to 1.4 times their bundled strength, one in four with its sign turned, or taken out. "
-    "Overlap is of coordinates along two directions where one acts on what the other left, else 0.")
+    notes="Directions are added at 0.4 to 1.4 times their bundled strength, one in four with its sign turned, or taken "
+    "out. Overlap is of coordinates along two directions where one acts on what the other left, else 0.")

@@ -41,8 +41,8 @@ class StackCheckBody(BaseModel):
     steering: Steering = Field(description="As a request has it: presets and the default spec are a part of the stack.")
     prompts: Annotated[list[Text], Field(max_length=64)] = Field(
         default=[], description="As they come in use; none: 16 beginnings of English sentences.")
-    max_tokens: int = Field(default=8, ge=1, le=32, description="Of the continuation that the untouched model writes to "
-                            "each prompt, on which effects are measured.")
+    max_tokens: int = Field(default=8, ge=1, le=32, description="Of the continuation that the untouched model writes "
+                            "to each prompt, on which effects are measured.")
 
 
 @router.post("/check", status_code=202)

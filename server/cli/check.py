@@ -98,7 +98,8 @@ def spec(
     their own, and what to reorder or drop. Ctrl-C cancels."""
     steering = steering_of(steer, preset, spec)
     if steering is None:
-        raise InvalidRequest("there is nothing to check", param="--steer", fix="Give --steer twice, --preset or --spec.")
+        raise InvalidRequest("there is nothing to check", param="--steer",
+                             fix="Give --steer twice, --preset or --spec.")
     texts = [] if prompts is None else [_prompt(record, n) for n, record in enumerate(read_records(prompts))]
     with connect(url, key) as client:
         job = client.start_spec_check(steering, prompts=texts, max_tokens=max_tokens)
@@ -114,8 +115,9 @@ def spec(
 
 
 def stack_table(found: StackCheck) -> Table:
-    table = Table("", "op", "artifact", "layers", "KL alone", box=None, title=f"predicted {found.interference:+.3g} nats "
-                  f"beyond the sum of the parts, measured {found.measured_interference:+.3g}, on {found.tokens} tokens")
+    table = Table("", "op", "artifact", "layers", "KL alone", box=None, title=f"predicted {found.interference:+.3g} "
+                  f"nats beyond the sum of the parts, measured {found.measured_interference:+.3g}, on "
+                  f"{found.tokens} tokens")
     for n, part in enumerate(found.interventions):
         table.add_row(str(n), part["op"], escape(part["artifact"] or "inline"), ",".join(map(str, part["layers"])),
                       f"{part['kl']:.3g}")

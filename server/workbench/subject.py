@@ -117,8 +117,8 @@ class EngineSubject:
 
     def continuation_rows(self, text: Sequence[int], start: int, program: Program | None = None,
                           roles: Sequence[str] | None = None) -> torch.Tensor:
-        """Log-probabilities of the vocabulary for each token from `start` on, `[len(text) - start, vocab_size]` float32;
-        those tokens count as generated."""
+        """Log-probabilities of the vocabulary for each token from `start` on, `[len(text) - start, vocab_size]`
+        float32; those tokens count as generated."""
         async def one(_: range) -> list[torch.Tensor]:
             scored = await self.state.engine.score(text, program, prompt_length=start, roles=roles, full=True)
             if scored.full is None:

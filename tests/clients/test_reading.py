@@ -141,3 +141,16 @@ def test_a_direction_is_split_by_what_reads_it(client: Client) -> None:
     with pytest.raises(BadRequest) as caught:
         client.check_patch(pairs, site="mlp_act", layer=3, vector=[1.0] * 4)
     assert caught.value.param == "vector"
+
+
+def test_a_stack_is_checked_with_its_preset(client: Client) -> None:
+    client.create_artifact(vector("client-stacked", strength={"value": 3.0, "unit": "raw"}), numbers(-9))
+    step = {"artifact": "client-stacked"}
+    taken_out = {**step, "op": "ablate", "override": ["op"], "strength": 1}
+    client.create_preset("client-stack", {"interventions": [step]})
+    found = client.check_spec({"preset": "client-stack", "interventions": [taken_out]}, max_tokens=3)
+    assert [(part["op"], part["origin"]) for part in found.interventions] == [("add", "preset"), ("ablate", "request")]
+    assert found.pairs[0]["meetings"][0]["kept"] == pytest.approx(0.0, abs=1e-3) and found.tokens <= 48
+    assert [one["do"] for one in found.advice][:1] == ["reorder"]
+    with pytest.raises(BadRequest, match="a stack has at least two"):
+        client.check_spec({"preset": "client-stack"})

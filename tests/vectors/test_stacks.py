@@ -38,7 +38,8 @@ def direction(*key: object, length: float = 1.0) -> torch.Tensor:
 def step(op: str, vector: torch.Tensor, layer: int = LAYER, **fields: Any) -> Resolved:
     source = Source(ref=f"{op}@1", digest="", payload=Payload.build("vector", {layer: {"vector": vector}}), op="add",
                     site="resid_post")
-    return Resolved(Intervention.model_validate({"artifact": source.ref, "op": op, "override": ["op"], **fields}), source)
+    wanted = {"artifact": source.ref, "op": op, "override": ["op"], **fields}
+    return Resolved(Intervention.model_validate(wanted), source)
 
 
 def index_set(op: str, kind: Any, name: str, members: list[int], site: Any, layer: int = LAYER) -> Resolved:
@@ -81,14 +82,15 @@ def plain_kl(model: LocalSubject, *hooks: tuple[int, Any]) -> float:
 
 
 def test_what_each_does_alone_and_all_together_is_what_plain_hooks_do(model: LocalSubject) -> None:
-    one, other = direction(1, length=3.0), direction(2, length=2.0)
+    one, other = direction(1, length=40.0), direction(2, length=60.0)
     found = checked(model, step("add", one), step("add", other, LAYER + 2), step("ablate", direction(3), LAYER + 1))
 
     def taken(h: torch.Tensor) -> torch.Tensor:
         return h - (h @ direction(3))[..., None] * direction(3)
 
     hooks = [(LAYER, lambda h: h + one), (LAYER + 2, lambda h: h + other), (LAYER + 1, taken)]
-    assert [part.kl for part in found.interventions] == pytest.approx([plain_kl(model, hook) for hook in hooks], rel=1e-3)
+    alone = [plain_kl(model, hook) for hook in hooks]
+    assert [part.kl for part in found.interventions] == pytest.approx(alone, rel=1e-3)
     assert found.measured == pytest.approx(plain_kl(model, *hooks), rel=1e-3)
     assert found.measured_interference == pytest.approx(found.measured - sum(p.kl for p in found.interventions))
     assert found.tokens == TOKENS * len(ASKED) and found.texts == len(ASKED)
@@ -133,12 +135,12 @@ def test_a_later_layer_takes_out_what_an_earlier_one_added(model: LocalSubject) 
 
 
 def test_two_alike_and_two_against_each_other(model: LocalSubject) -> None:
-    v = direction(1, length=0.2)
+    v = direction(1, length=3.0)
     alike = checked(model, step("add", v), step("add", v))
     assert alike.pairs[0].correlation == pytest.approx(1.0, abs=1e-4)
     # Small steps: together four times what one does, so the sum of both again.
-    assert alike.interference == pytest.approx(alike.sum_of_parts, rel=0.05)
-    assert alike.measured_interference == pytest.approx(alike.sum_of_parts, rel=0.05)
+    assert alike.interference == pytest.approx(alike.sum_of_parts, rel=0.2)
+    assert alike.measured_interference == pytest.approx(alike.sum_of_parts, rel=0.2)
     assert [one.finding for one in alike.advice] == ["together"]
     against = checked(model, step("add", v), step("add", v, strength=-1.0))
     assert against.pairs[0].correlation == pytest.approx(-1.0, abs=0.02)
@@ -156,7 +158,8 @@ def test_tokens_that_only_one_touches_are_no_meeting(model: LocalSubject) -> Non
 
 
 def test_shared_neurons_and_heads_are_named(model: LocalSubject) -> None:
-    neurons = [index_set("neuron_mask", "neuron_set", "neurons", members, "mlp_act") for members in ([1, 5, 9], [5, 9, 30])]
+    neurons = [index_set("neuron_mask", "neuron_set", "neurons", members, "mlp_act")
+               for members in ([1, 5, 9], [5, 9, 30])]
     found = checked(model, *neurons)
     assert found.pairs[0].meetings[0].shared == [5, 9]
     heads = [index_set("head_mask", "head_set", "heads", members, "head_out") for members in ([0, 2], [2, 3])]
@@ -197,6 +200,6 @@ def test_where_log_odds_add_up_the_prediction_is_exact_without_running_a_pair() 
     # To second order what is beyond the sum is the sum of covariances.
     small = [Resolved(one.intervention, one.source, factor=0.02) for one in steps]
     found = checked(toy, *small, prompts=["one two", "three"])
-    second = sum(2 * pair.correlation * (found.interventions[pair.first].kl * found.interventions[pair.second].kl) ** 0.5
-                 for pair in found.pairs)
+    kl = [part.kl for part in found.interventions]
+    second = sum(2 * pair.correlation * (kl[pair.first] * kl[pair.second]) ** 0.5 for pair in found.pairs)
     assert found.interference == pytest.approx(second, rel=0.1)

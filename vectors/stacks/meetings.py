@@ -57,8 +57,8 @@ def meetings(first: int, second: int, compiled: Sequence[Compiled], seen: Seen, 
     for place in compiled[first].rows:
         for other in compiled[second].rows:
             if place == other:
-                found.append(((first, second), _meeting(compiled[first].rows[place], place, compiled[second].rows[other],
-                                                        other, both, seen, facts)))
+                found.append(((first, second), _meeting(compiled[first].rows[place], place,
+                                                        compiled[second].rows[other], other, both, seen, facts)))
             elif all(site in STREAM for site, _ in (place, other)):
                 early, late = (first, second) if _depth(place) < _depth(other) else (second, first)
                 start, end = (place, other) if early == first else (other, place)
@@ -98,8 +98,8 @@ def _meeting(early: Row, start: Place, late: Row, end: Place, both: Tensor, seen
             lengths = float(change.norm() + own.norm())
             order = float((after - other).norm()) / lengths if lengths else 0.0
     alike, overlap = _overlap(change, own, h)
-    return Meeting(site=end[0], layer=end[1], from_site=start[0], from_layer=start[1], tokens=int(both.sum()), kept=kept,
-                   exchanged=exchanged, order=order, cosine=alike, overlap=overlap,
+    return Meeting(site=end[0], layer=end[1], from_site=start[0], from_layer=start[1], tokens=int(both.sum()),
+                   kept=kept, exchanged=exchanged, order=order, cosine=alike, overlap=overlap,
                    shared=_shared(change, own, end[0], facts) if start == end else [])
 
 

@@ -10,10 +10,10 @@ from steering.language.vocabulary import Op, Site
 # Below LOST of its change an intervention is as good as erased; over WHOLE it is as good as untouched. Beyond ALONG two
 # change the same tokens. Below NOTHING nats one does nothing.
 LOST, WHOLE, ALONG, NOTHING = 0.1, 0.5, 0.7, 1e-5
-RULE = (f"idle: alone it does less than {NOTHING:g} nats on these prompts. erased: a later one leaves less than {LOST} of "
-        f"its change. reversed: a later one turns it against itself by more than {LOST}. With the order of the two "
-        f"exchanged more than {WHOLE} of it would be left: reorder; else drop it. together and against: the changes that "
-        f"two make to the log-probabilities have a correlation over {ALONG}, or under -{ALONG}.")
+RULE = (f"idle: alone it does less than {NOTHING:g} nats on these prompts. erased: a later one leaves less than {LOST} "
+        f"of its change. reversed: a later one turns it against itself by more than {LOST}. With the order of the two "
+        f"exchanged more than {WHOLE} of it would be left: reorder; else drop it. together and against: the changes "
+        f"that two make to the log-probabilities have a correlation over {ALONG}, or under -{ALONG}.")
 Finding = Literal["idle", "erased", "reversed", "together", "against"]
 
 
@@ -26,10 +26,10 @@ class Meeting(BaseModel):
                             "in the residual stream.")
     from_layer: int
     tokens: int = Field(description="On which both act, of those that were looked at.")
-    kept: float | None = Field(description="Share of the earlier one's change that is left behind the later one: 1 all, "
-                               "0 erased, negative reversed. Null where changes are not finite.")
-    exchanged: float | None = Field(description="The same if the earlier one acted after the later one. Null where order "
-                                    "in the spec is not what decides, because their layers do.")
+    kept: float | None = Field(description="Share of the earlier one's change that is left behind the later one: 1 "
+                               "all, 0 erased, negative reversed. Null where changes are not finite.")
+    exchanged: float | None = Field(description="The same if the earlier one acted after the later one. Null where "
+                                    "order in the spec is not what decides, because their layers do.")
     order: float | None = Field(description="How far the two orders lie apart, as a share of the lengths of both "
                                 "changes. 0: they commute.")
     cosine: float = Field(description="Of the two subspaces that they move activations along, 0 to 1.")
@@ -91,8 +91,8 @@ class StackCheck(BaseModel):
 
 def advised(parts: Sequence[Part], pairs: Sequence[Pair]) -> list[Advice]:
     """By the rule, without what a reordered stack does."""
-    found = [Advice(finding="idle", interventions=[n], do="drop", text=f"intervention {n} ({named(part)}) does nothing on "
-                    "these prompts by itself; look at its scope and its gate, or leave it out")
+    found = [Advice(finding="idle", interventions=[n], do="drop", text=f"intervention {n} ({named(part)}) does nothing "
+                    "on these prompts by itself; look at its scope and its gate, or leave it out")
              for n, part in enumerate(parts) if part.kl < NOTHING]
     for pair in pairs:
         worst = min((one for one in pair.meetings if one.kept is not None), key=lambda one: one.kept or 0.0,

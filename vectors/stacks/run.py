@@ -1,10 +1,10 @@
 """The check: each intervention alone, pairs that do not simply add up, the stack, and the stack in better orders.
 
 Let z be the untouched log-probabilities, d_i what intervention i alone changes in them, and c_ij what i and j together
-change beyond d_i + d_j. The stack is predicted to be the softmax of z + sum d_i + sum c_ij, with c_ij measured for pairs
-that meet and taken as 0 for all others. For small changes KL is half of the variance of the change under the untouched
-model, that is half of its square in the Fisher metric of the output; so what two interventions have beyond the sum of
-their own is the covariance of d_i and d_j, which is told as their correlation.
+change beyond d_i + d_j. The stack is predicted to be the softmax of z + sum d_i + sum c_ij, with c_ij measured for
+pairs that meet and taken as 0 for all others. For small changes KL is half of the variance of the change under the
+untouched model, that is half of its square in the Fisher metric of the output; so what two interventions have beyond
+the sum of their own is the covariance of d_i and d_j, which is told as their correlation.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -79,8 +79,8 @@ def check(program: Program, parts: Sequence[Part], prompts: Sequence[Text], max_
         raise InvalidRequest(f"{len(acting)} of the interventions act; a stack has at least two",
                              param=("steering", "interventions"), fix="Give two or more with a strength other than 0.")
     progress(0.0, "write")
-    written = [one for prompt, said in zip(prompts, model.write([one.prompt for one in prompts], max_tokens), strict=True)
-               if (one := _Continued(prompt, said.ids)).said]
+    said = model.write([one.prompt for one in prompts], max_tokens)
+    written = [_Continued(prompt, one.ids) for prompt, one in zip(prompts, said, strict=True) if one.ids]
     if not written:
         raise InvalidRequest("the model ends every one of these prompts at once", param="prompts",
                              fix="Give prompts that it goes on with.")
@@ -183,8 +183,8 @@ def only(stack: Program, members: Sequence[int]) -> Program:
     return replace(stack, compiled=tuple(stack.compiled[n] for n in members))
 
 
-def _met(compiled: Sequence[Compiled], acting: Sequence[int], written: Sequence[_Continued], stack: Program, model: Model
-         ) -> dict[tuple[int, int], tuple[list[tuple[int, int]], list[Meeting]]]:
+def _met(compiled: Sequence[Compiled], acting: Sequence[int], written: Sequence[_Continued], stack: Program,
+         model: Model) -> dict[tuple[int, int], tuple[list[tuple[int, int]], list[Meeting]]]:
     """By pair, where they meet."""
     seen = _seen(compiled, written, stack, model)
     return {(a, b): meetings(a, b, compiled, seen, model.facts)

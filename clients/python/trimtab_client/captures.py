@@ -25,8 +25,8 @@ def start_capture(input: Sequence[Text], sites: Mapping[str, Any], *, positions:
     if model is None:
         model = (yield models())[0]
     body: dict[str, Any] = {
-        "model": model, "input": [plain_text(text) for text in input], "sites": dict(sites), "pool": pool, "dtype": dtype,
-        "positions": None if positions is None else list(positions)}
+        "model": model, "input": [plain_text(text) for text in input], "sites": dict(sites), "pool": pool,
+        "dtype": dtype, "positions": None if positions is None else list(positions)}
     if expires_after_s is not None:
         body["expires_after_s"] = expires_after_s
     if steering is not None:
