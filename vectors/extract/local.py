@@ -102,7 +102,8 @@ class LocalSubject:
         """Log-probabilities of the vocabulary for each token from `start` on, `[len(text) - start, vocab_size]`."""
         with self._steered([text], program, [start], roles) as ids:
             logits = self._model(input_ids=ids, use_cache=False, logits_to_keep=len(text) - start + 1).logits
-        return logits[0, :-1].float().log_softmax(dim=-1).cpu()
+        found: torch.Tensor = logits[0, :-1].float().log_softmax(dim=-1).cpu()
+        return found
 
     def write(self, texts: Sequence[Sequence[int]], max_tokens: int, program: Programs = None) -> list[Written]:
         """Without a cache, so that what is steered goes by position alone."""

@@ -140,7 +140,8 @@ def _directions(change: Tensor) -> Tensor:
     _, s, rows = torch.linalg.svd(change, full_matrices=False)
     held = (s**2).cumsum(0) / (s**2).sum()
     count = min(int((held < HELD).sum()) + 1, MOST_DIRECTIONS)
-    return rows[:count]
+    found: Tensor = rows[:count]
+    return found
 
 
 def _shared(one: Tensor, other: Tensor, site: Site, facts: ModelFacts) -> list[int]:
