@@ -17,7 +17,7 @@ STORED = [row for row in ROWS if (page.RESULTS / f"{row.name}.json").exists()]
 
 def test_every_recipe_is_replicated() -> None:
     used = {case.recipe for row in ROWS for case in row.cases(subject("lab-dense"))}
-    assert used == {name for name, recipe in RECIPES.items() if not isinstance(recipe, Contrastive)}
+    assert used >= {name for name, recipe in RECIPES.items() if not isinstance(recipe, Contrastive)}
     assert len({row.name for row in ROWS}) == len(ROWS)
 
 
