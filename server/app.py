@@ -19,7 +19,7 @@ from server.api.admin import rollouts as rollout_routes
 from server.api.admin import settings as settings_in_force
 from server.api.admin import switches as admin
 from server.api.anthropic import messages
-from server.api.library import artifacts, calibration, evaluations, extract, presets
+from server.api.library import artifacts, calibration, evaluations, extract, port, presets
 from server.api.openai import batches as batch_routes
 from server.api.openai import chat, completions, files, models, responses, tokens
 from server.background.apart import apart
@@ -89,9 +89,9 @@ class Service(Protocol):
 
 
 ROUTERS = (chat.router, completions.router, responses.router, files.router, batch_routes.router, messages.router,
-           receipts.router, tokens.router, models.router, artifacts.router, calibration.router, presets.router,
-           capabilities.router, extract.router, evaluations.router, jobs.router, effects.router, history.router,
-           lens.router, features.router, activations.router, checks.router, specs.router, admin.router,
+           receipts.router, tokens.router, models.router, artifacts.router, calibration.router, port.router,
+           presets.router, capabilities.router, extract.router, evaluations.router, jobs.router, effects.router,
+           history.router, lens.router, features.router, activations.router, checks.router, specs.router, admin.router,
            adapters.router, access_keys.router, audit.router, policies.router, rollout_routes.router,
            requirement_routes.router, settings_in_force.router)
 DESCRIPTION = "Inference-time steering behind OpenAI's API: each request may carry a `steering` field."

@@ -125,6 +125,7 @@ VECTORS = {
     "vectors/evaluate/graders": {"extras.py"},
     "vectors/extract": {"artifact.py", "extras.py", "placebo.py", "scratch.py", "evaluate/graders"},
     "vectors/patching": {"extract"},
+    "vectors/porting": {"artifact.py", "extract"},
     "vectors/stacks": {"extract"},
     "vectors/calibrate": {"artifact.py", "calibration.py", "extras.py", "extract", "placebo.py"},
     "vectors/evaluate": {"extras.py", "extract", "calibrate", "evaluate/graders"},

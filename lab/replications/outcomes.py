@@ -41,15 +41,15 @@ def asked(model: LocalSubject, name: str, split: str, label: str, most: int = 64
     texts = tuple(record["text"] for record in load(name, split) if record.get("label") == label)[:most]
     tokens = tuple(model.encode(text) for text in texts)
     written = model.write(tokens, MAX_TOKENS)
-    surprise = _surprise(model, tokens, [one.ids for one in written])
+    surprise = surprise_of(model, tokens, [one.ids for one in written])
     return Asked(texts, tokens, tuple(one.text for one in written), median(surprise))
 
 
-def answers(model: LocalSubject, requests: Asked, program: Program | None, grader: Grader
-            ) -> tuple[dict[str, float], list[tuple[str, str]]]:
+def answers(model: LocalSubject, requests: Asked, program: Program | None, grader: Grader,
+            max_tokens: int = MAX_TOKENS) -> tuple[dict[str, float], list[tuple[str, str]]]:
     """Shares of the outcomes of greedy answers, and each answer with its outcome."""
-    written = model.write(requests.tokens, MAX_TOKENS, program)
-    surprise = _surprise(model, requests.tokens, [one.ids for one in written])
+    written = model.write(requests.tokens, max_tokens, program)
+    surprise = surprise_of(model, requests.tokens, [one.ids for one in written])
     verdicts = grade(grader, [Answer(one.text, text, one.ended) for one, text in zip(written, requests.texts,
                                                                                    strict=True)],
                      Tools(surprise=lambda some: surprise, usual_surprise=requests.usual_surprise))
@@ -58,7 +58,7 @@ def answers(model: LocalSubject, requests: Asked, program: Program | None, grade
     return shares, [(one.text, outcome) for one, outcome in zip(written, found, strict=True)]
 
 
-def _surprise(model: LocalSubject, prompts: Sequence[Tokens], written: Sequence[Tokens]) -> list[float]:
+def surprise_of(model: LocalSubject, prompts: Sequence[Tokens], written: Sequence[Tokens]) -> list[float]:
     """Mean -log p of each answer's tokens under the untouched model, nats."""
     return [-value for value in model.continuation_logprobs(
         [(*prompt, *ids) for prompt, ids in zip(prompts, written, strict=True)], [len(prompt) for prompt in prompts])]

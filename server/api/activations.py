@@ -4,14 +4,16 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Request
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from server.activations.store import Activations, new_id
+from server.activations.taken import taken
 from server.api.route import StrictRoute
 from server.background.apart import apart
 from server.background.job import Control, Job
+from server.errors import UnsupportedMediaType
 from server.identity.principal import CURRENT
 from server.identity.recording import recorded
 from server.requests.model_names import parse_model, serving
@@ -90,6 +92,23 @@ async def create_activations(body: CaptureBody, state: State) -> Job:
             raise plan.placed(error) from None
 
     return await submitted(state, "activations", work, about=described.id, estimate_s=estimate)
+
+
+@router.post("/import", status_code=201, openapi_extra={"requestBody": {"required": True, "content": {
+    MEDIA: {"schema": {"type": "string", "format": "binary"}}}}})
+async def import_activations(request: Request, state: State) -> Activations:
+    """Keep a file that another server captured, to port an artifact by it. Of which weights it is, the file says."""
+    check_captures(CURRENT.get().policies, ("file",))
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != MEDIA:
+        raise UnsupportedMediaType(f"the body is {kind[:80] or 'of no stated type'}", param="Content-Type",
+                                   fix=f"Send {MEDIA}.")
+    # Not a byte is read before its turn: what waits lies in the client's memory.
+    async with state.pools.uploads:
+        data = await request.body()
+        id = new_id()
+        async with recorded(state.library.audit, "activations.import", id, after={"bytes": len(data)}):
+            return await in_thread(taken, data, id, state.activations, maker())
 
 
 @router.get("")

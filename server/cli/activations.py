@@ -41,7 +41,7 @@ def capture(
     key: Key = None,
 ) -> None:
     """Capture the activations of texts. Ctrl-C cancels."""
-    texts = [_text(record, n) for n, record in enumerate(read_records(data))]
+    texts = [text_of(record, n) for n, record in enumerate(read_records(data))]
     with connect(url, key) as client:
         job = client.start_capture(texts, {site: layer or "all"}, positions=position, pool="mean" if mean else "none",
                                    dtype=dtype, steering=steering_of(steer, preset, spec))  # type: ignore[arg-type]
@@ -89,7 +89,7 @@ def delete(id: Id, url: Url = DEFAULT_URL, key: Key = None) -> None:
     out.print(f"{id} is gone")
 
 
-def _text(record: Any, n: int) -> Any:
+def text_of(record: Any, n: int) -> Any:
     if not isinstance(record, dict):
         return record
     given = [record[field] for field in FIELDS if field in record]

@@ -28,6 +28,7 @@ from server.cli.evaluate import evaluate
 from server.cli.extract import extract
 from server.cli.features import features
 from server.cli.lens import lens
+from server.cli.port import port
 from server.cli.serve import serve
 from server.cli.tune import tune
 from server.cli.verify import verify
@@ -58,6 +59,7 @@ app.command()(extract)
 app.command()(calibrate)
 app.command()(evaluate)
 app.command()(tune)
+app.command()(port)
 app.command()(lens)
 app.command()(features)
 app.command()(capabilities)

@@ -8,7 +8,7 @@ from server.errors import BodyTimeout
 from steering.language.errors import PayloadTooLarge
 
 # Files of any size are sent here; all other bodies are JSON.
-UPLOADS = frozenset({"/v1/artifacts/import", "/v1/files"})
+UPLOADS = frozenset({"/v1/artifacts/import", "/v1/activations/import", "/v1/files"})
 # A body may take the time that is set, and a second more for so many bytes of it.
 BYTES_PER_SECOND = 16 * 1024
 # How long what a refused client still sends is thrown away. Were the connection closed at once, the client's system

@@ -20,8 +20,8 @@ OPENAPI = Path(__file__).parents[2] / "docs" / "openapi.json"
 MODEL, VECTOR, PROBE, PRESET, SAE = "tiny", "push", "asked", "calm", "features"
 # Aliases that nothing else names: a roll-out runs on one, drafts of roll-outs are made for the other.
 ROLLED, GATED = "rolled", "gated"
-# Stands for the id of a file, which only the server knows.
-UPLOADED = "uploaded"
+# Stand for ids of a file and of activations, which only the server knows.
+UPLOADED, CAPTURED = "uploaded", "captured"
 D_MODEL, LAYERS, VOCABULARY = 32, 3, 97
 # Optional fields of one body. With more of them nearly every body has one that refuses it.
 MOST_OPTIONAL = 4
@@ -108,6 +108,7 @@ _REQUIRED: dict[tuple[str, str], Schema] = {
         {"interventions": [{"artifact": VECTOR}, {"artifact": VECTOR, "op": "ablate", "override": ["op"]}]},
         {"interventions": [{"artifact": VECTOR}], "preset": PRESET}, {"artifact": VECTOR}]},
     ("StackCheckBody", "prompts"): {"enum": [[], ["hello", "a day"], [[5, 6, 7], _TURNS[0]]]},
+    ("PortBody", "source"): {"enum": [CAPTURED, CAPTURED, "absent"]}, ("PortBody", "name"): {"enum": ["drawn-1"]},
     ("Requirement", "target"): {"enum": [f"{PRESET}@{GATED}", "absent"]},
     ("Requirement", "collection"): {"enum": ["preset", "preset", "artifact"]},
     ("NewRollout", "target"): {"enum": [f"{PRESET}@{GATED}", f"{PRESET}@{GATED}", f"{PRESET}@{ROLLED}", "absent"]},
@@ -126,7 +127,7 @@ class Endpoint:
 
     @property
     def jobs(self) -> bool:
-        return (self.path.endswith(("/calibrate", "/tune", "/evaluations", "/checks/patch", "/specs/check"))
+        return (self.path.endswith(("/calibrate", "/tune", "/evaluations", "/checks/patch", "/specs/check", "/port"))
                 or self.path.startswith("/v1/extract"))
 
     def __str__(self) -> str:

@@ -15,6 +15,7 @@ import torch
 from fastapi import FastAPI
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from pydantic import SecretStr
+from safetensors.torch import save
 
 from server.app import create_app
 from server.batches.batches import OPEN
@@ -26,6 +27,7 @@ from server.requests.state import ServerState
 from server.settings import Settings
 from server.text.vocabulary import Vocabulary
 from tests.fuzz.drawing import (
+    CAPTURED,
     D_MODEL,
     GATED,
     LAYERS,
@@ -60,10 +62,12 @@ ENDPOINTS = endpoints()
 
 
 class Served:
-    """file: id of an uploaded file of requests. key: id of a key that nobody uses. rollout: id of one that runs."""
+    """file: id of an uploaded file of requests. key: id of a key that nobody uses. rollout: id of one that runs.
+    captured: id of activations."""
 
-    def __init__(self, app: FastAPI, client: httpx.Client, file: str, key: str, rollout: str) -> None:
+    def __init__(self, app: FastAPI, client: httpx.Client, file: str, key: str, rollout: str, captured: str) -> None:
         self.app, self.client, self.file, self.key, self.rollout = app, client, file, key, rollout
+        self.captured = captured
 
     @property
     def state(self) -> ServerState:
@@ -147,7 +151,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         assert sent.status_code == 200, sent.text
         key = client.post("/v1/admin/keys", json={"name": "unused", "roles": ["infer"]})
         assert key.status_code == 201, key.text
-        yield Served(app, client, sent.json()["id"], key.json()["id"], rollout.json()["id"])
+        index = torch.arange(4, dtype=torch.int32)
+        file = save({"text": index * 0, "position": index, "token": index, "resid_post.1": torch.ones(4, D_MODEL)},
+                    {"model": "other", "fingerprint": "other", "pool": "none", "positions": "null"})
+        captured = client.post("/v1/activations/import", content=file,
+                               headers={"Content-Type": "application/octet-stream"})
+        assert captured.status_code == 201, captured.text
+        yield Served(app, client, sent.json()["id"], key.json()["id"], rollout.json()["id"], captured.json()["id"])
 
 
 def send(served: Served, endpoint: Endpoint, number: int) -> Counter[str]:
@@ -164,6 +174,8 @@ def send(served: Served, endpoint: Endpoint, number: int) -> Counter[str]:
         url, body = drawn
         if isinstance(body, dict) and body.get("input_file_id") == UPLOADED:
             body["input_file_id"] = served.file
+        if isinstance(body, dict) and body.get("source") == CAPTURED:
+            body["source"] = served.captured
         id = served.rollout if "rollouts" in url else served.key
         answer = served.client.request(endpoint.method, url.replace("{id}", id), json=body)
         said = answer.json() if "json" in answer.headers.get("content-type", "") else {}

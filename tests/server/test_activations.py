@@ -12,7 +12,7 @@ import pytest
 import torch
 from fastapi import FastAPI
 from safetensors import safe_open
-from safetensors.torch import load
+from safetensors.torch import load, save
 
 from server.activations.store import Activations, StoredActivations
 from server.activations.table import Column, Table, size_of
@@ -255,3 +255,53 @@ async def test_housekeeping_removes_them(app: FastAPI, client: httpx.AsyncClient
     path.write_text(json.dumps({**told, "expires_at": 1}))
     await asyncio.to_thread(app.state.server.activations.sweep)
     assert list(path.parent.iterdir()) == []
+
+
+async def test_a_file_of_another_server_is_kept_and_comes_back_as_it_was(client: httpx.AsyncClient) -> None:
+    told, _ = await captured(client)
+    file = (await client.get(f"/v1/activations/{told['id']}/content")).content
+    answer = await client.post("/v1/activations/import", content=file, headers=OCTETS)
+    assert answer.status_code == 201, answer.text
+    again = answer.json()
+    assert again["id"] != told["id"]
+    kept, given = [load((await client.get(f"/v1/activations/{one['id']}/content")).content) for one in (again, told)]
+    assert kept.keys() == given.keys() and all(torch.equal(kept[name], given[name]) for name in given)
+    same = ("model", "fingerprint", "texts", "tokens", "rows", "sites", "pool", "dtype", "bytes", "tenant")
+    assert {key: again[key] for key in same} == {key: told[key] for key in same}
+    means, _ = await captured(client, pool="mean", dtype="bfloat16")
+    file = (await client.get(f"/v1/activations/{means['id']}/content")).content
+    again = (await client.post("/v1/activations/import", content=file, headers=OCTETS)).json()
+    assert {key: again[key] for key in same} == {key: means[key] for key in same}
+
+
+OCTETS = {"Content-Type": "application/octet-stream"}
+TOLD = {"model": "m", "fingerprint": "f", "pool": "none", "positions": "null"}
+
+
+def _file(told: dict[str, str] | None = None, **tensors: torch.Tensor) -> bytes:
+    index = torch.zeros(2, dtype=torch.int32)
+    named = {"text": index, "position": index, "token": index, "resid_post.1": torch.ones(2, 4), **tensors}
+    return save({name: tensor.clone() for name, tensor in named.items()}, TOLD if told is None else told)
+
+
+@pytest.mark.parametrize("data", [
+    b"", b"x" * 40, b"\xff" * 64, (2**62).to_bytes(8, "little") + b"{}", _file()[:-3], _file({}),
+    _file(TOLD | {"pool": "median"}), _file(other=torch.ones(2)), _file(**{"resid_post.1": torch.ones(3, 4)}),
+    _file(**{"resid_post.1": torch.ones(2, dtype=torch.int64)}), _file(**{"resid_post.2": torch.ones(2, 4).half()}),
+    _file(text=torch.tensor([1, 0], dtype=torch.int32)), _file(token=torch.tensor([-1, 0], dtype=torch.int32)),
+    _file(position=torch.zeros(2)), _file(TOLD | {"model": "m" * 100_000}), _file(**{"elsewhere.1": torch.ones(2, 4)}),
+], ids=range(16))
+async def test_other_files_are_refused(client: httpx.AsyncClient, data: bytes) -> None:
+    before = (await client.get("/v1/activations")).json()
+    answer = await client.post("/v1/activations/import", content=data, headers=OCTETS)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "file"), answer.text
+    assert (await client.get("/v1/activations")).json() == before
+
+
+async def test_an_import_has_a_type_and_room(client: httpx.AsyncClient, app: FastAPI) -> None:
+    answer = await client.post("/v1/activations/import", content=_file(), headers={"Content-Type": "text/plain"})
+    assert answer.status_code == 415
+    assert (await client.post("/v1/activations/import", content=_file(), headers=OCTETS)).status_code == 201
+    app.state.server.activations._most_bytes = 100
+    answer = await client.post("/v1/activations/import", content=_file(), headers=OCTETS)
+    assert answer.json()["error"]["code"] == "files_full", answer.text

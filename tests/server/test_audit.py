@@ -26,7 +26,9 @@ from server.engines.adapters import Adapters
 from server.observability.instruments import Registry
 from server.settings import Settings
 from tests.server.conftest import MODEL, chat
+from tests.server.test_activations import OCTETS
 from tests.server.test_adapters import Adapting
+from tests.server.test_port import OTHER, file
 from vectors.library import Library
 from vectors.library.audit.log import Wanted
 from vectors.library.audit.notes import ACTOR, Actor
@@ -99,6 +101,9 @@ class Changes:
         return await self.ask("POST", "/v1/admin/rollouts", {
             "target": "mild@tried", "candidate": 2, "steps": [{"share": 0.1}]})
 
+    async def sent(self) -> httpx.Response:
+        return await self.client.post("/v1/activations/import", content=file(), headers={**self.headers, **OCTETS})
+
     async def do(self, name: str) -> httpx.Response:
         evaluation = {"prompts": ["a"], "graders": [{"kind": "whole"}], "spec": SPEC, "draws": 0}
         line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": chat()}
@@ -144,6 +149,14 @@ class Changes:
                 return await self.ask("POST", "/v1/checks/patch", {
                     "site": "mlp_act", "layer": 1, "vector": [1.0] * 16,
                     "pairs": [{"base": "a", "source": "b", "base_answer": "c", "source_answer": "d"}]})
+            case "import_activations":
+                return await self.sent()
+            case "create_port":
+                other = {"name": "theirs", "fingerprint": OTHER, "model_id": "theirs"}
+                await self.ask("POST", "/v1/artifacts", {"metadata": ARTIFACT["metadata"] | other,
+                                                         "tensors": {"2": {"vector": [1.0] * 8}}})
+                return await self.ask("POST", "/v1/artifacts/theirs/port", {
+                    "name": "ours", "source": (await self.sent()).json()["id"]})
             case "create_stack_check":
                 return await self.ask("POST", "/v1/specs/check", {"steering": {"interventions": [INLINE, INLINE]}})
             case "delete_activations":

@@ -129,6 +129,7 @@ IN_PATH: dict[str, tuple[str, str, Any]] = {
     "patch_artifact": (THEIRS, NONE, {"description": "mine now"}),
     "create_calibration": (THEIRS, NONE, {"prompts": ["a"] * 8}),
     "create_tuning": (THEIRS, NONE, {}),
+    "create_port": (THEIRS, NONE, {"name": "other/mine", "source": "act-" + "0" * 24}),
     "show_model": (f"{MODEL}:{THEIRS}", f"{MODEL}:{NONE}", None),
     **dict.fromkeys(("show_receipt",), ("request_id", "req-0", None)),
     **dict.fromkeys(("show_response", "delete_response", "cancel_response"), ("response_id", "resp_0", None)),
@@ -250,6 +251,10 @@ async def test_a_name_in_a_body_is_as_if_it_did_not_exist(tenants: Tenants) -> N
         missed = await tenants.ask(tenants.other, "POST", path, body | {field: none})
         assert found.status_code == missed.status_code == 404, (field, found.text)
         assert found.text.replace(theirs, "X") == missed.text.replace(none, "X")
+    found, missed = [await tenants.ask(tenants.other, "POST", "/v1/artifacts/shared/calm/port", {
+        "name": "other/mine", "source": id}) for id in (tenants.ids["activations"], "act-" + "0" * 24)]
+    assert found.status_code == missed.status_code == 404, found.text
+    assert found.text.replace(tenants.ids["activations"], "X") == missed.text.replace("act-" + "0" * 24, "X")
     found, missed = [await tenants.ask(tenants.other, "POST", URL, chat(steering=_patch(id)))
                      for id in (tenants.ids["activations"], "act-" + "0" * 24)]
     assert found.status_code == missed.status_code == 404, found.text

@@ -27,7 +27,7 @@ _REF = re.compile(REF_PATTERN.removesuffix("$"))
 _NAME = re.compile(NAME_PATTERN.removesuffix("$"))
 _ALIAS = re.compile(r"[a-z][a-z0-9._-]{0,31}")
 # What stands behind a name in addresses (/v1/artifacts/calm/versions), and would be taken for that behind a slash.
-RESERVED = re.compile(r"aliases|calibrate|calibration(?:\.[^/]*)?|download|trial\.[^/]*|tune|versions")
+RESERVED = re.compile(r"aliases|calibrate|calibration(?:\.[^/]*)?|download|port|trial\.[^/]*|tune|versions")
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from trimtab_client.models import (
     Method,
     Page,
     PatchCheck,
+    Ported,
     Preset,
     Receipt,
     StackCheck,
@@ -34,6 +35,6 @@ from trimtab_client.models import (
 __all__ = [
     "Activations", "Artifact", "AsyncClient", "BadRequest", "Calibrated", "Client", "Completion", "Conflict",
     "ConnectionFailed", "Delta", "Extracted", "FeaturesReading", "Job", "JobFailed", "LensReading", "Method",
-    "NotFound", "Overloaded", "Page", "PatchCheck", "Preset", "Receipt", "ServerFailed", "ServerRefused",
+    "NotFound", "Overloaded", "Page", "PatchCheck", "Ported", "Preset", "Receipt", "ServerFailed", "ServerRefused",
     "StackCheck", "TrimtabError", "Unauthorized",
 ]

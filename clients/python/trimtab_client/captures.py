@@ -43,6 +43,12 @@ def capture(input: Sequence[Text], sites: Mapping[str, Any], *, on_progress: Cal
     return Activations.model_validate(done.result)
 
 
+def import_activations(data: bytes) -> Call[Activations]:
+    """Keep a file that another server captured; see `port`."""
+    return Call("POST", "/v1/activations/import", reader(Activations), content=data,
+                headers={"Content-Type": "application/octet-stream"})
+
+
 def list_activations() -> Call[Page[Activations]]:
     """Newest first."""
     return Call("GET", "/v1/activations", reader(Page[Activations]))

@@ -1,6 +1,6 @@
 """All methods that both clients have. See `endpoint` for how one description serves both."""
 
-from trimtab_client import audits, captures, checks, completions, dictionaries, lenses, library, work
+from trimtab_client import audits, captures, checks, completions, dictionaries, lenses, library, porting, work
 from trimtab_client import keys as access
 from trimtab_client import policies as rules
 from trimtab_client import rollouts as releases
@@ -27,6 +27,7 @@ class Endpoints:
 
     start_capture = Endpoint(captures.start_capture)
     capture = Endpoint(captures.capture)
+    import_activations = Endpoint(captures.import_activations)
     list_activations = Endpoint(captures.list_activations)
     get_activations = Endpoint(captures.get_activations)
     download_activations = Endpoint(captures.download_activations)
@@ -44,6 +45,8 @@ class Endpoints:
     create_artifact = Endpoint(library.create_artifact)
     import_artifact = Endpoint(library.import_artifact)
     download_artifact = Endpoint(library.download_artifact)
+    start_port = Endpoint(porting.start_port)
+    port = Endpoint(porting.port)
     patch_artifact = Endpoint(library.patch_artifact)
     delete_artifact = Endpoint(library.delete_artifact)
     set_alias = Endpoint(library.set_alias)

@@ -190,6 +190,23 @@ class StackCheck(Model):
     tokens: int
 
 
+class Ported(Model):
+    """What porting an artifact found. Of each layer: source_layer, layer, method, explained (share of the variance of
+    texts held out), shuffled, coordinate, norm_ratio, tried."""
+
+    artifact: str
+    source: str
+    source_model: str | None = None
+    source_fingerprint: str | None = None
+    site: str
+    layers: list[dict[str, Any]]
+    texts: int
+    held_out_texts: int
+    tokens: int
+    left_out: int
+    warnings: list[str] = []
+
+
 class Artifact(Model):
     """One version in the library, without its numbers."""
 

@@ -38,6 +38,8 @@ import type {
   FeaturesRequest,
   PatchCheck,
   PatchCheckRequest,
+  Ported,
+  PortRequest,
   LensReading,
   LensRequest,
   LibraryUsage,
@@ -217,6 +219,11 @@ export class Client {
     return done.result as unknown as Activations;
   }
 
+  /** Keep a file that another server captured; see `port`. */
+  importActivations(file: Uint8Array | Blob, options: CallOptions = {}): Promise<Activations> {
+    return this.#http.json("POST", "/v1/activations/import", { ...options, content: file });
+  }
+
   /** Captured activations, newest first. */
   async listActivations(options: CallOptions = {}): Promise<Activations[]> {
     return (await this.#http.json<{ data: Activations[] }>("GET", "/v1/activations", options)).data;
@@ -300,6 +307,20 @@ export class Client {
   /** The file, as safetensors unless `query.format` says otherwise. */
   downloadArtifact(ref: string, query: Query<"download_artifact"> = {}, options: CallOptions = {}): Promise<Uint8Array> {
     return this.#http.bytes("GET", "/v1/artifacts/{ref}/download", { ...options, path: { ref }, query });
+  }
+
+  /**
+   * Begin to port an artifact of another checkpoint to the served model. `source` of the body: id of activations of the
+   * artifact's own model, of whole texts, as `importActivations` gives one.
+   */
+  startPort(ref: string, body: PortRequest, options: CallOptions = {}): Promise<Job> {
+    return this.#http.json("POST", "/v1/artifacts/{ref}/port", { ...options, path: { ref }, json: body });
+  }
+
+  /** As `startPort`, and wait for it. Throws JobFailed. */
+  async port(ref: string, body: PortRequest, options: WaitOptions = {}): Promise<Ported> {
+    const job = await this.startPort(ref, body, signalOf(options));
+    return (await this.wait(job.id, options)).result as unknown as Ported;
   }
 
   /** Change what describes one version; fields that are left out stay as they are. */

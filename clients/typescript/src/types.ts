@@ -38,6 +38,7 @@ export type FeaturesReading = Given["FeaturesReading"];
 export type CaptureRequest = Taken["CaptureBody"];
 export type Activations = Given["Activations"];
 export type PatchCheckRequest = Taken["PatchCheckBody"];
+export type PortRequest = Taken["PortBody"];
 export type StackCheckRequest = Taken["StackCheckBody"];
 export type Artifact = Given["ArtifactView"];
 export type ArtifactPage = Given["ArtifactList"];
@@ -128,6 +129,32 @@ export interface PatchCheck {
   random_95: number;
   dormancy: number | null;
   dormancy_variance: number | null;
+  warnings: string[];
+}
+
+export interface PortedLayer {
+  source_layer: number;
+  layer: number;
+  method: "orthogonal" | "ridge" | "cca";
+  explained: number;
+  shuffled: number;
+  coordinate: number;
+  norm_ratio: number;
+  tried: { layer: number; method: string; explained: number }[];
+}
+
+/** Result of porting an artifact. */
+export interface Ported {
+  artifact: string;
+  source: string;
+  source_model: string | null;
+  source_fingerprint: string | null;
+  site: string;
+  layers: PortedLayer[];
+  texts: number;
+  held_out_texts: number;
+  tokens: number;
+  left_out: number;
   warnings: string[];
 }
 
