@@ -90,7 +90,7 @@ def port(ref: str, metadata: Metadata, payload: Payload, name: str, rows: Rows, 
     # Texts are numbered anew, so that every fifth of those that are there is held out.
     number = torch.searchsorted(texts, rows.text[kept])
     held = number % HELD_OUT == HELD_OUT - 1
-    layers, numbers, ratios = [], dict[int, dict[str, Tensor]](), dict[int, float]()
+    layers, numbers, ratios = list[PortedLayer](), dict[int, dict[str, Tensor]](), dict[int, float]()
     norms, sigmas, warnings = dict[int, float](), dict[int, float](), list[str]()
     for n, (layer, options) in enumerate(candidates.items()):
         progress(n / len(candidates), "align")
@@ -122,7 +122,7 @@ def port(ref: str, metadata: Metadata, payload: Payload, name: str, rows: Rows, 
     if int((~held).sum()) < 4 * width:
         warnings.append(f"the map was fitted on {int((~held).sum())} tokens, fewer than 4 times the width of {width}")
     report = PortReport(source=ref, source_model=metadata.model_id, source_fingerprint=metadata.fingerprint,
-                        site=metadata.site, layers=layers, texts=len(texts), held_out_texts=len(number[held].unique()),
+                        site=metadata.site, layers=layers, texts=len(texts), held_out_texts=len(set(number[held].tolist())),
                         tokens=int(kept.sum()), left_out=int((~kept).sum()), warnings=warnings)
     return Ported(_metadata(metadata, name, report, norms, sigmas, ratios, facts, created_by),
                   Payload.build(metadata.kind, dict(sorted(numbers.items()))), report)
