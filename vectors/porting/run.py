@@ -82,7 +82,7 @@ def port(ref: str, metadata: Metadata, payload: Payload, name: str, rows: Rows, 
         InvalidRequest: too few texts, or the activations do not correspond.
     """
     kept = _kept(rows)
-    texts = rows.text[kept].unique()
+    texts = torch.tensor(sorted(set(rows.text[kept].tolist())))
     if len(texts) < LEAST_TEXTS or int(kept.sum()) < LEAST_TOKENS:
         raise InvalidRequest(f"{len(texts)} texts of {int(kept.sum())} tokens are too few to fit a map and to try it",
                              param="source", fix=f"Capture {LEAST_TEXTS} texts or more, of {LEAST_TOKENS} tokens in "
