@@ -122,7 +122,8 @@ def port(ref: str, metadata: Metadata, payload: Payload, name: str, rows: Rows, 
     if int((~held).sum()) < 4 * width:
         warnings.append(f"the map was fitted on {int((~held).sum())} tokens, fewer than 4 times the width of {width}")
     report = PortReport(source=ref, source_model=metadata.model_id, source_fingerprint=metadata.fingerprint,
-                        site=metadata.site, layers=layers, texts=len(texts), held_out_texts=len(set(number[held].tolist())),
+                        site=metadata.site, layers=layers, texts=len(texts),
+                        held_out_texts=len(set(number[held].tolist())),
                         tokens=int(kept.sum()), left_out=int((~kept).sum()), warnings=warnings)
     return Ported(_metadata(metadata, name, report, norms, sigmas, ratios, facts, created_by),
                   Payload.build(metadata.kind, dict(sorted(numbers.items()))), report)
