@@ -1,6 +1,6 @@
 """What keys, policies, quotas, the audit and traces cost a request, each on top of those before it, and all together.
 
-    python -m benchmarks.company [--rounds 9] [--requests 500] [--tokens] [--json FILE]
+    python -m benchmarks.company [--rounds 60] [--requests 64] [--tokens] [--json FILE]
 
 A server of each arm runs in a process of its own, and the arms take turns under the same requests: chats of a few
 tokens that a stored vector steers. The engine is a script, so what is left is the server's own work. Told is the CPU
@@ -15,6 +15,7 @@ spans of every request.
 import argparse
 import asyncio
 import json
+import random
 import shutil
 import statistics
 import subprocess
@@ -30,7 +31,6 @@ from threading import Thread
 from typing import Any
 
 import httpx
-import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -56,6 +56,8 @@ PARTS = ("keys", "policies", "quotas", "audit", "traces")
 ARTIFACT, LAYER, NORM = "shared/calm", 2, 4.0
 # The audit and the traces are written a second behind.
 BEHIND_S = 2.5
+# Rounds that are not counted.
+WARM_UP = 4
 SPANS = 5
 QUOTA = {"requests_per_minute": 10**9, "tokens_per_minute": 10**12, "tokens_per_period": 10**14,
          "parallel_requests": 10**6}
@@ -152,7 +154,7 @@ class Site:
         assert process.stdout is not None
         told = process.stdout.readline()
         assert told, f"the server of {arm.name} ended with {process.wait()}"
-        self._process = psutil.Process(process.pid)
+        self._pid = process.pid
         self.client = httpx.AsyncClient(base_url=told.strip(), headers=self.headers, timeout=120)
 
     async def ask(self, **fields: Any) -> httpx.Response:
@@ -161,8 +163,8 @@ class Site:
             "steering": {"interventions": [{"artifact": ARTIFACT, "strength": {"value": 2.0, "unit": "unit"}}]},
             **fields})
 
-    async def turn(self, requests: int, concurrent: int, **fields: Any) -> tuple[float, float, int]:
-        """CPU and wall seconds of so many requests, and the tokens they made."""
+    async def turn(self, requests: int, concurrent: int, **fields: Any) -> tuple[float, int]:
+        """Wall seconds of so many requests, and the tokens they made."""
         left = list(range(requests))
         tokens = 0
 
@@ -174,11 +176,9 @@ class Site:
                 assert answer.status_code == 200, answer.text
                 tokens += answer.json()["usage"]["completion_tokens"]
 
-        before, began = self._cpu_s(), time.perf_counter()
+        began = time.perf_counter()
         await asyncio.gather(*(work() for _ in range(concurrent)))
-        wall_s = time.perf_counter() - began
-        await asyncio.sleep(BEHIND_S)
-        return self._cpu_s() - before, wall_s, tokens
+        return time.perf_counter() - began, tokens
 
     async def check(self) -> None:
         """That this arm has what it should, and nothing else."""
@@ -200,9 +200,10 @@ class Site:
         finally:
             library.close()
 
-    def _cpu_s(self) -> float:
-        times = self._process.cpu_times()
-        return times.user + times.system
+    def cpu_s(self) -> float:
+        """What its threads have used, in nanoseconds as Linux counts them."""
+        threads = Path(f"/proc/{self._pid}/task").glob("*/schedstat")
+        return sum(int(told.read_text().split()[0]) for told in threads) / 1e9
 
 
 def serve_arm(given: dict[str, Any]) -> None:
@@ -243,12 +244,19 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             await site.check()
         fields = {"max_tokens": arguments.most, "ignore_eos": True} if arguments.tokens else {}
         found: dict[str, list[tuple[float, float, int]]] = {arm.name: [] for arm in arms}
-        for number in range(arguments.rounds + 1):
-            for site in sites if number % 2 else reversed(sites):
-                turn = await site.turn(arguments.requests, arguments.concurrent, **fields)
-                if number:  # the first round warms up
-                    found[site.arm.name].append(turn)
-        asked = (arguments.rounds + 1) * arguments.requests + 1
+        used = [site.cpu_s() for site in sites]
+        for number in range(arguments.rounds + WARM_UP):
+            turns = {}
+            for site in random.sample(sites, len(sites)):
+                turns[site.arm.name] = await site.turn(arguments.requests, arguments.concurrent, **fields)
+            # Of the whole round, with what was done behind the requests in the turns of the others. What a server does
+            # when nobody asks it is then in all of them alike.
+            before, used = used, [site.cpu_s() for site in sites]
+            if number >= WARM_UP:
+                for site, more, less in zip(sites, used, before, strict=True):
+                    found[site.arm.name].append((more - less, *turns[site.arm.name]))
+        await asyncio.sleep(BEHIND_S)
+        asked = (arguments.rounds + WARM_UP) * arguments.requests + 1
         for site in sites:
             if "audit" in site.arm.parts:
                 assert site.recorded() == asked, f"{site.arm.name}: {site.recorded()} of {asked} are in the audit"
@@ -297,8 +305,8 @@ if __name__ == "__main__":
         serve_arm(json.loads(sys.argv[2]))
     else:
         parser = options_of(__doc__)
-        parser.add_argument("--rounds", type=int, default=9)
-        parser.add_argument("--requests", type=int, default=500, help="of each arm in a round")
+        parser.add_argument("--rounds", type=int, default=60)
+        parser.add_argument("--requests", type=int, default=64, help="of each arm in a round")
         parser.add_argument("--arms", default="", help="words of the names of those to run beside the bare one")
         parser.add_argument("--concurrent", type=int, default=16)
         parser.add_argument("--tokens", action="store_true", help="compare tokens per second of a real model")

@@ -44,10 +44,11 @@ from server.http.cors import add_cors
 from server.http.frame import RequestFrame
 from server.http.handlers import add_handlers
 from server.http.open_requests import OpenRequests
-from server.identity.counters import Counters, LocalCounters, SharedCounters
+from server.identity.counters import Counters, LocalCounters
 from server.identity.keys import Keys
 from server.identity.principal import PRINCIPAL, Principal
 from server.identity.quotas import Quotas
+from server.identity.shared_counters import SharedCounters
 from server.identity.tokens import Tokens
 from server.observability.instruments import Registry
 from server.observability.metrics import Metrics

@@ -275,8 +275,8 @@ class Settings(BaseSettings):
         "`otel`.")
     trace_sample: float = Field(default=1.0, ge=0, le=1, description="Share of requests that are traced where the "
         "caller's `traceparent` does not say.")
-    trace_queue: int = Field(default=4096, ge=1, le=2**20, description="Spans that may wait to be sent; what is over "
-        "it is dropped.")
+    trace_queue: int = Field(default=4096, ge=1, le=2**20, description="Requests whose spans may wait to be "
+        "sent; what is over it is dropped.")
     log_format: Literal["json", "console"] = Field(default="json", description="Format of the log lines.")
 
     @classmethod

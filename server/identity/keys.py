@@ -51,6 +51,7 @@ class Keys:
         self._held: dict[tuple[str, str], Held] = {}
         self._read: dict[str, Policy] = {}
         self._by_id: dict[str, StoredKey] = {}
+        self._holders: dict[str, Principal] = {}
         self._used: dict[str, datetime] = {}
         self._written = now()
         self._wake, self._reading = asyncio.Event(), asyncio.Lock()
@@ -118,7 +119,7 @@ class Keys:
                                param="Authorization", scheme=scheme,
                                fix="Ask an administrator of the server for another one.")
         self._used[key.id] = now
-        return self.held(Principal(key.name, key.tenant, frozenset(cast(tuple[Role, ...], key.roles)), key.id))
+        return self._holders[key.id]
 
     async def prepare(self, given: bytes | None) -> None:
         """Before `find`: wait until what is needed for it is here, for a bounded time."""
@@ -152,6 +153,8 @@ class Keys:
             self._by_id, self._read = {key.id: key for key in keys}, read
             self._held = {(one.tenant, one.key_id): Held(
                 one.label, read[one.document], f"{one.tenant}/{one.key_id}") for one in policies}
+            self._holders = {key.id: self.held(Principal(
+                key.name, key.tenant, frozenset(cast(tuple[Role, ...], key.roles)), key.id)) for key in keys}
 
     async def changed(self, work: Callable[[], Result]) -> Result:
         """Do `work` on the library, and have it act here before this returns."""

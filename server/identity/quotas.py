@@ -16,8 +16,8 @@ from typing import Literal, Protocol
 import anyio
 
 from server.errors import QuotaExceeded, RateLimited
-from server.identity.counters import Counted, Counters
-from server.identity.policy import Held, Period
+from server.identity.counters import Amount, Counters, Place
+from server.identity.policy import Held, Period, Policy
 from server.identity.principal import Principal
 from server.observability.instruments import Counter, Registry
 
@@ -30,6 +30,8 @@ QUOTA = "quota"
 SLACK_S = 60
 # What is tried again may find a place soon, and nobody knows when.
 PLACE_WAIT_S = 1.0
+# Policies whose windows are remembered.
+MOST_KNOWN = 4096
 
 
 class Used(Protocol):
@@ -91,8 +93,9 @@ class Asked:
     # Tells at its end what it took; None where that is known before.
     used: Used | None = None
     left: dict[Of, Left] = field(default_factory=dict)
-    _places: list[str] = field(default_factory=list)
-    _tokens: list[tuple[Window, Counted]] = field(default_factory=list)
+    _places: list[Place] = field(default_factory=list)
+    _tokens: list[Window] = field(default_factory=list)
+    _shared: bool = False
     _expected: int = 0
 
     @property
@@ -103,45 +106,47 @@ class Asked:
 
     async def enter(self) -> None:
         """Raises RateLimited."""
-        for one in self.held:
-            most = one.quota.parallel_requests
-            if most is None:
-                continue
-            if not await self.quotas.counters.take(one.scope, self.id, most):
-                self.quotas.refused.labels("parallel").inc()
-                raise RateLimited(f"the quota of {one.of} is {most} requests at once", retry_after_s=PLACE_WAIT_S,
-                                  fix="Wait for one of them to end.")
-            self._places.append(one.scope)
-        await self._count("requests", 1)
+        limited = [(one, most) for one in self.held if (most := one.quota.parallel_requests) is not None]
+        places = [Place(one.scope, self.id, most) for one, most in limited]
+        windows = self.quotas.windows(self.held, "requests")
+        if not places and not windows:
+            return
+        over = await self._book(places, windows, "requests", 1)
+        if over is not None:
+            one, most = limited[over]
+            self.quotas.refused.labels("parallel").inc()
+            raise RateLimited(f"the quota of {one.of} is {most} requests at once", retry_after_s=PLACE_WAIT_S,
+                              fix="Wait for one of them to end.")
+        self._places = places
 
     async def tokens(self, expected: int) -> None:
         """Count the tokens that the request is likely to take. Raises RateLimited, QuotaExceeded."""
-        self._tokens = await self._count("tokens", expected)
-        self._expected = expected
+        windows = self.quotas.windows(self.held, "tokens")
+        if windows:
+            await self._book((), windows, "tokens", expected)
+            self._tokens, self._expected = windows, expected
 
     async def leave(self) -> None:
-        counters = self.quotas.counters
-        for scope in self._places:
-            await counters.leave(scope, self.id)
-        if self.used is not None:
-            over = self.used.prompt_tokens + self.used.completion_tokens - self._expected
-            for window, counted in self._tokens:
-                await counters.give(window.key, over, window.seconds, counted)
+        over = 0 if self.used is None else self.used.prompt_tokens + self.used.completion_tokens - self._expected
+        amounts = [Amount(window.key, over, window.seconds) for window in self._tokens] if over else []
+        if self._places or amounts:
+            await self.quotas.counters.settle(self._places, amounts, shared=self._shared)
 
-    async def _count(self, of: Of, amount: int) -> list[tuple[Window, Counted]]:
-        """All limits, or none of them where one is over."""
-        counters, now, done = self.quotas.counters, self.quotas.now(), list[tuple[Window, Counted]]()
-        for window in windows(self.held, of, now):
-            counted = await counters.add(window.key, amount, window.seconds)
-            done.append((window, counted))
-            if counted.total > window.most:
-                for other, found in done:
-                    await counters.give(other.key, -amount, other.seconds, found)
-                self._told(window, of, max(window.most - counted.total + amount, 0), now)
-                self.quotas.refused.labels(of if window.period == "minute" else "period").inc()
-                raise window.refusal(now, amount)
-            self._told(window, of, window.most - counted.total, now)
-        return done
+    async def _book(self, places: Sequence[Place], windows: Sequence[Window], of: Of, amount: int) -> int | None:
+        """Index of a place that is not free. Raises RateLimited, QuotaExceeded."""
+        counters, now = self.quotas.counters, self.quotas.now()
+        booked = await counters.book(places, [Amount(one.key, amount, one.seconds, one.most) for one in windows])
+        self._shared = booked.shared
+        if booked.over is not None and booked.over < len(places):
+            return booked.over
+        if booked.over is not None:
+            n = booked.over - len(places)
+            self._told(windows[n], of, max(windows[n].most - booked.totals[n] + amount, 0), now)
+            self.quotas.refused.labels(of if windows[n].period == "minute" else "period").inc()
+            raise windows[n].refusal(now, amount)
+        for window, total in zip(windows, booked.totals, strict=True):
+            self._told(window, of, window.most - total, now)
+        return None
 
     def _told(self, window: Window, of: Of, remaining: int, now: float) -> None:
         known = self.left.get(of)
@@ -158,6 +163,21 @@ class Quotas:
         self.counters, self.now = counters, now
         self.refused = Counter("trimtab_quota_refused", "Requests that a quota refused, by what was used up "
                                "(requests, tokens, parallel, period).", ["of"], registry=registry)
+        self._windows: dict[tuple[str, Of], tuple[int, Policy, list[Window]]] = {}
+
+    def windows(self, held: Sequence[Held], of: Of) -> list[Window]:
+        """The limits of this kind that hold now. Those of a policy are the same for a whole minute of the clock."""
+        now = self.now()
+        minute = int(now) // MINUTE_S
+        found: list[Window] = []
+        for one in held:
+            known = self._windows.get((one.scope, of))
+            if known is None or known[0] != minute or known[1] is not one.policy:
+                if len(self._windows) >= MOST_KNOWN:
+                    self._windows.clear()
+                known = self._windows[one.scope, of] = (minute, one.policy, windows([one], of, now))
+            found += known[2]
+        return found
 
     async def start(self) -> None:
         await self.counters.start()
@@ -188,11 +208,10 @@ class Quotas:
     async def usage(self, who: Principal) -> list[Usage]:
         """What is used of each limit that holds for a key."""
         now = self.now()
-        found = []
-        for window in (one for of in KINDS for one in windows(who.policies, of, now)):
-            counted = await self.counters.add(window.key, 0, window.seconds)
-            found.append(Usage(window, counted.total, round(window.ends - now, 3)))
-        return found
+        limits = [one for of in KINDS for one in windows(who.policies, of, now)]
+        booked = await self.counters.book((), [Amount(one.key, 0, one.seconds) for one in limits])
+        return [Usage(one, total, round(one.ends - now, 3))
+                for one, total in zip(limits, booked.totals, strict=True)]
 
 
 async def count_tokens(expected: int) -> None:

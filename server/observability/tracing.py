@@ -5,14 +5,12 @@ queue that is bounded, and from there to a receiver in a thread of their own: on
 requests. Names and attributes follow the conventions for generative models. No text of a request is in any.
 """
 
-import secrets
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
-from importlib.metadata import version
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -26,7 +24,10 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("trimtab.tracing")
 EXPORT_S, STOP_S = 5, 5.0
-MOST_EXPORTED = 512
+# Requests at a time.
+MOST_EXPORTED = 128
+# Of one request, while it runs.
+MOST_PARTS = 1024
 EVALUATION = "gen_ai.evaluation.result"
 Attributes = Mapping[str, str | bool | int | float | Sequence[str]]
 Event = tuple[str, Attributes]
@@ -35,58 +36,75 @@ Event = tuple[str, Attributes]
 _CURRENT: "ContextVar[RequestSpan | None]" = ContextVar("request_span", default=None)
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A span below that of its request. began, ended: nanoseconds since 1970."""
+
+    name: str
+    began: int
+    ended: int
+    attributes: Attributes
+    events: Sequence[Event]
+
+
 class RequestSpan:
-    """The span of one request. header: its place in the trace, as W3C's `traceparent` is written."""
+    """The span of one request, with its parts. header: its place in the trace, as W3C's `traceparent` is written."""
 
     def __init__(self, tracing: "Tracing", at: "SpanContext", parent: "SpanContext | None", name: str,
                  attributes: dict[str, Any]) -> None:
-        self.tracing, self.at, self._parent = tracing, at, parent
-        self._name, self._attributes, self._began, self._failed = name, attributes, time.time_ns(), False
+        self._tracing, self.at, self.parent = tracing, at, parent
+        self.name, self.attributes, self.began, self.failed = name, attributes, time.time_ns(), False
+        self.parts: list[Part] = []
+        self.ended_at = 0
         self.trace_id = format(at.trace_id, "032x")
         self.header = f"00-{self.trace_id}-{at.span_id:016x}-{int(at.trace_flags):02x}"
 
     def ended(self, method: str, route: str, status: int, attributes: Attributes) -> None:
         """`attributes`: of who asked, and of the error where there was one."""
-        self._name, self._failed = f"{method} {route}", status >= 500
-        self._attributes |= {"http.route": route, "http.response.status_code": status, **attributes}
+        self.name, self.failed = f"{method} {route}", status >= 500
+        self.attributes |= {"http.route": route, "http.response.status_code": status, **attributes}
+
+    def add(self, part: Part) -> None:
+        """Also when the request has ended."""
+        if self.ended_at:
+            self._tracing.hand_over(Finished(self, [part], whole=False))
+        elif len(self.parts) < MOST_PARTS:
+            self.parts.append(part)
 
     def finish(self) -> None:
-        from opentelemetry.trace import SpanKind, Status, StatusCode
+        self.ended_at = time.time_ns()
+        self._tracing.hand_over(Finished(self, self.parts, whole=True))
 
-        self.tracing.finished(
-            name=self._name, context=self.at, parent=self._parent, attributes=self._attributes, kind=SpanKind.SERVER,
-            status=Status(StatusCode.ERROR if self._failed else StatusCode.UNSET), start_time=self._began,
-            end_time=time.time_ns())
+
+class Finished:
+    """What waits to be sent: a request with its parts, or parts that came after its end.
+
+    It goes through OpenTelemetry's queue in the place of a span, and `Unfolding` makes spans of it, many at a time in
+    the thread that sends them. To make five spans and to queue each, while a request is answered, costs three times as
+    much.
+    """
+
+    def __init__(self, request: RequestSpan, parts: Sequence[Part], *, whole: bool) -> None:
+        self.request, self.parts, self.whole, self.context = request, parts, whole, request.at
 
 
 class Tracing:
-    """Spans are made when they have ended, in one piece. A span of the SDK that is begun, told of and ended takes five
-    times as long, and a request that is not sampled has none at all.
-
+    """
     Args:
-        processor: takes spans that have ended; must not block.
+        processor: takes what is finished; must not block.
         sample: share of requests that are traced where the caller does not say; a caller's own decision holds.
     """
 
     def __init__(self, processor: "SpanProcessor", sample: float = 1.0) -> None:
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import Event, ReadableSpan
         from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
-        from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
-        from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+        from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
         from opentelemetry.trace import SpanContext, TraceFlags
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        class Ours(Resource):
-            # The exporter asks for it at each span, and the SDK's makes a JSON text of the whole each time.
-            __hash__ = object.__hash__
-
-        self._processor, self._sampler = processor, ParentBased(TraceIdRatioBased(sample))
-        made = Resource.create({"service.name": "trimtab", "service.version": version("trimtab"),
-                                "service.instance.id": secrets.token_hex(8)})
-        resource = Ours(dict(made.attributes), made.schema_url)
-        self._span = partial(ReadableSpan, resource=resource, instrumentation_scope=InstrumentationScope("trimtab"))
-        self._event, self._ids, self._context, self._flags = Event, RandomIdGenerator(), SpanContext, TraceFlags
+        self._processor: Any = processor
+        self._below, self._of = TraceIdRatioBased(sample).bound, TraceIdRatioBased.TRACE_ID_LIMIT
+        self._ids, self._context = RandomIdGenerator(), SpanContext
+        self._flags = (TraceFlags(TraceFlags.DEFAULT), TraceFlags(TraceFlags.SAMPLED))
         self._propagator = TraceContextTextMapPropagator()
 
     @contextmanager
@@ -107,32 +125,25 @@ class Tracing:
                 log.warning("trace_failed", span=method, error=f"{type(error).__name__}: {error}"[:300])
 
     def _begun(self, method: str, headers: Mapping[str, str], attributes: dict[str, Any]) -> RequestSpan:
-        from opentelemetry.context import Context
-        from opentelemetry.trace import SpanKind, get_current_span
-
-        # From an empty context, because one request must not be a part of another.
-        context, parent = Context(), None
-        if "traceparent" in headers:
-            context = self._propagator.extract(headers, context)
-            found = get_current_span(context).get_span_context()
-            parent = found if found.is_valid else None
-        trace_id = self._ids.generate_trace_id() if parent is None else parent.trace_id
-        decided = self._sampler.should_sample(context, trace_id, method, SpanKind.SERVER, attributes)
-        flags = self._flags(self._flags.SAMPLED if decided.decision.is_sampled() else self._flags.DEFAULT)
-        at = self._context(trace_id, self._ids.generate_span_id(), False, flags, decided.trace_state)
+        parent = self._parent(headers) if "traceparent" in headers else None
+        if parent is None:
+            trace_id = self._ids.generate_trace_id()
+            flags, state = self._flags[trace_id & self._of < self._below], None
+        else:
+            trace_id, flags, state = parent.trace_id, self._flags[parent.trace_flags.sampled], parent.trace_state
+        at = self._context(trace_id, self._ids.generate_span_id(), False, flags, state)
         return RequestSpan(self, at, parent, method, attributes)
 
-    def record(self, within: RequestSpan, name: str, began: int, ended: int, attributes: Attributes,
-               events: Sequence[Event]) -> None:
-        at = within.at
-        self.finished(
-            name=name, parent=at, attributes=attributes, start_time=began, end_time=ended,
-            context=self._context(at.trace_id, self._ids.generate_span_id(), False, at.trace_flags, at.trace_state),
-            events=[self._event(event, told, ended) for event, told in events])
+    def _parent(self, headers: Mapping[str, str]) -> "SpanContext | None":
+        from opentelemetry.context import Context
+        from opentelemetry.trace import get_current_span
 
-    def finished(self, **told: Any) -> None:
-        """Hand over a span, of what `ReadableSpan` takes."""
-        self._processor.on_end(self._span(**told))
+        # Into an empty context, because one request must not be a part of another.
+        found = get_current_span(self._propagator.extract(headers, Context())).get_span_context()
+        return found if found.is_valid else None
+
+    def hand_over(self, finished: Finished) -> None:
+        self._processor.on_end(finished)
 
     async def stop(self) -> None:
         """Send what waits. A receiver that is away is not waited for."""
@@ -145,7 +156,7 @@ def open_tracing(endpoint: str | None, sample: float, queue: int) -> Tracing | N
     """
     Args:
         endpoint: of a receiver of OTLP over HTTP; None for no tracing.
-        queue: spans that may wait to be sent; more are dropped.
+        queue: requests whose spans may wait to be sent; more are dropped.
 
     Raises:
         InvalidSettings: the extra is not installed.
@@ -158,8 +169,11 @@ def open_tracing(endpoint: str | None, sample: float, queue: int) -> Tracing | N
     except ImportError as error:
         raise InvalidSettings("traces need OpenTelemetry, which is not installed", param="trace_endpoint",
                               fix="Install it: pip install 'trimtab[otel]'.") from error
+    from server.observability.spans import Unfolding
+
     exporter = OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces", timeout=EXPORT_S)
-    return Tracing(BatchSpanProcessor(exporter, max_queue_size=queue, schedule_delay_millis=1000,
+    unfolding: Any = Unfolding(exporter)
+    return Tracing(BatchSpanProcessor(unfolding, max_queue_size=queue, schedule_delay_millis=1000,
                                       max_export_batch_size=min(MOST_EXPORTED, queue),
                                       export_timeout_millis=EXPORT_S * 1000), sample)
 
@@ -180,7 +194,7 @@ def record(name: str, began: int, ended: int | None = None, *, attributes: Attri
     if within is None:
         return
     try:
-        within.tracing.record(within, name, began, ended or time.time_ns(), attributes or {}, events)
+        within.add(Part(name, began, ended or time.time_ns(), attributes or {}, events))
     except Exception as error:  # a trace must not fail what it tells of
         log.warning("trace_failed", span=name, error=f"{type(error).__name__}: {error}"[:300])
 

@@ -5,6 +5,8 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
@@ -12,10 +14,11 @@ from pydantic import SecretStr
 
 from server.app import create_app
 from server.errors import RateLimited
-from server.identity.counters import PAUSE_S, SharedCounters
+from server.identity.counters import Amount, LocalCounters, Place
 from server.identity.policy import Held, Policy
 from server.identity.principal import Principal
 from server.identity.quotas import Quotas
+from server.identity.shared_counters import PAUSE_S, SharedCounters
 from server.observability.instruments import Registry
 from server.settings import Settings
 from server.text.vocabulary import Vocabulary
@@ -38,6 +41,12 @@ def redis(tmp_path: Path) -> Iterator[Redis]:
     found.stop()
 
 
+def redis_client(redis: Redis) -> Any:
+    from redis import Redis as Client
+
+    return Client.from_url(redis.url)
+
+
 class Server:
     """The quotas of one of several servers. clock: of the pause after a failure."""
 
@@ -52,18 +61,21 @@ class Server:
         return self.registry.get_sample_value(name)
 
     @asynccontextmanager
-    async def request(self, **quota: int) -> AsyncIterator[None]:
+    async def request(self, tokens: int = 0, **quota: int) -> AsyncIterator[None]:
         self._n += 1
         held = Held("tenant team", Policy.model_validate({"quota": quota}), "team/")
         who = Principal("k", "team", frozenset({"infer"}), "k", (held,))
         async with self.quotas.holding(who, f"req-{id(self)}-{self._n}") as asked:
             assert asked is not None
             await asked.enter()
+            if tokens:
+                await asked.tokens(tokens)
+                asked.used = SimpleNamespace(prompt_tokens=tokens // 2, completion_tokens=tokens // 2)
             yield
 
-    async def passes(self, **quota: int) -> bool:
+    async def passes(self, tokens: int = 0, **quota: int) -> bool:
         try:
-            async with self.request(**quota):
+            async with self.request(tokens, **quota):
                 return True
         except RateLimited:
             return False
@@ -115,6 +127,63 @@ async def test_servers_count_together(redis: Redis) -> None:
         assert first.metric("trimtab_quotas_local") == 0 == first.metric("trimtab_quota_store_failures_total")
 
 
+async def test_all_limits_of_a_request_are_one_question_and_count_all_or_none(redis: Redis) -> None:
+    client = redis_client(redis)
+
+    def questions() -> int:
+        told: Any = client.info("commandstats")
+        return sum(told.get(name, {"calls": 0})["calls"] for name in ("cmdstat_eval", "cmdstat_evalsha"))
+
+    async with two(redis.url) as (first, second):
+        limits = {"requests_per_minute": 3, "parallel_requests": 2, "tokens_per_minute": 100, "tokens_per_period": 150}
+        assert await first.passes(tokens=10, **limits)
+        before = questions()
+        assert await first.passes(tokens=10, **limits)
+        assert questions() - before == 3
+        # What is over for the period is not counted for the minute, nor is its place or its request kept.
+        async with second.request(parallel_requests=1):
+            assert not await first.passes(parallel_requests=1, requests_per_minute=3)
+        counted = {key.decode().partition("/counts/")[2]: int(client.get(key)) for key in client.keys("*/counts/*")}
+        assert counted.pop("team//requests/minute/600") == 2
+        assert not await first.passes(tokens=135, **{**limits, "tokens_per_minute": 1000})
+        assert {key: int(client.get(f"trimtab/counts/{key}")) for key in counted} == counted
+        assert set(counted.values()) == {20}
+        assert all(client.ttl(f"trimtab/counts/{key}") > 0 for key in counted)
+
+
+async def test_what_is_given_back_to_a_counter_that_is_gone_makes_no_new_one(redis: Redis) -> None:
+    client = redis_client(redis)
+    async with two(redis.url) as (first, _):
+        booked = await first.counters.book((), [Amount("a", 5, 60, 10)])
+        assert (list(booked.totals), booked.over, booked.shared) == ([5], None, True)
+        await first.counters.settle((), [Amount("a", -2, 60)], shared=True)
+        assert client.get("trimtab/counts/a") == b"3"
+        client.delete("trimtab/counts/a")
+        await first.counters.settle((), [Amount("a", -2, 60)], shared=True)
+        assert client.get("trimtab/counts/a") is None
+
+
+async def test_counters_of_one_server_are_forgotten_after_their_time() -> None:
+    at = 0.0
+    counters = LocalCounters(clock=lambda: at)
+    for n in range(1000):
+        assert (await counters.book((), [Amount(str(n), 4, 60, 5)])).over is None
+    assert (await counters.book((), [Amount("0", 4, 60, 5)])).over == 0
+    at = 60.5
+    assert list((await counters.book((), [Amount("0", 4, 60, 5)])).totals) == [4]
+    assert len(counters._totals) == 1
+
+
+async def test_a_place_and_a_count_are_taken_together() -> None:
+    counters = LocalCounters()
+    place = Place("team", "a", 1)
+    assert (await counters.book([place], [Amount("n", 1, 60, 0)])).over == 1
+    assert (await counters.book([place], [Amount("n", 1, 60, 1)])).over is None
+    assert (await counters.book([Place("team", "b", 1)], [Amount("n", 1, 60, 5)])).over == 0
+    await counters.settle([place], (), shared=False)
+    assert (await counters.book([Place("team", "b", 1)], [Amount("n", 1, 60, 2)])).totals == [2]
+
+
 async def test_a_request_is_answered_while_redis_is_away(redis: Redis) -> None:
     """Each server then counts by itself, and together again when Redis is back."""
     async with two(redis.url) as (first, second):
@@ -157,7 +226,7 @@ async def test_no_request_waits_for_one_that_hangs() -> None:
 
 async def test_places_of_a_server_that_died_lapse_and_those_of_one_that_lives_do_not(
         redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.identity.counters.LEASE_S", 2)
+    monkeypatch.setattr("server.identity.shared_counters.LEASE_S", 2)
     dead, alive = Server(redis.url, renew_s=1000), Server(redis.url, renew_s=0.2)
     await dead.quotas.start()
     await alive.quotas.start()

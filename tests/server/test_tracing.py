@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from server.app import create_app
 from server.errors import InvalidSettings
 from server.observability import tracing
-from server.observability.tracing import Tracing, open_tracing, record, traced
+from server.observability.tracing import RequestSpan, Tracing, open_tracing, record, traced
 from server.settings import Settings, load_settings
 from server.text.vocabulary import Vocabulary
 from tests.server.conftest import chat
@@ -41,8 +41,10 @@ class TestSpans:
     def spans(self, monkeypatch: pytest.MonkeyPatch) -> Any:
         export = pytest.importorskip("opentelemetry.sdk.trace.export")
         memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter").InMemorySpanExporter()
+        from server.observability.spans import Unfolding
+
         monkeypatch.setattr("server.app.open_tracing",
-                            lambda *_: Tracing(export.SimpleSpanProcessor(memory)))
+                            lambda *_: Tracing(export.SimpleSpanProcessor(Unfolding(memory))))
         return memory
 
     @pytest.fixture
@@ -118,7 +120,7 @@ class TestSpans:
         def broken(*_: object, **__: object) -> None:
             raise ValueError("no spans today")
 
-        monkeypatch.setattr(Tracing, "record", broken)
+        monkeypatch.setattr(RequestSpan, "add", broken)
         assert (await client.post("/v1/chat/completions", json=chat())).status_code == 200
 
 
@@ -126,11 +128,32 @@ def test_what_is_not_sampled_is_not_even_put_together() -> None:
     pytest.importorskip("opentelemetry.sdk.trace")
     ended: list[Any] = []
     processor: Any = SimpleNamespace(on_end=ended.append)
-    for sample, count in ((0.0, 0), (1.0, 2)):
-        with Tracing(processor, sample).request("POST", {}, {}) as span:
-            assert traced() is bool(count) and span.header.endswith(f"-0{bool(count):d}")
+    for sample in (0, 1):
+        with Tracing(processor, float(sample)).request("POST", {}, {}) as span:
+            assert traced() is bool(sample) and span.header.endswith(f"-0{sample}")
             record("part", 1)
-        assert len(ended) == count and not traced()
+        assert len(ended) == sample and not traced()
+
+
+def test_the_share_that_is_traced_is_the_one_of_the_setting_and_a_callers_decision_holds() -> None:
+    pytest.importorskip("opentelemetry.sdk.trace")
+    ended: list[Any] = []
+    processor: Any = SimpleNamespace(on_end=ended.append)
+    tracing = Tracing(processor, 0.25)
+
+    def ask(headers: dict[str, str]) -> None:
+        with tracing.request("POST", headers, {}):
+            pass
+
+    for _ in range(4000):
+        ask({})
+    # Five standard errors of a share of a quarter.
+    assert abs(len(ended) - 1000) < 5 * 27.4
+    for flags, more in (("00", 0), ("01", 100)):
+        before = len(ended)
+        for _ in range(100):
+            ask({"traceparent": f"{PARENT[:-2]}{flags}"})
+        assert len(ended) - before == more
 
 
 class Receiver(BaseHTTPRequestHandler):
@@ -182,15 +205,29 @@ async def test_a_queue_that_is_full_drops_spans_and_holds_nobody(monkeypatch: py
     monkeypatch.setattr(tracing, "STOP_S", 0.1)
     made = open_tracing("http://127.0.0.1:9", 1.0, 4)
     assert made is not None
-    with made.request("GET", {}, {}):
+
+    def ask() -> None:
         for _ in range(100):
-            record("part", 1)
-        assert await asyncio.to_thread(began.wait, 60)
-        # Nothing takes them, and nothing waits.
-        for _ in range(100):
-            record("part", 1)
+            with made.request("GET", {}, {}):
+                record("part", 1)
+
+    ask()
+    assert await asyncio.to_thread(began.wait, 60)
+    # Nothing takes them, and nothing waits.
+    ask()
     await made.stop()
     go_on.set()
+
+
+def test_a_request_has_so_many_parts_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("opentelemetry.sdk.trace")
+    monkeypatch.setattr(tracing, "MOST_PARTS", 3)
+    ended: list[Any] = []
+    processor: Any = SimpleNamespace(on_end=ended.append)
+    with Tracing(processor).request("GET", {}, {}):
+        for number in range(10):
+            record(str(number), 1)
+    assert [part.name for part in ended[0].parts] == ["0", "1", "2"]
 
 
 class TestAlike:
