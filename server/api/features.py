@@ -5,18 +5,14 @@ from typing import Annotated
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from server.api.looking import Looking
 from server.api.route import StrictRoute
 from server.engines.data import CaptureRequest
 from server.engines.touching import count_touched
 from server.identity.principal import CURRENT
-from server.identity.quotas import count_tokens
-from server.requests.admission.caller import caller_of
-from server.requests.admission.queue import Cost
 from server.requests.features import Seen, find
-from server.requests.gates import decide
-from server.requests.model_names import parse_model, serving
 from server.requests.policy_gate import check_artifact_read
-from server.requests.reading import Text, check_reading, length_of, positions_in, prompt_to_read
+from server.requests.reading import Text, positions_in
 from server.requests.receipt import Outcome, Receipt, receipt
 from server.requests.state import ServerState, State
 from server.threads import in_thread
@@ -90,32 +86,20 @@ class FeaturesReading(BaseModel):
 async def read_features(body: FeaturesRequest, request: Request, state: State) -> FeaturesReading:
     """Which features of an SAE are active in a text, and how strongly."""
     check_artifact_read(CURRENT.get().policies, body.artifact)
-    check_reading(body.steering)
-    model = parse_model(body.model, state)
-    state = serving(model, state)
-    caller = caller_of(request, state.settings, None)
-    with state.queue.entering(caller.client):
-        plan = await state.pools.complete(lambda: state.planner.plan(body.steering, model.preset))
-        prompt = await state.texts.run(lambda: prompt_to_read(body.input, plan, state, ("input",)),
-                                       length_of(body.input))
+    looking = Looking(body, request, state)
+    state = looking.state
+    async with looking.begin():
         ref, site, layer, dictionary = await state.pools.complete(lambda: _dictionary(body, state))
+    prompt = looking.prompt
     positions = positions_in(len(prompt.token_ids), body.positions)
     work = 2 * len(positions) * dictionary.tensors["encoder"].numel()
     if len(positions) > MAX_POSITIONS or work > MOST_WORK:
         raise InvalidRequest(f"{len(positions)} positions of {dictionary.num_features} features are more than one "
                              "request may look at", param="positions", fix="Look at fewer.")
-    plan.check_prompt(prompt.token_ids, prompt.roles)
-    cost = Cost(len(prompt.token_ids), 0)
-    await count_tokens(cost.tokens)
-    with state.queue.joined(caller.client, [cost]) as [place]:
-        async with caller.deadline.held(), place:
-            try:
-                decided = (await decide(plan, [prompt], state.engine))[0]
-                wanted = CaptureRequest(prompt.token_ids, {site: [layer]}, positions, roles=prompt.roles)
-                captured = (await state.engine.capture([wanted], decided.program))[0][site][layer]
-            except TrimtabError as error:
-                raise plan.placed(error) from None
-            seen = await in_thread(find, dictionary, captured.float(), body.top_k, body.features)
+    async with looking.run(len(prompt.token_ids)) as decided:
+        wanted = CaptureRequest(prompt.token_ids, {site: [layer]}, positions, roles=prompt.roles)
+        captured = (await state.engine.capture([wanted], decided.program))[0][site][layer]
+        seen = await in_thread(find, dictionary, captured.float(), body.top_k, body.features)
     program = decided.program
     touch = None if program is None or not program.acting else program.touch(prompt.token_ids, 0, prompt.roles)
     touched = count_touched(program, touch, prompt.token_ids, len(prompt.token_ids))
@@ -126,7 +110,7 @@ async def read_features(body: FeaturesRequest, request: Request, state: State) -
              for one in seen.top],
         positions=_positions(seen, positions, [state.vocabulary.token_text(prompt.token_ids[n]) for n in positions],
                              body.features),
-        steering=receipt(plan, [outcome], state.engine_name))
+        steering=receipt(looking.plan, [outcome], state.engine_name))
 
 
 def _dictionary(body: FeaturesRequest, state: ServerState) -> tuple[str, Site, int, Dictionary]:

@@ -6,17 +6,14 @@ import torch
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from server.api.looking import Looking
 from server.api.route import StrictRoute
 from server.engines.touching import count_touched
 from server.identity.principal import CURRENT
-from server.identity.quotas import count_tokens
-from server.requests.admission.caller import caller_of
-from server.requests.admission.queue import Cost
-from server.requests.gates import Decided, decide
+from server.requests.gates import Decided
 from server.requests.lens import SITE, Map, look
-from server.requests.model_names import parse_model, serving
 from server.requests.policy_gate import check_lens
-from server.requests.reading import Text, check_reading, length_of, positions_in, prompt_to_read
+from server.requests.reading import Text, positions_in
 from server.requests.receipt import Outcome, Receipt, receipt
 from server.requests.state import ServerState, State
 from server.text.prompts import Prompt
@@ -96,36 +93,23 @@ class LensReading(BaseModel):
 async def read_lens(body: LensRequest, request: Request, state: State) -> LensReading:
     """What each layer of the model would say next, had it to speak from there."""
     check_lens(CURRENT.get().policies, body.lens)
-    check_reading(body.steering)
-    model = parse_model(body.model, state)
-    state = serving(model, state)
-    caller = caller_of(request, state.settings, None)
-    with state.queue.entering(caller.client):
-        plan = await state.pools.complete(lambda: state.planner.plan(body.steering, model.preset))
-        prompt = await state.texts.run(lambda: prompt_to_read(body.input, plan, state, ("input",)),
-                                       length_of(body.input))
+    looking = Looking(body, request, state)
+    state = looking.state
+    async with looking.begin():
         tuned = None if body.lens == "logit" else await state.pools.complete(
             lambda: _map(body.lens, state))
         groups = await state.texts.run(lambda: _groups(body, state), sum(
             len(spelling) for spellings in body.groups.values() for spelling in spellings))
+    prompt = looking.prompt
     positions = positions_in(len(prompt.token_ids), body.positions)
     layers = _layers(body.layers, tuned, state)
     if len(positions) * len(layers) > MAX_ROWS:
         raise InvalidRequest(f"{len(positions)} positions at {len(layers)} layers are more than {MAX_ROWS} readings",
                              param="positions", fix="Look at fewer.")
-    plan.check_prompt(prompt.token_ids, prompt.roles)
     # Of the passes that read the rows, each has as many tokens as it reads.
-    cost = Cost(len(prompt.token_ids) + len(positions) * len(layers), 0)
-    await count_tokens(cost.tokens)
-    with state.queue.joined(caller.client, [cost]) as [place]:
-        async with caller.deadline.held(), place:
-            try:
-                decided = (await decide(plan, [prompt], state.engine))[0]
-                seen = await look(state.engine, prompt.token_ids, layers, positions, decided.program, tuned,
-                                  prompt.roles, read=lambda rows: [_row(one, body.top_k, groups, state)
-                                                                   for one in rows])
-            except TrimtabError as error:
-                raise plan.placed(error) from None
+    async with looking.run(len(prompt.token_ids) + len(positions) * len(layers)) as decided:
+        seen = await look(state.engine, prompt.token_ids, layers, positions, decided.program, tuned, prompt.roles,
+                          read=lambda rows: [_row(one, body.top_k, groups, state) for one in rows])
     vocabulary = state.vocabulary
     return LensReading(
         model=body.model, lens="logit" if tuned is None else tuned.ref, tokens=len(prompt.token_ids),
@@ -135,7 +119,7 @@ async def read_lens(body: LensRequest, request: Request, state: State) -> LensRe
             for layer in layers],
         first_tokens={name: {spelling: vocabulary.token_text(token) for spelling, token in spellings.items()}
                       for name, spellings in groups.items()},
-        steering=receipt(plan, [_outcome(prompt, decided)], state.engine_name))
+        steering=receipt(looking.plan, [_outcome(prompt, decided)], state.engine_name))
 
 
 def _map(ref: str, state: ServerState) -> Map:

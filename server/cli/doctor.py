@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from server.cli.checks import all_checks
 from server.cli.console import out
+from server.cli.findings import all_checks
 from server.cli.models import settings_with_model
 from server.settings import load_settings
 

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from server.cli import app, bundled, examples
 from server.cli.bundled import bundled_models, locate_model
 from server.cli.capabilities import ranges
-from server.cli.checks import check_library, check_packages, check_port
 from server.cli.examples import load_examples
+from server.cli.findings import check_library, check_packages, check_port
 from server.cli.inprocess import running
 from server.cli.steer import contrasted, steering_of
 from server.settings import Settings
@@ -176,7 +176,7 @@ def test_doctor_sees_a_library_that_cannot_be_opened(tmp_path: Path) -> None:
 
 def test_doctor_sees_a_package_of_the_wrong_version(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(finding.good for finding in check_packages())
-    monkeypatch.setattr("server.cli.checks.requires", lambda _: ["pytest>=1", "typer<0.1", "no-such-thing-at-all>=2"])
+    monkeypatch.setattr("server.cli.findings.requires", lambda _: ["pytest>=1", "typer<0.1", "no-such-thing-at-all>=2"])
     assert [(f.subject, f.good) for f in check_packages()] == [("typer", False), ("no-such-thing-at-all", False)]
 
 

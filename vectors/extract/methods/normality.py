@@ -22,12 +22,13 @@ from steering.language.vocabulary import Site
 from steering.models.facts import ModelFacts
 from steering.ops.base import VECTOR_SITES
 from steering.programs.layers import explicit_layers
-from vectors.extract.items import Splits, digest_of, split_items
+from vectors.extract.items import Splits, digest_of
 from vectors.extract.normality_fit import describe, fitted, means, told_of
 from vectors.extract.recipe import Made, Recipe, RecipeOptions
-from vectors.extract.refusals import LeakingSplit, TooFewExamples
+from vectors.extract.refusals import TooFewExamples
 from vectors.extract.standing import auc, auc_error, rounded
-from vectors.extract.subject import Prompt, Subject, Tokens, batches, encoded, stream
+from vectors.extract.subject import Prompt, Subject, Tokens, stream
+from vectors.extract.unlabelled import continued, split_prompts
 from vectors.extract.work import Work
 
 MOST_LAYERS = 8
@@ -61,18 +62,13 @@ class Normality(Recipe):
 
     def prepare(self, request: NormalityRequest, subject: Subject) -> tuple[list[Tokens], Splits]:
         _layers(request, subject.facts)
-        texts = [encoded(subject, prompt, ("prompts", n)) for n, prompt in enumerate(request.prompts)]
-        seen: dict[Tokens, int] = {}
-        for n, text in enumerate(texts):
-            if seen.setdefault(text, n) != n:
-                raise LeakingSplit(f"the prompt is the same as prompts[{seen[text]}]", param=("prompts", n),
-                                   fix="Leave it out.")
+        texts, splits = split_prompts(subject, request.prompts, request.seed)
         shortest = min(len(text) for text in texts) + request.max_tokens
         if shortest <= request.window:
             raise TooFewExamples(f"a text has at most {shortest} tokens, and a window of {request.window} behind the "
                                  "first one must be full", param="window",
                                  fix="Give longer texts, a larger max_tokens or a smaller window.")
-        return texts, split_items([f"#{n}" for n in range(len(texts))], [None] * len(texts), request.seed, "prompts")
+        return texts, splits
 
     def passes(self, request: NormalityRequest, data: tuple[list[Tokens], Splits], facts: ModelFacts) -> int:
         texts, splits = data
@@ -82,7 +78,7 @@ class Normality(Recipe):
     def make(self, request: NormalityRequest, data: tuple[list[Tokens], Splits], work: Work) -> Made:
         layers = _layers(request, work.facts)
         prompts, splits = data
-        texts = _continued(request, work, prompts)
+        texts = continued(work, prompts, request.max_tokens, work.within(0.0, 0.4, "capture"))
         chosen = {split: list(splits[split])[:None if split == "train" else request.max_eval] for split in splits}
         train, dev = ([texts[n] for n in chosen[split]] for split in ("train", "dev"))
         numbers = fitted(stream(work.subject, train, request.site, layers, None, work.within(0.4, 0.6, "capture")),
@@ -128,20 +124,6 @@ def _layers(request: NormalityRequest, facts: ModelFacts) -> list[int]:
         raise TooFewExamples(f"{len(layers)} layers are asked for, {MOST_LAYERS} are the most", param="layers",
                              fix="Name fewer.")
     return layers
-
-
-def _continued(request: NormalityRequest, work: Work, prompts: Sequence[Tokens]) -> list[Tokens]:
-    """The prompts with what the model says after them, within its context."""
-    if not request.max_tokens:
-        return list(prompts)
-    span, found = work.within(0.0, 0.4, "capture"), []
-    for batch in batches(prompts):
-        span(batch.start / len(prompts))
-        said = work.subject.generate([prompts[n] for n in batch], request.max_tokens)
-        for n, text in zip(batch, said, strict=True):
-            whole = (*prompts[n], *work.subject.encode_continuation(text))
-            found.append(whole[:work.facts.context_length])
-    return found
 
 
 def _dealt(text: Tokens, generator: torch.Generator) -> Tokens:

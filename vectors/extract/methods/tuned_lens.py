@@ -20,12 +20,13 @@ from pydantic import Field
 
 from steering.language.vocabulary import Site
 from steering.models.facts import ModelFacts
-from vectors.extract.items import Splits, digest_of, split_items
+from vectors.extract.items import Splits, digest_of
 from vectors.extract.programs import LAST, program_of
 from vectors.extract.recipe import Made, Recipe, RecipeOptions, site_layers
-from vectors.extract.refusals import FitFailed, LeakingSplit, TooFewExamples
+from vectors.extract.refusals import FitFailed, TooFewExamples
 from vectors.extract.standing import rounded, standing
-from vectors.extract.subject import Prompt, Subject, Tokens, answer_logprobs, batches, encoded, stream
+from vectors.extract.subject import Prompt, Subject, Tokens, answer_logprobs, stream
+from vectors.extract.unlabelled import continued, split_prompts
 from vectors.extract.work import Span, Work
 
 SITE: Site = "resid_post"
@@ -88,7 +89,7 @@ class TunedLens(Recipe):
 
     def prepare(self, request: TunedLensRequest, subject: Subject) -> tuple[list[Tokens], Splits]:
         self._layers(request, subject.facts)
-        return _prompts(request, subject)
+        return split_prompts(subject, request.prompts, request.seed)
 
     def _layers(self, request: TunedLensRequest, facts: ModelFacts) -> list[int]:
         last = facts.num_layers - 1
@@ -103,7 +104,7 @@ class TunedLens(Recipe):
         last = work.facts.num_layers - 1
         layers = self._layers(request, work.facts)
         prompts, splits = data
-        texts = _continued(request, work, prompts)
+        texts = continued(work, prompts, request.max_tokens, work.within(0.0, 0.3, "capture"))
         width = work.facts.d_model
         train, dev, test, crossed = ({layer: Sums.empty(width) for layer in layers} for _ in range(4))
         sums_of = {"train": train, "dev": dev, "test": test}
@@ -154,30 +155,6 @@ class TunedLens(Recipe):
             card={"explained_layer": middle,
                   "explained_other_tokens": layer_reports[str(middle)]["explained_other_tokens"]},
             data={"data_hash": digest_of([texts, {s: list(m) for s, m in splits.items()}]), "num_texts": len(texts)})
-
-
-def _prompts(request: TunedLensRequest, subject: Subject) -> tuple[list[Tokens], Splits]:
-    texts = [encoded(subject, prompt, ("prompts", n)) for n, prompt in enumerate(request.prompts)]
-    seen: dict[Tokens, int] = {}
-    for n, text in enumerate(texts):
-        if seen.setdefault(text, n) != n:
-            raise LeakingSplit(f"the prompt is the same as prompts[{seen[text]}]", param=("prompts", n),
-                               fix="Leave it out.")
-    return texts, split_items([f"#{n}" for n in range(len(texts))], [None] * len(texts), request.seed, "prompts")
-
-
-def _continued(request: TunedLensRequest, work: Work, prompts: Sequence[Tokens]) -> list[Tokens]:
-    """The prompts with what the model says after them, within its context."""
-    if not request.max_tokens:
-        return list(prompts)
-    span, found = work.within(0.0, 0.3, "capture"), []
-    for batch in batches(prompts):
-        span(batch.start / len(prompts))
-        said = work.subject.generate([prompts[n] for n in batch], request.max_tokens)
-        for n, text in zip(batch, said, strict=True):
-            whole = (*prompts[n], *work.subject.encode_continuation(text))
-            found.append(whole[:work.facts.context_length])
-    return found
 
 
 def _quality(request: TunedLensRequest, work: Work, texts: Sequence[Tokens], ends: Mapping[int, Any],
