@@ -50,10 +50,10 @@ from server.identity.principal import PRINCIPAL, Principal
 from server.identity.quotas import Quotas
 from server.identity.shared_counters import SharedCounters
 from server.identity.tokens import Tokens
+from server.observability.export import open_tracing
 from server.observability.instruments import Registry
 from server.observability.metrics import Metrics
 from server.observability.routing import RoutingMetrics
-from server.observability.tracing import open_tracing
 from server.requests.admission.caller import BATCH
 from server.requests.admission.queue import AdmissionQueue
 from server.requests.following import Following

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from server.errors import InvalidSettings
 from server.threads import in_thread
 
 if TYPE_CHECKING:
@@ -23,9 +22,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import SpanContext
 
 log = structlog.get_logger("trimtab.tracing")
-EXPORT_S, STOP_S = 5, 5.0
-# Requests at a time.
-MOST_EXPORTED = 128
+STOP_S = 5.0
 # Of one request, while it runs.
 MOST_PARTS = 1024
 EVALUATION = "gen_ai.evaluation.result"
@@ -150,32 +147,6 @@ class Tracing:
         sending = threading.Thread(target=self._processor.shutdown, daemon=True)
         sending.start()
         await in_thread(sending.join, STOP_S)
-
-
-def open_tracing(endpoint: str | None, sample: float, queue: int) -> Tracing | None:
-    """
-    Args:
-        endpoint: of a receiver of OTLP over HTTP; None for no tracing.
-        queue: requests whose spans may wait to be sent; more are dropped.
-
-    Raises:
-        InvalidSettings: the extra is not installed.
-    """
-    if endpoint is None:
-        return None
-    try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    except ImportError as error:
-        raise InvalidSettings("traces need OpenTelemetry, which is not installed", param="trace_endpoint",
-                              fix="Install it: pip install 'trimtab[otel]'.") from error
-    from server.observability.spans import Unfolding
-
-    exporter = OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces", timeout=EXPORT_S)
-    unfolding: Any = Unfolding(exporter)
-    return Tracing(BatchSpanProcessor(unfolding, max_queue_size=queue, schedule_delay_millis=1000,
-                                      max_export_batch_size=min(MOST_EXPORTED, queue),
-                                      export_timeout_millis=EXPORT_S * 1000), sample)
 
 
 def traced() -> bool:

@@ -17,7 +17,8 @@ from fastapi import FastAPI
 from server.app import create_app
 from server.errors import InvalidSettings
 from server.observability import tracing
-from server.observability.tracing import RequestSpan, Tracing, open_tracing, record, traced
+from server.observability.export import open_tracing
+from server.observability.tracing import RequestSpan, Tracing, record, traced
 from server.settings import Settings, load_settings
 from server.text.vocabulary import Vocabulary
 from tests.server.conftest import chat
