@@ -139,6 +139,10 @@ def a_lens_that_finds_the_plural(ran: Ran) -> None:
     assert "horses" in ran.said.rsplit("}", 1)[1]
 
 
+def a_reconstruction_instead(ran: Ran) -> None:
+    assert ran.last["steering"]["applied"][0]["options"]["error"] == "drop" and text_of(ran.last)
+
+
 def a_job(ran: Ran) -> None:
     assert ran.last["id"].startswith("job-")
 
@@ -190,6 +194,7 @@ CHECKS: dict[str, list[Callable[[Ran], None]]] = {
     "patching": [says(" Tuesday  Friday True"), says("its visible part", "20 random", "faithful. no_effect:")],
     "reading": [a_read_along, says("True"), a_lens_that_finds_the_plural, a_job,
                 says("2 torch.Size([2, 128]) [0, 1]", "['cheerful@1 (add)'] True"), says("2 rows of 2 texts", "act-")],
+    "sae-training": [says("recovered_of_mean", "said@1", "feature"), a_reconstruction_instead],
     "spec": [is_a_spec],
     "stacks": [says("KL alone", "cheerful", "leaves 0.00", "reorder:")],
 }

@@ -15,6 +15,7 @@ from lab.replications import (
     porting,
     refusal_direction,
     relation_neurons,
+    sae_features,
     sign_patterns,
     stacks,
     tunable_experts,
@@ -26,5 +27,5 @@ ROWS: tuple[Row, ...] = (
     function_vectors.ROW, tunable_experts.ROW, sign_patterns.ROW, manifold_steering.ROW, entropic_steering.ROW,
     native_skills.ROW, relation_neurons.ROW, attention_heads.ROW, aligned_concepts.ROW, refusal_direction.ROW,
     angular_steering.ROW, conditional_gates.ROW, tuned_lens.ROW,
-    not_normal.ROW, stacks.ROW, porting.ROW,
+    not_normal.ROW, stacks.ROW, porting.ROW, sae_features.ROW,
 )

@@ -107,7 +107,8 @@ class Jobs:
         with storing("the folder of jobs cannot be used"):
             self._lease = Lease(self.folder)
         self._lease.others()
-        for pattern, age_s in (("job-*.partial", LEFT_BEHIND_S), ("*.jsonl", UNFINISHED_S)):
+        for pattern, age_s in (("*.partial", LEFT_BEHIND_S), ("*.jsonl", UNFINISHED_S),
+                               ("*.safetensors", UNFINISHED_S)):
             for path in self.folder.glob(pattern):
                 with suppress(OSError):
                     if time.time() - path.stat().st_mtime > age_s:

@@ -230,8 +230,9 @@ def _patch_subspace(place: Local) -> Change:
     return Change({"inline": {"basis": basis.tolist(), "mean": u.tolist()}}, lambda c: f.patch(u, c, basis))
 
 
-def _sae(k: int | None) -> Form:
-    """A dictionary of directions drawn round the activations, so that features are active on some tokens."""
+def _sae(k: int | None, dropped: bool = False) -> Form:
+    """A dictionary of directions drawn round the activations, so that features are active on some tokens. dropped: the
+    reconstruction takes the place of the activation."""
     def made(place: Local) -> Change:
         width, count = place.seen.shape[-1], 24
         encoder = place.noise(count, width) / place.size
@@ -244,8 +245,13 @@ def _sae(k: int | None) -> Form:
             inline["k"] = k
         changes = {"3": {"set": 0.5}, "11": {"add": 0.4}, "17": {"scale": 3.0}}
         formulas = {3: lambda v: torch.full_like(v, 0.5), 11: lambda v: v + 0.4, 17: lambda v: 3 * v}
-        return Change({"inline": inline, "options": {"features": changes}},
-                      lambda c: f.features(encoder, bias, decoder, formulas, c, k), 0.9)
+        if not dropped:
+            return Change({"inline": inline, "options": {"features": changes}},
+                          lambda c: f.features(encoder, bias, decoder, formulas, c, k), 0.9)
+        centre = place.seen.mean(0)
+        inline["decoder_bias"] = centre.tolist()
+        return Change({"inline": inline, "options": {"features": changes, "error": "drop"}},
+                      lambda c: f.features(encoder, bias, decoder, formulas, c, k, centre), 0.9)
 
     return made
 
@@ -263,5 +269,5 @@ FORMS: Mapping[str, Mapping[str, Form]] = {
     "expert_mask": {mode: _experts(mode) for mode in ("off", "off_refill", "force", "scale", "bias")},
     "manifold": {"target": _manifold_point, "shift": _manifold_shift},
     "patch": {"whole": _patch_whole, "subspace": _patch_subspace},
-    "sae": {"thresholds": _sae(None), "topk": _sae(6)},
+    "sae": {"thresholds": _sae(None), "topk": _sae(6), "error dropped": _sae(6, dropped=True)},
 }

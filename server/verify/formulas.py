@@ -86,8 +86,9 @@ def columns_to(columns: Sequence[int], target: Callable[[Tensor], Tensor], c: fl
 
 
 def features(encoder: Tensor, bias: Tensor, decoder: Tensor, changes: Mapping[int, Callable[[Tensor], Tensor]],
-             c: float, k: int | None = None) -> Function:
-    """Features of an SAE changed, by a plain encoding and decoding of all of them and the error between."""
+             c: float, k: int | None = None, centre: Tensor | None = None) -> Function:
+    """Features of an SAE changed, by a plain encoding and decoding of all of them and the error between; with the
+    decoder's bias `centre` without the error."""
 
     def function(h: Tensor) -> Tensor:
         pre = h @ encoder.T + bias
@@ -96,7 +97,7 @@ def features(encoder: Tensor, bias: Tensor, decoder: Tensor, changes: Mapping[in
         edited = value.clone()
         for index, change in changes.items():
             edited[:, index] = change(value[:, index])
-        error = h - value @ decoder
+        error = h - value @ decoder if centre is None else centre
         return (1 - c) * h + c * (edited @ decoder + error)
 
     return function

@@ -3,7 +3,8 @@
 A row holds the changed features: decoder `[r, width]`, and `[r]` each of bias, factor, shift and low; the new value of
 a feature is max(factor * value + shift, low). amount: the share of the change that is carried out. What the SAE divides
 a token by, a number of `INPUT_NORMS`, and its k are lengths of tensors, `norm [n, number + 1]` and `k [n, k]`, as a
-length is known without a look at what lies on the device, which would wait for it.
+length is known without a look at what lies on the device, which would wait for it. Where the error is dropped the row
+holds all features, and `k [n, k + 1]` is `[n, 1]` where there is none.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from steering.artifacts.dictionary import active, exact_pre, kth_largest, normalised
+from steering.artifacts.dictionary import MOST_HELD, active, exact_pre, kth_largest, normalised
 from steering.ops.kernel import Rows, kernel
 from steering.ops.segments import Segmented
 
@@ -31,6 +32,24 @@ def sae_topk(h: Tensor, rows: Rows) -> Tensor:
     """Features of which the k largest are kept: all `[n, m, width]` and all_bias `[n, m]` are of every feature, encoder
     `[n, r, width]` and bias of the changed ones."""
     return torch.cat([_changed(tokens, _largest(tokens, own), own) for tokens, own in _groups(h, rows)])
+
+
+@kernel("sae_whole", matrices={})
+def sae_whole(h: Tensor, rows: Rows) -> Tensor:
+    """The reconstruction of changed features in the place of the activation: encoder, decoder `[n, m, width]`, bias,
+    threshold `[n, m]` of every feature, centre `[n, width]`."""
+    return torch.cat([_reconstructed(tokens, own) for tokens, own in _groups(h, rows)])
+
+
+def _reconstructed(h: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+    k = len(own["k"]) - 1
+    parts = []
+    for part in h.split(max(1, MOST_HELD // len(own["decoder"]))):
+        pre = exact_pre(part, own["encoder"], own["bias"], _norm(own))
+        value = active(pre, None, k) if k else active(pre, own["threshold"], None)
+        parts.append(torch.maximum(own["factor"] * value + own["shift"], own["low"]) @ own["decoder"] + own["centre"])
+    centred, _, outward = normalised(h, _norm(own))
+    return h + own["amount"] * (torch.cat(parts) * outward - centred)
 
 
 def _largest(h: Tensor, own: Mapping[str, Tensor]) -> Tensor:

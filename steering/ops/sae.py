@@ -1,11 +1,12 @@
-"""Features of a sparse autoencoder set, shifted and scaled, with what it cannot explain left as it is.
+"""Features of a sparse autoencoder set, shifted and scaled, with what it cannot explain left as it is or dropped.
 
-Replacing an activation by an edited reconstruction would throw away the error of the reconstruction, which is often
-more than the edit. The change of the features alone, decoded, is added instead: the same as the edited reconstruction
-plus the error, exactly.
+Replacing an activation by an edited reconstruction throws away the error of the reconstruction, which is often more
+than the edit. The change of the features alone, decoded, is added instead: the same as the edited reconstruction plus
+the error, exactly. Where it is asked what the model is worth without the error, the reconstruction takes the place of
+the activation.
 """
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field, StringConstraints, model_validator
@@ -48,17 +49,27 @@ class FeatureChange(Model):
 
 class SaeOptions(Options):
     features: dict[FeatureIndex, FeatureChange] = Field(
-        min_length=1, max_length=MAX_FEATURES, description="By the index of the feature, what becomes of its value: "
-        '{"712": {"set": 0}, "31": {"add": 4}, "8": {"scale": 0}}.')
+        default={}, max_length=MAX_FEATURES, description="By the index of the feature, what becomes of its value: "
+        '{"712": {"set": 0}, "31": {"add": 4}, "8": {"scale": 0}}. Needed where the error is kept.')
+    error: Literal["keep", "drop"] = Field(
+        default="keep", description="What becomes of what the SAE cannot explain. Without it the reconstruction takes "
+        "the place of the activation, also where no feature is changed.")
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Self:
+        if not self.features and self.error == "keep":
+            raise ValueError('give features that change, or "error": "drop"')
+        return self
 
     @property
     def indices(self) -> torch.Tensor:
-        return torch.tensor([int(index) for index in self.features])
+        return torch.tensor([int(index) for index in self.features], dtype=torch.int64)
 
 
 class Sae(Operation):
     """h + scale * n(h) sum_i (f_i' - f_i) D_i, with the features f of h and the rows D of the decoder, over the changed
-    features i alone. n is the number that the SAE divides a token by; see `steering.artifacts.dictionary`."""
+    features i alone; without the error h + scale * (r(f') - h), with the reconstruction r of features. n is the number
+    that the SAE divides a token by; see `steering.artifacts.dictionary`."""
 
     name = "sae"
     options = SaeOptions
@@ -67,7 +78,10 @@ class Sae(Operation):
 
     def row(self, tensors: Tensors, options: SaeOptions, place: Place) -> Row:
         dictionary, index = Dictionary(tensors), options.indices
-        check_index(index, dictionary.num_features, "feature", ("options", "features", str(int(index.max()))))
+        if len(index):
+            check_index(index, dictionary.num_features, "feature", ("options", "features", str(int(index.max()))))
+        if options.error == "drop":
+            return _whole(tensors, dictionary, options, place)
         factor, shift, low = torch.tensor([change.numbers for change in options.features.values()]).T
         numbers = {"encoder": tensors["encoder"][index], "bias": tensors["encoder_bias"][index],
                    "decoder": tensors["decoder"][index], "factor": factor, "shift": shift, "low": low,
@@ -92,8 +106,25 @@ class Sae(Operation):
                 size = float(token.norm()) / len(token) ** 0.5
             if dictionary.norm == INPUT_NORMS["layer"]:
                 size = float(token.std())
-            out.append(token + place.scale * size * (edited - features) @ tensors["decoder"])
+            kept = token if options.error == "keep" else dictionary.reconstruction(token[None])[0]
+            made = kept + size * (edited - features) @ tensors["decoder"]
+            out.append(token + place.scale * (made - token))
         return torch.stack(out)
+
+
+def _whole(tensors: Tensors, dictionary: Dictionary, options: SaeOptions, place: Place) -> Row:
+    """All features, of which those that are not named keep their values."""
+    count = dictionary.num_features
+    changes = torch.tensor([1.0, 0.0, -torch.inf]).repeat(count, 1)
+    for name, change in options.features.items():
+        changes[int(name)] = torch.tensor(change.numbers)
+    factor, shift, low = (column.contiguous() for column in changes.T)
+    return Row("sae_whole", {
+        "encoder": tensors["encoder"], "bias": tensors["encoder_bias"], "decoder": tensors["decoder"],
+        "centre": tensors["decoder_bias"], "factor": factor, "shift": shift, "low": low,
+        "threshold": tensors["threshold"] if "threshold" in tensors else torch.zeros(count),
+        "amount": torch.tensor(place.scale), "norm": torch.zeros(dictionary.norm + 1),
+        "k": torch.zeros((dictionary.k or 0) + 1)})
 
 
 OPERATION = Sae()

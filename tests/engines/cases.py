@@ -39,6 +39,10 @@ def dense_cases(d: int, d_ff: int, num_heads: int, head_dim: int, num_layers: in
     sae = {"encoder": (rows * 2 / d**0.5).tolist(), "encoder_bias": vector(13, 24, 0.5).tolist(),
            "decoder": (rows * 0.5 * scale).tolist(), "decoder_bias": w.tolist()}
     features = (rows * 2 / d**0.5, vector(13, 24, 0.5), rows * 0.5 * scale)
+    head_rows = vector(15, 24 * num_heads * head_dim).reshape(24, -1)
+    head_features = (head_rows * 2 / d**0.5, vector(16, 24, 0.5), head_rows * 0.5)
+    of_heads = {"encoder": head_features[0].tolist(), "encoder_bias": head_features[1].tolist(),
+                "decoder": head_features[2].tolist(), "decoder_bias": [0.0] * (num_heads * head_dim)}
     manifold = {"basis": basis.tolist(), "mean": w.tolist(), "knots": [[n] for n in range(5)],
                 "points": ring.tolist(), "period": [5], "labels": list("abcde")}
     return [
@@ -91,6 +95,15 @@ def dense_cases(d: int, d_ff: int, num_heads: int, head_dim: int, num_layers: in
          [ref.Edit("resid_post", 1, ref.features_changed(*features, {
              3: lambda f: 0 * f + 2, 7: lambda f: 0 * f, 20: lambda f: f + 1.5}, 0.2), ref.everywhere),
           ref.Edit("mlp_out", 2, ref.features_changed(*features, {5: lambda f: f + 1, 11: lambda f: 3 * f}, k=6),
+                   ref.generated_only)]),
+        # What heads write, edited by features, and a reconstruction in the place of an activation.
+        ([{"op": "sae", "site": "head_out", "layers": [1], "inline": {**of_heads, "threshold": [0.2] * 24}, "options": {
+            "features": {"3": {"set": 2.0}, "7": {"scale": 0.0}}}},
+          {"op": "sae", "layers": [2], "inline": {**sae, "k": 6}, "scope": gen, "options": {
+              "features": {"5": {"add": 1.0}}, "error": "drop"}}],
+         [ref.Edit("head_out", 1, ref.features_changed(*head_features, {3: lambda f: 0 * f + 2, 7: lambda f: 0 * f},
+                                                       0.2), ref.everywhere),
+          ref.Edit("resid_post", 2, ref.features_changed(*features, {5: lambda f: f + 1}, k=6, centre=w),
                    ref.generated_only)]),
         # The order matters: patch within a subspace, then add, then ablate, all at one site.
         ([{"op": "patch", "layers": [1], "inline": {"basis": basis.tolist(), "mean": v.tolist()}},

@@ -190,9 +190,9 @@ def shift_part(basis: torch.Tensor, mean: torch.Tensor, points: torch.Tensor, pl
 
 
 def features_changed(encoder: torch.Tensor, bias: torch.Tensor, decoder: torch.Tensor, changes: dict[int, Function],
-                     threshold: float = 0.0, k: int | None = None) -> Function:
+                     threshold: float = 0.0, k: int | None = None, centre: torch.Tensor | None = None) -> Function:
     """An SAE encodes, the features are changed, and what the change decodes to is added: the edited reconstruction and
-    the error of the plain one."""
+    the error of the plain one. With the decoder's bias `centre` it is the edited reconstruction alone."""
 
     def function(h: torch.Tensor) -> torch.Tensor:
         pre = h @ encoder.T + bias
@@ -203,7 +203,7 @@ def features_changed(encoder: torch.Tensor, bias: torch.Tensor, decoder: torch.T
         edited = features.clone()
         for index, change in changes.items():
             edited[:, index] = change(features[:, index])
-        error = h - features @ decoder
+        error = h - features @ decoder if centre is None else centre
         return edited @ decoder + error
 
     return function

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -36,6 +37,7 @@ class Served:
     engine: TransformersEngine
     model: Any
     tokenizer: Any
+    data: Path
 
     def states(self, ids: list[int], site: str = "resid_post", layer: int = LAYER,
                edits: list[ref.Edit] = []) -> torch.Tensor:  # noqa: B006
@@ -75,7 +77,7 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
     async with app.router.lifespan_context(app), httpx.AsyncClient(
             transport=httpx.ASGITransport(app=app), base_url="http://localhost", timeout=60) as client:
-        yield Served(client, engine, model, tokenizer)
+        yield Served(client, engine, model, tokenizer, folder / "data")
     library.close()
 
 
@@ -278,3 +280,46 @@ async def test_monitors_and_gates_on_features(served: Served) -> None:
     missing = await served.client.post("/v1/completions", json={
         "model": "tiny", "prompt": PROMPT, "max_tokens": 1, "steering": {"monitor": ["watched"]}})
     assert missing.status_code == 400 and "one feature" in missing.json()["error"]["message"]
+
+
+async def job_of(served: Served, name: str, until: tuple[str, ...] = ("succeeded", "failed", "cancelled"),
+                 past: float = 2.0, **fields: Any) -> dict[str, Any]:
+    """Start a training at head_out and wait until it is over, or past that share of it."""
+    drawn = torch.Generator().manual_seed(6)
+    texts = [torch.randint(3, 90, (16,), generator=drawn).tolist() for _ in range(60)]
+    answer = await served.client.post("/v1/extract/sae", json={
+        "name": name, "texts": texts, "site": "head_out", "layers": [LAYER], "features": 96, "k": 8, "steps": 1200,
+        "batch": 64, "seeds": 1, **fields})
+    assert answer.status_code == 202, answer.text
+    job = answer.json()
+    assert job["estimate_s"] > 0
+    while job["status"] not in until and job["progress"] < past:
+        await asyncio.sleep(0.01)
+        job = (await served.client.get(f"/v1/jobs/{job['id']}")).json()
+    return job  # type: ignore[no-any-return]
+
+
+async def test_a_training_goes_on_after_it_was_cancelled_and_its_features_are_applied(served: Served) -> None:
+    kept = served.data / "jobs"
+    job = await job_of(served, "trained", past=0.5)
+    assert (await served.client.post(f"/v1/jobs/{job['id']}/cancel")).status_code in (200, 202)
+    while job["status"] != "cancelled":
+        await asyncio.sleep(0.01)
+        job = (await served.client.get(f"/v1/jobs/{job['id']}")).json()
+    assert len(list(kept.glob("extract-*.safetensors"))) == 1
+    assert (await served.client.get("/v1/artifacts/trained")).status_code == 404
+    done = await job_of(served, "trained")
+    assert done["status"] == "succeeded", done
+    assert not list(kept.glob("extract-*.safetensors"))
+    whole = await job_of(served, "whole")
+    assert done["result"]["report"] == whole["result"]["report"]
+    stored = [(await served.client.get(f"/v1/artifacts/{name}@1")).json() for name in ("trained", "whole")]
+    assert stored[0]["digest"] == stored[1]["digest"] and stored[0]["site"] == "head_out"
+    assert stored[0]["card"]["explained"] == done["result"]["report"]["explained"] > 0.5
+    plain = await served.said()
+    options: list[dict[str, Any]] = [{"features": {"5": {"add": 9}}}, {"error": "drop"}]
+    steered, dropped = [await served.said({"interventions": [{"artifact": "trained", "options": one}]})
+                        for one in options]
+    told = [one["choices"][0]["logprobs"] for one in (plain, steered, dropped)]
+    assert told[0] != told[1] != told[2] != told[0]
+    assert dropped["steering"]["applied"][0]["options"]["error"] == "drop"

@@ -218,6 +218,7 @@ _TENSORS: dict[str, st.SearchStrategy[Any]] = {
     "encoder": st.lists(_ROW, min_size=2, max_size=2), "decoder": st.lists(_ROW, min_size=2, max_size=2),
     "encoder_bias": st.lists(_SMALL | _NUMBER, min_size=2, max_size=2), "decoder_bias": _ROW,
     "threshold": st.lists(_SMALL, min_size=2, max_size=2), "k": st.integers(-1, 3), "input_norm": st.integers(-1, 3),
+    "error": st.sampled_from(["keep", "drop"]),
     "features": st.dictionaries(st.sampled_from(["0", "1", "2", "-1", "01", "x"]), st.fixed_dictionaries(
         {}, optional={name: _NUMBER for name in ("set", "add", "scale", "min")}), max_size=2),
 }
@@ -229,7 +230,8 @@ _WANTED: dict[str, list[str]] = {
     "head_mask": ["heads", "shift", "mode", "scale"], "expert_mask": ["experts", "mode", "scale", "bias",
                                                                       "renormalise"],
     "patch": ["basis", "mean", "basis_rank", "vector", "neurons"],
-    "sae": ["encoder", "encoder_bias", "decoder", "decoder_bias", "features", "threshold", "k", "input_norm"],
+    "sae": ["encoder", "encoder_bias", "decoder", "decoder_bias", "features", "threshold", "k", "input_norm",
+            "error"],
     "manifold": ["basis", "mean", "knots", "points", "period", "target", "labels", "source", "fraction", "path",
                  "keep_offset"],
 }
@@ -283,8 +285,8 @@ def test_only_typed_errors_escape(items: list[dict[str, Any]]) -> None:
 def _check(program: Program) -> None:
     for item in program.compiled:
         for row in item.rows.values():
-            unbounded = {"clamp": {"low", "high"}, "route": {"bias"}, "sae": {"low"}, "sae_topk": {"low"}}.get(
-                row.kernel, set())
+            unbounded = {"clamp": {"low", "high"}, "route": {"bias"}, "sae": {"low"}, "sae_topk": {"low"},
+                         "sae_whole": {"low"}}.get(row.kernel, set())
             for name, tensor in row.tensors.items():
                 assert tensor.dtype == torch.float32
                 assert not tensor.isnan().any()

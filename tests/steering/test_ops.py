@@ -251,8 +251,8 @@ def moved_by(places: float, share: float) -> Callable[[dict[str, Array], Array],
 
 
 def features(changes: dict[int, Callable[[float], float]], norm: Callable[[Array], tuple[float, float]] | None = None,
-             centred: bool = False) -> Formula:
-    """An SAE's features encoded, changed and decoded, with the error of the reconstruction added again."""
+             centred: bool = False, dropped: bool = False) -> Formula:
+    """An SAE's features encoded, changed and decoded, with the error of the reconstruction added again or dropped."""
     def formula(x: Array, n: dict[str, Array], s: float) -> Array:
         inward, outward = (1.0, 1.0) if norm is None else norm(x)
         mean = x.mean() if centred else 0.0
@@ -267,7 +267,7 @@ def features(changes: dict[int, Callable[[float], float]], norm: Callable[[Array
         def decoded(f: Array) -> Array:
             return (f @ n["decoder"] + n["decoder_bias"]) * outward + mean
 
-        error = x - decoded(values)
+        error = 0 * x if dropped else x - decoded(values)
         return (1 - s) * x + s * (decoded(edited) + error)
 
     return formula
@@ -389,6 +389,14 @@ CASES: list[Case] = [
      "resid_post"),
     ("sae", {"features": {"2": {"set": 3.0}, "4": {"scale": 0.5}}}, _dictionary(k=7, norm=2),
      features({2: lambda f: 3.0, 4: lambda f: 0.5 * f}, lambda x: (x.std(ddof=1) + 1e-5, x.std(ddof=1)), centred=True),
+     "resid_post"),
+    ("sae", {"error": "drop"}, _dictionary(), features({}, dropped=True), "resid_post"),
+    ("sae", {"error": "drop", "features": {"3": {"set": 2.5}, "9": {"min": 0.7}}}, _dictionary(threshold=True),
+     features({3: lambda f: 2.5, 9: lambda f: max(f, 0.7)}, dropped=True), "attn_out"),
+    ("sae", {"error": "drop", "features": {"30": {"add": 4.0}}}, _dictionary(k=6),
+     features({30: lambda f: f + 4}, dropped=True), "mlp_out"),
+    ("sae", {"error": "drop", "features": {"2": {"set": 3.0}}}, _dictionary(k=7, norm=2),
+     features({2: lambda f: 3.0}, lambda x: (x.std(ddof=1) + 1e-5, x.std(ddof=1)), centred=True, dropped=True),
      "resid_post"),
     ("affine", {}, _affine, low_rank, "resid_post"),
     ("affine", {}, _diagonal, each_dim, "mlp_out"),

@@ -120,6 +120,10 @@ class Recipe(ABC):
         """Tokens that `make` puts through the model, about; None where nobody has counted them."""
         return None
 
+    def computing(self, request: Any, data: Any) -> float:
+        """Seconds that `make` computes itself, about, beside what the model needs."""
+        return 0.0
+
     def questions(self, request: Any, data: Any) -> Sequence[Question]:
         """Held-out prompts whose whole answers tell what was made, for requests that name a grader."""
         return ()

@@ -27,6 +27,7 @@ METHODS: tuple[str, ...] = (
     "pca_repe",
     "refusal_direction",
     "relation_neurons",
+    "sae",
     "sign_pattern",
     "tunable_experts",
     "tuned_lens",

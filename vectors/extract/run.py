@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from steering.artifacts.payload import Payload
@@ -9,6 +10,7 @@ from vectors.artifact import Metadata
 from vectors.evaluate.graders.contract import Grader
 from vectors.extract.answers import AnsweredOptions, judged, questions_of, refused_as, tokens_of
 from vectors.extract.contract import Cancelled, Extraction, Progress
+from vectors.extract.items import digest_of
 from vectors.extract.plain import left_out
 from vectors.extract.recipe import Made, Recipe, RecipeOptions
 from vectors.extract.registry import get_recipe
@@ -41,14 +43,28 @@ class Prepared:
         tokens = self.recipe.passes(self.request, self.data, self.subject.facts)
         if tokens is not None:
             tokens += tokens_of(self.questions)
-        return None if tokens is None else seconds(tokens, self.subject, sample)
+        if tokens is None:
+            return None
+        own = self.recipe.computing(self.request, self.data)
+        return float(f"{seconds(tokens, self.subject, sample) + own:.2g}")
 
-    def run(self, progress: Progress, cancelled: Cancelled) -> Extraction:
-        """Raises TrimtabError: InvalidData and its kinds, ExtractionCancelled."""
+    @property
+    def digest(self) -> str:
+        """The same for requests that find the same numbers in the same model."""
+        facts = self.subject.facts
+        fields = self.request.model_dump(mode="json", exclude={"name", "description", "tags"})
+        return digest_of([self.recipe.name, fields, facts.fingerprint, str(facts.adapter)])
+
+    def run(self, progress: Progress, cancelled: Cancelled, checkpoint: Path | None = None) -> Extraction:
+        """checkpoint: a file in which a long run keeps what it has, and goes on from what it finds there. Whoever names
+        it removes it when the artifact is stored.
+
+        Raises TrimtabError: InvalidData and its kinds, ExtractionCancelled.
+        """
         # What the model itself says and is asked in between is no data, whose spelling is of no interest.
         making = 1.0 if self._grader is None else MAKING
         work = Work(self.subject.uncounted, lambda share, stage: progress(making * share, stage), cancelled,
-                    self.created_by)
+                    self.created_by, checkpoint)
         work.at(0.0, "capture")
         made = self._judged(self.recipe.make(self.request, self.data, work), progress, cancelled)
         found = _written(self, made)

@@ -1,6 +1,7 @@
 """One run of a recipe: the model it works on, and who is told of progress and asked about cancelling."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from steering.models.facts import ModelFacts
 from vectors.extract.contract import Cancelled, Progress
@@ -10,10 +11,14 @@ from vectors.extract.subject import Subject
 
 @dataclass(frozen=True)
 class Work:
+    """checkpoint: a file in which a long run may keep what it has, to go on from there when the same is asked for
+    again; None where nothing is kept."""
+
     subject: Subject
     progress: Progress
     cancelled: Cancelled
     created_by: str
+    checkpoint: Path | None = None
 
     @property
     def facts(self) -> ModelFacts:

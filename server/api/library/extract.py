@@ -1,7 +1,9 @@
 """Extraction as jobs: `GET /v1/extract/methods`, `POST /v1/extract/{method}`, and `POST /v1/extract` for pairs."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Path, Response
@@ -20,11 +22,14 @@ from server.requests.submitting import submitted
 from server.threads import in_thread
 from server.workbench.subject import EngineSubject, sample
 from steering.language.errors import InvalidRequest, NotFound
-from vectors.extract import RECIPES, Prepared, RecipeOptions, get_recipe, prepare
+from vectors.extract import RECIPES, Extraction, Prepared, Progress, RecipeOptions, get_recipe, prepare
+from vectors.extract import Cancelled as StopAsked
 from vectors.extract.contrastive import ContrastiveRequest
+from vectors.extract.items import digest_of
 from vectors.extract.refusals import ExtractionCancelled
 from vectors.extract.trial.picture import draw
-from vectors.extract.tune import TuneRequest, Tuning, prepare_tuning
+from vectors.extract.tune import TuneRequest, prepare_tuning
+from vectors.library.audit.notes import maker
 from vectors.library.naming import check_changed, check_written
 
 MEDIA = {"png": "image/png", "svg": "image/svg+xml"}
@@ -72,7 +77,7 @@ async def create_tuning(ref: str, body: TuneRequest, state: State, model: OfMode
     subject = EngineSubject(state, asyncio.get_running_loop())
     payload = (await in_thread(state.library.source, artifact.ref)).payload
     tuning = await in_thread(prepare_tuning, artifact.metadata, payload, body, subject)
-    return await submitted(state, "tune", lambda control: _run(tuning, subject, control, state),
+    return await submitted(state, "tune", lambda control: _run(tuning.run, subject, control, state),
                            about=artifact.ref, estimate_s=await in_thread(tuning.estimate, sample(subject)))
 
 
@@ -112,19 +117,28 @@ async def _start(method: str, request: RecipeOptions, state: ServerState, create
     subject = EngineSubject(state, asyncio.get_running_loop())
     prepared = await in_thread(prepare, method, request, subject, created_by)
     estimate = await in_thread(prepared.estimate, sample(subject))
-    return await submitted(state, "extract", lambda control: _run(prepared, subject, control, state),
+    return await submitted(state, "extract", lambda control: _made(prepared, subject, control, state),
                            about=request.name, estimate_s=estimate)
 
 
-async def _run(prepared: Prepared | Tuning, subject: EngineSubject, control: Control, state: ServerState
-               ) -> dict[str, Any]:
+async def _made(prepared: Prepared, subject: EngineSubject, control: Control, state: ServerState) -> dict[str, Any]:
+    """As `_run`. What a long run has is kept until the artifact is stored: one that was cut off goes on from there when
+    the same tenant asks for the same again."""
+    kept = state.jobs.folder / f"extract-{digest_of([prepared.digest, maker()])[:32]}.safetensors"
+    return await _run(partial(prepared.run, checkpoint=kept), subject, control, state, kept)
+
+
+async def _run(run: Callable[[Progress, StopAsked], Extraction], subject: EngineSubject, control: Control,
+               state: ServerState, kept: FilePath | None = None) -> dict[str, Any]:
     """The job's result: the artifact's reference and the report. A cancelled job stores nothing."""
     subject.control = control
 
     def work() -> dict[str, Any]:
-        found = prepared.run(control.progress, control.cancelled)
+        found = run(control.progress, control.cancelled)
         control.check()
         artifact = state.library.create(found.metadata, found.payload)
+        if kept is not None:
+            kept.unlink(missing_ok=True)
         return {"artifact": artifact.ref, "report": dict(found.report)}
 
     try:
