@@ -58,7 +58,9 @@ def document() -> str:
     for name in dict.fromkeys(_name(ref["$ref"]) for ref in schema[OPTIONS_KEY].values()):
         parts += _section(name, definitions[name])
         for field in definitions[name].get("properties", {}).values():
-            for value in field.get("patternProperties", {}).values():
+            # A field that may be left out may be null too.
+            for value in (value for one in (field, *field.get("anyOf", ()))
+                          for value in one.get("patternProperties", {}).values()):
                 parts += _section(_name(value["$ref"]), definitions[_name(value["$ref"])])
     parts += ["## Kinds", "", KINDS, "", "| kind | tensors |", "|---|---|"]
     for kind, rules in RULES.items():

@@ -44,7 +44,7 @@ def sae_whole(h: Tensor, rows: Rows) -> Tensor:
 def _reconstructed(h: Tensor, own: Mapping[str, Tensor]) -> Tensor:
     k = len(own["k"]) - 1
     parts = []
-    for part in h.split(max(1, MOST_HELD // len(own["decoder"]))):
+    for part in torch.split(h, max(1, MOST_HELD // len(own["decoder"]))):
         pre = exact_pre(part, own["encoder"], own["bias"], _norm(own))
         value = active(pre, None, k) if k else active(pre, own["threshold"], None)
         parts.append(torch.maximum(own["factor"] * value + own["shift"], own["low"]) @ own["decoder"] + own["centre"])

@@ -38,7 +38,7 @@ def of_rows(numbers: Mapping[str, Tensor], dev: Tensor, test: Tensor, generator:
     """
     dictionary = Dictionary(numbers)
     active, l0 = torch.zeros(dictionary.num_features, dtype=torch.int64), 0
-    for part in test.split(1024):
+    for part in torch.split(test, 1024):
         on = dictionary.features(part) > 0
         active += on.sum(dim=0)
         l0 += int(on.sum())
@@ -83,7 +83,8 @@ def stability(decoder: Tensor, other: Tensor, draws: int, generator: torch.Gener
 
 
 def _unit(rows: Tensor) -> Tensor:
-    return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    scaled: Tensor = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    return scaled
 
 
 def loss_recovered(work: Work, site: Site, layer: int, numbers: Mapping[str, Tensor], mean: Tensor,

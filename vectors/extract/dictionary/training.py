@@ -137,7 +137,7 @@ class Training:
         row = worst / worst.norm(dim=1, keepdim=True).clamp_min(SMALL)
         begun = {"encoder": row, "decoder": row, "bias": 0.0, "threshold": math.log(THRESHOLD)}
         for name, value in begun.items():
-            self.parameters[name][dead] = value  # type: ignore[assignment]
+            self.parameters[name][dead] = value
             self._first[name][dead], self._second[name][dead] = 0.0, 0.0
         self._idle[dead] = 0
 
