@@ -28,7 +28,7 @@ The smallest spec names an artifact; op, site, layers, strength and options then
 """
 
 KINDS = """Tensors per layer, written inline under these names. `d` is the width of the site, `r` a rank, `m` a count,
-`h` head_dim, `w` a count of knots, `a` one of coordinates.
+`h` head_dim, `w` a count of knots, `a` one of coordinates, `g` one of shares.
 
 A manifold is the spline through `points`, which belong to the coordinates `knots` and lie in the subspace of the
 orthonormal `basis` with its origin at `mean`. `period` is the length of an axis that wraps, 0 for one that does not.
@@ -39,7 +39,10 @@ ReLU of the k largest, else what is over `threshold` and 0. `input_norm` is what
 norm over the root of the width, 2 its standard deviation, once its mean is taken away. [More](saes.md).
 
 A normality artifact is read and never applied. `POST /v1/extract/normality` makes it, and
-`steering/artifacts/normality.py` has the formulas."""
+`steering/artifacts/normality.py` has the formulas.
+
+A sparsity artifact has the length `norm` of the column of weights that reads each channel and, at each of `shares`, one
+`cut` for the layer and `thresholds` by channel. `trimtab measure sparsity` makes it. [More](sparsity.md)."""
 
 
 def document() -> str:

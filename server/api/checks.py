@@ -11,13 +11,13 @@ from server.api.library.of_model import OfModel, served
 from server.api.route import StrictRoute
 from server.background.apart import apart
 from server.background.job import Control, Job
+from server.engines.weights import Weights
 from server.identity.principal import CURRENT
 from server.requests.policy_gate import check_job
 from server.requests.state import ServerState, State
 from server.requests.submitting import submitted
 from server.threads import in_thread
 from server.workbench.subject import EngineSubject, sample
-from server.workbench.weights import Weights
 from steering.language.errors import ArtifactMismatch, InvalidPayload, InvalidRequest, TrimtabError
 from steering.language.fields import ArtifactRef, Finite, Layer, Position
 from steering.models.facts import ModelFacts

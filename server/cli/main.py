@@ -11,6 +11,7 @@ from server.cli import (
     jobs,
     keys,
     library,
+    measure,
     policies,
     presets,
     requirements,
@@ -48,6 +49,7 @@ app.add_typer(policies.app, name="policies")
 app.add_typer(rollouts.app, name="rollout")
 app.add_typer(activations.app, name="activations")
 app.add_typer(check.app, name="check")
+app.add_typer(measure.app, name="measure")
 app.add_typer(requirements.app, name="requirements")
 app.add_typer(config.app, name="config")
 app.add_typer(audit.app, name="audit")

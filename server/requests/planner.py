@@ -11,6 +11,7 @@ from server.errors import NotSteered, SteeringDisabled
 from server.identity.policy import Held
 from server.identity.principal import CURRENT
 from server.requests import policy_gate
+from server.requests.columns import Columns, with_columns
 from server.requests.guard import HeldGuard
 from server.requests.inline import check_inline
 from server.requests.killswitch import KillSwitch
@@ -60,6 +61,7 @@ class Planner:
         self.programs = Programs(settings, facts, sections)
         self._barred: tuple[Spec, str] | None = None
         self._watching = Watching(library, facts)
+        self._columns = Columns(settings.model, facts)
 
     def follow(self, settings: Settings) -> None:
         """Plan by these settings from now on; programs that are compiled stay."""
@@ -227,8 +229,8 @@ class Planner:
             check_inline(item, self._settings.max_inline_bytes)
         planned = tuple(replace(item, source=self._source(item, arms), probes=self._probes(item, arms))
                         for item in given)
-        planned = tuple(with_rows(item, self._captured, self._facts, self._settings.max_inline_bytes)
-                        for item in planned)
+        planned = tuple(with_columns(with_rows(item, self._captured, self._facts, self._settings.max_inline_bytes),
+                                     self._columns, self._facts) for item in planned)
         program = self.programs.compile(planned)
         return policy_gate.enforce(held, planned, program, self.programs.compile)[::-1] if held else (program, planned)
 

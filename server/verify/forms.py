@@ -256,6 +256,26 @@ def _sae(k: int | None, dropped: bool = False) -> Form:
     return made
 
 
+def _sparsify(method: str) -> Form:
+    """Half of the channels: the small ones of each token, or those under thresholds of this text's own medians."""
+    def made(place: Local) -> Change:
+        size = place.seen.abs()
+        norm = 0.5 + place.noise(size.shape[-1]).abs()
+        median = size.median(dim=0).values
+        cut = float((size * norm).median())
+        numbers: dict[str, Any] = {"norm": norm.tolist(), "shares": [0.5], "cut": [cut],
+                                   "thresholds": [median.tolist()]}
+        given: dict[str, Any] = {"options": {"method": method, "share": 0.5}}
+        if method != "magnitude":
+            given["inline"] = numbers
+        edge = {"threshold": median, "chess": cut / norm}
+        return Change(given, lambda c: f.small_left_out(0.5, norm if method == "wina" else torch.ones_like(norm), c)
+                      if method in ("magnitude", "wina") else
+                      lambda h: torch.where(h.abs() > edge[method], h, (1 - c) * h))
+
+    return made
+
+
 FORMS: Mapping[str, Mapping[str, Form]] = {
     "add": {"plain": _add, "norm_match": _add_norm_match, "preserve_norm": _add_preserve_norm},
     "ablate": {"direction": _ablate_direction, "subspace": _ablate_subspace},
@@ -270,4 +290,5 @@ FORMS: Mapping[str, Mapping[str, Form]] = {
     "manifold": {"target": _manifold_point, "shift": _manifold_shift},
     "patch": {"whole": _patch_whole, "subspace": _patch_subspace},
     "sae": {"thresholds": _sae(None), "topk": _sae(6), "error dropped": _sae(6, dropped=True)},
+    "sparsify": {method: _sparsify(method) for method in ("magnitude", "wina", "threshold", "chess")},
 }

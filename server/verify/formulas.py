@@ -103,6 +103,19 @@ def features(encoder: Tensor, bias: Tensor, decoder: Tensor, changes: Mapping[in
     return function
 
 
+def small_left_out(share: float, weight: Tensor, c: float) -> Function:
+    """Of each token the channels with the smallest |h| weight, sorted one token after the other."""
+
+    def function(h: Tensor) -> Tensor:
+        out = h.clone()
+        for token in out:
+            order = (token.abs() * weight).sort().indices
+            token[order[:int(share * len(token))]] *= 1 - c
+        return out
+
+    return function
+
+
 def patch(u: Tensor, c: float, basis: Tensor | None = None) -> Function:
     if basis is None:
         return lambda h: h + c * (u - h)

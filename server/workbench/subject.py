@@ -11,6 +11,7 @@ import torch
 from server.background.job import Control
 from server.effects.degeneration import degeneration
 from server.engines.data import CaptureRequest, CompareRequest, Comparison, Generation, Kept, Sampling, ScoreRequest
+from server.engines.weights import Weights
 from server.requests.gates import decide_program
 from server.requests.state import ServerState
 from server.threads import all_or_none
@@ -64,6 +65,10 @@ class EngineSubject:
             return [one[site] for one in await self.state.engine.capture(requests, program)]
 
         return self._wait(self._in_steps(list(map(len, texts)), some))
+
+    def columns(self, site: Site, layer: int) -> torch.Tensor:
+        [matrix] = Weights(self.state.settings.model, self.facts).readers(site, layer, []).values()
+        return matrix.norm(dim=0)
 
     def next_logprobs(self, texts: Sequence[Sequence[int]], program: Programs = None) -> torch.Tensor:
         programs = one_each(program, len(texts))

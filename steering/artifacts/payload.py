@@ -4,7 +4,8 @@ A payload is `layer -> tensor name -> tensor`. It is what a safetensors blob hol
 and what `inline` in a spec is turned into. A letter stands for the length of an axis: `d` for the width of the site
 (d_model, or num_heads * head_dim at head_out, or d_ff at mlp_act), `r` for a rank, `m` for a number of indices, `h` for
 head_dim, `w` for a number of knots, `a` for a number of coordinates, `p` for a number of patterns of `b` bits, `q`
-for a number of statistics, `f` for a number of forms, and `2` for a mean and a standard deviation.
+for a number of statistics, `f` for a number of forms, `g` for a number of shares, and `2` for a mean and a standard
+deviation.
 """
 
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from steering.language.errors import InvalidPayload, Path
 
 Kind = Literal[
     "vector", "subspace", "sign_pattern", "dim_mask", "neuron_set", "head_set", "expert_set", "affine", "probe",
-    "manifold", "diagonal", "sae", "normality",
+    "manifold", "diagonal", "sae", "normality", "sparsity",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 # Kinds that are read and never applied, so that they have no op.
@@ -59,12 +60,14 @@ RULES: dict[Kind, dict[str, TensorRule]] = {
                   "window": TensorRule((), integer=True), "dimension": TensorRule(()), "bandwidth": TensorRule(()),
                   "spectral_mean": TensorRule(("q",)), "spectral_whiten": TensorRule(("q", "q")),
                   "diffusion": TensorRule(("2",)), "thresholds": TensorRule(("f",))},
+    "sparsity": {"norm": TensorRule(("d",)), "shares": TensorRule(("g",), optional=True),
+                 "cut": TensorRule(("g",), optional=True), "thresholds": TensorRule(("g", "d"), optional=True)},
 }
 
 # The tensor whose last axis is as wide as the site; other kinds are sets of indices.
 WIDTH_TENSORS: dict[Kind, str] = {"vector": "vector", "subspace": "basis", "affine": "up", "probe": "weight",
                                   "manifold": "basis", "diagonal": "scale", "sae": "decoder",
-                                  "normality": "basis"}
+                                  "normality": "basis", "sparsity": "norm"}
 
 # How an SAE scales each token before it reads it; see `dictionary.Dictionary`.
 INPUT_NORMS = {"none": 0, "constant": 1, "layer": 2}
@@ -180,6 +183,8 @@ def _check_meaning(kind: Kind, tensors: Mapping[str, torch.Tensor], where: Path)
             raise InvalidPayload("the vector is zero and would do nothing", param=(*where, name))
     if kind == "normality":
         _check_normality(tensors, where)
+    if kind == "sparsity":
+        _check_sparsity(tensors, where)
     if "basis" in tensors:
         _check_basis(tensors["basis"].double(), (*where, "basis"))
     if kind == "sae":
@@ -220,6 +225,17 @@ def _check_normality(tensors: Mapping[str, torch.Tensor], where: Path) -> None:
         raise InvalidPayload("bits of patterns must be +1 or -1", param=(*where, "patterns"))
     if not bool((tensors["diffusion"][1] > 0).all()):
         raise InvalidPayload("the standard deviation must be above zero", param=(*where, "diffusion"))
+
+
+def _check_sparsity(tensors: Mapping[str, torch.Tensor], where: Path) -> None:
+    for name in ("norm", "cut", "thresholds"):
+        if name in tensors and not bool((tensors[name] >= 0).all()):
+            raise InvalidPayload("expected no number below zero", param=(*where, name))
+    shares = tensors.get("shares")
+    if shares is None:
+        return
+    if not bool(((shares > 0) & (shares < 1)).all()) or not bool((shares.diff() > 0).all()):
+        raise InvalidPayload("shares lie between 0 and 1 and rise", param=(*where, "shares"))
 
 
 def _check_basis(basis: torch.Tensor, where: Path) -> None:

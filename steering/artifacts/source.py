@@ -65,7 +65,9 @@ class Resolved:
 
     source: None for inline numbers. probes: those of its gates, in order (`gate.gates_of`). factor: what a guard left
     of its strength. captured: of a patch from another run, layer -> the activation `[width]` of the one token that it
-    takes; its site is the intervention's, and the artifact or the inline numbers say only in which directions.
+    takes; its site is the intervention's, and the artifact or the inline numbers say only in which directions. Of a
+    sparsification without an artifact, the lengths `[width]` of the columns that read its site, as far as it needs
+    them.
     """
 
     intervention: Intervention

@@ -28,6 +28,7 @@ class Intervention(Model):
 
     `{"artifact": NAME}` alone is valid: op, site, layers, strength and options then come from the artifact. A patch
     whose options name captured activations needs neither artifact nor inline; one that is given says the directions.
+    Nor does sparsify need one, with a method that looks at nothing but the token and the model's weights.
     """
 
     artifact: ArtifactRef | None = Field(default=None, description='Library name: "name", "name@3" or "name@alias".')
@@ -58,7 +59,7 @@ class Intervention(Model):
     @model_validator(mode="after")
     def _source(self) -> Self:
         given = (self.artifact is not None) + (self.inline is not None)
-        if given == 2 or (given == 0 and self.captured is None):
+        if given == 2 or (given == 0 and self.captured is None and self.op != "sparsify"):
             raise ValueError("give exactly one of artifact and inline")
         if self.inline is not None and self.op is None:
             raise ValueError("inline numbers need an op")

@@ -4,7 +4,7 @@ from typing import Literal, get_args
 
 # Each op stands in `steering/ops/`, in the file of its name.
 Op = Literal["add", "ablate", "clamp", "rotate", "affine", "sign_flip", "mask", "neuron_mask", "head_mask",
-             "expert_mask", "manifold", "patch", "sae"]
+             "expert_mask", "manifold", "patch", "sae", "sparsify"]
 Site = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "head_out", "mlp_act", "router"]
 Unit = Literal["raw", "unit", "rel", "sigma", "kl"]
 Form = Literal["linear", "cosine", "cast", "agreement", "distance", "feature", "residual", "mahalanobis", "membership",

@@ -18,7 +18,8 @@ from steering.ops.base import Operation
 from steering.programs.fits import check_width
 from steering.programs.inline import parse_options, split_inline
 
-DEFAULT_SITE: Mapping[Op, Site] = {"neuron_mask": "mlp_act", "head_mask": "head_out", "expert_mask": "router"}
+DEFAULT_SITE: Mapping[Op, Site] = {"neuron_mask": "mlp_act", "head_mask": "head_out", "expert_mask": "router",
+                                    "sparsify": "mlp_act"}
 MULTI_SITES: tuple[Site, ...] = ("resid_pre", "attn_out", "mlp_out")
 
 

@@ -24,7 +24,7 @@ from steering.programs.strengths import Scales, scales_of
 
 # Infinity means "no bound" in these, and "never chosen" at the router.
 _UNBOUNDED: Mapping[str, tuple[str, ...]] = {"clamp": ("low", "high"), "route": ("bias",), "sae": ("low",),
-                                               "sae_topk": ("low",), "sae_whole": ("low",)}
+                                               "sae_topk": ("low",), "sae_whole": ("low",), "keep_over": ("cut",)}
 
 
 def compile_program(resolved: Sequence[Resolved], facts: ModelFacts, *, most_numbers: int | None = None) -> Program:

@@ -36,7 +36,9 @@ def numbers_of(item: Resolved, chosen: Chosen, facts: ModelFacts) -> Numbers:
     wanted = item.intervention.layers
     if wanted is None and item.source is not None:
         wanted = item.source.layers
-    if item.captured is not None:
+    if chosen.operation.name == "sparsify" and item.source is None and not chosen.inline:
+        payload = _sparsified(item, chosen, facts)
+    elif item.captured is not None:
         payload = _patched(item, item.captured, chosen, facts)
     elif item.source is not None:
         payload = item.source.payload
@@ -57,6 +59,17 @@ def numbers_of(item: Resolved, chosen: Chosen, facts: ModelFacts) -> Numbers:
             facts.check_site(site, layer, ("options", "multi_site") if chosen.multi_site else "layers")
             _check_width(payload, tensors, facts.width(site), site)
     return found
+
+
+def _sparsified(item: Resolved, chosen: Chosen, facts: ModelFacts) -> Payload:
+    """What a sparsification without numbers of its own has: lengths of columns where its method needs them."""
+    site, wanted = chosen.sites[0], item.intervention.layers
+    layers = facts.sites.get(site, ()) if wanted is None or wanted == "all" else explicit_layers(wanted, facts)
+    if not layers:
+        facts.check_site(site, 0, "site")
+    norms = item.captured or {}
+    # Built without the checks of stored numbers, because here a layer may have none.
+    return Payload("sparsity", {layer: {"norm": norms[layer]} if layer in norms else {} for layer in layers})
 
 
 def _patched(item: Resolved, captured: Mapping[int, torch.Tensor], chosen: Chosen, facts: ModelFacts) -> Payload:
@@ -99,7 +112,7 @@ def _source_layer(options: Any, payload: Payload, facts: ModelFacts) -> int:
 
 
 def _check_width(payload: Payload, tensors: Mapping[str, torch.Tensor], width: int, site: Site) -> None:
-    for name in ("vector", "weight", "basis", "mean", "up", "down", "scale", "decoder"):
+    for name in ("vector", "weight", "basis", "mean", "up", "down", "scale", "decoder", "norm"):
         if name in tensors and tensors[name].shape[-1] != width:
             raise ArtifactMismatch(f"{payload.kind} has width {tensors[name].shape[-1]}, {site} of the loaded model "
                                    f"has width {width}", param=("inline", name))

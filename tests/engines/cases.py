@@ -35,6 +35,7 @@ def dense_cases(d: int, d_ff: int, num_heads: int, head_dim: int, num_layers: in
     last = {"prompt": {"positions": [-1]}, "generation": "all"}
     ring = torch.cat([torch.stack([(torch.arange(5) * 1.2566).cos(), (torch.arange(5) * 1.2566).sin()], 1) * 4,
                       vector(11, 5).reshape(5, 1)], dim=1)
+    heads_norm, neuron_norm = vector(14, num_heads * head_dim).abs() + 0.1, vector(15, d_ff).abs() + 0.1
     rows = vector(12, 24 * d).reshape(24, d)
     sae = {"encoder": (rows * 2 / d**0.5).tolist(), "encoder_bias": vector(13, 24, 0.5).tolist(),
            "decoder": (rows * 0.5 * scale).tolist(), "decoder_bias": w.tolist()}
@@ -105,6 +106,16 @@ def dense_cases(d: int, d_ff: int, num_heads: int, head_dim: int, num_layers: in
                                                        0.2), ref.everywhere),
           ref.Edit("resid_post", 2, ref.features_changed(*features, {5: lambda f: f + 1}, k=6, centre=w),
                    ref.generated_only)]),
+        # The least of each token's channels at every layer, and others by thresholds behind the prompt.
+        ([{"op": "sparsify", "options": {"method": "magnitude", "share": 0.5}},
+          {"op": "sparsify", "site": "head_out", "layers": [1], "inline": {"norm": heads_norm.tolist()},
+           "options": {"method": "wina", "share": 0.25}},
+          {"op": "sparsify", "layers": [2], "scope": gen, "options": {"method": "chess", "share": 0.5}, "inline": {
+              "norm": neuron_norm.tolist(), "shares": [0.25, 0.75], "cut": [0.01, 0.05]}}],
+         [*(ref.Edit("mlp_act", n, ref.small_left_out(0.5, torch.ones(d_ff)), ref.everywhere)
+            for n in range(num_layers)),
+          ref.Edit("head_out", 1, ref.small_left_out(0.25, heads_norm), ref.everywhere),
+          ref.Edit("mlp_act", 2, ref.under_left_out(0.03 / neuron_norm), ref.generated_only)]),
         # The order matters: patch within a subspace, then add, then ablate, all at one site.
         ([{"op": "patch", "layers": [1], "inline": {"basis": basis.tolist(), "mean": v.tolist()}},
           {"op": "add", "layers": [1], "inline": {"vector": w.tolist()}},

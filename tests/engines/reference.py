@@ -209,6 +209,23 @@ def features_changed(encoder: torch.Tensor, bias: torch.Tensor, decoder: torch.T
     return function
 
 
+def small_left_out(share: float, weight: torch.Tensor) -> Function:
+    """Token by token, the channels with the smallest |h| weight are zero."""
+
+    def function(h: torch.Tensor) -> torch.Tensor:
+        out = h.clone()
+        for token in out:
+            token[(token.abs() * weight).sort().indices[:int(share * len(token))]] = 0
+        return out
+
+    return function
+
+
+def under_left_out(cut: torch.Tensor) -> Function:
+    """Channels whose size is not over their cut are zero."""
+    return lambda h: h * (h.abs() > cut)
+
+
 def experts(mode: str, listed: Sequence[int], k: int, number: float = 0.0) -> Function:
     """Dense gate weights `[T, E]` of a softmax router that normalises its top k, under one expert mode."""
 

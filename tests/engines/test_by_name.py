@@ -51,6 +51,8 @@ AXES = torch.linalg.qr(_vector(14, D * D).reshape(D, D)).Q
 SAE = {"encoder": torch.cat([AXES, -AXES]), "encoder_bias": -torch.cat([AXES, -AXES]) @ W,
        "decoder": torch.cat([AXES, -AXES]), "decoder_bias": W}
 
+NORMS = _vector(15, 56).abs() + 0.1
+
 # name -> metadata, tensors by layer, and the same as hooks. A bare name in a request then means all of it.
 Stored = tuple[dict[str, Any], dict[int, dict[str, torch.Tensor]], list[ref.Edit]]
 DENSE: dict[str, Stored] = {
@@ -91,6 +93,9 @@ DENSE: dict[str, Stored] = {
         "2": {"set": 3.0}, "40": {"add": 1.5}, "9": {"scale": 0.0}}}}, {1: SAE},
         [ref.Edit("resid_post", 1, ref.features_changed(SAE["encoder"], SAE["encoder_bias"], SAE["decoder"], {
             2: lambda f: 0 * f + 3, 40: lambda f: f + 1.5, 9: lambda f: 0 * f}), ref.everywhere)]),
+    "a-sparsity": ({"kind": "sparsity", "op": "sparsify", "site": "mlp_act", "options": {
+        "method": "wina", "share": 0.5}}, {1: {"norm": NORMS}},
+        [ref.Edit("mlp_act", 1, ref.small_left_out(0.5, NORMS), ref.everywhere)]),
     "an-ablation": ({"kind": "vector", "op": "ablate", "site": "resid_pre", "options": {"multi_site": True,
                                                                                        "source_layer": 1}},
                     {1: {"vector": U}}, [ref.Edit(site, n, ref.project_out((U / U.norm())[None]), ref.everywhere)
@@ -114,6 +119,7 @@ STACKS = [
     ("qwen3", DENSE, ["a-clamp", "a-shift", "a-head-set"]),
     ("qwen3", DENSE, ["an-ablation", "a-shift", "a-ring"]),
     ("qwen3", DENSE, ["a-dictionary", "a-vector", "a-subspace"]),
+    ("qwen3", DENSE, ["a-sparsity", "a-vector", "a-head-set"]),
     ("qwen3_moe", MIXTURE, ["an-expert-set", "a-vector", "a-subspace"]),
 ]
 

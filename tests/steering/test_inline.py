@@ -219,6 +219,10 @@ _TENSORS: dict[str, st.SearchStrategy[Any]] = {
     "encoder_bias": st.lists(_SMALL | _NUMBER, min_size=2, max_size=2), "decoder_bias": _ROW,
     "threshold": st.lists(_SMALL, min_size=2, max_size=2), "k": st.integers(-1, 3), "input_norm": st.integers(-1, 3),
     "error": st.sampled_from(["keep", "drop"]),
+    "norm": _ROW, "method": st.sampled_from(["magnitude", "wina", "chess", "threshold", "random", "x"]),
+    "share": st.sampled_from([0, 0.3, 0.5, 0.99, 1, -1]), "seed": st.integers(-1, 2**31),
+    "shares": st.sampled_from([[0.5], [0.25, 0.75], [0.75, 0.25], [0.5, 2]]),
+    "cut": st.lists(_SMALL | _NUMBER, min_size=1, max_size=2), "thresholds": st.lists(_ROW, min_size=1, max_size=2),
     "features": st.dictionaries(st.sampled_from(["0", "1", "2", "-1", "01", "x"]), st.fixed_dictionaries(
         {}, optional={name: _NUMBER for name in ("set", "add", "scale", "min")}), max_size=2),
 }
@@ -234,6 +238,7 @@ _WANTED: dict[str, list[str]] = {
             "error"],
     "manifold": ["basis", "mean", "knots", "points", "period", "target", "labels", "source", "fraction", "path",
                  "keep_offset"],
+    "sparsify": ["norm", "method", "share", "shares", "cut", "thresholds", "seed"],
 }
 
 
@@ -242,7 +247,8 @@ def _interventions(draw: st.DrawFn) -> dict[str, Any]:
     op = draw(st.sampled_from(OPS))
     numbers: dict[str, Any] = {}
     # A manifold has five tensors and an SAE four: drawn one by one they would hardly ever all be there.
-    always = _WANTED[op][:{"manifold": 6, "sae": 5}[op]] if op in ("manifold", "sae") and draw(st.booleans()) else []
+    whole = {"manifold": 6, "sae": 5, "sparsify": 3}
+    always = _WANTED[op][:whole[op]] if op in whole and draw(st.booleans()) else []
     drawn = draw(st.lists(st.sampled_from(_WANTED[op]), unique=True, min_size=1))
     for name in dict.fromkeys([*always, *drawn]):
         one = _TENSORS[name]
@@ -286,7 +292,7 @@ def _check(program: Program) -> None:
     for item in program.compiled:
         for row in item.rows.values():
             unbounded = {"clamp": {"low", "high"}, "route": {"bias"}, "sae": {"low"}, "sae_topk": {"low"},
-                         "sae_whole": {"low"}}.get(row.kernel, set())
+                         "sae_whole": {"low"}, "keep_over": {"cut"}}.get(row.kernel, set())
             for name, tensor in row.tensors.items():
                 assert tensor.dtype == torch.float32
                 assert not tensor.isnan().any()

@@ -273,6 +273,36 @@ def features(changes: dict[int, Callable[[float], float]], norm: Callable[[Array
     return formula
 
 
+def without_least(share: float, weighted: bool) -> Formula:
+    """Channels in the order of their sizes, times norms; the first ones of it go."""
+    def formula(x: Array, n: dict[str, Array], s: float) -> Array:
+        score = np.abs(x) * (n["norm"] if weighted else 1)
+        out = x.copy()
+        out[np.argsort(score)[:math.floor(share * len(x))]] *= 1 - s
+        return out
+
+    return formula
+
+
+def without_under(share: float, by_channel: bool) -> Formula:
+    """A share between two of the artifact's: their levels joined by a line, beginning at 0."""
+    def formula(x: Array, n: dict[str, Array], s: float) -> Array:
+        levels = n["thresholds"] if by_channel else n["cut"][:, None] / n["norm"]
+        at = np.concatenate([[0], n["shares"]])
+        edge = np.array([np.interp(share, at, np.concatenate([[0], level])) for level in levels.T])
+        return np.where(np.abs(x) > edge, x, (1 - s) * x)
+
+    return formula
+
+
+def _sparsity(width: int) -> Callable[[np.random.Generator], dict[str, Array]]:
+    def make(g: np.random.Generator) -> dict[str, Array]:
+        return {"norm": g.uniform(0.2, 3, size=width), "shares": np.array([0.25, 0.5, 0.75]),
+                "cut": np.sort(g.uniform(0.5, 6, size=3)), "thresholds": np.sort(g.uniform(0.5, 5, size=(3, width)), 0)}
+
+    return make
+
+
 def _dictionary(count: int = 40, k: int | None = None, threshold: bool = False, norm: int | None = None
                 ) -> Callable[[np.random.Generator], dict[str, Array]]:
     def make(g: np.random.Generator) -> dict[str, Array]:
@@ -442,6 +472,13 @@ CASES: list[Case] = [
     ("patch", {}, _space(3, mean=True, width=D_FF), patched(None), "mlp_act"),
     ("patch", {"neurons": [3, 8]}, _wide(D_FF), patched_at([3, 8]), "mlp_act"),
     ("patch", {"heads": [1]}, _wide(HEADS * HEAD_DIM), patched_at(range(HEAD_DIM, 2 * HEAD_DIM)), "head_out"),
+    *[("sparsify", {"method": method, "share": share}, _sparsity(width), without_least(share, method == "wina"), site)
+      for method, share, width, site in (("magnitude", 0.5, D_FF, "mlp_act"), ("wina", 0.5, D_FF, "mlp_act"),
+                                         ("wina", 0.3, HEADS * HEAD_DIM, "head_out"))],
+    *[("sparsify", {"method": method, "share": share}, _sparsity(width), without_under(share, method == "threshold"),
+       site) for method, share, width, site in (
+        ("threshold", 0.5, D_FF, "mlp_act"), ("threshold", 0.4, HEADS * HEAD_DIM, "head_out"),
+        ("chess", 0.75, D_FF, "mlp_act"), ("chess", 0.1, D_FF, "mlp_act"))],
 ]
 NAMES = [f"{op}-{'-'.join(f'{k}={v}' for k, v in options.items() if k != 'labels')}-"
          f"{make.__qualname__.split('.')[0]}-{site}"
@@ -811,4 +848,40 @@ def test_numbers_that_do_not_fit(op: Op, numbers: dict[str, Array], options: dic
                                  ) -> None:
     with pytest.raises(InvalidSpec) as caught:
         run(op, np.zeros((1, FACTS.width(site))), numbers, 1.0, site, **options)
+    assert caught.value.param == param
+
+
+# Sparsification.
+
+SPARSE = _sparsity(D_FF)(rng(31))
+X = rng(32).normal(size=(T, D_FF)) * 3
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wina", "threshold", "chess", "random"])
+def test_a_share_of_0_leaves_every_bit(method: str) -> None:
+    x = X.copy()
+    x[0, :4] = [0.0, -0.0, 1e-38, -1e-38]
+    h = torch.tensor(x, dtype=torch.float32)
+    out = torch.tensor(run("sparsify", x, SPARSE, 1.0, "mlp_act", method=method, share=0.0))
+    assert torch.equal(out.view(torch.int32), h.view(torch.int32))
+
+
+def test_random_channels_are_as_many_and_the_same_for_every_token_and_differ_by_layer_and_seed() -> None:
+    ones = np.ones((T, D_FF))
+    out = run("sparsify", ones, {}, 1.0, "mlp_act", method="random", share=0.5)
+    assert (out.sum(axis=1) == D_FF - D_FF // 2).all() and (out == out[:1]).all()
+    assert (out != run("sparsify", ones, {}, 1.0, "mlp_act", method="random", share=0.5, seed=1)).any()
+    operation = get_operation("sparsify")
+    options = operation.options.model_validate({"method": "random", "share": 0.5})
+    rows = [operation.row({}, options, Place(FACTS, "mlp_act", layer, 1.0)).tensors["cut"] for layer in (0, 1)]
+    assert not torch.equal(*rows)
+
+
+@pytest.mark.parametrize(("options", "numbers", "param"), [
+    ({"method": "wina", "share": 0.5}, {}, "options.method"),
+    ({"method": "chess", "share": 0.5}, {"norm": SPARSE["norm"]}, "options.method"),
+    ({"method": "threshold", "share": 0.8}, SPARSE, "options.share")])
+def test_numbers_that_a_method_lacks_are_named(options: dict[str, Any], numbers: dict[str, Array], param: str) -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        run("sparsify", X, numbers, 1.0, "mlp_act", **options)
     assert caught.value.param == param

@@ -34,6 +34,8 @@ VALID: dict[Kind, dict[str, torch.Tensor]] = {
                   "dimension": torch.tensor(3.0), "bandwidth": torch.tensor(2.0), "spectral_mean": torch.ones(6),
                   "spectral_whiten": torch.eye(6), "diffusion": torch.tensor([1.0, 0.25]),
                   "thresholds": torch.ones(5)},
+    "sparsity": {"norm": torch.ones(D), "shares": torch.tensor([0.25, 0.5]), "cut": torch.tensor([0.5, 2.0]),
+                 "thresholds": torch.ones(2, D)},
 }
 # An SAE has either thresholds or a k.
 NAMES = [(kind, name) for kind in KINDS for name in RULES[kind] if (kind, name) != ("sae", "k")]

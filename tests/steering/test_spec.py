@@ -110,7 +110,8 @@ def test_unknown_field_refused_at_every_level(path: tuple[str | int, ...]) -> No
 
 @pytest.mark.parametrize("op", OPS)
 def test_unknown_option_refused(op: str) -> None:
-    needed: Any = {"clamp": {"value": 1}, "rotate": {"angle": 10}, "sae": {"features": {"3": {"set": 1}}}}.get(op, {})
+    needed: Any = {"clamp": {"value": 1}, "rotate": {"angle": 10}, "sae": {"features": {"3": {"set": 1}}},
+                   "sparsify": {"method": "wina", "share": 0.5}}.get(op, {})
     get_operation(op).options.model_validate(needed)  # type: ignore[index]
     with pytest.raises(ValidationError):
         get_operation(op).options.model_validate({**needed, "nonsense": 1})  # type: ignore[index]

@@ -95,6 +95,9 @@ def every_kind() -> dict[str, tuple[Metadata, Payload]]:
             "encoder": torch.randn(24, 16), "encoder_bias": torch.randn(24), "decoder": torch.randn(24, 16),
             "decoder_bias": torch.randn(16), "threshold": torch.rand(24), "input_norm": torch.tensor(1)}),
         "normality": (None, "resid_post", normality_numbers),
+        "sparsity": ("sparsify", "mlp_act", lambda: {
+            "norm": torch.rand(16), "shares": torch.tensor([0.25, 0.5]), "cut": torch.tensor([0.1, 0.4]),
+            "thresholds": torch.rand(2, 16)}),
         "probe": ("clamp", "attn_out", lambda: {"weight": torch.randn(16), "bias": torch.tensor(0.5)}),
     }
     return {kind: (metadata(f"a-{kind.replace('_', '-')}", kind=kind, op=op, site=site),

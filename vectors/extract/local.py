@@ -9,8 +9,12 @@ import torch
 
 from steering.acting.record import Record
 from steering.acting.steerer import Steerer
+from steering.language.errors import UnsupportedSite
 from steering.language.vocabulary import Site
+from steering.models.blocks import blocks_of
 from steering.models.facts import ModelFacts
+from steering.models.families import FAMILIES
+from steering.models.readers import TRANSPOSED
 from steering.models.taps import attach
 from steering.programs.program import Program
 from steering.residency.bank import Bank
@@ -50,6 +54,14 @@ class LocalSubject:
 
     def encode_continuation(self, text: str) -> Tokens:
         return continuation_ids(lambda said: self._tokenizer(said, add_special_tokens=False)["input_ids"], text)
+
+    def columns(self, site: Site, layer: int) -> torch.Tensor:
+        family = FAMILIES[self._facts.family]
+        path = family.mlp_act if site == "mlp_act" else family.head_out
+        if path is None:
+            raise UnsupportedSite(f"{family.name} has no one map that reads {site}", param="site")
+        weight: torch.Tensor = blocks_of(self._model)[layer].get_submodule(path).weight.detach().float().cpu()
+        return weight.norm(dim=1 if family.name in TRANSPOSED else 0)
 
     def capture(self, texts: Sequence[Sequence[int]], site: Site, layers: Sequence[int],
                 positions: Sequence[int] | None, program: Program | None = None) -> list[Mapping[int, torch.Tensor]]:

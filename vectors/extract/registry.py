@@ -29,6 +29,7 @@ METHODS: tuple[str, ...] = (
     "relation_neurons",
     "sae",
     "sign_pattern",
+    "sparsity",
     "tunable_experts",
     "tuned_lens",
 )

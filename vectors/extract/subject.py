@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
 from pydantic import BeforeValidator, Field, StringConstraints
@@ -89,6 +89,19 @@ class Subject(Protocol):
     def continuation_logprobs(self, texts: Sequence[Sequence[int]], starts: Sequence[int], program: Programs = None
                               ) -> list[float]:
         """Mean log-probability of the tokens from `starts[i]` on, given all before; those count as generated."""
+        ...
+
+
+@runtime_checkable
+class WithWeights(Protocol):
+    """A subject whose weights can be read."""
+
+    def columns(self, site: Site, layer: int) -> torch.Tensor:
+        """Lengths of the columns that read each channel of `mlp_act` or `head_out`, `[width]` float32 on the CPU.
+
+        Raises:
+            UnsupportedModel, UnsupportedSite.
+        """
         ...
 
 

@@ -17,6 +17,7 @@ from tests.engines.conftest import compiled, generate, ids
 from tests.engines.field_cases import fields_choose_as_a_greedy_loop
 from tests.engines.patch_cases import patches_equal_hooks
 from tests.engines.section_cases import scopes_follow_sections
+from tests.engines.sparsify_cases import sparsified_equals_hooks
 from tests.engines.vllm import checks, resuming
 from tests.engines.vllm.apps import Running, client_of, make_app
 from tests.engines.vllm.conftest import Group
@@ -74,6 +75,13 @@ async def test_captures_over_http_are_what_hooks_see(group: Group, tmp_path: Pat
         await captures_equal_hooks(client, group.name, group.model, {"resid_post": [0, 2], "mlp_out": [2],
                                                                      "head_out": [4]}, checks.TOLERANCE)
         await patches_equal_hooks(client, group.name, group.model, ["resid_post", "head_out"], checks.TOLERANCE)
+
+
+async def test_what_is_left_out_over_http_is_what_hooks_leave_out(group: Group, tmp_path: Path) -> None:
+    app = make_app(group.name, Running(group.engine), "vllm", tmp_path)
+    async with client_of(app) as client:
+        sites = [site for site in ("mlp_act", "head_out") if site in group.engine.facts.sites]
+        await sparsified_equals_hooks(client, group.name, group.model, sites, checks.TOLERANCE)
 
 
 async def test_comparison_equals_two_plain_passes(group: Group) -> None:

@@ -97,5 +97,5 @@ def _files(model: str, facts: ModelFacts) -> Mapping[str, Path]:
 
 
 def _unreadable(facts: ModelFacts, why: str) -> UnsupportedModel:
-    return UnsupportedModel(f"the weights of {facts.model_id} are needed to split a direction, and {why}",
+    return UnsupportedModel(f"the weights of {facts.model_id} are needed, and {why}",
                             param="site", fix="Serve the model from a folder of safetensors, without an adapter.")
