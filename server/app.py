@@ -35,6 +35,7 @@ from server.effects.metrics import EffectMetrics, OutcomeMetrics
 from server.effects.shadow import Shadow
 from server.effects.store import EffectStore
 from server.engines.base import Engine
+from server.engines.generation_config import SamplingDefaults
 from server.engines.guests import Share
 from server.engines.massive import massive_of
 from server.history.history import History
@@ -99,7 +100,8 @@ DESCRIPTION = "Inference-time steering behind OpenAI's API: each request may car
 
 
 def create_app(settings: Settings, engine: Engine, library: Library, vocabulary: Vocabulary, *,
-               engine_name: str = "transformers", again: Callable[[], Settings] | None = None) -> FastAPI:
+               engine_name: str = "transformers", again: Callable[[], Settings] | None = None,
+               sampling_defaults: SamplingDefaults | None = None) -> FastAPI:
     """
     Args:
         engine: started and stopped with the app.
@@ -107,6 +109,7 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
         vocabulary: of the engine's model.
         engine_name: as receipts state it.
         again: reads the settings again, when the server is told to; without it they stay as they are.
+        sampling_defaults: of the model.
     """
     metrics = Metrics()
     owner = None if settings.api_key is None else settings.api_key.get_secret_value().encode()
@@ -200,7 +203,7 @@ def create_app(settings: Settings, engine: Engine, library: Library, vocabulary:
                 steering_audit=steering_audit, queue=queue, quotas=quotas, responses=responses, files=stored,
                 batches=batches, activations=captured,
                 receipts=KeptReceipts(most_bytes=settings.receipts_kept_bytes, seconds=settings.receipts_kept_s),
-                share=share, runs=runs)
+                share=share, sampling_defaults=sampling_defaults or SamplingDefaults(), runs=runs)
             await reloading.remember()
             await try_default_spec(state)
             if board is not None:

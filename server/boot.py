@@ -13,6 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from server.app import create_app
 from server.engines.base import Engine
+from server.engines.generation_config import SamplingDefaults, defaults_of
 from server.engines.transformers.engine import TransformersEngine
 from server.engines.transformers.options import EngineOptions
 from server.engines.vllm.host.options import VllmOptions
@@ -47,7 +48,9 @@ def build(settings: Settings, again: Callable[[], Settings] | None = None) -> Fa
         tokenizer = AutoTokenizer.from_pretrained(settings.model)
     end_ids = [*engine.end_ids, tokenizer.eos_token_id]
     vocabulary = Vocabulary(tokenizer, [i for i in end_ids if i is not None], engine.facts.vocab_size)
-    return create_app(settings, engine, library, vocabulary, engine_name=settings.engine, again=again)
+    defaults = defaults_of(settings.model) if settings.generation_config == "auto" else SamplingDefaults()
+    return create_app(settings, engine, library, vocabulary, engine_name=settings.engine, again=again,
+                      sampling_defaults=defaults)
 
 
 def load_engine(settings: Settings) -> Engine:

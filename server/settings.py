@@ -44,6 +44,9 @@ class Settings(BaseSettings):
         "under which the same model may be asked. Policies, metrics and receipts know it by the first name alone.")
     engine: Literal["transformers", "vllm"] = Field(default="transformers",
         description="transformers: the model in this process. vllm: stock vLLM, compiled, in processes of its own.")
+    generation_config: Literal["auto", "none"] = Field(default="auto",
+        description="What a request gets that leaves temperature, top_p, top_k, min_p or repetition_penalty out. auto: "
+        "what the model's generation_config.json says; none: the defaults of the API, whatever the model.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto",
         description="Where the model runs; vLLM has what its build is for.")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(default="auto",

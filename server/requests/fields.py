@@ -123,7 +123,8 @@ class CompletionFields(Lenient):
     n: int = Field(default=1, ge=1, description="Completions per prompt. Choice i of a seeded request has its own "
                    "seed, made from seed and i; choice 0 uses seed itself.")
     temperature: float | None = Field(default=None, ge=0, le=2, description="0 is greedy, and so is everything below "
-                                      f"{LEAST_TEMPERATURE:g}; default 1.")
+                                      f"{LEAST_TEMPERATURE:g}; default 1, or what the model's generation config says, "
+                                      "which goes for the next fields, too.")
     top_p: float | None = Field(default=None, gt=0, le=1, description="Nucleus; default 1.")
     top_k: Annotated[int, BeforeValidator(_all_of)] = Field(
         default=0, ge=0, le=2**24, description="Most likely tokens to sample from; 0 or -1: all.")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from server.engines.data import Sampling
+from server.engines.generation_config import SamplingDefaults
 from server.engines.grammar import Grammar
 from server.requests.fields import LEAST_TEMPERATURE, CompletionFields
 from server.requests.state import ServerState
@@ -31,10 +32,11 @@ def sampling_of(body: CompletionFields, state: ServerState, *, max_tokens: int, 
         raise InvalidRequest(f"{grammar.param.partition('.')[0]} ends the text, so ignore_eos cannot go on behind it",
                              param="ignore_eos", fix="Leave one of them out.")
     stops = tuple(dict.fromkeys([*body.stop_token_ids, *(() if body.ignore_eos else vocabulary.end_ids)]))
+    chosen = _chosen(body, state.sampling_defaults)
     shared = Sampling(
-        max_tokens=max_tokens, temperature=_temperature(body), top_p=1.0 if body.top_p is None else body.top_p,
-        top_k=body.top_k, min_p=body.min_p, presence_penalty=body.presence_penalty or 0.0,
-        frequency_penalty=body.frequency_penalty or 0.0, repetition_penalty=body.repetition_penalty,
+        max_tokens=max_tokens, temperature=chosen.temperature if chosen.temperature >= LEAST_TEMPERATURE else 0.0,
+        top_p=chosen.top_p, top_k=chosen.top_k, min_p=chosen.min_p, presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0, repetition_penalty=chosen.repetition_penalty,
         logit_bias=_logit_bias(body, vocabulary), stop_token_ids=stops, ignore_eos=not stops, logprobs=logprobs,
         bad_words=_bad_words(body.bad_words, vocabulary), min_tokens=body.min_tokens,
         allowed_token_ids=None if body.allowed_token_ids is None else tuple(dict.fromkeys(body.allowed_token_ids)),
@@ -49,10 +51,11 @@ def choice_seed(seed: int | None, index: int) -> int | None:
     return seed if index == 0 else (seed + index * SEED_STRIDE) % 2**63
 
 
-def _temperature(body: CompletionFields) -> float:
-    if body.temperature is None:
-        return 1.0
-    return body.temperature if body.temperature >= LEAST_TEMPERATURE else 0.0
+def _chosen(body: CompletionFields, defaults: SamplingDefaults) -> SamplingDefaults:
+    """What the request says, and in its gaps the model's own."""
+    said = {name: getattr(body, name) for name in vars(defaults)
+            if name in body.model_fields_set and getattr(body, name) is not None}
+    return replace(defaults, **said)
 
 
 def _check_ids(body: CompletionFields, vocabulary: Vocabulary) -> None:

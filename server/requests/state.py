@@ -13,6 +13,7 @@ from server.effects.live_grading import LiveGrading
 from server.effects.shadow import Shadow
 from server.effects.store import EffectStore
 from server.engines.base import Engine
+from server.engines.generation_config import SamplingDefaults
 from server.engines.guests import Share
 from server.history.history import History
 from server.identity.keys import Keys
@@ -71,6 +72,7 @@ class ServerState:
     batches: Batches
     activations: StoredActivations
     share: Share
+    sampling_defaults: SamplingDefaults
     runs: Runs = field(default_factory=Runs)
     # Responses that are being written, by id, so that they can be cancelled.
     running_responses: dict[str, Any] = field(default_factory=dict)

@@ -1,5 +1,6 @@
 """What the loaded model offers, the language of specs, and the metrics."""
 
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -31,6 +32,8 @@ def show_capabilities(state: State) -> dict[str, Any]:
         # How the model writes tool calls, and the marks around its thoughts; null where it has none.
         "tool_calls": None if state.dialect.tools is None else state.dialect.tools.name,
         "reasoning": None if thought is None else [thought.begin, thought.end],
+        # What requests get that leave these out.
+        "sampling_defaults": asdict(state.sampling_defaults),
         "structured_outputs": "structured_outputs" in state.engine.features,
         "contrast": "contrast" in state.engine.features,
         "massive_activations": told(state.engine.facts.massive, state.vocabulary),

@@ -110,13 +110,13 @@ class _Answer:
     tenant: str = field(default_factory=maker)
 
     def __post_init__(self) -> None:
-        body = self.body
+        body, own = self.body, self.state.sampling_defaults
         self.response = SteeredResponse(
             id=f"resp_{self.started.request_id.removeprefix('req-')}", created_at=float(int(time.time())),
             model=body.model, instructions=body.instructions, metadata=body.metadata, store=body.store,
             previous_response_id=body.previous_response_id, max_output_tokens=body.max_output_tokens,
-            temperature=1.0 if body.temperature is None else body.temperature,
-            top_p=1.0 if body.top_p is None else body.top_p, tools=body.tools,
+            temperature=own.temperature if body.temperature is None else body.temperature,
+            top_p=own.top_p if body.top_p is None else body.top_p, tools=body.tools,
             tool_choice=body.tool_choice or "auto", text=body.text.model_dump(by_alias=True, exclude_none=True),
             parallel_tool_calls=body.parallel_tool_calls is not False,
             reasoning={} if body.reasoning is None else body.reasoning.model_dump(exclude_none=True))
