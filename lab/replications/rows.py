@@ -17,6 +17,7 @@ from lab.replications import (
     relation_neurons,
     sae_features,
     sign_patterns,
+    snmf_features,
     sparsification,
     stacks,
     tunable_experts,
@@ -28,5 +29,5 @@ ROWS: tuple[Row, ...] = (
     function_vectors.ROW, tunable_experts.ROW, sign_patterns.ROW, manifold_steering.ROW, entropic_steering.ROW,
     native_skills.ROW, relation_neurons.ROW, attention_heads.ROW, aligned_concepts.ROW, refusal_direction.ROW,
     angular_steering.ROW, conditional_gates.ROW, tuned_lens.ROW,
-    not_normal.ROW, stacks.ROW, porting.ROW, sae_features.ROW, sparsification.ROW,
+    not_normal.ROW, stacks.ROW, porting.ROW, sae_features.ROW, sparsification.ROW, snmf_features.ROW,
 )

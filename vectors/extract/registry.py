@@ -29,6 +29,7 @@ METHODS: tuple[str, ...] = (
     "relation_neurons",
     "sae",
     "sign_pattern",
+    "snmf",
     "sparsity",
     "tunable_experts",
     "tuned_lens",

@@ -32,6 +32,11 @@ class Scratch:
     def put(self, layer: int, text: int, row: torch.Tensor) -> None:
         self._data[self.layers.index(layer), text] = row.float().numpy()
 
+    def layer(self, layer: int) -> npt.NDArray[np.float32]:
+        """All rows of one layer, `[num_texts, width]`, as they lie on the disk."""
+        rows: npt.NDArray[np.float32] = self._data[self.layers.index(layer)]
+        return rows
+
     def rows(self, layer: int, texts: Sequence[int], units: slice = slice(None)) -> torch.Tensor:
         """`[len(texts), width]` float64 of one layer, `units` of the width."""
         return torch.from_numpy(self._data[self.layers.index(layer)][list(texts), units]).double()
