@@ -102,7 +102,8 @@ def _between(shares: torch.Tensor, values: torch.Tensor, share: float) -> torch.
     levels = torch.cat([torch.zeros_like(values[:1]), values])
     after = next((n for n, one in enumerate(known) if one >= share - 1e-6), len(known) - 1)
     part = (share - known[after - 1]) / (known[after] - known[after - 1])
-    return levels[after - 1] + part * (levels[after] - levels[after - 1])
+    cut: torch.Tensor = levels[after - 1] + part * (levels[after] - levels[after - 1])
+    return cut
 
 
 OPERATION = Sparsify()

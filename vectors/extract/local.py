@@ -60,8 +60,9 @@ class LocalSubject:
         path = family.mlp_act if site == "mlp_act" else family.head_out
         if path is None:
             raise UnsupportedSite(f"{family.name} has no one map that reads {site}", param="site")
-        weight: torch.Tensor = blocks_of(self._model)[layer].get_submodule(path).weight.detach().float().cpu()
-        return weight.norm(dim=1 if family.name in TRANSPOSED else 0)
+        weight = blocks_of(self._model)[layer].get_submodule(path).get_parameter("weight").detach().float().cpu()
+        lengths: torch.Tensor = torch.linalg.vector_norm(weight, dim=1 if family.name in TRANSPOSED else 0)
+        return lengths
 
     def capture(self, texts: Sequence[Sequence[int]], site: Site, layers: Sequence[int],
                 positions: Sequence[int] | None, program: Program | None = None) -> list[Mapping[int, torch.Tensor]]:
