@@ -4,8 +4,8 @@ TopK is that of Gao et al. 2024 (arXiv 2406.04093): the k largest pre-activation
 and dead features, which were off for long, explain what the others leave unexplained in an auxiliary loss. JumpReLU is
 that of Rajamanoharan et al. 2024 (arXiv 2407.14435): a threshold for each feature, trained through the jump by a
 rectangle as wide as `WINDOW`, and the loss that aims at a mean number of active features. Its gradient goes to the
-pre-activations as well, as Conerly et al. 2025 have it (Circuits Updates, January). An auxiliary loss does not bring
-dead features over their thresholds, so there they begin anew as the errors of badly explained rows (Bricken et al.
+pre-activations as well, as Conerly et al. 2025 have it (Circuits Updates, January). An auxiliary loss leaves many
+dead features under their thresholds, so there they begin anew as the errors of badly explained rows (Bricken et al.
 2023, Towards Monosemanticity).
 
 Gradient-aware choice is that of g-SAE (Olmo et al. 2024, arXiv 2411.10397): which features are kept goes by their size
