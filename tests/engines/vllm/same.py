@@ -71,8 +71,10 @@ def requests_of(d: int, num_experts: int) -> list[dict[str, Any]]:
 
 
 async def same_answers_over_http(group: Group, folder: Path) -> None:
+    # Cached tokens are told, and sizes of steps are means over those that were computed: pages must be of one size.
     embedded = TransformersEngine(EngineOptions(model=str(model_path(group.name)), model_id=group.name,
-                                                kv_cache_tokens=4096, self_test=False, dtype="float32"))
+                                                kv_cache_tokens=4096, self_test=False, dtype="float32",
+                                                page_size=group.engine.options.block_size))
     bodies = [body | {"model": group.name} for body in requests_of(group.engine.facts.d_model,
                                                                    group.engine.facts.num_experts)]
     ours = await _answers(make_app(group.name, Running(group.engine), "vllm", folder / "vllm"), bodies)
