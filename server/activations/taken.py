@@ -50,7 +50,9 @@ def _read(data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise InvalidPayload("this is no safetensors file", param="file", fix=FIX)
     try:
         header = json.loads(data[8:8 + length])
-        tensors = load(data)
+        loaded = load(data)
+        # In the order of the file, which is that of the file that is written of it.
+        tensors = {name: loaded[name] for name in header if name != "__metadata__"}
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
         raise InvalidPayload(f"malformed safetensors file: {error}"[:400], param="file", fix=FIX) from error
     told = header.get("__metadata__", {})

@@ -127,8 +127,11 @@ async def test_however_a_completion_ends_its_bytes_come_back(start_engine: Any, 
             await asyncio.sleep(0.01)
     assert leaves_after == 0 or engine._room.left < engine.options.kept_bytes
     del completion, kept
-    gc.collect()
-    assert engine._room.left == engine.options.kept_bytes
+    # The step that ended it may still hold the last rows when the answer is there.
+    async with asyncio.timeout(30):
+        while engine._room.left != engine.options.kept_bytes:
+            gc.collect()
+            await asyncio.sleep(0.01)
 
 
 def test_rows_that_come_again_are_the_first_ones_and_a_gap_is_a_loss() -> None:

@@ -16,7 +16,7 @@ from vectors.extract import RECIPES
 
 # Their lists end at the first fault, however long they are.
 FAIL_FAST = {"CompletionRequest.prompt", "TextPair.positive", "TextPair.negative", "LensRequest.input",
-             "FeaturesRequest.input", "CaptureBody.input", "DetokenizeRequest.tokens"}
+             "FeaturesRequest.input", "CaptureBody.input", "DetokenizeRequest.tokens", "StackCheckBody.prompts"}
 
 
 def body_types() -> dict[str, Any]:
