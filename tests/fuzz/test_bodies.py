@@ -152,7 +152,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         key = client.post("/v1/admin/keys", json={"name": "unused", "roles": ["infer"]})
         assert key.status_code == 201, key.text
         index = torch.arange(4, dtype=torch.int32)
-        file = save({"text": index * 0, "position": index, "token": index.clone(), "resid_post.1": torch.ones(4, D_MODEL)},
+        file = save({"text": index * 0, "position": index, "token": index.clone(),
+                     "resid_post.1": torch.ones(4, D_MODEL)},
                     {"model": "other", "fingerprint": "other", "pool": "none", "positions": "null"})
         captured = client.post("/v1/activations/import", content=file,
                                headers={"Content-Type": "application/octet-stream"})

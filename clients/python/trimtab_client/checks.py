@@ -42,7 +42,8 @@ def start_spec_check(steering: Steering, *, prompts: Sequence[Text] = (), max_to
     prompts: texts, token ids or conversations as they come in use; the server has some of its own. max_tokens: of the
     continuations on which effects are measured.
     """
-    body: dict[str, Any] = {"steering": steering_field(steering), "prompts": [plain_text(text) for text in prompts]}
+    body: dict[str, Any] = {"steering": {} if steering is None else steering_field(steering),
+                            "prompts": [plain_text(text) for text in prompts]}
     if max_tokens is not None:
         body["max_tokens"] = max_tokens
     return Call("POST", "/v1/specs/check", reader(Job), json=body, params={"model": model})
