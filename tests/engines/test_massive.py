@@ -7,18 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from platformdirs import user_cache_path
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lab import model_path
+from server.checkpoints.cache import ModelCache
+from server.checkpoints.progress import silent
+from server.checkpoints.ready import make_ready
 from server.engines import massive
 from server.engines.massive import FILE, LENGTH, TEXTS, massive_of
+from server.settings import load_settings
 from steering.language.errors import EngineUnavailable
 from steering.models.massive import RATIO
 from tests.tiny import tiny
 
 BEGIN, DIM = 3, 5
-SMOLLM2 = sorted((user_cache_path("trimtab", appauthor=False) / "models").glob("*/smollm2"))
 
 
 def encode(text: str) -> list[int]:
@@ -109,9 +111,9 @@ async def test_the_lab_models_have_none(start_engine: Any, name: str) -> None:
     assert found is not None and found.layers == {}
 
 
-@pytest.mark.skipif(not SMOLLM2, reason="SmolLM2 is not in the cache; `trimtab serve smollm2` brings it")
+@pytest.mark.slow
 async def test_those_of_smollm2_are_those_of_hugging_face(start_engine: Any) -> None:
-    folder = str(SMOLLM2[0])
+    folder = make_ready("smollm2", ModelCache(load_settings().cache_folder), silent)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     engine = await start_engine("smollm2", model=folder, model_id="smollm2", dtype="float32")
     found = await massive_of(engine, lambda text: tokenizer(text)["input_ids"])
